@@ -1,0 +1,223 @@
+"""Every option of embedserve, and the only list of them. Flags are derived from or tested against these models.
+
+Durations are float seconds; `batch_timeout_micros` keeps TensorFlow Serving's name and unit because its files do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from embedserve.errors import ConfigError
+
+T = TypeVar("T", bound=BaseModel)
+
+__all__ = [
+    "AllVersions",
+    "BatchingOptions",
+    "LatestVersions",
+    "ModelConfig",
+    "RegistryOptions",
+    "RetryPolicy",
+    "SpecificVersions",
+    "VersionPolicy",
+    "validated",
+]
+
+
+def _absolute(value: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(os.fspath(value))))
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LatestVersions(_Options):
+    """Aspire to the `num_versions` numerically largest versions found."""
+
+    num_versions: int = Field(default=1, ge=1)
+
+
+class AllVersions(_Options):
+    """Aspire to every version found."""
+
+
+class SpecificVersions(_Options):
+    """Aspire to exactly these versions, as far as they exist."""
+
+    versions: tuple[int, ...] = ()
+
+
+VersionPolicy = LatestVersions | AllVersions | SpecificVersions
+
+
+class BatchingOptions(_Options):
+    """How requests of one loaded version and signature share a run (TF Serving: session_bundle_config.proto).
+
+    Attributes:
+        max_batch_size: Largest batch in rows and, unless split or `oversize="alone"`, the largest request.
+        batch_timeout_micros: How long the first request of an open batch may wait for company; 0 never waits.
+        max_enqueued_batches: Bound of each queue, in batches, not counting those that run.
+        allowed_batch_sizes: Batches are padded up to the next of these; empty means no padding.
+        pad_variable_length_inputs: Pad dimensions after the first to the batch's largest.
+        enable_large_batch_splitting: Cut requests larger than the execution size into several batches.
+        max_execution_batch_size: Largest batch when splitting; `max_batch_size` if None.
+        oversize: What a request over `max_batch_size` gets without splitting: `reject` as TF Serving does, or a run
+            of its own (`alone`).
+    """
+
+    max_batch_size: int = Field(default=128, ge=1)
+    batch_timeout_micros: int = Field(default=0, ge=0)
+    max_enqueued_batches: int = Field(default=64, ge=1)
+    allowed_batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    pad_variable_length_inputs: bool = False
+    enable_large_batch_splitting: bool = False
+    max_execution_batch_size: int | None = Field(default=None, ge=1)
+    oversize: Literal["alone", "reject"] = "alone"
+
+    @property
+    def execution_size(self) -> int:
+        """Largest batch that runs, in rows."""
+        if self.enable_large_batch_splitting and self.max_execution_batch_size is not None:
+            return self.max_execution_batch_size
+        return self.max_batch_size
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        sizes = self.allowed_batch_sizes
+        if sizes and sizes[-1] != self.max_batch_size:
+            raise ValueError(
+                "Last entry in allowed_batch_sizes must match max_batch_size; "
+                f"last entry was {sizes[-1]}; expected {self.max_batch_size}"
+            )
+        if self.enable_large_batch_splitting and self.execution_size > self.max_batch_size:
+            raise ValueError(
+                "When enable_large_batch_splitting is true, input_batch_size_limit must be greater than or equal to "
+                f"max_execution_batch_size. {self.max_batch_size} < {self.execution_size}"
+            )
+        return self
+
+
+class RetryPolicy(_Options):
+    """How often and how fast a failed load is tried again: `initial`, doubling to `maximum` seconds.
+
+    `max_retries=None` retries for as long as the version is aspired.
+    """
+
+    max_retries: int | None = Field(default=None, ge=0)
+    initial: float = Field(default=1.0, ge=0)
+    maximum: float = Field(default=60.0, ge=0)
+
+    def delay(self, failures: int) -> float | None:
+        """Seconds to wait after the `failures`-th failure in a row, or None to give up."""
+        if self.max_retries is not None and failures > self.max_retries:
+            return None
+        return min(self.initial * 2.0 ** min(failures - 1, 60), self.maximum)
+
+
+Batching = Literal["auto"] | bool
+
+
+class ModelConfig(_Options):
+    """One model: where its versions are and how they are served. None means: as the registry's option says.
+
+    Attributes:
+        name: What requests ask for.
+        base_path: Directory of numeric version directories; made absolute.
+        version_policy: Which of the versions found are served.
+        version_labels: Label → version.
+        batching: `auto` batches signatures that are safe to batch; True and False override the judgement.
+        batching_options: Queue and batch sizes.
+        servable: `function` (`tf.saved_model.load`), `session` (a graph session), or `auto`.
+        saved_model_tags: Tag set of the MetaGraph to load.
+        input_ranks: Rank per input name, for signatures that declare unknown rank.
+        warmup: `auto` runs made-up and recorded requests before a version serves; `none` runs nothing.
+    """
+
+    name: str = Field(min_length=1)
+    base_path: AbsolutePath
+    version_policy: VersionPolicy = LatestVersions()
+    version_labels: Mapping[str, int] = Field(default_factory=dict)
+    batching: Batching | None = None
+    batching_options: BatchingOptions | None = None
+    servable: Literal["auto", "function", "session"] | None = None
+    saved_model_tags: tuple[str, ...] = ("serve",)
+    input_ranks: Mapping[str, int] = Field(default_factory=dict)
+    warmup: Literal["auto", "none"] | None = None
+
+
+class RegistryOptions(_Options):
+    """Options of a `ModelRegistry` that are not one model's.
+
+    Attributes:
+        batching, batching_options, servable, warmup: Defaults for models that do not say.
+        num_batch_threads: Run threads, shared by all models.
+        num_load_threads: Threads for load, unload and directory scans.
+        max_pending_requests: Bound of the unbatched path, per loaded version, in requests waiting or running.
+        poll_interval: Seconds between directory scans; watch events only make a scan come sooner.
+        watch: Use watchfiles events as hints.
+        settle: Seconds for which a version directory must not change before it is loaded.
+        start_timeout: Seconds that entering may take until every configured model has an available version.
+        drain_timeout: Seconds that leaving waits for requests in flight before their handles are taken away.
+        retry: Retries of failed loads.
+        transition: `availability` loads the new version before it unloads the old; `resource` the other way round.
+        allow_version_labels_for_unavailable_models: Accept new labels for versions that are not available yet.
+        preload_modules: Modules imported before the first load, for custom ops.
+        op_libraries: Shared libraries given to `tf.load_op_library` before the first load.
+        enable_signature_method_name_check: Check `method_name` as TF Serving's flag of that name does.
+        num_warmup_iterations: How often each recorded warm-up request is replayed.
+        gc_freeze: Move objects out of the garbage collector's sight after each swap; a host decides this itself.
+        max_request_bytes: Largest request body, also after decompression.
+        max_inflight_bytes: Bytes of request bodies held at once by the adapters; None is a quarter of memory.
+    """
+
+    batching: Batching = "auto"
+    batching_options: BatchingOptions = BatchingOptions()
+    servable: Literal["auto", "function", "session"] = "auto"
+    warmup: Literal["auto", "none"] = "auto"
+    num_batch_threads: int = Field(default_factory=_cpus, ge=1)
+    num_load_threads: int = Field(default=2, ge=1)
+    max_pending_requests: int = Field(default=1000, ge=1)
+    poll_interval: float = Field(default=1.0, gt=0)
+    watch: bool = True
+    settle: float = Field(default=0.2, ge=0)
+    start_timeout: float = Field(default=300.0, gt=0)
+    drain_timeout: float = Field(default=30.0, ge=0)
+    retry: RetryPolicy = RetryPolicy()
+    transition: Literal["availability", "resource"] = "availability"
+    allow_version_labels_for_unavailable_models: bool = False
+    preload_modules: tuple[str, ...] = ()
+    op_libraries: tuple[str, ...] = ()
+    enable_signature_method_name_check: bool = False
+    num_warmup_iterations: int = Field(default=1, ge=1)
+    gc_freeze: bool = False
+    max_request_bytes: int = Field(default=2**31 - 1, ge=1)
+    max_inflight_bytes: int | None = Field(default=None, ge=1)
+
+
+def validated(cls: type[T], values: Mapping[str, object]) -> T:
+    """Build an options model, with pydantic's findings as one ConfigError that names each option.
+
+    Raises:
+        ConfigError: An unknown option or a bad value.
+    """
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        findings = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or cls.__name__}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        )
+        raise ConfigError(findings) from None

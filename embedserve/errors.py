@@ -1,0 +1,167 @@
+"""Every error a request, a configuration or a load can end with, and its canonical code.
+
+Adapters turn `ServingError.code` into their wire's status with one table each; nothing here knows a wire.
+
+ServingError                      INTERNAL
+├── InvalidInputError             INVALID_ARGUMENT     names, dtypes, shapes, values of a request
+├── InvalidModelSpecError         INVALID_ARGUMENT     a model spec that cannot name a version
+├── SignatureNotFoundError        FAILED_PRECONDITION  the version has no such signature
+├── ServableNotFoundError         NOT_FOUND            no available version answers the model spec
+├── QueueFullError                UNAVAILABLE          a bounded queue is full
+├── RequestTooLargeError          RESOURCE_EXHAUSTED   a request over `max_request_bytes` or `max_inflight_bytes`
+├── DeadlineExceededError         DEADLINE_EXCEEDED    the caller's time is over
+├── InferenceError                the code of the TensorFlow error, else INTERNAL
+├── UnsupportedError              UNIMPLEMENTED        this model or build cannot do it
+├── ConfigError                   INVALID_ARGUMENT     a configuration that cannot be applied
+├── LoadError                     the code of the cause, else UNKNOWN: a version's status, never a request's error
+├── StartError                    UNKNOWN              the registry could not be entered
+└── RegistryStateError            FAILED_PRECONDITION  not entered, closed, wrong loop, forked child
+    └── NotReadyError             UNAVAILABLE          mounted without its lifespan, or still starting
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = [
+    "Code",
+    "ConfigError",
+    "DeadlineExceededError",
+    "InferenceError",
+    "InvalidInputError",
+    "InvalidModelSpecError",
+    "LoadError",
+    "NotReadyError",
+    "QueueFullError",
+    "RegistryStateError",
+    "RequestTooLargeError",
+    "ServableNotFoundError",
+    "ServingError",
+    "SignatureNotFoundError",
+    "StartError",
+    "UnsupportedError",
+]
+
+
+class Code(enum.IntEnum):
+    """Canonical status codes: the numbers that gRPC and `absl::StatusCode` share."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class ServingError(Exception):
+    """Base of every error that embedserve raises on purpose.
+
+    Args:
+        message: What was looked at, what was found and what was expected; safe to show to a client.
+        code: Overrides the class's canonical code, for errors that carry another system's code.
+    """
+
+    code: Code = Code.INTERNAL
+
+    def __init__(self, message: str, *, code: Code | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidInputError(ServingError):
+    """A request's names, dtypes, shapes or values do not fit the signature."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class InvalidModelSpecError(ServingError):
+    """A model spec is missing, has no name, or names an unknown label."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class SignatureNotFoundError(ServingError):
+    """The version has no signature of that name."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class ServableNotFoundError(ServingError):
+    """No available version answers the model spec."""
+
+    code = Code.NOT_FOUND
+
+
+class QueueFullError(ServingError):
+    """A bounded queue is full; the request was refused at once."""
+
+    code = Code.UNAVAILABLE
+
+
+class RequestTooLargeError(ServingError):
+    """A request is over `max_request_bytes`, or the process is over `max_inflight_bytes`."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class DeadlineExceededError(ServingError):
+    """The caller's timeout or deadline passed before the answer was there."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class InferenceError(ServingError):
+    """TensorFlow failed while it ran the request; the code is that of the TensorFlow error."""
+
+
+class UnsupportedError(ServingError):
+    """This model, option or build cannot do what was asked."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class ConfigError(ServingError):
+    """A configuration that cannot be applied."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class LoadError(ServingError):
+    """A version could not be loaded or warmed up. It is shown in `status()`; no request ends with it."""
+
+    code = Code.UNKNOWN
+
+
+class StartError(ServingError):
+    """Entering the registry failed; the message has the reason for each model."""
+
+    code = Code.UNKNOWN
+
+
+class RegistryStateError(ServingError):
+    """The registry cannot be used here: not entered, closed, called on the wrong loop, or in a forked child."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class NotReadyError(RegistryStateError):
+    """The registry has not been started, so there is nothing to answer with yet."""
+
+    code = Code.UNAVAILABLE

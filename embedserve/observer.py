@@ -1,0 +1,93 @@
+"""Hooks that the runtime calls as things happen; metrics and request logging are observers.
+
+Every method does nothing by default. `Observers` fans a call out and drops, with a log line, an observer's failure:
+an observer cannot fail a request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from embedserve.servable import ServableId, State
+
+__all__ = ["Observer", "Observers"]
+
+logger = logging.getLogger("embedserve")
+
+
+class Observer:
+    """Base class: override what you want to see. All calls come on the registry's loop; do not block."""
+
+    def version_state(self, id: ServableId, state: State, error: Exception | None) -> None:
+        """A version entered `state`; `error` is set when it ended by failing."""
+
+    def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
+        """One load attempt ended after `seconds`."""
+
+    def warmup_finished(self, id: ServableId, path: str, seconds: float, records: int, error: Exception | None) -> None:
+        """Recorded warm-up requests were read to their end, or failed."""
+
+    def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
+        """One request's stay in the predictor ended: queue wait and run together."""
+
+    def batch_formed(
+        self, id: ServableId, signature_name: str, rows: int, padded_rows: int, requests: int, reason: str
+    ) -> None:
+        """A batch left its queue; `reason` is `full`, `slot`, `timeout` or `closing`."""
+
+    def queue_wait(self, id: ServableId, signature_name: str, seconds: float) -> None:
+        """One task waited `seconds` before its batch left the queue."""
+
+    def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
+        """A request of `rows` rows and `inputs` input tensors joined a batch queue."""
+
+
+class Observers(Observer):
+    """Fans each call out to several observers; falsy when there are none, so a hot path may skip the call."""
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._observers = list(observers)
+
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
+    def add(self, observer: Observer) -> None:
+        """Start calling `observer`."""
+        self._observers.append(observer)
+
+    def remove(self, observer: Observer) -> None:
+        """Stop calling `observer`; unknown ones are ignored."""
+        if observer in self._observers:
+            self._observers.remove(observer)
+
+    def _each(self, method: str, *args: Any) -> None:
+        for observer in list(self._observers):
+            try:
+                getattr(observer, method)(*args)
+            except Exception:
+                logger.exception("observer %r failed in %s; the call is dropped", observer, method)
+
+    def version_state(self, id: ServableId, state: State, error: Exception | None) -> None:
+        self._each("version_state", id, state, error)
+
+    def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
+        self._each("load_finished", id, path, seconds, error)
+
+    def warmup_finished(self, id: ServableId, path: str, seconds: float, records: int, error: Exception | None) -> None:
+        self._each("warmup_finished", id, path, seconds, records, error)
+
+    def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
+        self._each("run_finished", id, signature_name, seconds, error)
+
+    def batch_formed(
+        self, id: ServableId, signature_name: str, rows: int, padded_rows: int, requests: int, reason: str
+    ) -> None:
+        self._each("batch_formed", id, signature_name, rows, padded_rows, requests, reason)
+
+    def queue_wait(self, id: ServableId, signature_name: str, seconds: float) -> None:
+        self._each("queue_wait", id, signature_name, seconds)
+
+    def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
+        self._each("request_enqueued", id, signature_name, rows, inputs)

@@ -1,0 +1,254 @@
+"""What a signature takes and gives: bind a request's inputs, pick its outputs, explain a mismatch.
+
+Called under a handle, once per request, so it is on the hot path: an array that already fits costs a few look-ups.
+Nothing here runs TensorFlow; rule 9 (no bad shape reaches a kernel) is kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from embedserve.errors import InvalidInputError
+from embedserve.servable import Array, Tensors
+from embedserve.tensors.dtypes import DType
+
+__all__ = ["DEFAULT_SIGNATURE", "BatchingVerdict", "Signature", "TensorSpec"]
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a signature.
+
+    Attributes:
+        name: The alias requests use.
+        dtype: Row of the dtype table.
+        shape: Sizes, None where unknown; None as a whole when the rank is unknown.
+        tensor_name: Name in the graph (`x:0`), for messages and for sessions.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int | None, ...] | None
+    tensor_name: str = ""
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.dtype.name} of unknown rank"
+        return f"{self.dtype.name} [{','.join('?' if size is None else str(size) for size in self.shape)}]"
+
+    def admits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of `shape` fits the declared rank and fixed sizes."""
+        declared = self.shape
+        if declared is None:
+            return True
+        if len(shape) != len(declared):
+            return False
+        for size, expected in zip(shape, declared, strict=True):
+            if expected is not None and size != expected:
+                return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingVerdict:
+    """Whether requests of a signature may be merged along dimension 0, and why or why not."""
+
+    batchable: bool
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Signature:
+    """One callable signature of a loaded version.
+
+    Attributes:
+        name: Key in the SavedModel.
+        inputs, outputs: Specs by alias, sorted by alias.
+        method_name: As stored (`tensorflow/serving/predict`, ...).
+        defaults: Values for inputs that a request may leave out.
+        stateless: Neither writes state nor draws random numbers, nested functions included.
+        shape_free: Only element-wise operations, so declared shapes need not hold (rule 9's exception).
+        batching: Whether concurrent requests may share a run.
+        input_ranks: Required rank per input of unknown declared rank.
+    """
+
+    name: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    method_name: str = "tensorflow/serving/predict"
+    defaults: Mapping[str, Array] = field(default_factory=dict)
+    stateless: bool = True
+    shape_free: bool = False
+    batching: BatchingVerdict = BatchingVerdict(False, "not judged")
+    input_ranks: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # What `bind` compares against, worked out once: (name, numpy dtype, shape or None, spec).
+        checks = tuple((name, spec.dtype.numpy, self._required_shape(spec), spec) for name, spec in self.inputs.items())
+        object.__setattr__(self, "_checks", checks)
+        object.__setattr__(self, "_fed", {name: i for i, name in enumerate(self._names_by_tensor())})
+
+    _checks: tuple[tuple[str, np.dtype[Any], tuple[int | None, ...] | None, TensorSpec], ...] = field(
+        init=False, repr=False, default=()
+    )
+    _fed: Mapping[str, int] = field(init=False, repr=False, default_factory=dict)
+
+    def __str__(self) -> str:
+        def side(specs: Iterable[TensorSpec]) -> str:
+            return ", ".join(f"{spec.name}: {spec}" for spec in specs)
+
+        return f"{self.name}({side(self.inputs.values())}) -> {side(self.outputs.values())}"
+
+    def _names_by_tensor(self) -> list[str]:
+        return sorted(self.inputs, key=lambda name: self.inputs[name].tensor_name or name)
+
+    def _required_shape(self, spec: TensorSpec) -> tuple[int | None, ...] | None:
+        if self.shape_free:
+            return None
+        if spec.shape is None and spec.name in self.input_ranks:
+            return (None,) * self.input_ranks[spec.name]
+        return spec.shape
+
+    def bind(self, inputs: Any, *, used_defaults: bool = True) -> dict[str, Array]:
+        """Check a request's inputs against the signature and bring them to its dtypes.
+
+        Args:
+            inputs: A mapping by input name, or, where the signature has exactly one input, its bare value. Values may
+                be numbers, strings, bytes, lists, ndarrays, tf.Tensors, or anything numpy can read (a DataFrame column).
+                Python numbers and lists take the declared dtype; arrays are cast where
+                `np.can_cast(..., "same_kind")` allows it; `str` becomes UTF-8 bytes.
+            used_defaults: Fill left-out inputs from `defaults`.
+
+        Returns:
+            One array per input, in the signature's dtypes. Arrays that fit are passed on without a copy.
+
+        Raises:
+            InvalidInputError: Names, dtype or shape do not fit; the words of TF Serving come first.
+        """
+        if not isinstance(inputs, Mapping):
+            inputs = self._bare(inputs)
+        if len(inputs) == len(self._checks):
+            bound: dict[str, Array] = {}
+            for name, dtype, shape, spec in self._checks:
+                try:
+                    value = inputs[name]
+                except KeyError:
+                    break
+                # The common case first: an ndarray of the declared dtype whose shape fits.
+                if type(value) is not np.ndarray or value.dtype is not dtype or dtype.hasobject:
+                    value = self._convert(spec, value)
+                if shape is not None:
+                    given = value.shape
+                    if len(given) != len(shape):
+                        raise self._shape_error(spec, shape, given)
+                    for size, expected in zip(given, shape, strict=True):
+                        if expected is not None and size != expected:
+                            raise self._shape_error(spec, shape, given)
+                bound[name] = value
+            else:
+                return bound
+        return self.bind(self._complete(inputs, used_defaults))
+
+    def _bare(self, value: Any) -> Mapping[str, Any]:
+        if hasattr(value, "columns") and hasattr(value, "to_numpy"):  # A DataFrame: one column per input.
+            columns = {str(name): value[name].to_numpy() for name in value.columns}
+            # Columns are rank 1; a signature that declares [rows, 1] means the same.
+            return {
+                name: column[:, None]
+                if name in self.inputs and (shape := self.inputs[name].shape) is not None and len(shape) == 2
+                else column
+                for name, column in columns.items()
+            }
+        if len(self.inputs) == 1:
+            return {next(iter(self.inputs)): value}
+        raise InvalidInputError(
+            f"inputs must be a mapping by input name for signature {self.name!r}, which has {len(self.inputs)} inputs "
+            f"({', '.join(self.inputs) or 'none'}); got {type(value).__name__}"
+        )
+
+    def _complete(self, inputs: Mapping[str, Any], used_defaults: bool) -> dict[str, Any]:
+        """Fill in defaults, or raise the error that says which names are wrong (TF Serving: predict_util.cc)."""
+        names, given = set(self.inputs), set(inputs)
+        defaults = self.defaults if used_defaults else {}
+        unnamed = [name for name in given if not isinstance(name, str)]
+        if unnamed:
+            raise InvalidInputError(f"input names must be strings; got {unnamed[0]!r}")
+        if len(given) > len(names) or (len(given) < len(names) and not defaults):
+            raise InvalidInputError(
+                f"input size does not match signature: {len(given)}!={len(names)} len({{{_listed(given)}}}) != "
+                f"len({{{_listed(names)}}}). Sent extra: {{{_listed(given - names)}}}. "
+                f"Missing but required: {{{_listed(names - given)}}}."
+            )
+        for name in sorted(names - given):
+            if name not in defaults:
+                raise InvalidInputError(
+                    f"Signature input alias: {name}(feed name: {self.inputs[name].tensor_name}) not found in request "
+                    f"and no default value provided. Inputs expected to be in the request {{{_listed(given)}}}, or "
+                    f"default input alias set: {_listed(defaults)}"
+                )
+        if given - names:
+            raise InvalidInputError(
+                f"Inputs contains invalid name. Used request inputs: {_listed(given & names)}, "
+                f"request input: {_listed(given)}"
+            )
+        return {name: inputs[name] if name in inputs else defaults[name] for name in names}
+
+    def _convert(self, spec: TensorSpec, value: Any) -> Array:
+        try:
+            return spec.dtype.convert(value)
+        except TypeError as error:
+            given = error.args[0] if error.args else type(value).__name__
+            raise InvalidInputError(
+                f"Expects arg[{self._fed[spec.name]}] to be {spec.dtype.name} but {given} is provided: "
+                f"input {spec.name!r} of signature {self.name!r} is {spec}"
+            ) from None
+        except (ValueError, OverflowError) as error:
+            raise InvalidInputError(
+                f"input {spec.name!r} of signature {self.name!r} is {spec}; the given value cannot be read as that: {error}"
+            ) from None
+
+    def _shape_error(
+        self, spec: TensorSpec, required: tuple[int | None, ...], given: tuple[int, ...]
+    ) -> InvalidInputError:
+        expected = ",".join("?" if size is None else str(size) for size in required)
+        return InvalidInputError(
+            f"input {spec.name!r} of signature {self.name!r} has shape [{','.join(map(str, given))}], "
+            f"expected [{expected}]" + (" (rank set by input_ranks)" if spec.shape is None else "")
+        )
+
+    def pick(self, output_filter: Sequence[str] | None) -> tuple[str, ...] | None:
+        """Check an output filter; None or empty means all outputs.
+
+        Raises:
+            InvalidInputError: An unknown or a repeated output name (TF Serving: predict_util.cc).
+        """
+        if not output_filter:
+            return None
+        if isinstance(output_filter, str):
+            output_filter = (output_filter,)
+        seen: set[str] = set()
+        for name in output_filter:
+            if name not in self.outputs:
+                raise InvalidInputError(
+                    f"output tensor alias not found in signature: {name} Outputs expected to be in the set "
+                    f"{{{_listed(self.outputs)}}}."
+                )
+            if name in seen:
+                raise InvalidInputError(f"duplicate output tensor alias: {name}")
+            seen.add(name)
+        return tuple(output_filter)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ",".join(sorted(names))
+
+
+def rows(inputs: Tensors) -> int:
+    """Size along dimension 0 of bound inputs; every input has one."""
+    return len(next(iter(inputs.values())))
