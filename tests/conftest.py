@@ -1,0 +1,65 @@
+"""What holds for every test: nothing in embedserve blocks an event loop, and CI skips nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+from blockbuster import BlockBuster
+
+import embedserve
+
+# Imports read files wherever they happen to run first, and a log record may look up the source line it came from.
+_MAY_READ = (
+    ("<frozen importlib._bootstrap>", {"_find_and_load"}),
+    ("logging/__init__.py", {"emit", "findCaller"}),
+    ("traceback.py", {"format_exception", "print_exception", "extract"}),
+)
+
+
+@pytest.fixture(autouse=True)
+def blockbuster(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
+    """Make a blocking call on a running loop raise, wherever embedserve's code is in the stack.
+
+    `@pytest.mark.may_block` turns it off for tests whose subject is a blocking call.
+    """
+    if request.node.get_closest_marker("may_block"):
+        yield None
+        return
+    detector = BlockBuster([embedserve])
+    for function in detector.functions.values():
+        for file_name, names in _MAY_READ:
+            function.can_block_in(file_name, names)
+    # A lock held for a few instructions (queue.SimpleQueue, logging, thread start) is not what this is about.
+    for name in [name for name in detector.functions if name.startswith("threading.Lock")]:
+        del detector.functions[name]
+    detector.activate()
+    try:
+        yield detector
+    finally:
+        detector.deactivate()
+
+
+def _skip_is_a_failure(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid}: CI must have what every test needs, but: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    _skip_is_a_failure(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    report = yield
+    _skip_is_a_failure(report)
+    return report

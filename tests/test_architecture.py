@@ -1,0 +1,198 @@
+"""The layout is a promise: who imports whom, what stays out of `import embedserve`, how large a file may grow."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import embedserve
+
+PACKAGE = Path(embedserve.__file__).parent
+MAX_LINES = 420
+
+# A module imports only from layers above its own (docs/architecture.md); a layer's modules may import each other.
+LAYERS: tuple[frozenset[str], ...] = tuple(
+    frozenset(names.split())
+    for names in (
+        "errors",
+        "config",
+        "servable observer",
+        "threads inflight",
+        "tensors",
+        "signature",
+        "saved_model",
+        "predictor batching",
+        "lifecycle",
+        "tf_example",
+        "registry",
+        "metrics",
+        "rest grpc",
+        "model_server_protos tfs_config flags",
+        "server",
+        "cli testing",
+        "__main__ __init__",
+    )
+)
+
+# Third-party packages with a cost or a side effect at import, and the parts that may name them at module level.
+# Everything else imports them inside a function, or not at all.
+ONLY_IN = {
+    "tensorflow": {"saved_model"},
+    "tensorflow_serving": {"tensors", "grpc", "tf_example", "saved_model", "model_server_protos", "tfs_config"},
+    "grpc": {"grpc"},
+    "starlette": {"rest", "metrics"},
+    "uvicorn": {"server", "rest"},
+    "prometheus_client": {"metrics"},
+    "watchfiles": {"lifecycle"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """`embedserve/batching/merge.py` belongs to `batching`, `embedserve/errors.py` to `errors`."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def layer_of(part: str) -> int:
+    for number, names in enumerate(LAYERS):
+        if part in names:
+            return number
+    raise AssertionError(f"{part} is in no layer: add it to LAYERS and to docs/architecture.md")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(node: ast.AST, *, functions: bool) -> Iterator[tuple[str, int]]:
+    """Absolute module names imported under `node`, with their lines; `functions` looks into function bodies too."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            continue
+        if not functions and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield alias.name, child.lineno
+        elif isinstance(child, ast.ImportFrom) and child.module is not None:
+            assert child.level == 0, f"line {child.lineno}: imports are absolute here"
+            yield child.module, child.lineno
+            if child.module == "embedserve":
+                for alias in child.names:
+                    yield f"embedserve.{alias.name}", child.lineno
+        yield from imports(child, functions=functions)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_layers_above_its_own(path: Path) -> None:
+    own = layer_of(part_of(path))
+    found = []
+    for name, line in imports(ast.parse(path.read_text()), functions=False):
+        top, _, rest = name.partition(".")
+        if top != "embedserve" or not rest:
+            continue
+        part = rest.split(".")[0]
+        if (PACKAGE / part).exists() or (PACKAGE / f"{part}.py").exists():
+            other = layer_of(part)
+            if other > own or (other == own and part != part_of(path) and {part, part_of(path)} == {"rest", "grpc"}):
+                found.append(f"line {line}: {name}")
+    assert not found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_packages_are_imported_only_where_allowed(path: Path) -> None:
+    found = [
+        f"line {line}: {name}"
+        for name, line in imports(ast.parse(path.read_text()), functions=False)
+        if (top := name.split(".")[0]) in ONLY_IN and part_of(path) not in ONLY_IN[top]
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_stays_readable_and_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    tree = ast.parse(text)
+    if tree.body:
+        assert ast.get_docstring(tree), "a module says what it is for"
+
+
+def test_private_tensorflow_stays_in_saved_model() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name}"
+        for path in modules()
+        for name, line in imports(ast.parse(path.read_text()), functions=True)
+        if name.startswith("tensorflow.python") and part_of(path) != "saved_model"
+    ]
+    assert not found
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_and_construction_load_no_heavy_package(tmp_path: Path) -> None:
+    code = f"""
+import logging, os, signal, sys, threading
+environment, handlers = dict(os.environ), list(logging.getLogger().handlers)
+interrupt = signal.getsignal(signal.SIGINT)
+import embedserve
+registry = embedserve.ModelRegistry({str(tmp_path)!r})
+assert dict(os.environ) == environment
+assert logging.getLogger().handlers == handlers
+assert signal.getsignal(signal.SIGINT) is interrupt
+assert threading.active_count() == 1
+print(sorted({{"tensorflow", "tensorflow_serving", "grpc", "starlette", "uvicorn", "prometheus_client"}} & set(sys.modules)))
+"""
+    assert run_python(code) == "[]"
+
+
+def public_objects() -> list[tuple[str, object]]:
+    return [(name, getattr(embedserve, name)) for name in embedserve.__all__]
+
+
+@pytest.mark.parametrize(("name", "value"), public_objects(), ids=[name for name, _ in public_objects()])
+def test_every_public_name_is_documented(name: str, value: object) -> None:
+    if not (inspect.isclass(value) or inspect.isroutine(value)):
+        return
+    assert inspect.getdoc(value), name
+    if inspect.isclass(value):
+        undocumented = [
+            member
+            for member, found in vars(value).items()
+            if not member.startswith(("_", "model_")) and callable(getattr(found, "__func__", found))
+            if not inspect.getdoc(getattr(value, member))
+        ]
+        assert not undocumented
+
+
+def test_all_names_what_the_package_has() -> None:
+    missing = []
+    for info in pkgutil.walk_packages([str(PACKAGE)], "embedserve."):
+        if info.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(info.name)
+        missing += [f"{info.name}.{name}" for name in getattr(module, "__all__", ()) if not hasattr(module, name)]
+    assert not missing
+
+
+def test_every_module_of_the_architecture_page_exists() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    named = {line.split()[0] for line in page.splitlines() if line.startswith("  ") and ".py " in line}
+    assert named, "the page lists the modules"
+    have = {path.name for path in modules()}
+    assert named <= have, f"named on the page but gone: {sorted(named - have)}"
