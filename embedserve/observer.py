@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from embedserve.errors import Code
 from embedserve.servable import ServableId, State
 
 __all__ = ["Observer", "Observers"]
@@ -43,6 +44,16 @@ class Observer:
     def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
         """A request of `rows` rows and `inputs` input tensors joined a batch queue."""
 
+    def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
+        """An adapter answered a request with `code`.
+
+        `model_name` is what the client sent, known or not; `api` is `predict`... on REST, `Predict`... on gRPC and ""
+        for requests that run no model; `entrypoint` is `REST` or `GRPC`.
+        """
+
+    def examples_counted(self, model_name: str, examples: int) -> None:
+        """A MultiInference request of `examples` examples ran."""
+
 
 class Observers(Observer):
     """Fans each call out to several observers; falsy when there are none, so a hot path may skip the call."""
@@ -52,6 +63,9 @@ class Observers(Observer):
 
     def __bool__(self) -> bool:
         return bool(self._observers)
+
+    def __contains__(self, observer: Observer) -> bool:
+        return observer in self._observers
 
     def add(self, observer: Observer) -> None:
         """Start calling `observer`."""
@@ -91,3 +105,9 @@ class Observers(Observer):
 
     def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
         self._each("request_enqueued", id, signature_name, rows, inputs)
+
+    def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
+        self._each("request_finished", model_name, api, entrypoint, code, seconds)
+
+    def examples_counted(self, model_name: str, examples: int) -> None:
+        self._each("examples_counted", model_name, examples)
