@@ -1,0 +1,384 @@
+"""TensorFlow Serving's text-proto files and configuration messages → the options of `embedserve.config`.
+
+Called by the command line, by the config file poller and by HandleReloadConfigRequest. Codes and words of errors are
+TensorFlow Serving's (server_core.cc). Knows no registry: whether a label's version is available is checked there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError, Message
+
+from embedserve.config import (
+    AllVersions,
+    BatchingOptions,
+    LatestVersions,
+    ModelConfig,
+    SpecificVersions,
+    VersionPolicy,
+    validated,
+)
+from embedserve.errors import Code, ConfigError
+from embedserve.tfs_protos import message_class, message_pool
+
+__all__ = [
+    "DEFAULT_PLATFORMS",
+    "Platform",
+    "batching_from_proto",
+    "batching_of_version",
+    "models_from_proto",
+    "num_batch_threads",
+    "platforms_from_file",
+    "read_model_server_config",
+    "read_text_proto",
+]
+
+logger = logging.getLogger("embedserve")
+
+M = TypeVar("M", bound=Message)
+
+_PARSE_ERROR = re.compile(r"(\d+):(\d+) : (.*)", re.DOTALL)
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ERRNO_CODES = {
+    errno.ENOENT: Code.NOT_FOUND,
+    errno.EACCES: Code.PERMISSION_DENIED,
+    errno.EPERM: Code.PERMISSION_DENIED,
+    errno.EISDIR: Code.FAILED_PRECONDITION,
+    errno.ENOTDIR: Code.FAILED_PRECONDITION,
+}
+VERSION_BATCHING_FILE = "batching_params.pbtxt"
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a key of the platform config map (or the flags) says of every model of that platform.
+
+    Attributes:
+        model_options: Fields of `ModelConfig` that the platform sets for each of its models.
+        num_batch_threads: Run threads asked for by its batching parameters.
+        session_config: A serialized `tensorflow.ConfigProto`; empty for none.
+        per_model_batching: Each version directory has its own `batching_params.pbtxt`, or is not batched.
+        warmup_iterations: How often each recorded warm-up request is replayed, or None.
+    """
+
+    model_options: Mapping[str, Any]
+    num_batch_threads: int | None = None
+    session_config: bytes = b""
+    per_model_batching: bool = False
+    warmup_iterations: int | None = None
+
+
+DEFAULT_PLATFORMS: Mapping[str, Platform] = {"tensorflow": Platform({})}
+"""The only platform there is without a `platform_config_file`."""
+
+
+def read_text_proto(path: str | os.PathLike[str], message: M, *, expand_any: bool = False) -> M:
+    """Parse the text-format file at `path` into `message` and return it.
+
+    Args:
+        path: The file.
+        message: An empty message; its full name appears in the log of a parse error.
+        expand_any: Let `[type.googleapis.com/...] { }` name any message this package knows; imports TensorFlow.
+
+    Raises:
+        ConfigError: The file cannot be read (the file system's code), or does not parse (INVALID_ARGUMENT; the place
+            and the reason are logged).
+    """
+    try:
+        text = Path(path).read_bytes().decode()
+        text_format.Parse(text, message, descriptor_pool=message_pool() if expand_any else None)
+    except OSError as error:
+        code = _ERRNO_CODES.get(error.errno or 0, Code.UNKNOWN)
+        raise ConfigError(f"{os.fspath(path)}; {error.strerror}", code=code) from None
+    except (text_format.ParseError, DecodeError, UnicodeDecodeError) as error:
+        found = _PARSE_ERROR.match(str(error))
+        detail = f"{found[1]}:{found[2]}: {found[3]}" if found else f"1:1: {error}"
+        logger.error("Error parsing text-format %s: %s", message.DESCRIPTOR.full_name, detail)
+        raise ConfigError(f"Invalid protobuf file: '{os.fspath(path)}'") from None
+    return message
+
+
+def read_model_server_config(path: str | os.PathLike[str]) -> Any:
+    """The `ModelServerConfig` in the text-format file at `path`.
+
+    Raises:
+        ConfigError: As `read_text_proto`.
+    """
+    from tensorflow_serving.config import model_server_config_pb2
+
+    return read_text_proto(path, model_server_config_pb2.ModelServerConfig())
+
+
+# ModelServerConfig → models, in the order of TensorFlow Serving's checks.
+
+
+def models_from_proto(
+    config: Any, *, platforms: Mapping[str, Platform] = DEFAULT_PLATFORMS, previous: Any = None
+) -> list[ModelConfig]:
+    """Check a `ModelServerConfig` and turn it into the models it lists.
+
+    Args:
+        config: The `ModelServerConfig` message.
+        platforms: The platforms that models may ask for, by name.
+        previous: The `ModelServerConfig` in force, if there is one: only a list may follow a list, and a model cannot
+            change its platform.
+
+    Returns:
+        One `ModelConfig` per listed model, in the list's order; empty for a message with nothing set.
+
+    Raises:
+        ConfigError: The first finding, with TensorFlow Serving's code and words.
+    """
+    before = previous is not None and previous.WhichOneof("config")
+    if before and config.WhichOneof("config") != "model_config_list" and config != previous:
+        raise ConfigError(
+            "Cannot transition to requested config. It is only legal to transition from one ModelConfigList to "
+            "another.",
+            code=Code.FAILED_PRECONDITION,
+        )
+    match config.WhichOneof("config"):
+        case None:
+            logger.info("Taking no action for empty config.")
+            return []
+        case "custom_model_config":
+            raise ConfigError("ModelServer does not yet support custom model config.")
+    listed = list(config.model_config_list.config)
+    _check_names_and_paths(listed)
+    if before:
+        _check_platforms_kept(listed, previous, platforms)
+    return [_model(model, platforms) for model in listed]
+
+
+def _check_names_and_paths(listed: Sequence[Any]) -> None:
+    names: set[str] = set()
+    for model in listed:
+        if model.name in names:
+            raise ConfigError(f"Illegal to list model {model.name} multiple times in config list")
+        names.add(model.name)
+    for model in listed:
+        if not _URI.match(model.base_path) and not os.path.isabs(model.base_path):
+            raise ConfigError(
+                f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
+            )
+
+
+def _check_platforms_kept(listed: Sequence[Any], previous: Any, platforms: Mapping[str, Platform]) -> None:
+    before = {model.name: model for model in previous.model_config_list.config}
+    for model in listed:
+        if model.name not in before:
+            continue
+        was, wanted = _platform(before[model.name], platforms), _platform(model, platforms)
+        if was != wanted:
+            raise ConfigError(
+                f"Illegal to change a model's platform. For model {model.name} platform was {was} and new platform "
+                f"requested is {wanted}"
+            )
+
+
+def _platform(model: Any, platforms: Mapping[str, Platform]) -> str:
+    setting = "ModelServerConfig::model_type (deprecated) {} ModelServerConfig::model_platform, model name is {}"
+    if model.model_type and model.model_platform:
+        raise ConfigError("Illegal setting both " + setting.format("and", model.name))
+    if not model.model_type and not model.model_platform:
+        raise ConfigError(
+            f'Illegal setting neither {setting.format("nor", model.name)}; add model_platform: "tensorflow"'
+        )
+    if model.model_type not in (0, 1):
+        raise ConfigError(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
+    platform: str = model.model_platform or "tensorflow"
+    if platform not in platforms:
+        raise ConfigError(
+            f"Model {model.name} requests unsupported platform {platform}; there is {', '.join(sorted(platforms))}"
+        )
+    return platform
+
+
+def _model(model: Any, platforms: Mapping[str, Platform]) -> ModelConfig:
+    options = platforms[_platform(model, platforms)].model_options
+    if not model.name:
+        raise ConfigError(f"the model with base_path {model.base_path} has no name, so no request could reach it")
+    if model.HasField("logging_config"):
+        raise ConfigError(f"No request-logger-creator provided. Model {model.name} sets logging_config")
+    return validated(
+        ModelConfig,
+        {
+            **options,
+            "name": model.name,
+            "base_path": _local_path(model.name, model.base_path),
+            "version_policy": _version_policy(model),
+            "version_labels": dict(model.version_labels),
+        },
+    )
+
+
+def _local_path(name: str, base_path: str) -> str:
+    if not _URI.match(base_path):
+        return base_path
+    uri = urlsplit(base_path)
+    if uri.scheme != "file" or uri.netloc not in ("", "localhost"):
+        raise ConfigError(
+            f"model {name} has base_path {base_path}: embedserve reads local directories and file:// URIs only; mount "
+            "the bucket, or sync it to a directory",
+            code=Code.UNIMPLEMENTED,
+        )
+    return unquote(uri.path)
+
+
+def _version_policy(model: Any) -> VersionPolicy:
+    policy = model.model_version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return AllVersions()
+        case "specific":
+            if not policy.specific.versions:
+                logger.warning("No specific versions requested for servable %s.", model.name)
+            return SpecificVersions(versions=tuple(policy.specific.versions))
+        case _:
+            return LatestVersions(num_versions=policy.latest.num_versions or 1)
+
+
+# BatchingParameters → batching options.
+
+
+def num_batch_threads(parameters: Any) -> int | None:
+    """Run threads that `BatchingParameters` ask for, or None.
+
+    Raises:
+        ConfigError: The number is not positive.
+    """
+    if not parameters.HasField("num_batch_threads"):
+        return None
+    value: int = parameters.num_batch_threads.value
+    if value <= 0:
+        raise ConfigError(f"num_batch_threads must be positive; was {value}")
+    return value
+
+
+def batching_from_proto(parameters: Any) -> BatchingOptions:
+    """`BatchingParameters` with TensorFlow Serving's defaults, which refuse a request larger than a batch.
+
+    Raises:
+        ConfigError: The first finding, in TensorFlow Serving's words.
+    """
+
+    def value(name: str, default: int) -> int:
+        number: int = getattr(parameters, name).value if parameters.HasField(name) else default
+        return number
+
+    split = parameters.enable_large_batch_splitting.value
+    max_batch_size = value("max_batch_size", 1000)
+    timeout = value("batch_timeout_micros", 0)
+    enqueued = value("max_enqueued_batches", 10)
+    execution = value("max_execution_batch_size", 0) or max_batch_size
+    allowed = tuple(parameters.allowed_batch_sizes)
+    if allowed and allowed[-1] != max_batch_size:
+        raise ConfigError(
+            f"Last entry in allowed_batch_sizes must match max_batch_size; last entry was {allowed[-1]}; expected "
+            f"{max_batch_size}"
+        )
+    if max_batch_size <= 0:
+        raise ConfigError(f"input_batch_size_limit must be positive; was {max_batch_size}")
+    if timeout < 0:
+        raise ConfigError(f"batch_timeout_micros must be non-negative; was {timeout}")
+    if enqueued < 0 or (split and not enqueued):
+        raise ConfigError(f"max_enqueued_batches must be positive; was {enqueued}")
+    if split and execution > max_batch_size:
+        raise ConfigError(
+            "When enable_large_batch_splitting is true, input_batch_size_limit must be greater than or equal to "
+            f"max_execution_batch_size. {max_batch_size} < {execution}"
+        )
+    return validated(
+        BatchingOptions,
+        {
+            "max_batch_size": max_batch_size,
+            "batch_timeout_micros": timeout,
+            "max_enqueued_batches": enqueued or 1,
+            "allowed_batch_sizes": allowed,
+            "pad_variable_length_inputs": parameters.pad_variable_length_inputs,
+            "enable_large_batch_splitting": split,
+            "max_execution_batch_size": execution if split else None,
+            "oversize": "reject",
+        },
+    )
+
+
+def batching_of_version(directory: str | os.PathLike[str]) -> BatchingOptions | None:
+    """The batching options in a version directory's `batching_params.pbtxt`; None when it has none: not batched.
+
+    For `enable_per_model_batching_parameters`. Threads are the process's, so the file's `num_batch_threads` is ignored.
+
+    Raises:
+        ConfigError: The file does not parse or is inconsistent; a load error of that version.
+    """
+    path = Path(directory) / VERSION_BATCHING_FILE
+    if not path.exists():
+        return None
+    return batching_from_proto(read_text_proto(path, message_class("BatchingParameters")()))
+
+
+# PlatformConfigMap → platforms.
+
+
+def platforms_from_file(path: str | os.PathLike[str]) -> dict[str, Platform]:
+    """The platforms of a text-format `PlatformConfigMap`, each a `SavedModelBundleSourceAdapterConfig`.
+
+    Raises:
+        ConfigError: The file does not parse, or a platform is not one of SavedModels.
+    """
+    from tensorflow_serving.config import platform_config_pb2
+
+    config_map: Any = read_text_proto(path, platform_config_pb2.PlatformConfigMap(), expand_any=True)
+    platforms = {}
+    for name, platform in sorted(config_map.platform_configs.items()):
+        adapter: Any = message_class("SavedModelBundleSourceAdapterConfig")()
+        if not platform.source_adapter_config.Unpack(adapter):
+            raise ConfigError(
+                f"platform {name} of {os.fspath(path)} has a source_adapter_config of type "
+                f"{platform.source_adapter_config.type_url or '(none)'}; expected "
+                f"{adapter.DESCRIPTOR.full_name}"
+            )
+        platforms[name] = _platform_from_bundle(adapter.legacy_config)
+    return platforms
+
+
+def _platform_from_bundle(bundle: Any) -> Platform:
+    if bundle.enable_saved_model_config:
+        raise ConfigError("Saved model config functionality is not implemented.", code=Code.UNIMPLEMENTED)
+    batched = bundle.HasField("batching_parameters")
+    options: dict[str, Any] = {
+        "batching": batched,
+        "saved_model_tags": tuple(bundle.saved_model_tags) or ("serve",),
+        "warmup": "auto" if bundle.enable_model_warmup else "none",
+    }
+    if batched:
+        options["batching_options"] = batching_from_proto(bundle.batching_parameters)
+    warmup = bundle.model_warmup_options
+    session_config = bundle.session_config
+    if bundle.mixed_precision:
+        set_mixed_precision(session_config, bundle.mixed_precision)
+    return Platform(
+        model_options=options,
+        num_batch_threads=num_batch_threads(bundle.batching_parameters) if batched else None,
+        session_config=session_config.SerializeToString(),
+        per_model_batching=batched and bundle.enable_per_model_batching_params,
+        warmup_iterations=(warmup.num_request_iterations.value or None) if bundle.enable_model_warmup else None,
+    )
+
+
+def set_mixed_precision(session_config: Any, kind: str) -> None:
+    """Turn on the graph rewrite for a `mixed_precision` setting in a `ConfigProto`; only `bfloat16` is one."""
+    if kind != "bfloat16":
+        logger.warning("mixed_precision %r is ignored: only bfloat16 is supported", kind)
+        return
+    rewriter = session_config.graph_options.rewrite_options
+    rewriter.auto_mixed_precision_onednn_bfloat16 = type(rewriter).ON
