@@ -140,6 +140,9 @@ class Loader(Protocol):
         Errors of made-up inputs are ignored: they say nothing about real ones.
         """
 
+    def unchanged(self) -> bool:
+        """Whether the version's directory is still what it was before `load`; asked after warm-up."""
+
     def unload(self, servable: Servable | None) -> None:
         """Free the version's resources; `servable` is what `load` returned, or None where it failed."""
 
@@ -166,3 +169,6 @@ class Predictor(Protocol):
 
     async def aclose(self) -> None:
         """Wait until everything submitted has ended; call after the last handle was released."""
+
+    def statistics(self) -> object:
+        """A frozen snapshot of the queue, for `ModelRegistry.statistics`."""

@@ -1,0 +1,80 @@
+"""embedserve: an embeddable serving runtime for TensorFlow SavedModels.
+
+`ModelRegistry` is the runtime; `embedserve.rest.create_app` and `embedserve.grpc.serve` put it on the wire. Importing
+this package imports no TensorFlow, grpc or starlette and has no side effects.
+"""
+
+from __future__ import annotations
+
+from embedserve.config import (
+    AllVersions,
+    BatchingOptions,
+    LatestVersions,
+    ModelConfig,
+    RegistryOptions,
+    RetryPolicy,
+    SpecificVersions,
+)
+from embedserve.errors import (
+    Code,
+    ConfigError,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidInputError,
+    InvalidModelSpecError,
+    LoadError,
+    NotReadyError,
+    QueueFullError,
+    RegistryStateError,
+    RequestTooLargeError,
+    ServableNotFoundError,
+    ServingError,
+    SignatureNotFoundError,
+    StartError,
+    UnsupportedError,
+)
+from embedserve.handle import ModelHandle
+from embedserve.lifecycle.monitor import VersionStatus
+from embedserve.observer import Observer
+from embedserve.registry import ModelRegistry
+from embedserve.runtime import RegistryStatistics
+from embedserve.servable import ServableId, State
+from embedserve.signature import Signature, TensorSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AllVersions",
+    "BatchingOptions",
+    "Code",
+    "ConfigError",
+    "DeadlineExceededError",
+    "InferenceError",
+    "InvalidInputError",
+    "InvalidModelSpecError",
+    "LatestVersions",
+    "LoadError",
+    "ModelConfig",
+    "ModelHandle",
+    "ModelRegistry",
+    "NotReadyError",
+    "Observer",
+    "QueueFullError",
+    "RegistryOptions",
+    "RegistryStateError",
+    "RegistryStatistics",
+    "RequestTooLargeError",
+    "RetryPolicy",
+    "ServableId",
+    "ServableNotFoundError",
+    "ServingError",
+    "Signature",
+    "SignatureNotFoundError",
+    "SpecificVersions",
+    "StartError",
+    "State",
+    "TensorSpec",
+    "UnsupportedError",
+    "VersionStatus",
+    "__version__",
+]

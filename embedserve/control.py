@@ -1,0 +1,197 @@
+"""Changes on demand: reconfigure, pin, unpin and labels, one at a time, each all or nothing where it can be.
+
+Called by the registry on its loop. Works by telling the source what to aspire to and waiting for the manager; loads
+nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy
+from embedserve.errors import Code, ConfigError, LoadError, ServableNotFoundError, ServingError
+from embedserve.lifecycle.managed_version import ManagedVersion
+from embedserve.servable import State
+
+if TYPE_CHECKING:
+    from embedserve.runtime import Runtime
+
+__all__ = ["Control"]
+
+
+class Control:
+    """The one place that changes what an entered registry serves."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._pins: dict[str, int] = {}
+        self._changing = asyncio.Lock()
+
+    def forget(self, name: str) -> None:
+        """The model is gone, and its pin with it."""
+        self._pins.pop(name, None)
+
+    async def reconfigure(self, models: Iterable[ModelConfig], wait: bool = True) -> None:
+        """Serve exactly `models` from now on (TF Serving: ReloadConfig).
+
+        Raises:
+            ConfigError: A name twice.
+            ServingError: FAILED_PRECONDITION for a label on a version that is not available; UNKNOWN when an added
+                model did not become available. Everything else of the new configuration stays in force.
+        """
+        async with self._changing:
+            configs: dict[str, ModelConfig] = {}
+            for config in models:
+                if config.name in configs:
+                    raise ConfigError(f"Illegal to list model {config.name} multiple times in config list")
+                configs[config.name] = config
+            for config in configs.values():
+                self._check_labels(config)
+            added = [name for name in configs if name not in self._runtime.configs]
+            self._runtime.labels_of = {name: dict(config.version_labels) for name, config in configs.items()}
+            self._pins.clear()
+            self._runtime.source.set_models(list(configs.values()))
+            await self._runtime.source.scan_now()
+            if wait and added:
+                await self._wait_for_added(added)
+
+    def _check_labels(self, config: ModelConfig) -> None:
+        before = self._runtime.labels_of.get(config.name, {})
+        for label, version in config.version_labels.items():
+            if version in self._runtime.manager.available(config.name):
+                continue
+            unavailable_allowed = self._runtime.options.allow_version_labels_for_unavailable_models and (
+                label not in before or before[label] == version
+            )
+            if not unavailable_allowed:
+                raise label_error(config.name, version)
+
+    async def _wait_for_added(self, added: Sequence[str]) -> None:
+        def decided(name: str) -> bool:
+            return any(self._runtime.prospects(name)) or name not in self._runtime.configs
+
+        await self._runtime.monitor.wait_until(lambda: all(map(decided, added)))
+        failed = [
+            version for name in added if not self._runtime.manager.available(name) for version in self._decisive(name)
+        ]
+        if failed:
+            listed = "".join(
+                f"{{{v.id} due to error: {Code(v.error.code).name if v.error else 'UNKNOWN'}: {v.error}}}, "
+                for v in failed
+            )
+            raise ServingError(f"{len(failed)} model(s) did not become available: {{{listed}}}", code=Code.UNKNOWN)
+
+    def _decisive(self, name: str) -> list[ManagedVersion]:
+        return sorted(self._runtime.manager.versions_of(name), key=lambda v: v.id.version)[-1:]
+
+    async def pin(self, name: str, version: int) -> None:
+        """Serve exactly this version until `unpin`; returns when it serves.
+
+        The versions served now stay until the target is available, so a target that fails changes nothing.
+
+        Raises:
+            ServableNotFoundError: There is no such model or version directory.
+            LoadError: The target could not be loaded; nothing has changed.
+        """
+        async with self._changing:
+            config = self._config_of(name)
+            before = self._policy_of(name, config)
+            kept = {
+                v.id.version
+                for v in self._runtime.manager.versions_of(name)
+                if v.state is State.AVAILABLE and v.aspired
+            }
+            try:
+                await self._aspire(name, SpecificVersions(versions=tuple(sorted(kept | {version}))))
+                await self._wait_for_version(name, version)
+            except BaseException:
+                self._runtime.source.set_policy(name, before)
+                await self._runtime.source.scan_now()
+                raise
+            self._pins[name] = version
+            await self._aspire(name, SpecificVersions(versions=(version,)))
+            # The old versions leave the serving map within this scan; `latest` is the target from here on.
+            await self._runtime.monitor.wait_until(
+                lambda: self._runtime.manager.available(name)[-1:] == (version,), None
+            )
+
+    async def unpin(self, name: str) -> None:
+        """Follow the configured version policy again; returns when its largest version serves.
+
+        Raises:
+            LoadError: That version could not be loaded; what served before still does.
+        """
+        async with self._changing:
+            config = self._config_of(name)
+            self._pins.pop(name, None)
+            await self._aspire(name, config.version_policy)
+            aspired = self._runtime.manager.aspired(name)
+            if aspired:
+                await self._wait_for_version(name, aspired[-1])
+
+    async def _aspire(self, name: str, policy: VersionPolicy) -> None:
+        self._runtime.source.set_policy(name, policy)
+        await self._runtime.source.scan_now()
+
+    async def _wait_for_version(self, name: str, version: int) -> None:
+        if version not in self._runtime.manager.aspired(name):
+            waiting = self._runtime.monitor.waiting(name).get(version)
+            raise ServableNotFoundError(
+                f"Could not find version {version} of model {name}"
+                + (f": {waiting}" if waiting else f" under {self._runtime.configs[name].base_path}")
+            )
+
+        def failure() -> ServingError | None:
+            for v in self._runtime.manager.versions_of(name):
+                if v.id.version == version and v.aspired and v.failed:
+                    return v.error
+            return None
+
+        def gone() -> bool:
+            return version not in self._runtime.manager.aspired(name)
+
+        await self._runtime.monitor.wait_until(
+            lambda: version in self._runtime.manager.available(name) or failure() is not None or gone(),
+            self._runtime.options.start_timeout,
+        )
+        if version not in self._runtime.manager.available(name):
+            error = failure()
+            code = Code(error.code) if error is not None else Code.DEADLINE_EXCEEDED
+            raise LoadError(f"version {version} of model {name} did not become available: {error}", code=code)
+
+    def _config_of(self, name: str) -> ModelConfig:
+        try:
+            return self._runtime.configs[name]
+        except KeyError:
+            known = ", ".join(sorted(self._runtime.configs)) or "none"
+            raise ServableNotFoundError(f"Could not find model {name!r}; models: {known}") from None
+
+    def _policy_of(self, name: str, config: ModelConfig) -> VersionPolicy:
+        pinned = self._pins.get(name)
+        return config.version_policy if pinned is None else SpecificVersions(versions=(pinned,))
+
+    async def set_label(self, name: str, label: str, version: int | None) -> None:
+        """Let `label` mean `version` from now on; None removes the label.
+
+        Raises:
+            ServingError: FAILED_PRECONDITION when the version is not available.
+        """
+        async with self._changing:
+            self._config_of(name)
+            labels = self._runtime.labels_of.setdefault(name, {})
+            if version is None:
+                labels.pop(label, None)
+            elif version in self._runtime.manager.available(name):
+                labels[label] = version
+            else:
+                raise label_error(name, version)
+
+
+def label_error(name: str, version: int) -> ServingError:
+    """The error for a label on a version that does not serve."""
+    return ServingError(
+        f"Request to assign label to version {version} of model {name}, which is not currently available for inference",
+        code=Code.FAILED_PRECONDITION,
+    )

@@ -1,0 +1,200 @@
+"""A counted hold on one loaded version: what a request binds, predicts and picks outputs with.
+
+Made by the registry only. Decode, predict and encode of one request happen under one handle, so that the request sees
+exactly one version. Knows no wire and no directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from embedserve.errors import Code, RegistryStateError, ServingError, SignatureNotFoundError
+from embedserve.lifecycle.managed_version import ManagedVersion
+from embedserve.servable import Array, Servable
+from embedserve.signature import DEFAULT_SIGNATURE, Signature
+
+if TYPE_CHECKING:
+    from embedserve.runtime import Runtime
+
+__all__ = ["Acquisition", "ModelHandle"]
+
+T = TypeVar("T")
+
+
+class ModelHandle:
+    """Keeps one version loaded while it is held. Hold it for one request, or one burst of them, not longer.
+
+    Usable as `with` (release is synchronous) on the registry's loop, and from any thread when it came from
+    `acquire_sync`. A released handle raises RegistryStateError.
+    """
+
+    __slots__ = ("_released", "_runtime", "_servable", "_version", "name", "signatures", "version")
+
+    def __init__(self, runtime: Runtime, version: ManagedVersion) -> None:
+        assert version.servable is not None, f"{version!r} is not loaded"
+        version.hold()
+        self._runtime = runtime
+        self._version = version
+        self._servable = version.servable
+        self._released = False
+        self.name = version.id.name
+        self.version = version.id.version
+        self.signatures: Mapping[str, Signature] = version.signatures
+
+    def __repr__(self) -> str:
+        return f"<ModelHandle {self.name} version {self.version}{' (released)' if self._released else ''}>"
+
+    @property
+    def servable(self) -> Servable:
+        """The loaded version itself, for adapters that need more than `predict`."""
+        self._check()
+        return self._servable
+
+    @property
+    def signature_defs(self) -> Mapping[str, Any]:
+        """Every `SignatureDef` proto of the SavedModel by name."""
+        return self.servable.signature_defs
+
+    def signature(self, name: str = DEFAULT_SIGNATURE) -> Signature:
+        """The signature of that name; empty means `serving_default`.
+
+        Raises:
+            SignatureNotFoundError: The version has no such signature.
+        """
+        try:
+            return self.signatures[name or DEFAULT_SIGNATURE]
+        except KeyError:
+            raise unknown_signature(name, self.signatures) from None
+
+    async def predict(
+        self,
+        inputs: Any,
+        *,
+        signature_name: str = DEFAULT_SIGNATURE,
+        output_filter: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """Answer one request on this version; arguments, result and errors as `ModelRegistry.predict`."""
+        self._check()
+        if not self._runtime.on_loop():
+            return await self._runtime.bridge(
+                self.predict(inputs, signature_name=signature_name, output_filter=output_filter, timeout=timeout)
+            )
+        return await self._runtime.predict_on(self._version, inputs, signature_name, output_filter, timeout)
+
+    def predict_sync(
+        self,
+        inputs: Any,
+        *,
+        signature_name: str = DEFAULT_SIGNATURE,
+        output_filter: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """As `predict`, from any thread but the registry's loop.
+
+        Raises:
+            RegistryStateError: Called on the registry's own loop, which it would block for ever.
+        """
+        return self._sync(
+            lambda: self.predict(inputs, signature_name=signature_name, output_filter=output_filter, timeout=timeout)
+        )
+
+    async def classify(
+        self,
+        examples: Sequence[Any],
+        *,
+        context: Any = None,
+        signature_name: str = DEFAULT_SIGNATURE,
+        timeout: float | None = None,
+    ) -> list[list[tuple[bytes, float]]]:
+        """Classify `tf.Example`s (protos or their bytes): for each example its (label, score) pairs.
+
+        Raises:
+            InvalidInputError: The signature, the examples or the result are not those of a classifier.
+        """
+        from embedserve import tf_example
+
+        return await tf_example.classify(self, examples, context, signature_name, timeout)
+
+    async def regress(
+        self,
+        examples: Sequence[Any],
+        *,
+        context: Any = None,
+        signature_name: str = DEFAULT_SIGNATURE,
+        timeout: float | None = None,
+    ) -> Array:
+        """Regress `tf.Example`s (protos or their bytes): float32, shape `[examples]`.
+
+        Raises:
+            InvalidInputError: The signature, the examples or the result are not those of a regressor.
+        """
+        from embedserve import tf_example
+
+        return await tf_example.regress(self, examples, context, signature_name, timeout)
+
+    def _sync(self, call: Callable[[], Awaitable[T]]) -> T:
+        self._check()
+        return self._runtime.call_sync(call)
+
+    def _check(self) -> None:
+        if self._released:
+            raise RegistryStateError(
+                f"the handle on {self.name} version {self.version} was released; acquire a new one"
+            )
+
+    def release(self) -> None:
+        """Let the version go; synchronous, cannot be cancelled, harmless when repeated."""
+        if self._released:
+            return
+        self._released = True
+        if self._runtime.on_loop():
+            self._version.release()
+        else:
+            self._runtime.call_soon(self._version.release)
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Acquisition:
+    """What `ModelRegistry.acquire` returns: an async context manager that holds one version."""
+
+    __slots__ = ("_acquire", "_handle")
+
+    def __init__(self, acquire: Callable[[], Awaitable[ModelHandle]]) -> None:
+        self._acquire = acquire
+        self._handle: ModelHandle | None = None
+
+    async def __aenter__(self) -> ModelHandle:
+        self._handle = await self._acquire()
+        return self._handle
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.release()
+
+
+def unknown_signature(name: str, signatures: Mapping[str, Signature]) -> SignatureNotFoundError:
+    """The error for a signature that is not there, with those that are."""
+    known = ", ".join(sorted(signatures)) or "none"
+    return SignatureNotFoundError(
+        f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found. Available signatures: {known}'
+    )
+
+
+def canonical_code(error: BaseException | None) -> Code:
+    """The canonical code a request ended with."""
+    if error is None:
+        return Code.OK
+    return Code(error.code) if isinstance(error, ServingError) else Code.INTERNAL

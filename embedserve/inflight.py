@@ -1,0 +1,56 @@
+"""Bounds the bytes of request bodies that the adapters hold at once. Loop only; knows no wire."""
+
+from __future__ import annotations
+
+import os
+
+from embedserve.errors import RequestTooLargeError
+
+__all__ = ["InflightBytes", "default_limit"]
+
+
+def default_limit() -> int:
+    """A quarter of the machine's memory, or 4 GiB where that cannot be read."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
+
+
+class InflightBytes:
+    """Counts reserved bytes against `limit`; adapters reserve while they read, and release when they have answered."""
+
+    def __init__(self, limit: int | None, request_limit: int) -> None:
+        self.limit = default_limit() if limit is None else limit
+        self.request_limit = request_limit
+        self.reserved = 0
+
+    def __repr__(self) -> str:
+        return f"<InflightBytes {self.reserved} of {self.limit}>"
+
+    def check_request(self, size: int) -> None:
+        """Refuse one request that is too large by itself.
+
+        Raises:
+            RequestTooLargeError: `size` is over `max_request_bytes`.
+        """
+        if size > self.request_limit:
+            raise RequestTooLargeError(
+                f"the request has {size} bytes or more, max_request_bytes is {self.request_limit}"
+            )
+
+    def reserve(self, size: int) -> None:
+        """Take `size` bytes; pair with `release`.
+
+        Raises:
+            RequestTooLargeError: With them the bytes held would be over `max_inflight_bytes`. Nothing was taken.
+        """
+        if self.reserved + size > self.limit:
+            raise RequestTooLargeError(
+                f"requests in flight hold {self.reserved} bytes; {size} more would be over max_inflight_bytes, {self.limit}"
+            )
+        self.reserved += size
+
+    def release(self, size: int) -> None:
+        """Give `size` reserved bytes back."""
+        self.reserved -= size

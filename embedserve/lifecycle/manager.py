@@ -1,0 +1,344 @@
+"""Makes the set of loaded versions follow the aspired one, without ever breaking a request.
+
+Asks the transition policy what comes next and runs one coroutine per move: `_bring_up` or `_take_down`. Knows no
+directory and no TensorFlow: sources tell it what is aspired, loaders do the work in threads. Loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from embedserve.config import RetryPolicy
+from embedserve.errors import Code, LoadError, ServableNotFoundError, ServingError
+from embedserve.lifecycle.managed_version import ManagedVersion
+from embedserve.lifecycle.monitor import Monitor
+from embedserve.lifecycle.transition_policy import Action, TransitionPolicy, availability_preserving
+from embedserve.observer import Observers
+from embedserve.servable import Loader, Predictor, Servable, ServableId, State
+from embedserve.threads import LoadPool, RunPool
+
+__all__ = ["AspiredVersion", "Manager"]
+
+logger = logging.getLogger("embedserve")
+
+
+@dataclass(frozen=True)
+class AspiredVersion:
+    """What a source wants served: a way to load it, and the fingerprint that tells generations apart."""
+
+    make_loader: Callable[[], Loader]
+    fingerprint: Any = None
+    path: str = ""
+    warm_up: bool = True
+
+
+class Manager:
+    """Owns every managed version and the serving map; the registry asks it, sources tell it."""
+
+    def __init__(
+        self,
+        make_predictor: Callable[[ServableId, Servable], Predictor],
+        *,
+        load_pool: LoadPool,
+        run_pool: RunPool,
+        monitor: Monitor,
+        observers: Observers,
+        policy: TransitionPolicy = availability_preserving,
+        retry: RetryPolicy | None = None,
+        drain_timeout: float | None = None,
+    ) -> None:
+        self._make_predictor = make_predictor
+        self._load_pool = load_pool
+        self._run_pool = run_pool
+        self._monitor = monitor
+        self._observers = observers
+        self._policy = policy
+        self._retry = retry or RetryPolicy()
+        self._drain_timeout = drain_timeout
+        self._managed: dict[str, list[ManagedVersion]] = {}
+        self._aspired: dict[str, dict[int, AspiredVersion]] = {}
+        self._serving: dict[str, dict[int, ManagedVersion]] = {}
+        self._latest: dict[str, ManagedVersion] = {}
+        self._generations: dict[ServableId, int] = {}
+        self._kept: set[tuple[ServableId, Any]] = set()
+        self._moves: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def __repr__(self) -> str:
+        serving = {name: sorted(versions) for name, versions in self._serving.items() if versions}
+        return f"<Manager serving {serving}, {len(self._moves)} moves>"
+
+    # What requests ask.
+
+    def latest(self, name: str) -> ManagedVersion:
+        """The largest available version.
+
+        Raises:
+            ServableNotFoundError: No version of `name` is available.
+        """
+        try:
+            return self._latest[name]
+        except KeyError:
+            raise ServableNotFoundError(self._not_found(f"Latest({name})", name)) from None
+
+    def specific(self, name: str, version: int) -> ManagedVersion:
+        """Exactly this version.
+
+        Raises:
+            ServableNotFoundError: It is not available.
+        """
+        try:
+            return self._serving[name][version]
+        except KeyError:
+            raise ServableNotFoundError(self._not_found(f"Specific({name}, {version})", name)) from None
+
+    def _not_found(self, wanted: str, name: str) -> str:
+        message = f"Servable not found for request: {wanted}"
+        available = sorted(self._serving.get(name, ()))
+        if available:
+            return f"{message}; available versions of {name!r}: {', '.join(map(str, available))}"
+        if self._managed.get(name):
+            return f"{message}; no version of {name!r} is available yet, see its status"
+        served = sorted(model for model, versions in self._serving.items() if versions)
+        return f"{message}; models served: {', '.join(served[:20]) or 'none'}"
+
+    def available(self, name: str) -> tuple[int, ...]:
+        """Versions of `name` that answer requests now, ascending."""
+        return tuple(sorted(self._serving.get(name, ())))
+
+    def versions_of(self, name: str) -> tuple[ManagedVersion, ...]:
+        """Every live or failed generation of `name`."""
+        return tuple(self._managed.get(name, ()))
+
+    def serving(self) -> tuple[ManagedVersion, ...]:
+        """Every generation that answers requests now."""
+        return tuple(version for versions in self._serving.values() for version in versions.values())
+
+    def aspired(self, name: str) -> tuple[int, ...]:
+        """Versions of `name` the source wants now, ascending."""
+        return tuple(sorted(self._aspired.get(name, ())))
+
+    # What sources tell.
+
+    def set_aspired_versions(self, name: str, aspired: Mapping[int, AspiredVersion]) -> None:
+        """Aim for exactly these versions of `name`: leaving one out is the instruction to unload it."""
+        self._aspired[name] = {number: self._kept_generation(name, number, new) for number, new in aspired.items()}
+        self._reconcile(name)
+
+    def _kept_generation(self, name: str, number: int, new: AspiredVersion) -> AspiredVersion:
+        """A version that reads its files at run time keeps its first generation: the files under it have changed."""
+        serving = self._serving.get(name, {}).get(number)
+        if serving is None or serving.fingerprint == new.fingerprint:
+            return new
+        if serving.servable is None or not serving.servable.reads_files_at_run_time:
+            return new
+        if (serving.id, new.fingerprint) not in self._kept:
+            self._kept.add((serving.id, new.fingerprint))
+            logger.warning(
+                "Servable version %s was overwritten in place, but its model reads files at run time, so it is not "
+                "reloaded: put the new contents in a new version directory",
+                serving.id,
+            )
+        return AspiredVersion(new.make_loader, serving.fingerprint, new.path, new.warm_up)
+
+    def _reconcile(self, name: str) -> None:
+        """Make the managed versions agree with the aspired ones, then start whatever the policy says is next."""
+        aspired = self._aspired.get(name, {})
+        managed = self._managed.setdefault(name, [])
+        for version in managed:
+            wanted = aspired.get(version.id.version)
+            version.set_aspired(wanted is not None and wanted.fingerprint == version.fingerprint)
+        # Ended ones that nobody wants are forgotten; the monitor remembers their last status.
+        managed[:] = [v for v in managed if v.state is not State.END or (v.aspired and v.error is not None)]
+        for number, wanted in aspired.items():
+            if not any(v.id.version == number and v.fingerprint == wanted.fingerprint for v in managed):
+                self._add(name, number, wanted)
+        while (action := self._policy([version.snapshot() for version in managed])) is not None:
+            what, snapshot = action
+            version = next(v for v in managed if v.snapshot() == snapshot)
+            # The state moves here, before the task first runs, so the policy is not asked for this again.
+            match what:
+                case Action.LOAD:
+                    self._advance(version, State.LOADING)
+                    self._start(self._bring_up(version))
+                case Action.UNLOAD:
+                    self._withdraw(version)
+                    self._start(self._take_down(version))
+        if not managed:
+            del self._managed[name]
+        self._monitor.publish()
+
+    def _add(self, name: str, number: int, wanted: AspiredVersion) -> None:
+        id = ServableId(name, number)
+        self._generations[id] = generation = self._generations.get(id, 0) + 1
+        version = ManagedVersion(id, generation, wanted.make_loader(), wanted.fingerprint, wanted.path)
+        version.warm_up = wanted.warm_up
+        self._managed[name].append(version)
+        self._note(version)
+
+    def _advance(self, version: ManagedVersion, state: State) -> None:
+        version.advance(state)
+        self._note(version)
+
+    def _note(self, version: ManagedVersion) -> None:
+        name, number = version.id.name, version.id.version
+        self._monitor.update(name, [v for v in self._managed[name] if v.id.version == number])
+        if self._observers:
+            self._observers.version_state(version.id, version.state, version.error)
+
+    # One generation's way up.
+
+    async def _bring_up(self, version: ManagedVersion) -> None:
+        """Load, warm up, publish; after a failure wait and try again for as long as it is aspired."""
+        while True:
+            try:
+                servable = await self._load_and_warm_up(version)
+            except Exception as raised:
+                version.error = error = _load_error(version.id, raised)
+            else:
+                if version.aspired and not self._closing:
+                    self.publish(version, servable)
+                    break
+                await self._unload(version, servable)
+                version.error = LoadError("Loading of servable cancelled", code=Code.CANCELLED)
+                self._advance(version, State.END)
+                break
+            version.failures += 1
+            delay = self._retry.delay(version.failures) if version.aspired and not self._closing else None
+            self._log_failure(version, error, delay)
+            self._note(version)
+            if delay is None or await self._unaspired_within(version, delay):
+                self._advance(version, State.END)
+                break
+            logger.info("Retrying of Loading servable: %s retry: %d", version.id, version.failures)
+        self._reconcile(version.id.name)
+
+    async def _load_and_warm_up(self, version: ManagedVersion) -> Servable:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        servable: Servable | None = None
+        error: Exception | None = None
+        logger.info("Loading servable version %s", version.id)
+        try:
+            servable = await self._load_pool.run_shielded(version.loader.load)
+            if version.warm_up:
+                await self._load_pool.run_shielded(version.loader.warm_up, servable)
+                await self._run_pool.run_in_each_thread(lambda: _quietly(version.loader.warm_up_thread, servable))
+            if not await self._load_pool.run_shielded(version.loader.unchanged):
+                raise LoadError(f"{version.path} changed while it was being loaded", code=Code.ABORTED)
+            return servable
+        except BaseException as raised:
+            if isinstance(raised, Exception):
+                error = raised
+            await self._unload(version, servable)
+            raise
+        finally:
+            if self._observers:
+                self._observers.load_finished(version.id, version.path, loop.time() - started, error)
+
+    async def _unaspired_within(self, version: ManagedVersion, delay: float) -> bool:
+        try:
+            async with asyncio.timeout(delay):
+                await version.unaspired.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _log_failure(self, version: ManagedVersion, error: ServingError, delay: float | None) -> None:
+        logger.error("Loading servable: %s failed: %s: %s", version.id, Code(error.code).name, error)
+        if delay is not None:
+            logger.info("Servable %s will be loaded again in %g s", version.id, delay)
+        elif version.aspired:
+            logger.error("Servable %s cannot be loaded: %s: %s", version.id, Code(error.code).name, error)
+
+    def publish(self, version: ManagedVersion, servable: Servable) -> None:
+        """Let requests find a loaded and warm version; synchronous, so that no request sees half of it."""
+        version.servable = servable
+        version.signatures = servable.signatures
+        version.predictor = self._make_predictor(version.id, servable)
+        version.error = None
+        version.failures = 0
+        self._serving.setdefault(version.id.name, {})[version.id.version] = version
+        self._refresh_latest(version.id.name)
+        self._advance(version, State.AVAILABLE)
+        logger.info("Successfully loaded servable version %s", version.id)
+
+    # One generation's way down.
+
+    def _withdraw(self, version: ManagedVersion) -> None:
+        """Take a version away from new requests; those that hold it keep it. Synchronous."""
+        self._advance(version, State.UNLOADING)
+        serving = self._serving.get(version.id.name, {})
+        if serving.get(version.id.version) is version:
+            del serving[version.id.version]
+            self._refresh_latest(version.id.name)
+        logger.info("Quiescing servable version %s", version.id)
+
+    async def _take_down(self, version: ManagedVersion) -> None:
+        """Wait for requests in flight, close the queue, unload."""
+        assert version.predictor is not None
+        try:
+            async with asyncio.timeout(self._drain_timeout if self._closing else None):
+                await version.drained()
+                await version.predictor.aclose()
+        except TimeoutError:
+            # Only when the registry closes. A thread still runs the model, so its memory must stay.
+            logger.error("Servable version %s is still in use (%r); it is left loaded", version.id, version)
+        else:
+            logger.info("Done quiescing servable version %s", version.id)
+            servable, version.servable, version.signatures, version.predictor = version.servable, None, {}, None
+            await self._unload(version, servable)
+            logger.info("Done unloading servable version %s", version.id)
+        self._advance(version, State.END)
+        self._reconcile(version.id.name)
+
+    async def _unload(self, version: ManagedVersion, servable: Servable | None) -> None:
+        try:
+            await self._load_pool.run_shielded(version.loader.unload, servable)
+        except Exception:
+            logger.exception("Unloading servable version %s failed; its memory may not be given back", version.id)
+
+    def _refresh_latest(self, name: str) -> None:
+        serving = self._serving.get(name)
+        if serving:
+            self._latest[name] = serving[max(serving)]
+        else:
+            self._serving.pop(name, None)
+            self._latest.pop(name, None)
+
+    def _start(self, move: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(move)
+        self._moves.add(task)
+        task.add_done_callback(self._moved)
+
+    def _moved(self, task: asyncio.Task[None]) -> None:
+        self._moves.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a version's move ended with a bug", exc_info=error)
+        self._monitor.publish()
+
+    async def aclose(self, deadline: float | None = None) -> None:
+        """Unload everything; waits for requests in flight for at most `drain_timeout`."""
+        self._closing = True
+        for name in list(self._aspired):
+            self.set_aspired_versions(name, {})
+        while self._moves:
+            await asyncio.wait(self._moves)
+
+
+def _quietly(call: Callable[[Servable], object], servable: Servable) -> None:
+    try:
+        call(servable)
+    except Exception as error:
+        logger.debug("a made-up warm-up run failed: %s", error)
+
+
+def _load_error(id: ServableId, raised: Exception) -> ServingError:
+    if isinstance(raised, ServingError):
+        return raised
+    logger.error("loading %s failed unexpectedly", id, exc_info=raised)
+    return LoadError(f"{type(raised).__name__}: {raised}")

@@ -1,0 +1,126 @@
+"""The last state and error of every version ever known, and a way to wait for a change.
+
+Written by the manager on the loop; the published snapshot is immutable, so any thread may read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from embedserve.errors import Code
+from embedserve.lifecycle.managed_version import ManagedVersion
+from embedserve.servable import State
+
+__all__ = ["Monitor", "VersionStatus"]
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """What is known of one version of one model.
+
+    Attributes:
+        version: The version's number.
+        state: AVAILABLE while any generation of the version serves.
+        code, message: The error that ended it, or that its load is being retried for; OK and empty otherwise.
+        path: The version's directory.
+        generation: Counts the fingerprints of the directory that were loaded.
+        kind: `function`, `session` or `tflite` once loaded.
+        note: What else to know: a newer generation that failed, or why a directory is not loaded yet.
+    """
+
+    version: int
+    state: State
+    code: Code = Code.OK
+    message: str = ""
+    path: str = ""
+    generation: int = 1
+    kind: str = ""
+    note: str = ""
+
+
+def status_of(generations: Iterable[ManagedVersion]) -> VersionStatus:
+    """Fold the generations of one version into one status."""
+    newest_first = sorted(generations, key=lambda v: v.generation, reverse=True)
+    serving = next((v for v in newest_first if v.state is State.AVAILABLE), None)
+    shown = serving or newest_first[0]
+    status = VersionStatus(
+        version=shown.id.version,
+        state=shown.state,
+        path=shown.path,
+        generation=shown.generation,
+        kind=shown.servable.kind if shown.servable is not None else "",
+    )
+    if shown.error is not None and shown.state is not State.AVAILABLE:
+        status = replace(status, code=Code(shown.error.code), message=shown.error.message)
+    newest = newest_first[0]
+    if newest is not shown and newest.error is not None:
+        status = replace(status, note=f"the directory changed, but its new contents failed to load: {newest.error}")
+    return status
+
+
+class Monitor:
+    """Remembers every version's last status for the life of the registry's entry."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, dict[int, VersionStatus]] = {}
+        self._waiting: dict[str, dict[int, str]] = {}
+        self._snapshot: Mapping[str, tuple[VersionStatus, ...]] = MappingProxyType({})
+        self._watchers: set[asyncio.Future[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Monitor of {sum(map(len, self._statuses.values()))} versions>"
+
+    @property
+    def snapshot(self) -> Mapping[str, tuple[VersionStatus, ...]]:
+        """Status of every version by model, versions descending; readable from any thread."""
+        return self._snapshot
+
+    def update(self, name: str, generations: Iterable[ManagedVersion]) -> None:
+        """Take over the state of one version's live generations."""
+        status = status_of(generations)
+        self._statuses.setdefault(name, {})[status.version] = status
+        self.publish()
+
+    def set_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
+        """Note why directories of `name` that look like versions are not loaded yet."""
+        self._waiting[name] = dict(reasons)
+        self.publish()
+
+    def waiting(self, name: str) -> Mapping[int, str]:
+        """Version → why its directory is not loaded yet."""
+        return self._waiting.get(name, {})
+
+    def publish(self) -> None:
+        """Make a new snapshot and wake whoever waits for a change."""
+        names = self._statuses.keys() | {name for name, reasons in self._waiting.items() if reasons}
+        self._snapshot = MappingProxyType({name: self._of(name) for name in sorted(names)})
+        watchers, self._watchers = self._watchers, set()
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    def _of(self, name: str) -> tuple[VersionStatus, ...]:
+        statuses = dict(self._statuses.get(name, {}))
+        for version, reason in self._waiting.get(name, {}).items():
+            known = statuses.get(version)
+            if known is not None:
+                statuses[version] = replace(known, note=reason)
+        return tuple(statuses[version] for version in sorted(statuses, reverse=True))
+
+    async def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until `condition()` holds; it is asked again after every change. False when the time is over."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._watchers.add(watcher)
+                    try:
+                        await watcher
+                    finally:
+                        self._watchers.discard(watcher)
+        except TimeoutError:
+            return condition()
+        return True

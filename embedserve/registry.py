@@ -1,0 +1,461 @@
+"""ModelRegistry: the public runtime, in three ways of use: `async with`, `with`, and as a host app's lifespan.
+
+Adapters and embedders use only this. It holds no serving state of its own: each entry makes a `Runtime` and leaving ends
+it, so a registry may be entered again, on any loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from embedserve.config import ModelConfig, RegistryOptions, validated
+from embedserve.errors import ConfigError, NotReadyError, RegistryStateError
+from embedserve.handle import Acquisition, ModelHandle
+from embedserve.inflight import InflightBytes
+from embedserve.lifecycle.monitor import VersionStatus
+from embedserve.observer import Observer, Observers
+from embedserve.runtime import RegistryStatistics, Runtime
+from embedserve.servable import Array, State
+from embedserve.signature import DEFAULT_SIGNATURE
+
+__all__ = ["ModelRegistry", "RegistryStatistics"]
+
+T = TypeVar("T")
+
+
+class ModelRegistry:
+    """Loads SavedModels, follows their directories, and answers requests.
+
+    Args:
+        root: Directory of models, `root/<name>/<version>/saved_model.pb`; every model in it is found, new ones too.
+        models: Models given one by one, instead of or besides those under `root`.
+        observers: Called as things happen; see `embedserve.observer`.
+        options: Any field of `RegistryOptions`, such as `batching="auto"`, `num_batch_threads`, `start_timeout`.
+
+    Raises:
+        ConfigError: Neither `root` nor `models`, a name twice, an unknown option or a bad value.
+
+    Nothing is imported, started or read before the registry is entered:
+
+        async with ModelRegistry("models/") as registry:      # on the host's loop
+            await registry.predict("digits", {"pixels": batch})
+
+        with ModelRegistry("models/") as registry:            # on a private loop thread
+            registry.predict_sync("digits", {"pixels": batch})
+
+        app = Starlette(routes=..., lifespan=registry.lifespan)
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        models: Sequence[ModelConfig] | None = None,
+        observers: Iterable[Observer] = (),
+        **options: Any,
+    ) -> None:
+        if root is None and models is None:
+            raise ConfigError(
+                "give ModelRegistry a directory of models, or models=[ModelConfig(name=..., base_path=...)]"
+            )
+        names = [model.name for model in models or ()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"Illegal to list model {name} multiple times in config list")
+        self.options = validated(RegistryOptions, options)
+        self.observers = Observers(observers)
+        self._root = None if root is None else os.path.abspath(os.path.expanduser(os.fspath(root)))
+        self._models = tuple(models or ())
+        self._runtime: Runtime | None = None
+        self._entering = False
+        self._private: _PrivateLoop | None = None
+        self._last_status: Mapping[str, tuple[VersionStatus, ...]] = {}
+
+    def __repr__(self) -> str:
+        what = repr(self._root) if self._root is not None else f"models={[model.name for model in self._models]}"
+        runtime = self._runtime
+        if runtime is None:
+            return f"<ModelRegistry {what}, {'starting' if self._entering else 'not entered'}>"
+        serving = [
+            f"{name}:{status.version}"
+            for name, statuses in runtime.monitor.snapshot.items()
+            for status in statuses
+            if status.state is State.AVAILABLE
+        ]
+        return (
+            f"<ModelRegistry {what}, {'draining' if runtime.draining else 'serving'} {', '.join(serving) or 'nothing'}>"
+        )
+
+    # Entering and leaving.
+
+    @property
+    def started(self) -> bool:
+        """Whether the registry has been entered and not been left."""
+        return self._runtime is not None
+
+    @property
+    def draining(self) -> bool:
+        """Whether shutdown has begun: readiness is down, requests are still answered."""
+        return self._runtime is not None and self._runtime.draining
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that owns the registry; None before entry and after leaving."""
+        return None if self._runtime is None else self._runtime.loop
+
+    async def start(self, *, wait: bool = True) -> None:
+        """Enter on the running loop; `wait=False` returns before the first load has ended.
+
+        Raises:
+            StartError: A configured model did not become available; the registry is left again.
+            RegistryStateError: Already entered.
+        """
+        if self._runtime is not None or self._entering:
+            raise RegistryStateError(f"{self!r} is entered already; leave it first")
+        self._entering = True
+        try:
+            runtime = Runtime(self.options, self._root, self._models, self.observers)
+            self._runtime = runtime
+            try:
+                await runtime.start(wait)
+            except BaseException:
+                await self._end(runtime)
+                raise
+        finally:
+            self._entering = False
+
+    async def wait_until_ready(self, timeout: float | None = None) -> None:
+        """Wait until every configured model has an available version, after `start(wait=False)`.
+
+        Raises:
+            StartError: The time (`start_timeout` if None) is over, or no model that is missing can still succeed.
+        """
+        await self._here().wait_until_ready(self.options.start_timeout if timeout is None else timeout)
+
+    def begin_drain(self) -> None:
+        """Take readiness down while requests are still answered; the first step of a shutdown."""
+        self._here().draining = True
+
+    async def aclose(self) -> None:
+        """Leave: requests in flight end (at most `drain_timeout`), every version is unloaded."""
+        if self._runtime is not None:
+            await self._end(self._here())
+
+    async def _end(self, runtime: Runtime) -> None:
+        closing = asyncio.ensure_future(runtime.aclose())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait([closing])  # Bounded by drain_timeout; half a shutdown would leak threads and memory.
+            raise
+        finally:
+            self._last_status = runtime.monitor.snapshot
+            self._runtime = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """For a host application: `Starlette(lifespan=registry.lifespan)`, or inside the host's own lifespan:
+        `async with registry.lifespan(app): yield`."""
+        async with self:
+            yield
+
+    def __enter__(self) -> Self:
+        """Enter on a private loop thread, for scripts, Flask, Django, Celery; use the `_sync` methods."""
+        if self._runtime is not None or self._entering:
+            raise RegistryStateError(f"{self!r} is entered already; leave it first")
+        private = _PrivateLoop()
+        try:
+            private.run(self.start())
+        except BaseException:
+            private.close()
+            raise
+        self._private = private
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        private, self._private = self._private, None
+        if private is None:
+            return
+        runtime = self._runtime
+        if runtime is not None and runtime.pid != os.getpid():
+            self._runtime = None  # A forked child has the object but not the threads.
+            return
+        try:
+            private.run(self.aclose())
+        finally:
+            private.close()
+
+    def _here(self) -> Runtime:
+        runtime = self._runtime
+        if runtime is None:
+            raise NotReadyError(
+                "the registry has not been entered: use `async with registry`, `with registry`, or give the host app "
+                "`lifespan=registry.lifespan`"
+            )
+        return runtime
+
+    # Requests.
+
+    async def predict(
+        self,
+        name: str,
+        inputs: Any,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        signature_name: str = DEFAULT_SIGNATURE,
+        output_filter: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """Answer one request with the latest available version, or the one asked for.
+
+        Args:
+            name: The model.
+            inputs: Values by input name, or the bare value of a signature with one input. Python numbers and lists take
+                the declared dtype; arrays, `tf.Tensor`s and DataFrame columns are cast where `np.can_cast(...,
+                "same_kind")` allows it; `str` becomes UTF-8 bytes.
+            version: Exactly this version.
+            label: The version that this label means.
+            signature_name: Which signature of the version.
+            output_filter: Names of the outputs to return; None or empty returns all.
+            timeout: Seconds; None waits as long as it takes. Cancelling the call gives the request up.
+
+        Returns:
+            Outputs by name, dtypes and shapes as TensorFlow made them; string outputs are object arrays of `bytes`. The
+            arrays may be views of a batch's output: copy one that is kept for long.
+
+        Raises:
+            ServableNotFoundError: No such model or version is available.
+            InvalidModelSpecError: Unknown label.
+            SignatureNotFoundError: The version has no such signature.
+            InvalidInputError: Names, dtypes or shapes do not fit.
+            QueueFullError: Too many requests wait already.
+            DeadlineExceededError: `timeout` passed.
+            InferenceError: TensorFlow failed; the code is TensorFlow's.
+            RegistryStateError: Not entered, closed, or in a forked child.
+        """
+        runtime = self._here()
+        if asyncio._get_running_loop() is not runtime.loop:
+            return await runtime.bridge(
+                self.predict(
+                    name,
+                    inputs,
+                    version=version,
+                    label=label,
+                    signature_name=signature_name,
+                    output_filter=output_filter,
+                    timeout=timeout,
+                )
+            )
+        found = runtime.resolve(name, version, label)
+        return await runtime.predict_on(found, inputs, signature_name, output_filter, timeout)
+
+    def predict_sync(
+        self,
+        name: str,
+        inputs: Any,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        signature_name: str = DEFAULT_SIGNATURE,
+        output_filter: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """As `predict`, from any thread but the registry's loop (a plain `def` endpoint, a script, Flask).
+
+        Raises:
+            RegistryStateError: Called on the registry's own loop, which it would block for ever.
+        """
+        return self._sync(
+            lambda: self.predict(
+                name,
+                inputs,
+                version=version,
+                label=label,
+                signature_name=signature_name,
+                output_filter=output_filter,
+                timeout=timeout,
+            )
+        )
+
+    def acquire(self, name: str, *, version: int | None = None, label: str | None = None) -> Acquisition:
+        """`async with registry.acquire(name) as handle`: hold one version, which stays loaded meanwhile.
+
+        Raises:
+            ServableNotFoundError, InvalidModelSpecError, RegistryStateError: On entering, as `predict`.
+        """
+
+        async def acquire() -> ModelHandle:
+            runtime = self._here()
+            if runtime.on_loop():
+                return self.acquire_now(name, version=version, label=label)
+
+            async def on_loop() -> ModelHandle:
+                return self.acquire_now(name, version=version, label=label)
+
+            return await runtime.bridge(on_loop())
+
+        return Acquisition(acquire)
+
+    def acquire_sync(self, name: str, *, version: int | None = None, label: str | None = None) -> ModelHandle:
+        """`with registry.acquire_sync(name) as handle`: as `acquire`, from any thread but the registry's loop."""
+
+        async def acquire() -> ModelHandle:
+            return self.acquire_now(name, version=version, label=label)
+
+        return self._sync(acquire)
+
+    def acquire_now(self, name: str, *, version: int | None = None, label: str | None = None) -> ModelHandle:
+        """As `acquire`, synchronously on the registry's loop; for adapters. Release the handle, or use `with`."""
+        runtime = self._here()
+        return ModelHandle(runtime, runtime.resolve(name, version, label))
+
+    def _sync(self, call: Callable[[], Awaitable[T]]) -> T:
+        return self._here().call_sync(call)
+
+    # Changes on demand.
+
+    async def reconfigure(self, models: Iterable[ModelConfig], *, wait: bool = True) -> None:
+        """Serve exactly these models from now on; returns when each added one is available.
+
+        Discovery under `root`, if there was one, ends.
+
+        Raises:
+            ConfigError: A name twice. Nothing has changed.
+            ServingError: FAILED_PRECONDITION for a label on a version that is not available (nothing has changed), or
+                UNKNOWN when an added model failed to load (the rest of the configuration is in force).
+        """
+        await self._on_loop(lambda runtime: runtime.control.reconfigure(models, wait))
+
+    async def pin(self, name: str, version: int) -> None:
+        """Serve exactly this version until `unpin`: a roll back. Returns when it serves.
+
+        Raises:
+            ServableNotFoundError: No such model or version directory. Nothing has changed.
+            LoadError: The version failed to load. Nothing has changed.
+        """
+        await self._on_loop(lambda runtime: runtime.control.pin(name, version))
+
+    async def unpin(self, name: str) -> None:
+        """Follow the configured version policy again. Returns when its largest version serves.
+
+        Raises:
+            ServableNotFoundError: No such model.
+            LoadError: That version failed to load; what served before still does.
+        """
+        await self._on_loop(lambda runtime: runtime.control.unpin(name))
+
+    async def set_label(self, name: str, label: str, version: int | None) -> None:
+        """Let `label` mean `version` from now on; None removes the label.
+
+        Raises:
+            ServableNotFoundError: No such model.
+            ServingError: FAILED_PRECONDITION when the version is not available.
+        """
+        await self._on_loop(lambda runtime: runtime.control.set_label(name, label, version))
+
+    def reconfigure_sync(self, models: Iterable[ModelConfig], *, wait: bool = True) -> None:
+        """As `reconfigure`, from any thread but the registry's loop."""
+        self._sync(lambda: self.reconfigure(models, wait=wait))
+
+    def pin_sync(self, name: str, version: int) -> None:
+        """As `pin`, from any thread but the registry's loop."""
+        self._sync(lambda: self.pin(name, version))
+
+    def unpin_sync(self, name: str) -> None:
+        """As `unpin`, from any thread but the registry's loop."""
+        self._sync(lambda: self.unpin(name))
+
+    def set_label_sync(self, name: str, label: str, version: int | None) -> None:
+        """As `set_label`, from any thread but the registry's loop."""
+        self._sync(lambda: self.set_label(name, label, version))
+
+    async def _on_loop(self, call: Callable[[Runtime], Any]) -> None:
+        runtime = self._here()
+        if runtime.on_loop():
+            await call(runtime)
+        else:
+            await runtime.bridge(call(runtime))
+
+    async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        """Run a large decode or encode off the registry's loop; for adapters."""
+        return await self._here().run_in_thread(call, *args)
+
+    # Snapshots, readable from any thread.
+
+    @property
+    def inflight(self) -> InflightBytes:
+        """The bound on request bytes that adapters hold; loop only."""
+        return self._here().inflight
+
+    def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
+        """Every version ever known in this entry, by model, versions descending; of one model if named."""
+        snapshot = self._last_status if self._runtime is None else self._runtime.monitor.snapshot
+        return {model: statuses for model, statuses in snapshot.items() if name is None or model == name}
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the configured and discovered models."""
+        return () if self._runtime is None else tuple(sorted(self._runtime.readiness()))
+
+    def readiness(self) -> dict[str, str | None]:
+        """For each configured model None when it has an available, warm version, else the reason it has not."""
+        if self._runtime is None:
+            return {model.name: "the registry has not been entered" for model in self._models}
+        return self._runtime.readiness()
+
+    def labels(self, name: str) -> dict[str, int]:
+        """Label → version of one model."""
+        return {} if self._runtime is None else dict(self._runtime.labels_of.get(name, {}))
+
+    def statistics(self) -> RegistryStatistics:
+        """What the registry does now."""
+        return self._here().statistics()
+
+
+class _PrivateLoop:
+    """A loop thread for a registry entered by plain `with`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="embedserve-loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def run(self, call: Any) -> None:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        pending = asyncio.all_tasks(self._loop)
+        for task in pending:
+            task.cancel()
+        if pending:
+            self._loop.run_until_complete(asyncio.wait(pending))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()

@@ -1,0 +1,371 @@
+"""Everything that exists between entering a registry and leaving it: loop, pools, manager, source, labels, pins.
+
+One coroutine starts it (`start`) and one ends it (`aclose`). Made by `ModelRegistry` at entry, so that a registry can be
+entered again on another loop. Loop only, but for `bridge`, `call_sync` and the snapshots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from embedserve.batching.predictor import make_predictor
+from embedserve.config import ModelConfig, RegistryOptions
+from embedserve.control import Control
+from embedserve.errors import (
+    Code,
+    InvalidModelSpecError,
+    RegistryStateError,
+    StartError,
+)
+from embedserve.handle import unknown_signature
+from embedserve.inflight import InflightBytes
+from embedserve.lifecycle.managed_version import ManagedVersion
+from embedserve.lifecycle.manager import AspiredVersion, Manager
+from embedserve.lifecycle.monitor import Monitor
+from embedserve.lifecycle.source import FileSystemSource, VersionDirectory
+from embedserve.lifecycle.transition_policy import availability_preserving, resource_preserving
+from embedserve.observer import Observers
+from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State
+from embedserve.threads import LoadPool, RunPool
+
+__all__ = ["MakeLoader", "RegistryStatistics", "Runtime"]
+
+logger = logging.getLogger("embedserve")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RegistryStatistics:
+    """A snapshot of what the registry does now.
+
+    Attributes:
+        in_flight: Requests that hold a version, by `(model, version)`.
+        queues: What each version's predictor says of itself, by `(model, version)`.
+        busy_threads, run_threads: Run threads at work, and how many there are.
+        reserved_bytes: Bytes of request bodies that the adapters hold.
+    """
+
+    in_flight: Mapping[tuple[str, int], int]
+    queues: Mapping[tuple[str, int], Any]
+    busy_threads: int
+    run_threads: int
+    reserved_bytes: int
+
+
+MakeLoader = Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]
+
+# So many failed attempts in a row make a start give up on a version, although its load is still retried.
+ATTEMPTS_AT_START = 3
+
+
+def load_saved_model(
+    id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
+) -> Loader:
+    """The loader of every version, unless a test or an embedder brings another one."""
+    from embedserve.saved_model.loader import SavedModelLoader
+
+    return SavedModelLoader(id, directory.path, config, options, directory.fingerprint)
+
+
+class Runtime:
+    """One entry of a registry."""
+
+    def __init__(
+        self,
+        options: RegistryOptions,
+        root: os.PathLike[str] | None,
+        models: Sequence[ModelConfig],
+        observers: Observers,
+        make_loader: MakeLoader = load_saved_model,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.options = options
+        self.observers = observers
+        self.pid = os.getpid()
+        self.draining = False
+        self.closed = False
+        self.inflight = InflightBytes(options.max_inflight_bytes, options.max_request_bytes)
+        self.monitor = Monitor()
+        self.configs: dict[str, ModelConfig] = {}
+        self.labels_of: dict[str, dict[str, int]] = {}
+        self._make_loader = make_loader
+        self._load_pool = LoadPool(self.loop, options.num_load_threads)
+        self._codec_pool = LoadPool(self.loop, 2, "embedserve-codec")
+        self._run_pool = RunPool(self.loop, options.num_batch_threads)
+        self.manager = Manager(
+            self._predictor_of,
+            load_pool=self._load_pool,
+            run_pool=self._run_pool,
+            monitor=self.monitor,
+            observers=observers,
+            policy=availability_preserving if options.transition == "availability" else resource_preserving,
+            retry=options.retry,
+            drain_timeout=options.drain_timeout,
+        )
+        self.control = Control(self)
+        self.source = FileSystemSource(options, self._load_pool, root, self)
+        if models:
+            self.source.set_models(models)
+
+    # Called by whoever is on another loop or thread.
+
+    def on_loop(self) -> bool:
+        """Whether the caller runs on the registry's loop."""
+        return asyncio._get_running_loop() is self.loop
+
+    def check_reachable(self) -> None:
+        """Raise, with the remedy, where a call from outside the loop could only hang.
+
+        Raises:
+            RegistryStateError: A forked child, a closed loop or a loop that does not run.
+        """
+        if os.getpid() != self.pid:
+            raise RegistryStateError(
+                f"the registry was entered in process {self.pid}, this is a forked child (process {os.getpid()}): TensorFlow "
+                "does not survive a fork; make and enter a registry in the child, or start workers with spawn"
+            )
+        if self.closed:
+            raise RegistryStateError("the registry has been left; enter it again with `async with` or `with`")
+        if self.loop.is_closed() or not self.loop.is_running():
+            state = "closed" if self.loop.is_closed() else "not running"
+            raise RegistryStateError(
+                f"the event loop that entered the registry is {state}; enter it again on the loop that runs, or use "
+                "`with registry` for a private one"
+            )
+
+    async def bridge(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the registry's loop for a caller on another; cancellation is carried over."""
+        try:
+            self.check_reachable()
+        except RegistryStateError:
+            call.close()
+            raise
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self.loop))
+
+    def call_sync(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run a call on the registry's loop for a thread that waits.
+
+        Raises:
+            RegistryStateError: The caller is on that loop, which would wait for itself.
+        """
+        if self.on_loop():
+            raise RegistryStateError(
+                "a `_sync` call on the registry's own event loop would wait for itself for ever: await the call without "
+                "`_sync`, or make it from a thread (a plain `def` endpoint, asyncio.to_thread)"
+            )
+        self.check_reachable()
+
+        async def on_loop() -> T:
+            return await call()
+
+        future = asyncio.run_coroutine_threadsafe(on_loop(), self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # KeyboardInterrupt in the waiting thread gives the request up.
+            raise
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Run `call` on the loop from any thread; nothing is left to do once the loop is closed."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(call)
+
+    async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        """Run a large decode or encode off the loop."""
+        return await self._codec_pool.run(call, *args)
+
+    # A request.
+
+    def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
+        """The version that answers a model spec (TF Serving: server_core.cc).
+
+        Raises:
+            InvalidModelSpecError: No name, or an unknown label.
+            ServableNotFoundError: No such version is available.
+        """
+        if version is None and label is None:
+            if not name:
+                raise InvalidModelSpecError("ModelSpec has no name specified.")
+            return self.manager.latest(name)
+        if not name:
+            raise InvalidModelSpecError("ModelSpec has no name specified.")
+        if label is not None:
+            if version is not None:
+                raise InvalidModelSpecError(f"give a version or a label, not both: version {version}, label {label!r}")
+            labels = self.labels_of.get(name, {})
+            if label not in labels:
+                known = ", ".join(sorted(labels)) or "none"
+                raise InvalidModelSpecError(
+                    f"Unrecognized servable version label: {label}; labels of {name!r}: {known}"
+                )
+            version = labels[label]
+        assert version is not None
+        return self.manager.specific(name, version)
+
+    async def predict_on(
+        self,
+        version: ManagedVersion,
+        inputs: Any,
+        signature_name: str,
+        output_filter: Sequence[str] | None,
+        timeout: float | None,
+    ) -> dict[str, Array]:
+        """Bind, run and return one request on a version, which is held meanwhile. The hot path."""
+        signature = version.signatures.get(signature_name or "serving_default")
+        if signature is None:
+            raise unknown_signature(signature_name, version.signatures)
+        bound = signature.bind(inputs)
+        names = signature.pick(output_filter) if output_filter else None
+        predictor = version.predictor
+        assert predictor is not None
+        version.hold()
+        try:
+            if timeout is None and not self.observers:
+                return await predictor.submit(signature, bound, names)
+            return await self._observed(predictor, version, signature, bound, names, timeout)
+        finally:
+            version.release()
+
+    async def _observed(
+        self,
+        predictor: Predictor,
+        version: ManagedVersion,
+        signature: Any,
+        bound: Mapping[str, Array],
+        names: tuple[str, ...] | None,
+        timeout: float | None,
+    ) -> dict[str, Array]:
+        started = self.loop.time()
+        error: Exception | None = None
+        try:
+            return await predictor.submit(signature, bound, names, None if timeout is None else started + timeout)
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
+            if self.observers:
+                self.observers.run_finished(version.id, signature.name, self.loop.time() - started, error)
+
+    def _predictor_of(self, id: ServableId, servable: Servable) -> Predictor:
+        config = self.configs[id.name]
+        return make_predictor(
+            servable,
+            id,
+            self._run_pool,
+            self.observers,
+            config.batching_options or self.options.batching_options,
+            self.options.batching if config.batching is None else config.batching,
+            self.options.max_pending_requests,
+        )
+
+    # What the source tells (lifecycle/source.py: SourceListener).
+
+    def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
+        """The set of models changed: discovered, configured anew, or gone."""
+        for name in self.configs.keys() - configs.keys():
+            logger.info("model %s is gone; its versions are unloaded", name)
+            self.manager.set_aspired_versions(name, {})
+            self.monitor.set_waiting(name, {})
+            self.control.forget(name)
+            self.labels_of.pop(name, None)
+        for name, config in configs.items():
+            if name not in self.configs:
+                logger.info("Adding model: %s at %s", name, config.base_path)
+            self.labels_of.setdefault(name, dict(config.version_labels))
+        self.configs = dict(configs)
+
+    def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
+        """The versions of one model that should be served changed."""
+        self.manager.set_aspired_versions(
+            name, {number: self._aspired_version(name, directory) for number, directory in aspired.items()}
+        )
+
+    def _aspired_version(self, name: str, directory: VersionDirectory) -> AspiredVersion:
+        config = self.configs[name]
+
+        def make_loader() -> Loader:
+            return self._make_loader(ServableId(name, directory.version), directory, config, self.options)
+
+        warmup = self.options.warmup if config.warmup is None else config.warmup
+        return AspiredVersion(make_loader, directory.fingerprint, str(directory.path), warmup != "none")
+
+    def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
+        """Directories that look like versions but cannot be loaded yet, with the reason for each."""
+        self.monitor.set_waiting(name, reasons)
+
+    # Start and stop.
+
+    async def start(self, wait: bool) -> None:
+        """Begin to watch and load; with `wait` return when every configured model has an available version.
+
+        Raises:
+            StartError: Time is over, or no model that is still missing can succeed; the reason for each model.
+        """
+        await self.source.start()
+        if wait:
+            await self.wait_until_ready(self.options.start_timeout)
+
+    async def wait_until_ready(self, timeout: float) -> None:
+        """Wait for every configured model.
+
+        Raises:
+            StartError: As `start`.
+        """
+        await self.monitor.wait_until(
+            lambda: all(ready or hopeless for ready, hopeless in map(self.prospects, self.configs)), timeout
+        )
+        reasons = {name: reason for name, reason in self.readiness().items() if reason is not None}
+        if reasons:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            raise StartError(f"{len(reasons)} of {len(self.configs)} model(s) did not become available: {listed}")
+
+    def prospects(self, name: str) -> tuple[bool, bool]:
+        """Whether a model has an available version, and whether it has none and no version can succeed any more."""
+        if self.manager.available(name):
+            return True, False
+        versions = self.manager.versions_of(name)
+        hopeless = bool(versions) and all(
+            v.failed and (v.state is State.END or v.failures >= ATTEMPTS_AT_START) for v in versions
+        )
+        return False, hopeless and not self.monitor.waiting(name)
+
+    def readiness(self) -> dict[str, str | None]:
+        """For each configured model None when it has an available, warm version, else the reason."""
+        return {name: None if self.manager.available(name) else self._why_not(name) for name in self.configs}
+
+    def _why_not(self, name: str) -> str:
+        reasons = []
+        for version in self.manager.versions_of(name):
+            text = f"version {version.id.version} is {version.state.name}"
+            if version.error is not None:
+                text += f": {Code(version.error.code).name}: {version.error}"
+            reasons.append(text)
+        reasons += [f"version {number}: {why}" for number, why in self.monitor.waiting(name).items()]
+        return "; ".join(reasons) or f"no version directory found under {self.configs[name].base_path}"
+
+    def statistics(self) -> RegistryStatistics:
+        """What the registry does now; readable from any thread."""
+        serving = self.manager.serving()
+        return RegistryStatistics(
+            in_flight={(v.id.name, v.id.version): v.handles for v in serving},
+            queues={(v.id.name, v.id.version): v.predictor.statistics() for v in serving if v.predictor is not None},
+            busy_threads=self._run_pool.busy,
+            run_threads=self._run_pool.size,
+            reserved_bytes=self.inflight.reserved,
+        )
+
+    async def aclose(self) -> None:
+        """Drain and unload everything; bounded by `drain_timeout`."""
+        self.draining = True
+        await self.source.aclose()
+        await self.manager.aclose()
+        self.closed = True
+        self._run_pool.close()
+        self._load_pool.close()
+        self._codec_pool.close()
