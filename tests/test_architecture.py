@@ -156,7 +156,7 @@ assert dict(os.environ) == environment
 assert logging.getLogger().handlers == handlers
 assert signal.getsignal(signal.SIGINT) is interrupt
 assert threading.active_count() == 1
-print(sorted({{"tensorflow", "tensorflow_serving", "grpc", "starlette", "uvicorn", "prometheus_client"}} & set(sys.modules)))
+print(sorted({set(ONLY_IN) - {"watchfiles"}!r} & set(sys.modules)))
 """
     assert run_python(code) == "[]"
 
