@@ -1,0 +1,40 @@
+"""From any error to the gRPC status a client sees: the code of a ServingError 1:1, everything else a hidden INTERNAL.
+
+Called once per failed call by `calls.py`; knows no service.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+
+from embedserve.errors import Code, ServingError
+
+__all__ = ["STATUS_CODES", "status_of", "truncated"]
+
+logger = logging.getLogger("embedserve")
+
+MAX_MESSAGE_BYTES = 1024
+
+STATUS_CODES: dict[Code, grpc.StatusCode] = {Code(status.value[0]): status for status in grpc.StatusCode}
+
+
+def truncated(message: str) -> str:
+    """Cut a message as TensorFlow Serving does: 1024 bytes of UTF-8, then `...TRUNCATED`.
+
+    Bytes and not characters: they travel percent-encoded in a trailer, and clients refuse trailers over 8 KiB.
+    """
+    # A message may quote what a client sent, lone surrogates included; the trailer must be encodable.
+    data = message.encode("utf-8", "replace")
+    if len(data) <= MAX_MESSAGE_BYTES:
+        return data.decode()
+    return data[:MAX_MESSAGE_BYTES].decode("utf-8", "ignore") + "...TRUNCATED"
+
+
+def status_of(error: Exception) -> tuple[Code, str]:
+    """Code and message for the client. Anything that is not a ServingError is a bug: logged, and not shown."""
+    if isinstance(error, ServingError):
+        return error.code, truncated(error.message)
+    logger.error("a gRPC call failed with an unexpected error", exc_info=error)
+    return Code.INTERNAL, "internal error"

@@ -1,0 +1,104 @@
+"""`grpc.health.v1.Health` from the registry's readiness: per server, per service and per model.
+
+A model's name is a service name here. TF Serving's short names are known beside the qualified ones; unlike there, the
+answers follow what is loaded, and turn to NOT_SERVING when draining begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from embedserve.errors import ServableNotFoundError
+from embedserve.grpc.calls import unary
+
+if TYPE_CHECKING:
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["SERVICE", "Health"]
+
+SERVICE = "grpc.health.v1.Health"
+
+# Names that stand for the server as a whole.
+OVERALL = frozenset(
+    {
+        "",
+        "ModelService",
+        "PredictionService",
+        "tensorflow.serving.ModelService",
+        "tensorflow.serving.PredictionService",
+    }
+)
+
+# Seconds between two looks of a watch. An observer would hear of a change at once, but would cost every request.
+LOOK_INTERVAL = 0.2
+
+_Status = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """Answers Check and Watch for one server; `close` ends the watches, which would otherwise outlive any grace."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+        self._closing = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Health {_Status.ServingStatus.Name(self.status(''))}{' (closed)' if self._closing.is_set() else ''}>"
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service's handlers."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Check": unary(self._registry, health_pb2.HealthCheckRequest, self._check),
+                "Watch": grpc.unary_stream_rpc_method_handler(
+                    self._watch,
+                    request_deserializer=health_pb2.HealthCheckRequest.FromString,
+                    response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+                ),
+            },
+        )
+
+    def status(self, service: str) -> int:
+        """The serving status of the server (`""`), a service or a model."""
+        readiness = self._registry.readiness()
+        if service in OVERALL:
+            ready = all(reason is None for reason in readiness.values())
+        elif service in readiness:
+            ready = readiness[service] is None
+        else:
+            return int(_Status.SERVICE_UNKNOWN)
+        if self._closing.is_set() or self._registry.draining:
+            ready = False
+        return int(_Status.SERVING if ready else _Status.NOT_SERVING)
+
+    def close(self) -> None:
+        """Turn to NOT_SERVING for good, and end the watches after they have said so."""
+        self._closing.set()
+
+    async def _check(self, request: Any, context: Any, large: bool) -> bytes:
+        status = self.status(request.service)
+        if status == _Status.SERVICE_UNKNOWN:
+            raise ServableNotFoundError(f"unknown service: {request.service}")
+        data: bytes = _Status(status=status).SerializeToString()
+        return data
+
+    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        said: int | None = None
+        while True:
+            status = self.status(request.service)
+            if status != said:
+                said = status
+                yield _Status(status=status)
+            if self._closing.is_set():
+                return
+            try:
+                async with asyncio.timeout(LOOK_INTERVAL):
+                    await self._closing.wait()
+            except TimeoutError:
+                continue

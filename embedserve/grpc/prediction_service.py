@@ -1,0 +1,231 @@
+"""`tensorflow.serving.PredictionService`: Predict, Classify, Regress, MultiInference and GetModelMetadata.
+
+Turns messages into calls on a model handle and answers back into messages; each request holds one handle from the
+model spec to the encoded answer. What is checked, and in which order, is decided by the handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    inference_pb2,
+    predict_pb2,
+    regression_pb2,
+)
+
+from embedserve.errors import InvalidInputError, InvalidModelSpecError
+from embedserve.grpc.calls import LARGE, acquire, acquire_spec, unary
+from embedserve.servable import Array, Tensors
+from embedserve.signature import DEFAULT_SIGNATURE
+from embedserve.tensors import proto
+from embedserve.tf_example import InferenceTask
+
+if TYPE_CHECKING:
+    from embedserve.registry import ModelHandle, ModelRegistry
+    from embedserve.signature import Signature
+
+__all__ = ["SERVICE", "handlers"]
+
+SERVICE = "tensorflow.serving.PredictionService"
+
+# Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
+LARGE_RESULTS = LARGE // 50
+
+
+def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.GenericRpcHandler:
+    """The service's handlers for `grpc.aio.Server.add_generic_rpc_handlers`.
+
+    Args:
+        registry: What answers.
+        tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
+    """
+    requests = {
+        "Predict": (predict_pb2.PredictRequest, partial(_predict, registry, tensor_content), "Predict"),
+        "Classify": (classification_pb2.ClassificationRequest, partial(_classify, registry), "Classify"),
+        "Regress": (regression_pb2.RegressionRequest, partial(_regress, registry), "Regress"),
+        "MultiInference": (inference_pb2.MultiInferenceRequest, partial(_multi_inference, registry), None),
+        "GetModelMetadata": (get_model_metadata_pb2.GetModelMetadataRequest, partial(_metadata, registry), None),
+    }
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            name: unary(registry, message, handler, observed_as=api)
+            for name, (message, handler, api) in requests.items()
+        },
+    )
+
+
+class _DecodedInputs(Mapping[str, Array]):
+    """The inputs of a PredictRequest, each decoded when it is asked for.
+
+    So `Signature.bind` finds wrong names before a broken tensor is looked at, as TF Serving does.
+    """
+
+    __slots__ = ("_protos",)
+
+    def __init__(self, protos: Mapping[str, Any]) -> None:
+        self._protos = protos
+
+    def __getitem__(self, name: str) -> Array:
+        # Reading an absent key of a protobuf message map would add it.
+        if name not in self._protos:
+            raise KeyError(name)
+        return proto.decode(self._protos[name], name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._protos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._protos)
+
+    def __len__(self) -> int:
+        return len(self._protos)
+
+
+async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool) -> bytes:
+    with acquire(registry, request) as handle:
+        signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
+        inputs: Tensors = _DecodedInputs(request.inputs)
+        if large:
+            inputs = await registry.run_in_thread(signature.bind, inputs)
+        outputs = await handle.predict(
+            inputs,
+            signature_name=signature.name,
+            output_filter=tuple(request.output_filter) or None,
+            timeout=context.time_remaining(),
+        )
+        encode = partial(_predict_response, handle, signature, outputs, tensor_content)
+        if sum(array.nbytes for array in outputs.values()) > LARGE:
+            return await registry.run_in_thread(encode)
+        return encode()
+
+
+def _predict_response(handle: ModelHandle, signature: Signature, outputs: Tensors, tensor_content: bool) -> bytes:
+    response = predict_pb2.PredictResponse()
+    _write_spec(response.model_spec, handle, signature.name)
+    for name, array in outputs.items():
+        proto.encode_into(response.outputs[name], array, signature.outputs[name].dtype, tensor_content)
+    data: bytes = response.SerializeToString()
+    return data
+
+
+def _write_spec(spec: Any, handle: ModelHandle, signature_name: str = "") -> None:
+    spec.name = handle.name
+    spec.signature_name = signature_name
+    spec.version.value = handle.version
+
+
+def _examples(message: Any) -> tuple[list[bytes], bytes | None]:
+    """The serialized Examples of an `Input` and their shared context; no examples where no kind is set."""
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        return [], None
+    chosen = getattr(message, kind)
+    context = chosen.context.SerializeToString() if kind == "example_list_with_context" else None
+    return [example.SerializeToString() for example in chosen.examples], context
+
+
+async def _read_examples(registry: ModelRegistry, request: Any, large: bool) -> tuple[list[bytes], bytes | None]:
+    return await registry.run_in_thread(_examples, request.input) if large else _examples(request.input)
+
+
+def _write_classifications(result: Any, classified: Sequence[Sequence[tuple[bytes, float]]]) -> None:
+    for classes in classified:
+        add = result.classifications.add().classes.add
+        for label, score in classes:
+            # `label` is a proto3 string: bytes that are not UTF-8 would make the answer unreadable for the client.
+            add(label=label.decode("utf-8", "replace"), score=score)
+
+
+def _write_regressions(result: Any, values: Array) -> None:
+    for value in values.tolist():
+        result.regressions.add(value=value)
+
+
+async def _classify(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+    with acquire(registry, request) as handle:
+        name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        examples, shared = await _read_examples(registry, request, large)
+        classified = await handle.classify(
+            examples, context=shared, signature_name=name, timeout=context.time_remaining()
+        )
+
+        def encode() -> bytes:
+            response = classification_pb2.ClassificationResponse()
+            _write_spec(response.model_spec, handle, name)
+            _write_classifications(response.result, classified)
+            data: bytes = response.SerializeToString()
+            return data
+
+        if sum(map(len, classified)) > LARGE_RESULTS:
+            return await registry.run_in_thread(encode)
+        return encode()
+
+
+async def _regress(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+    with acquire(registry, request) as handle:
+        name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        examples, shared = await _read_examples(registry, request, large)
+        values = await handle.regress(examples, context=shared, signature_name=name, timeout=context.time_remaining())
+
+        def encode() -> bytes:
+            response = regression_pb2.RegressionResponse()
+            _write_spec(response.model_spec, handle, name)
+            _write_regressions(response.result, values)
+            data: bytes = response.SerializeToString()
+            return data
+
+        return await registry.run_in_thread(encode) if len(values) > LARGE_RESULTS else encode()
+
+
+async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+    # The first task's model spec decides alone; no task at all reads as a spec without a name.
+    first = request.tasks[0].model_spec if request.tasks else inference_pb2.InferenceTask().model_spec
+    with acquire_spec(registry, first) as handle:
+        examples, shared = await _read_examples(registry, request, large)
+        tasks = [
+            InferenceTask(task.model_spec.signature_name or DEFAULT_SIGNATURE, task.method_name, task.model_spec.name)
+            for task in request.tasks
+        ]
+        results = await handle.multi_inference(tasks, examples, context=shared, timeout=context.time_remaining())
+
+        def encode() -> bytes:
+            response = inference_pb2.MultiInferenceResponse()
+            for task, result in zip(tasks, results, strict=True):
+                added = response.results.add()
+                _write_spec(added.model_spec, handle, task.signature_name)
+                if task.classifies:
+                    added.classification_result.SetInParent()
+                    _write_classifications(added.classification_result, result)
+                else:
+                    added.regression_result.SetInParent()
+                    _write_regressions(added.regression_result, result)
+            data: bytes = response.SerializeToString()
+            return data
+
+        return await registry.run_in_thread(encode) if len(examples) * len(tasks) > LARGE_RESULTS else encode()
+
+
+async def _metadata(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+    if not request.HasField("model_spec"):
+        raise InvalidModelSpecError("Missing ModelSpec")
+    if not request.metadata_field:
+        raise InvalidInputError("GetModelMetadataRequest must specify at least one metadata_field")
+    for field in request.metadata_field:
+        if field != "signature_def":
+            raise InvalidInputError(f"Metadata field {field} is not supported")
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    with acquire(registry, request) as handle:
+        _write_spec(response.model_spec, handle)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        for name, signature_def in handle.signature_defs.items():
+            signatures.signature_def[name].CopyFrom(signature_def)
+    response.metadata["signature_def"].Pack(signatures)
+    data: bytes = response.SerializeToString()
+    return data

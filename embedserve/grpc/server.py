@@ -1,0 +1,273 @@
+"""Bind and run TensorFlow Serving's gRPC services for a registry: ports, sockets, TLS, limits, start and stop.
+
+`serve` is the whole life of one server, in the registry's event loop. Knows no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import grpc
+import grpc.aio
+
+from embedserve.errors import ConfigError, RegistryStateError
+from embedserve.grpc import model_service, prediction_service, session_service
+from embedserve.grpc.addresses import UnixSocket, bind_error, tcp_address
+
+if TYPE_CHECKING:
+    from embedserve.grpc.health import Health
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["GrpcServer", "TlsConfig", "serve"]
+
+logger = logging.getLogger("embedserve")
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True, repr=False)
+class TlsConfig:
+    """Keys and certificates as PEM text, not as paths (TF Serving: ssl_config.proto).
+
+    Attributes:
+        server_key, server_cert: The server's private key and certificate chain.
+        custom_ca: Root certificates that client certificates are verified with; the system's when empty.
+        client_verify: Require and verify a client certificate.
+    """
+
+    server_key: str | bytes
+    server_cert: str | bytes
+    custom_ca: str | bytes = b""
+    client_verify: bool = False
+
+    def __repr__(self) -> str:  # A private key is not for logs.
+        return f"<TlsConfig{' with client verification' if self.client_verify else ''}>"
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """The same as gRPC server credentials.
+
+        Raises:
+            ConfigError: A key or certificate is missing, or there is no root certificate to verify clients with.
+        """
+        for name in ("server_key", "server_cert"):
+            if b"-----BEGIN " not in _bytes(getattr(self, name)):
+                raise ConfigError(f"TLS: {name} must hold a PEM text, starting with '-----BEGIN '; paths are not read")
+        roots = _bytes(self.custom_ca) or (_system_roots() if self.client_verify else None)
+        return grpc.ssl_server_credentials(
+            [(_bytes(self.server_key), _bytes(self.server_cert))],
+            root_certificates=roots,
+            require_client_auth=self.client_verify,
+        )
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def _system_roots() -> bytes:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    roots = "".join(ssl.DER_cert_to_PEM_cert(der) for der in context.get_ca_certs(binary_form=True))
+    if not roots:
+        raise ConfigError("TLS: client_verify needs custom_ca, because this system has no root certificates of its own")
+    return roots.encode()
+
+
+class GrpcServer:
+    """A running gRPC server; made by `serve`.
+
+    Attributes:
+        port: The TCP port, also when any free one was asked for; None without TCP.
+        socket_path: The Unix socket, if there is one.
+    """
+
+    def __init__(
+        self, server: Any, host: str, port: int | None, socket: UnixSocket | None, health: Health | None
+    ) -> None:
+        self._server = server
+        self._host = host
+        self._socket = socket
+        self._health = health
+        self._closed = False
+        self.port = port
+        self.socket_path = None if socket is None else socket.path
+
+    def __repr__(self) -> str:
+        where = [] if self.port is None else [tcp_address(self._host, self.port)]
+        where += [] if self.socket_path is None else [f"unix:{self.socket_path}"]
+        return f"<GrpcServer {' '.join(where)}{' (closed)' if self._closed else ''}>"
+
+    async def wait(self) -> None:
+        """Return when the server has ended."""
+        await self._server.wait_for_termination()
+
+    async def aclose(self, grace: float | None = None) -> None:
+        """Take no more calls, and give those in flight `grace` seconds before they are cancelled."""
+        self._closed = True
+        if self._health is not None:
+            self._health.close()
+        await self._server.stop(grace)
+        if self._socket is not None:
+            self._socket.remove()
+
+
+@asynccontextmanager
+async def serve(
+    registry: ModelRegistry,
+    *,
+    host: str = "0.0.0.0",
+    port: int | None = 8500,
+    socket_path: str | None = None,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    tls: TlsConfig | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    channel_arguments: Sequence[tuple[str, int | str]] = (),
+    compression: Literal["none", "deflate", "gzip"] = "none",
+    max_concurrent_calls: int | None = None,
+    health: bool = True,
+    reflection: bool = True,
+    profiler: bool = False,
+    tensor_content: bool = False,
+    reload: model_service.Reload | None = None,
+    metric: model_service.MetricReader | None = None,
+) -> AsyncIterator[GrpcServer]:
+    """Serve the registry over gRPC while the context lasts; leaving it drains for `drain_timeout` seconds.
+
+    Args:
+        registry: An entered registry; the server runs in its event loop.
+        host, port: TCP address; port 0 takes any free one, None serves no TCP.
+        socket_path: Also listen on this Unix socket; a stale or taken one is taken over.
+        max_message_bytes: Largest message in or out; `max_request_bytes` bounds requests too.
+        tls: Encrypt both the port and the socket.
+        credentials: Server credentials of another kind (ALTS, xDS) instead of `tls`.
+        channel_arguments: gRPC channel arguments; the last of duplicates wins.
+        compression: How answers are compressed; compressed requests are always understood.
+        max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
+        health: Serve `grpc.health.v1.Health`.
+        reflection: Serve server reflection.
+        profiler: Serve `tensorflow.ProfilerService`. Its clients name the directory that profiles are written to.
+        tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
+        reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
+        metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
+
+    Raises:
+        RegistryStateError: The registry was not entered, or lives on another event loop.
+        OSError: The port or socket cannot be had; the message names it.
+        ConfigError: Unusable TLS material, or nothing to listen on.
+    """
+    _check_loop(registry)
+    if tls is not None:
+        credentials = await asyncio.to_thread(tls.credentials)
+    if port is None and socket_path is None:
+        raise ConfigError("give a port, a socket_path, or both: there is nothing to listen on")
+    limit = min(max_message_bytes, registry.options.max_request_bytes)
+    options = {
+        "grpc.so_reuseport": 0,  # Otherwise a second server on the same port starts, and each gets half of the calls.
+        "grpc.max_receive_message_length": limit,
+        "grpc.max_send_message_length": max_message_bytes,
+    } | dict(channel_arguments)
+    server = grpc.aio.server(
+        options=list(options.items()),
+        compression=_COMPRESSION[compression],
+        maximum_concurrent_rpcs=max_concurrent_calls,
+    )
+    watched = _add_services(server, registry, health, reflection, profiler, tensor_content, reload, metric)
+    socket: UnixSocket | None = None
+    try:
+        bound = None if port is None else _bind(server, tcp_address(host, port), credentials, host, port)
+        if socket_path is not None:
+            socket = UnixSocket(socket_path)
+            _bind(server, socket.address, credentials, socket_path, None)
+        await server.start()
+        if socket is not None:
+            socket.publish()
+    except BaseException:
+        await server.stop(None)
+        if socket is not None:
+            socket.remove()
+        raise
+    running = GrpcServer(server, host, bound, socket, watched)
+    if bound is not None:
+        logger.info("Running gRPC ModelServer at %s ...", tcp_address(host, bound))
+    if socket is not None:
+        logger.info("Running gRPC ModelServer at UNIX socket %s ...", socket.path)
+    try:
+        yield running
+    finally:
+        await running.aclose(registry.options.drain_timeout)
+
+
+_COMPRESSION = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
+
+
+def _check_loop(registry: ModelRegistry) -> None:
+    loop = registry.loop
+    if loop is None:
+        raise RegistryStateError("enter the registry first: `async with registry:` around `async with serve(registry)`")
+    if loop is not asyncio.get_running_loop():
+        raise RegistryStateError(
+            "the registry lives on another event loop, and gRPC must run on the same one: enter it with `async with` "
+            "on this loop, instead of plain `with` or in another thread"
+        )
+
+
+def _bind(server: Any, address: str, credentials: grpc.ServerCredentials | None, place: str, port: int | None) -> int:
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
+    except (RuntimeError, ValueError) as error:  # grpc has one error for everything, and logs the reason.
+        raise bind_error(place, port, secure=credentials is not None) from error
+
+
+def _add_services(
+    server: Any,
+    registry: ModelRegistry,
+    health: bool,
+    reflection: bool,
+    profiler: bool,
+    tensor_content: bool,
+    reload: model_service.Reload | None,
+    metric: model_service.MetricReader | None,
+) -> Health | None:
+    names = [prediction_service.SERVICE, model_service.SERVICE, session_service.SERVICE]
+    services = [
+        prediction_service.handlers(registry, tensor_content=tensor_content),
+        model_service.handlers(registry, reload=reload, metric=metric),
+        session_service.handlers(registry, tensor_content=tensor_content),
+    ]
+    watched: Health | None = None
+    if health:
+        watched = _optional("health", "grpcio-health-checking").Health(registry)
+        services.append(watched.handlers())
+        names.append("grpc.health.v1.Health")
+    if profiler:
+        services.append(_optional("profiler", "tensorflow").handlers(registry))
+        names.append("tensorflow.ProfilerService")
+    server.add_generic_rpc_handlers(tuple(services))
+    if reflection:
+        _optional("reflection", "grpcio-reflection").add_to(server, names)
+    return watched
+
+
+def _optional(module: str, distribution: str) -> ModuleType:
+    """A module of this package whose third-party package may be missing."""
+    from importlib import import_module
+
+    try:
+        return import_module(f"embedserve.grpc.{module}")
+    except ImportError as error:
+        raise ConfigError(
+            f"gRPC {module} needs the package {distribution}: pip install {distribution}, or serve with {module}=False "
+            f"({error})"
+        ) from error

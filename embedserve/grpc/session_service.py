@@ -1,0 +1,97 @@
+"""`tensorflow.serving.SessionService`: SessionRun on versions that run in a graph session.
+
+TensorFlow Serving defines the service and links no implementation of it. Knows nothing of graphs: the servable's
+`run_graph` does; a version without one answers UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from tensorflow_serving.apis import session_service_pb2
+
+from embedserve.errors import InvalidInputError, UnsupportedError
+from embedserve.grpc.calls import acquire, unary
+from embedserve.servable import Array
+from embedserve.signature import DEFAULT_SIGNATURE
+from embedserve.tensors import dtypes, proto
+
+if TYPE_CHECKING:
+    from embedserve.registry import ModelHandle, ModelRegistry
+
+__all__ = ["SERVICE", "handlers"]
+
+SERVICE = "tensorflow.serving.SessionService"
+
+
+def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.GenericRpcHandler:
+    """The service's handlers; `tensor_content` as for Predict."""
+    run = partial(_session_run, registry, tensor_content)
+    return grpc.method_handlers_generic_handler(
+        SERVICE, {"SessionRun": unary(registry, session_service_pb2.SessionRunRequest, run)}
+    )
+
+
+async def _session_run(registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool) -> bytes:
+    with acquire(registry, request) as handle:
+        run_graph = getattr(handle.servable, "run_graph", None)
+        if run_graph is None:
+            raise UnsupportedError(
+                f"SessionRun needs a model that runs in a graph session; version {handle.version} of {handle.name} runs "
+                f'as {handle.servable.kind!r}: set servable="session" for this model'
+            )
+
+        def run() -> bytes:
+            fetches = list(request.fetch)
+            feeds = _decode(request)
+            if request.tensor_name_is_alias:
+                feeds, tensors = _resolve(handle, request.model_spec.signature_name, feeds, fetches)
+            else:
+                tensors = fetches
+            arrays = run_graph(feeds, tensors, list(request.target))
+            return _response(handle, fetches, arrays, tensor_content)
+
+        # The graph run itself needs a thread, whatever the size of the request.
+        return await registry.run_in_thread(run)
+
+
+def _decode(request: Any) -> dict[str, Array]:
+    feeds: dict[str, Array] = {}
+    for feed in request.feed:
+        if feed.name in feeds:
+            raise InvalidInputError(f"duplicate feed: {feed.name}")
+        feeds[feed.name] = proto.decode(feed.tensor, feed.name)
+    return feeds
+
+
+def _resolve(
+    handle: ModelHandle, signature_name: str, feeds: dict[str, Array], fetches: list[str]
+) -> tuple[dict[str, Array], list[str]]:
+    """Replace the signature's aliases by the names of its tensors."""
+    signature = handle.signature(signature_name or DEFAULT_SIGNATURE)
+
+    def tensor_name(specs: Any, alias: str) -> str:
+        spec = specs.get(alias)
+        if spec is None:
+            raise InvalidInputError(
+                f"alias {alias!r} not found in signature {signature.name!r}; it has {', '.join(sorted(specs)) or 'none'}"
+            )
+        return str(spec.tensor_name)
+
+    return (
+        {tensor_name(signature.inputs, alias): array for alias, array in feeds.items()},
+        [tensor_name(signature.outputs, alias) for alias in fetches],
+    )
+
+
+def _response(handle: ModelHandle, fetches: list[str], arrays: list[Array], tensor_content: bool) -> bytes:
+    response = session_service_pb2.SessionRunResponse()
+    response.model_spec.name = handle.name
+    response.model_spec.version.value = handle.version
+    for name, array in zip(fetches, arrays, strict=True):
+        added = response.tensor.add(name=name)
+        proto.encode_into(added.tensor, array, dtypes.by_numpy(array.dtype), tensor_content)
+    data: bytes = response.SerializeToString()
+    return data

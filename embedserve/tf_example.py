@@ -1,0 +1,305 @@
+"""Classify, Regress and MultiInference over `tf.Example` on a model handle (TF Serving: classifier.cc, regressor.cc).
+
+Checks the signature's structure, feeds serialized Examples through `handle.predict` (so they are batched like any
+request) and reads the result. Called by the handle; knows no wire. Order and words of errors are TensorFlow Serving's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from embedserve.errors import InvalidInputError, UnsupportedError
+from embedserve.servable import Array
+from embedserve.signature import DEFAULT_SIGNATURE, Signature
+from embedserve.tensors import dtypes
+
+if TYPE_CHECKING:
+    from embedserve.handle import ModelHandle
+
+__all__ = [
+    "CLASSIFY_METHOD",
+    "REGRESS_METHOD",
+    "Classifications",
+    "InferenceTask",
+    "classify",
+    "multi_inference",
+    "regress",
+]
+
+CLASSIFY_METHOD = "tensorflow/serving/classify"
+REGRESS_METHOD = "tensorflow/serving/regress"
+
+INPUT = "inputs"
+CLASSES = "classes"
+SCORES = "scores"
+OUTPUT = "outputs"
+
+
+class SerializableExample(Protocol):
+    """A `tf.train.Example`, or anything that serializes like one."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        """The Example's bytes."""
+
+
+Example: TypeAlias = bytes | SerializableExample
+Classifications: TypeAlias = list[list[tuple[bytes, float]]]
+"""For each example its (label, score) pairs; a part that the signature does not give is `b""` or 0."""
+
+
+class InferenceTask(NamedTuple):
+    """One task of a MultiInference request.
+
+    Attributes:
+        signature_name: The signature to evaluate; each only once.
+        method_name: `tensorflow/serving/classify` or `tensorflow/serving/regress`.
+        model_name: What the request called the model; None is the handle's.
+    """
+
+    signature_name: str
+    method_name: str
+    model_name: str | None = None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the task's result is a classification."""
+        return self.method_name == CLASSIFY_METHOD
+
+
+async def classify(
+    handle: ModelHandle,
+    examples: Sequence[Example],
+    context: Example | None = None,
+    signature_name: str = DEFAULT_SIGNATURE,
+    timeout: float | None = None,
+) -> Classifications:
+    """Classify Examples; `context` is merged under each of them (an example's own features win).
+
+    Raises:
+        InvalidInputError: No examples, or the signature or its result is not a classifier's.
+    """
+    signature = _signature(handle, signature_name)
+    names = _classification_outputs(signature, _checks_method_names(handle))
+    outputs = await _run(handle, signature, names, _feed(examples, context), timeout)
+    return _classifications(outputs, len(examples))
+
+
+async def regress(
+    handle: ModelHandle,
+    examples: Sequence[Example],
+    context: Example | None = None,
+    signature_name: str = DEFAULT_SIGNATURE,
+    timeout: float | None = None,
+) -> Array:
+    """Regress Examples: float32 of shape `[examples]`; `context` as for `classify`.
+
+    Raises:
+        InvalidInputError: No examples, or the signature or its result is not a regressor's.
+    """
+    signature = _signature(handle, signature_name)
+    names = _regression_outputs(signature, _checks_method_names(handle))
+    outputs = await _run(handle, signature, names, _feed(examples, context), timeout)
+    return _regressions(outputs, len(examples))
+
+
+async def multi_inference(
+    handle: ModelHandle,
+    tasks: Sequence[InferenceTask],
+    examples: Sequence[Example],
+    context: Example | None = None,
+    timeout: float | None = None,
+) -> list[Classifications | Array]:
+    """Evaluate several signatures on the same Examples, at the same time; one failing task fails them all.
+
+    Returns:
+        In task order what `classify` or `regress` would return.
+
+    Raises:
+        InvalidInputError: As those, or a signature is unknown or asked for twice.
+        UnsupportedError: A task is neither a classification nor a regression.
+    """
+    checked = _checked_tasks(handle, tasks)
+    feed = _feed(examples, context)
+    try:
+        async with asyncio.TaskGroup() as group:
+            runs = [group.create_task(_run(handle, signature, names, feed, timeout)) for _, signature, names in checked]
+    except* asyncio.CancelledError:
+        raise
+    except* Exception as failures:
+        raise _first(failures) from None
+    return [
+        _classifications(run.result(), len(examples)) if task.classifies else _regressions(run.result(), len(examples))
+        for (task, _, _), run in zip(checked, runs, strict=True)
+    ]
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _checked_tasks(
+    handle: ModelHandle, tasks: Sequence[InferenceTask]
+) -> list[tuple[InferenceTask, Signature, tuple[str, ...]]]:
+    """Each task with its signature and the outputs to run, checked in the order of multi_inference.cc."""
+    check_method_name = _checks_method_names(handle)
+    model_name: str | None = None
+    checked: dict[str, tuple[InferenceTask, Signature, tuple[str, ...]]] = {}
+    for task in tasks:
+        name = handle.name if task.model_name is None else task.model_name
+        if not name:
+            raise InvalidInputError("Found ModelSpec with an empty model name.")
+        if name != (model_name or name):
+            raise InvalidInputError("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+        model_name = name
+        signature_name = task.signature_name or DEFAULT_SIGNATURE
+        if signature_name in checked:
+            raise InvalidInputError(f"Duplicate evaluation of signature: {signature_name}")
+        signature = handle.signatures.get(signature_name)
+        if signature is None:
+            raise InvalidInputError(f"Requested signature not found in model graph: {signature_name}")
+        if task.method_name == CLASSIFY_METHOD:
+            names = _classification_outputs(signature, check_method_name)
+        elif task.method_name == REGRESS_METHOD:
+            names = _regression_outputs(signature, check_method_name)
+        else:
+            raise UnsupportedError(f"Unsupported signature method_name: {task.method_name}")
+        checked[signature_name] = task, signature, names
+    return list(checked.values())
+
+
+def _checks_method_names(handle: ModelHandle) -> bool:
+    return handle.options.enable_signature_method_name_check
+
+
+def _signature(handle: ModelHandle, name: str) -> Signature:
+    signature = handle.signatures.get(name or DEFAULT_SIGNATURE)
+    if signature is None:
+        raise InvalidInputError(f"No signature was found with the name: {name or DEFAULT_SIGNATURE}")
+    return signature
+
+
+def _classification_outputs(signature: Signature, check_method_name: bool) -> tuple[str, ...]:
+    """The outputs to run for a classification, classes first.
+
+    Raises:
+        InvalidInputError: The signature cannot classify.
+    """
+    if check_method_name and signature.method_name != CLASSIFY_METHOD:
+        raise InvalidInputError(
+            f"Expected classification signature method_name to be {CLASSIFY_METHOD}. Was: {signature.method_name}"
+        )
+    _check_input(signature, "classification")
+    if len(signature.outputs) not in (1, 2):
+        raise InvalidInputError(f"Expected one or two output Tensors, found {len(signature.outputs)}")
+    names = tuple(name for name in (CLASSES, SCORES) if name in signature.outputs)
+    if not names:
+        raise InvalidInputError(
+            'Expected classification signature outputs to contain at least one of "classes" or "scores". '
+            f"Signature was: {signature}"
+        )
+    return names
+
+
+def _regression_outputs(signature: Signature, check_method_name: bool) -> tuple[str, ...]:
+    """The output to run for a regression.
+
+    Raises:
+        InvalidInputError: The signature cannot regress.
+    """
+    if check_method_name and signature.method_name != REGRESS_METHOD:
+        raise InvalidInputError(
+            f"Expected regression signature method_name to be {REGRESS_METHOD}. Was: {signature.method_name}"
+        )
+    _check_input(signature, "regression")
+    if len(signature.outputs) != 1:
+        raise InvalidInputError("Expected one output Tensor.")
+    if OUTPUT not in signature.outputs:
+        raise InvalidInputError(f"No regression outputs found in SignatureDef: {signature}")
+    return (OUTPUT,)
+
+
+def _check_input(signature: Signature, task: str) -> None:
+    if len(signature.inputs) != 1:
+        raise InvalidInputError("Expected one input Tensor.")
+    if INPUT not in signature.inputs:
+        raise InvalidInputError(f"No {task} inputs found in SignatureDef: {signature}")
+
+
+def _feed(examples: Sequence[Example], context: Example | None) -> Array:
+    """The 1-D string tensor of serialized Examples. Concatenated messages merge, so the context goes in front."""
+    if not len(examples):
+        raise InvalidInputError("Input is empty.")
+    shared = b"" if context is None else _serialized(context)
+    feed = np.empty(len(examples), dtype=object)
+    feed[:] = [shared + _serialized(example) for example in examples]
+    return feed
+
+
+def _serialized(example: Example) -> bytes:
+    return example if isinstance(example, bytes) else example.SerializeToString()
+
+
+async def _run(
+    handle: ModelHandle, signature: Signature, names: tuple[str, ...], feed: Array, timeout: float | None
+) -> dict[str, Array]:
+    # All outputs need no filter, and requests without one share batches with plain predictions.
+    output_filter = None if len(names) == len(signature.outputs) else names
+    return await handle.predict(
+        {INPUT: feed}, signature_name=signature.name, output_filter=output_filter, timeout=timeout
+    )
+
+
+def _classifications(outputs: dict[str, Array], num_examples: int) -> Classifications:
+    classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
+    for name, array, expected in ((CLASSES, classes, "DT_STRING"), (SCORES, scores, "DT_FLOAT")):
+        if array is None:
+            continue
+        if array.ndim != 2:
+            raise InvalidInputError(f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}")
+        if (given := _dtype(array)) != expected:
+            raise InvalidInputError(f"Expected {name} Tensor of {expected}. Got: {given}")
+        if len(array) != num_examples:
+            raise InvalidInputError(f"Expected {name} output batch size of {num_examples}. Got: {len(array)}")
+    if classes is not None and scores is not None:
+        if classes.shape != scores.shape:
+            raise InvalidInputError(
+                f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}"
+            )
+        return [
+            list(zip(labels, values, strict=True))
+            for labels, values in zip(classes.tolist(), scores.tolist(), strict=True)
+        ]
+    if classes is not None:
+        return [[(label, 0.0) for label in labels] for labels in classes.tolist()]
+    assert scores is not None, "a classification signature gives classes or scores"
+    return [[(b"", value) for value in values] for values in scores.tolist()]
+
+
+def _regressions(outputs: dict[str, Array], num_examples: int) -> Array:
+    array = outputs.get(OUTPUT)
+    if array is None:
+        raise InvalidInputError(f"Could not find output tensor '{OUTPUT}'")
+    if array.ndim != 1 and not (array.ndim == 2 and array.shape[1] == 1):
+        raise InvalidInputError(
+            f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {_shape(array)}"
+        )
+    if len(array) != num_examples:
+        raise InvalidInputError(f"Input batch size did not match output batch size: {num_examples} vs. {len(array)}")
+    if (given := _dtype(array)) != "DT_FLOAT":
+        raise InvalidInputError(f"Expected output Tensor of DT_FLOAT.  Got: {given}")
+    return array.reshape(-1)
+
+
+def _shape(array: Array) -> str:
+    return f"[{','.join(map(str, array.shape))}]"
+
+
+def _dtype(array: Array) -> str:
+    return dtypes.by_numpy(array.dtype).enum_name
