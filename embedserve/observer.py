@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from embedserve.errors import Code
 from embedserve.servable import ServableId, State
 
-__all__ = ["Observer", "Observers"]
+__all__ = ["Observer", "Observers", "running_api"]
 
 logger = logging.getLogger("embedserve")
+
+running_api: ContextVar[str] = ContextVar("embedserve_running_api", default="Predict")
+"""Which API a run answers: `Predict`, `Classify`, `Regress` or `MultiInference`; readable in `run_finished`."""
 
 
 class Observer:

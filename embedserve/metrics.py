@@ -1,0 +1,342 @@
+"""Prometheus metrics: TF Serving's names, labels and exposition, and ours beside them with conventional names.
+
+An observer of a registry that keeps plain numbers. REST serves `exposition()`; a host may register `Metrics` as a
+collector in its own prometheus registry. Knows no wire and no model.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from embedserve.errors import Code, ServingError
+from embedserve.observer import Observer, running_api
+from embedserve.servable import ServableId, State
+
+__all__ = ["OTHER_MODELS", "Metrics"]
+
+OTHER_MODELS = "(other)"
+"""The `model_name` of requests for unknown models, once too many different ones have been asked for."""
+
+_MAX_NAME = 256
+_ENDED_VERSIONS_KEPT = 10
+
+
+def _exponential(scale: float, growth: float, count: int) -> tuple[float, ...]:
+    return tuple(scale * growth**i for i in range(count))
+
+
+# TF Serving's bucket limits; the last bucket, +Inf, is not listed.
+_LATENCY = _exponential(10, 1.8, 33)
+_QUEUING = _exponential(100, 1.2, 52)
+_EXAMPLES = _exponential(1, 2, 15)
+_BATCH_SIZES = _exponential(1, 2, 14)
+_WAIT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+_Labels = tuple[str, ...]
+_Sample = tuple[str, dict[str, str], float]
+
+
+class _Family:
+    """One metric with its cells by label values."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str] = (), *, listed: bool = True) -> None:
+        self.name = name
+        self.documentation = documentation
+        self.labels = tuple(labels)
+        self.listed = listed  # Its TYPE line is printed before it has a cell.
+
+    def values(self) -> Iterator[_Sample]:
+        """Suffix, labels and value of each sample, cells in the order of their label values."""
+        return iter(())
+
+    def drop(self, leading: _Labels) -> None:
+        """Forget the cells whose first label values are these."""
+
+    def named(self, values: _Labels) -> dict[str, str]:
+        return dict(zip(self.labels, values, strict=True))
+
+
+class _Counter(_Family):
+    kind = "counter"
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str] = (), *, listed: bool = True) -> None:
+        super().__init__(name, documentation, labels, listed=listed)
+        self._cells: dict[_Labels, int] = {}
+
+    def add(self, values: _Labels, amount: int = 1) -> None:
+        self._cells[values] = self._cells.get(values, 0) + amount
+
+    def values(self) -> Iterator[_Sample]:
+        # The copy lets a thread of the host's scrape while the loop counts.
+        for values, count in sorted(self._cells.copy().items()):
+            yield "", self.named(values), count
+
+    def drop(self, leading: _Labels) -> None:
+        for values in [values for values in self._cells if values[: len(leading)] == leading]:
+            del self._cells[values]
+
+
+class _Histogram(_Family):
+    kind = "histogram"
+
+    def __init__(
+        self, name: str, documentation: str, labels: Sequence[str], limits: tuple[float, ...], *, listed: bool = True
+    ) -> None:
+        super().__init__(name, documentation, labels, listed=listed)
+        self._limits = limits
+        self._names = (*(f"{limit:g}" for limit in limits), "+Inf")
+        self._cells: dict[_Labels, tuple[list[int], list[float]]] = {}
+
+    def observe(self, values: _Labels, value: float, times: int = 1) -> None:
+        cell = self._cells.get(values)
+        if cell is None:
+            cell = self._cells.setdefault(values, ([0] * (len(self._limits) + 1), [0.0]))
+        counts, total = cell
+        # A value equal to a limit is in that limit's bucket, as `le` says; TF Serving counts it in the next one.
+        counts[bisect_left(self._limits, value)] += times
+        total[0] += value * times
+
+    def values(self) -> Iterator[_Sample]:
+        for values, (counts, total) in sorted(self._cells.copy().items()):
+            labels = self.named(values)
+            cumulated = 0
+            for limit, count in zip(self._names, counts.copy(), strict=True):
+                cumulated += count
+                yield "_bucket", {**labels, "le": limit}, cumulated
+            yield "_sum", labels, total[0]
+            yield "_count", labels, cumulated
+
+    def drop(self, leading: _Labels) -> None:
+        for values in [values for values in self._cells if values[: len(leading)] == leading]:
+            del self._cells[values]
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+class Metrics(Observer, Collector):
+    """Counts what a registry and its adapters do: `ModelRegistry(observers=[metrics])`, `create_app(metrics=metrics)`.
+
+    Give it to `CollectorRegistry.register` of the host's prometheus_client to have its metrics on the host's own page.
+    TF Serving's counters are untyped there, because their names do not end in `_total` as that page requires.
+
+    Args:
+        max_unknown_models: How many different names of models that were never loaded get a `model_name` of their own;
+            requests for any more share `(other)`, so that clients cannot grow the page without bound.
+    """
+
+    def __init__(self, *, max_unknown_models: int = 100) -> None:
+        self._max_unknown_models = max_unknown_models
+        self._known: set[str] = set()
+        self._unknown: set[str] = set()
+        self._ended: dict[str, deque[str]] = {}
+        self._registry: CollectorRegistry | None = None
+        self._tf_serving()
+        self._ours()
+        families = [value for value in vars(self).values() if isinstance(value, _Family)]
+        self._families = sorted(families, key=lambda family: family.name)
+
+    def __repr__(self) -> str:
+        return f"<Metrics of {len(self._known)} known and {len(self._unknown)} unknown models>"
+
+    def _tf_serving(self) -> None:
+        serving, saved_model = ":tensorflow:serving:", ":tensorflow:cc:saved_model:"
+        batching = f"{serving}batching_session:"
+        self._requests = _Counter(f"{serving}request_count", "Requests answered.", ("model_name", "status"))
+        self._request_latency = _Histogram(
+            f"{serving}request_latency",
+            "Microseconds of successful requests.",
+            ("model_name", "API", "entrypoint"),
+            _LATENCY,
+        )
+        self._runtime_latency = _Histogram(
+            f"{serving}runtime_latency",
+            "Microseconds of successful runs, batching wait included.",
+            ("model_name", "API", "runtime"),
+            _LATENCY,
+        )
+        self._examples = _Histogram(
+            f"{serving}request_example_counts", "Examples per MultiInference request.", ("model",), _EXAMPLES
+        )
+        self._examples_total = _Counter(
+            f"{serving}request_example_count_total", "Examples of MultiInference requests.", ("model",)
+        )
+        self._logged = _Counter(f"{serving}request_log_count", "Requests logged.", ("model_name", "status_code"))
+        self._warmup_latency = _Histogram(
+            f"{serving}model_warmup_latency", "Microseconds of recorded warm-ups.", ("model_path", "status"), _LATENCY
+        )
+        self._warmup_records = _Counter(
+            f"{serving}model_warmup_records_read", "Warm-up records read.", ("model_path", "status")
+        )
+        self._mlmd = _Family(f"{serving}mlmd_map", "Never set.", ("model_name", "version"))
+        self._queuing = _Histogram(
+            f"{batching}queuing_latency", "Microseconds in a batch queue.", ("thread_pool_name",), _QUEUING
+        )
+        self._batch_runs = _Counter(f"{batching}wrapped_run_count", "Batches run.")
+        self._input_sizes = _Histogram(
+            f"{batching}input_batch_size", "Rows per request and input.", (), _BATCH_SIZES, listed=False
+        )
+        self._processed_sizes = _Histogram(
+            f"{batching}processed_batch_size", "Rows per batch, padding included.", (), _BATCH_SIZES, listed=False
+        )
+        self._paddings = _Histogram(
+            f"{batching}padding_size", "Padding rows.", ("execution_batch_size",), _BATCH_SIZES, listed=False
+        )
+        self._loads = _Counter(f"{saved_model}load_attempt_count", "Load attempts.", ("model_path", "status"))
+        self._load_micros = _Counter(f"{saved_model}load_latency", "Microseconds spent in loads.", ("model_path",))
+
+    def _ours(self) -> None:
+        labels = ("model", "version", "signature")
+        self._rows = _Histogram("embedserve_batch_rows", "Rows per batch, without padding.", labels, _BATCH_SIZES)
+        self._waits = _Histogram("embedserve_queue_wait_seconds", "Wait in the batch queue.", labels, _WAIT_SECONDS)
+        self._padding = _Counter("embedserve_padding_rows_total", "Rows that were padding.", labels)
+        self._released = _Counter(
+            "embedserve_batches_released_total", "Batches by why they left the queue.", (*labels, "reason")
+        )
+
+    # What the registry and its adapters tell.
+
+    def version_state(self, id: ServableId, state: State, error: Exception | None) -> None:
+        """Learn the models there are; the oldest of many ended versions lose their cells."""
+        self._know(id.name)
+        version = str(id.version)
+        ended = self._ended.setdefault(id.name, deque())
+        if version in ended:
+            ended.remove(version)
+        if state is State.END:
+            ended.append(version)
+            if len(ended) > _ENDED_VERSIONS_KEPT:
+                gone = ended.popleft()
+                for family in (self._rows, self._waits, self._padding, self._released):
+                    family.drop((id.name, gone))
+
+    def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
+        """Count a load attempt."""
+        self._loads.add((path, "success" if error is None else "fail"))
+        self._load_micros.add((path,), _micros(seconds))
+
+    def warmup_finished(self, id: ServableId, path: str, seconds: float, records: int, error: Exception | None) -> None:
+        """Count a replay of recorded requests."""
+        status = _code_of(error).name
+        self._warmup_latency.observe((path, status), _micros(seconds))
+        self._warmup_records.add((path, status), records)
+
+    def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
+        """Time a successful run of the APIs that TF Serving times."""
+        api = running_api.get()
+        if error is None and api in ("Predict", "Classify", "Regress"):
+            self._runtime_latency.observe((id.name, api, "TF1"), _micros(seconds))
+
+    def batch_formed(
+        self, id: ServableId, signature_name: str, rows: int, padded_rows: int, requests: int, reason: str
+    ) -> None:
+        """Count a batch."""
+        labels = (id.name, str(id.version), signature_name)
+        padding = padded_rows - rows
+        self._batch_runs.add(())
+        self._processed_sizes.observe((), padded_rows)
+        self._paddings.observe((str(padded_rows),), padding)
+        self._rows.observe(labels, rows)
+        self._padding.add(labels, padding)
+        self._released.add((*labels, reason))
+
+    def queue_wait(self, id: ServableId, signature_name: str, seconds: float) -> None:
+        """Time a wait for a batch."""
+        self._queuing.observe(("",), _micros(seconds))
+        self._waits.observe((id.name, str(id.version), signature_name), seconds)
+
+    def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
+        """Count a request's rows, once per input tensor as TF Serving does."""
+        self._input_sizes.observe((), rows, inputs)
+
+    def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
+        """Count an answer, and time a successful one."""
+        if code is Code.OK and api:
+            self._know(model_name)
+        name = self._bounded(model_name)
+        self._requests.add((name, code.name))
+        if code is Code.OK:
+            self._request_latency.observe((name, api, entrypoint), _micros(seconds))
+
+    def examples_counted(self, model_name: str, examples: int) -> None:
+        """Count the examples of a MultiInference request."""
+        name = self._bounded(model_name)
+        self._examples.observe((name,), examples)
+        self._examples_total.add((name,), examples)
+
+    def _know(self, name: str) -> None:
+        if name not in self._known:
+            self._known.add(name)
+            self._unknown.discard(name)
+
+    def _bounded(self, name: str) -> str:
+        if name in self._known or name in self._unknown or not name:
+            return name
+        if len(self._unknown) >= self._max_unknown_models or len(name) > _MAX_NAME:
+            return OTHER_MODELS
+        self._unknown.add(name)
+        return name
+
+    # What is read from it.
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """A prometheus registry of its own that holds these metrics and nothing else."""
+        if self._registry is None:
+            self._registry = CollectorRegistry()
+            self._registry.register(self)
+        return self._registry
+
+    def exposition(self) -> bytes:
+        """The page that TF Serving shows: TYPE lines without HELP, braces always, metrics and cells sorted."""
+        lines: list[str] = []
+        for family in self._families:
+            samples = list(family.values())
+            if samples or family.listed:
+                lines.append(f"# TYPE {family.name} {family.kind}")
+            lines += (f"{family.name}{suffix}{_braces(labels)} {_number(value)}" for suffix, labels, value in samples)
+        return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+
+    def collect(self) -> Iterable[Metric]:
+        """For prometheus_client: the same samples under the same names."""
+        for family in self._families:
+            total = family.kind == "counter" and family.name.endswith("_total")
+            kind = "unknown" if family.kind == "counter" and not total else family.kind
+            metric = Metric(family.name.removesuffix("_total") if total else family.name, family.documentation, kind)
+            for suffix, labels, value in family.values():
+                metric.add_sample(family.name + suffix, labels, value)
+            yield metric
+
+    def describe(self) -> Iterable[Metric]:
+        """For prometheus_client, which refuses a name twice in one registry."""
+        return self.collect()
+
+
+def _code_of(error: Exception | None) -> Code:
+    if error is None:
+        return Code.OK
+    return Code(error.code) if isinstance(error, ServingError) else Code.UNKNOWN
+
+
+def _braces(labels: dict[str, str]) -> str:
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    # TF Serving leaves newlines as they are, which breaks the page.
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    """Six digits as TF Serving prints, or as many as it takes: a sum of six digits soon stands still."""
+    short = f"{value:g}"
+    return short if float(short) == value else f"{value:.17g}" if value % 1 else f"{value:.0f}"

@@ -1,0 +1,243 @@
+"""The REST API as an ASGI application that runs by itself or below any prefix of another one.
+
+Decides what each HTTP request is (section 1.2 of TF Serving's contract) and writes the answer; what a route does is in
+`handlers`, what it means is in the registry. A plain ASGI callable, because a framework's request and response objects
+would cost more than the rest of a small request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from embedserve.errors import Code, InvalidInputError, NotReadyError, RegistryStateError, ServingError
+from embedserve.rest import handlers, health
+from embedserve.rest.body import Receive, Reservation, read_body
+from embedserve.rest.disconnect import CancelOnDisconnect
+from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
+from embedserve.rest.target import METHODS, Route, is_strict_uri, path_of, raw_target, route
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+    from embedserve.metrics import Metrics
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["DEFAULT_METRICS_PATH", "RestApp", "create_app", "routes"]
+
+logger = logging.getLogger("embedserve.rest")
+
+Scope: TypeAlias = Mapping[str, Any]
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+
+DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
+
+_CORS = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"POST, GET"),
+    (b"access-control-allow-headers", b"Content-Type"),
+)
+
+
+def create_app(
+    registry: ModelRegistry,
+    *,
+    cors: bool = False,
+    timeout: float | None = 30.0,
+    metrics: Metrics | None = None,
+    metrics_path: str = DEFAULT_METRICS_PATH,
+    health: bool = True,
+) -> RestApp:
+    """The REST API of a registry, as an ASGI application.
+
+    Mounted in a host application, the host enters the registry, because no framework runs a mounted application's
+    lifespan: `Starlette(routes=[Mount("/ml", create_app(registry))], lifespan=registry.lifespan)`. Run by itself
+    (`uvicorn module:app`) it enters the registry in its own lifespan, unless that has happened.
+
+    Args:
+        registry: Entered or not yet; on the loop that the application runs on.
+        cors: Add TF Serving's CORS headers to every answer of the REST API.
+        timeout: Seconds that a run of predict, classify or regress may take; None or 0 waits as long as it takes.
+        metrics: Serve this exposition at `metrics_path`, and let it observe the registry.
+        metrics_path: Exact path of the exposition, below the mount point.
+        health: Serve `/-/live`, `/-/ready` and `/-/ready/NAME`.
+    """
+    return RestApp(registry, cors=cors, timeout=timeout, metrics=metrics, metrics_path=metrics_path, health=health)
+
+
+def routes(
+    registry: ModelRegistry,
+    *,
+    cors: bool = False,
+    timeout: float | None = 30.0,
+    metrics: Metrics | None = None,
+    metrics_path: str = DEFAULT_METRICS_PATH,
+    health: bool = True,
+) -> list[BaseRoute]:
+    """The REST API as Starlette routes that sit beside a host's own; arguments as `create_app`.
+
+    They take `/v1/...`, the health paths and the metrics path, and nothing else: `Starlette(routes=[*own,
+    *routes(registry)])`, `Mount("/ml", routes=routes(registry))`, `fastapi_app.router.routes.extend(routes(registry))`.
+    """
+    from embedserve.rest.starlette_route import RestRoute
+
+    app = create_app(registry, cors=cors, timeout=timeout, metrics=metrics, metrics_path=metrics_path, health=health)
+    return [RestRoute(app)]
+
+
+class RestApp:
+    """ASGI application over one registry; holds no state of its own."""
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        *,
+        cors: bool,
+        timeout: float | None,
+        metrics: Metrics | None,
+        metrics_path: str,
+        health: bool,
+    ) -> None:
+        self._registry = registry
+        self._cors = _CORS if cors else ()
+        self._timeout = timeout if timeout is not None and timeout > 0 else None
+        self._metrics = metrics
+        self._metrics_path = metrics_path
+        self._health = health
+        if metrics is not None and metrics not in registry.observers:
+            registry.observers.add(metrics)
+
+    def __repr__(self) -> str:
+        return f"<RestApp of {self._registry!r}>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection."""
+        if scope["type"] == "http":
+            await self._send(scope, await self._respond(scope, receive), send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    def takes(self, scope: Scope) -> bool:
+        """Whether a request is one of ours, whatever its answer; the rest is the host's."""
+        target = raw_target(scope)
+        return _is_rest(target) or self._is_metrics(target) or (self._health and health.is_health_path(path_of(target)))
+
+    def _is_metrics(self, target: str) -> bool:
+        return self._metrics is not None and path_of(target) == self._metrics_path
+
+    @staticmethod
+    async def _send(scope: Scope, response: Response, send: Send) -> None:
+        body = response.body
+        headers = [(b"content-length", b"%d" % len(body)), *response.headers]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _respond(self, scope: Scope, receive: Receive) -> Response:
+        """TF Serving's order: method, URI, metrics, REST; ours before what is left: health."""
+        method = scope["method"]
+        if method not in METHODS:
+            return self._html(scope, 501)
+        target = raw_target(scope)
+        if not is_strict_uri(target):
+            return self._html(scope, 400)
+        if self._metrics is not None and self._is_metrics(target):
+            return Response(200, self._metrics.exposition(), ((b"content-type", b"text/plain"),))
+        if _is_rest(target):
+            response = await self._rest(scope, method, target, receive)
+            return response._replace(headers=response.headers + self._cors) if self._cors else response
+        if self._health and health.is_health_path(path_of(target)):
+            return health.answer(self._registry, method, path_of(target))
+        return self._html(scope, 404)
+
+    @staticmethod
+    def _html(scope: Scope, status: int) -> Response:
+        return html_page(status, close=scope.get("http_version", "1.1").startswith("1"))
+
+    async def _rest(self, scope: Scope, method: str, target: str, receive: Receive) -> Response:
+        """Answer a request under `/v1/` and tell the observers."""
+        started = perf_counter()
+        observers = self._registry.observers
+        name = api = ""
+        code = Code.OK
+        try:
+            self._check_usable()
+            if method == "OPTIONS":
+                return _preflight(scope)
+            found = route(method, target)
+            name = found.name
+            if method == "GET":
+                return json_response(await handlers.get(self._registry, found))
+            api = found.action
+            return json_response(await self._post(scope, receive, found))
+        except ServingError as error:
+            code = wire_code(error)
+            return error_response(error)
+        except Exception:
+            logger.exception("a bug in answering %s %s", method, target)
+            code = Code.INTERNAL
+            return error_response(ServingError("internal error"))
+        except asyncio.CancelledError:
+            code = Code.CANCELLED
+            raise
+        finally:
+            if observers:
+                observers.request_finished(name, api, "REST", code, perf_counter() - started)
+
+    async def _post(self, scope: Scope, receive: Receive, found: Route) -> bytes:
+        registry = self._registry
+        with Reservation(registry.inflight) as held:
+            body = await read_body(
+                scope["headers"],
+                receive,
+                held,
+                check_size=registry.inflight.check_request,
+                run_in_thread=registry.run_in_thread,
+            )
+            async with CancelOnDisconnect(receive):
+                return await handlers.post(registry, found, body, self._timeout)
+
+    def _check_usable(self) -> None:
+        """Refuse, with what to change, to use a registry that is not entered, or that is another loop's."""
+        loop = self._registry.loop
+        if loop is None:
+            raise NotReadyError(health.NOT_ENTERED)
+        if loop is not asyncio.get_running_loop():
+            raise RegistryStateError(
+                "this application runs on another event loop than its registry: enter the registry on the loop that "
+                "serves (`lifespan=registry.lifespan`), not by plain `with registry` and not in another thread"
+            )
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        """Enter the registry where nobody else did: this is the whole application, not a mounted one."""
+        await receive()
+        step = "startup"
+        try:
+            async with AsyncExitStack() as stack:
+                if self._registry.loop is None:
+                    await stack.enter_async_context(self._registry.lifespan(self))
+                self._check_usable()
+                await send({"type": "lifespan.startup.complete"})
+                step = "shutdown"
+                await receive()
+        except ServingError as error:
+            await send({"type": f"lifespan.{step}.failed", "message": str(error)})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+
+
+def _is_rest(target: str) -> bool:
+    return target[:4].lower() == "/v1/"
+
+
+def _preflight(scope: Scope) -> Response:
+    for name, value in scope["headers"]:
+        if name == b"origin" and (b"http://" in value or b"https://" in value):
+            return Response(200, b"", ())
+    raise InvalidInputError("Origin header is missing in CORS preflight")

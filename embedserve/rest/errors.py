@@ -1,0 +1,80 @@
+"""Answers as values, and the one table from canonical codes to HTTP statuses.
+
+Knows no registry and no route: the application decides what went wrong, this says how it looks on the wire.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import NamedTuple
+
+from embedserve.errors import Code, DeadlineExceededError, RegistryStateError, ServingError
+from embedserve.rest.payload import encode_error
+
+__all__ = ["HTTP_STATUS", "ClientDisconnected", "Response", "error_response", "html_page", "json_response", "wire_code"]
+
+# TF Serving: http_server.cc. Codes that are not here are 500.
+HTTP_STATUS: dict[Code, int] = {
+    Code.OK: 200,
+    Code.CANCELLED: 499,
+    Code.UNKNOWN: 500,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.FAILED_PRECONDITION: 400,
+    Code.ABORTED: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+    Code.DATA_LOSS: 500,
+    Code.UNAUTHENTICATED: 401,
+}
+
+TIMED_OUT = "Timed out waiting for notification"
+
+
+class ClientDisconnected(ServingError):
+    """The client went away before its answer was there; nobody reads what is sent now."""
+
+    code = Code.CANCELLED
+
+
+class Response(NamedTuple):
+    """A whole answer: status, headers without `content-length`, body."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+_JSON = ((b"content-type", b"application/json"),)
+_HTML = ((b"content-type", b"text/html"),)
+
+
+def json_response(body: bytes, status: int = 200) -> Response:
+    """A JSON document."""
+    return Response(status, body, _JSON)
+
+
+def wire_code(error: ServingError) -> Code:
+    """The code a client sees. A registry that cannot be used here is the server's fault, not the client's."""
+    return Code.UNAVAILABLE if isinstance(error, RegistryStateError) else error.code
+
+
+def error_response(error: ServingError) -> Response:
+    """TF Serving's error body and status."""
+    message = error.message
+    if isinstance(error, DeadlineExceededError) and not message.startswith(TIMED_OUT):
+        message = f"{TIMED_OUT}: {message}"
+    return Response(HTTP_STATUS.get(wire_code(error), 500), encode_error(message), _JSON)
+
+
+def html_page(status: int, *, close: bool = True) -> Response:
+    """libevent's error page, for what is not part of the REST API; `close` ends an HTTP/1 connection as it does."""
+    phrase = HTTPStatus(status).phrase
+    page = f"<HTML><HEAD>\n<TITLE>{status} {phrase}</TITLE>\n</HEAD><BODY>\n<H1>{phrase}</H1>\n</BODY></HTML>\n"
+    return Response(status, page.encode(), (*_HTML, (b"connection", b"close")) if close else _HTML)

@@ -1,0 +1,141 @@
+"""What each REST route does, from a body to a JSON document, through the registry's public API only.
+
+Called by the application with a matched route; raises ServingError and leaves statuses and headers to its caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from embedserve.errors import InvalidInputError, ServableNotFoundError
+from embedserve.observer import running_api
+from embedserve.rest import payload
+from embedserve.rest.target import Route
+from embedserve.signature import DEFAULT_SIGNATURE
+
+if TYPE_CHECKING:
+    from embedserve.handle import ModelHandle
+    from embedserve.registry import ModelRegistry
+    from embedserve.servable import Tensors
+
+__all__ = ["get", "post"]
+
+T = TypeVar("T")
+
+_LARGE_BODY = 64 * 1024
+_LARGE_OUTPUTS = 32 * 1024
+# Strings are counted by what an element costs to write, not by the pointer that numpy counts.
+_STRING_COST = 64
+
+
+async def post(registry: ModelRegistry, route: Route, body: bytes, timeout: float | None) -> bytes:
+    """Answer `:predict`, `:classify` or `:regress` under one handle.
+
+    The body is parsed before the model is looked up, so malformed JSON for an unknown model is malformed JSON.
+    """
+    if route.action == "predict":
+        return await _predict(registry, route, body, timeout)
+    return await _run_examples(registry, route, body, timeout)
+
+
+async def get(registry: ModelRegistry, route: Route) -> bytes:
+    """Answer a status or metadata request."""
+    if route.action == "metadata":
+        with _acquire(registry, route) as handle:
+            return await registry.run_in_thread(
+                metadata_document, handle.name, handle.version, dict(handle.signature_defs)
+            )
+    return status_document(registry, route)
+
+
+def _acquire(registry: ModelRegistry, route: Route) -> ModelHandle:
+    return registry.acquire_now(route.name, version=route.version, label=route.label)
+
+
+async def _predict(registry: ModelRegistry, route: Route, body: bytes, timeout: float | None) -> bytes:
+    large = len(body) > _LARGE_BODY
+
+    async def run(call: Callable[..., T], *args: Any) -> T:
+        return await registry.run_in_thread(call, *args)
+
+    request = await run(payload.parse_predict, body) if large else payload.parse_predict(body)
+    with _acquire(registry, route) as handle:
+        name = request.signature_name or DEFAULT_SIGNATURE
+        signature = handle.signatures.get(name)
+        if signature is None:
+            known = ", ".join(sorted(handle.signatures)) or "none"
+            raise InvalidInputError(
+                f'Serving signature name: "{name}" not found in signature def. Available signatures: {known}'
+            )
+        inputs, row_format = await run(request.decode, signature) if large else request.decode(signature)
+        outputs = await handle.predict(inputs, signature_name=name, timeout=timeout)
+        if _cost(outputs) > _LARGE_OUTPUTS:
+            return await run(payload.encode_predict, outputs, signature, row_format)
+        return payload.encode_predict(outputs, signature, row_format)
+
+
+def _cost(outputs: Tensors) -> int:
+    return sum(array.size * _STRING_COST if array.dtype.hasobject else array.nbytes for array in outputs.values())
+
+
+async def _run_examples(registry: ModelRegistry, route: Route, body: bytes, timeout: float | None) -> bytes:
+    large = len(body) > _LARGE_BODY
+    request = await registry.run_in_thread(payload.parse_examples, body) if large else payload.parse_examples(body)
+    with _acquire(registry, route) as handle:
+        token = running_api.set(route.action.capitalize())
+        try:
+            arguments: dict[str, Any] = {
+                "context": request.context,
+                "signature_name": request.signature_name,
+                "timeout": timeout,
+            }
+            if route.action == "classify":
+                return payload.encode_classify(await handle.classify(request.examples, **arguments))
+            return payload.encode_regress(await handle.regress(request.examples, **arguments))
+        finally:
+            running_api.reset(token)
+
+
+def status_document(registry: ModelRegistry, route: Route) -> bytes:
+    """`ModelService.GetModelStatus` as JSON; a label is ignored, as TF Serving does.
+
+    Raises:
+        ServableNotFoundError: No such model or version was ever known.
+    """
+    statuses = registry.status(route.name).get(route.name, ())
+    if route.version is not None:
+        statuses = tuple(status for status in statuses if status.version == route.version)
+    if not statuses:
+        looked_for = f"version {route.version}" if route.version is not None else "any versions"
+        raise ServableNotFoundError(f"Could not find {looked_for} of model {route.name}")
+    listed = [
+        {
+            "version": str(status.version),
+            "state": status.state.name,
+            "status": {"error_code": status.code.name, "error_message": status.message},
+        }
+        for status in statuses
+    ]
+    return _dump({"model_version_status": listed}) + b"\n"
+
+
+def metadata_document(name: str, version: int, signature_defs: Mapping[str, Any]) -> bytes:
+    """`PredictionService.GetModelMetadata` as JSON: int64 as strings, enums by name, empty fields written out."""
+    from google.protobuf import json_format
+
+    signatures = {
+        key: json_format.MessageToDict(
+            signature_def, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        for key, signature_def in sorted(signature_defs.items())
+    }
+    model_spec = _dump({"name": name, "version": str(version), "signature_name": ""})
+    metadata = _dump({"signature_def": signatures})
+    return b'{\n"model_spec":' + model_spec + b'\n,\n"metadata": {"signature_def": ' + metadata + b"\n}\n}\n"
+
+
+def _dump(document: Any) -> bytes:
+    # TF Serving writes non-ASCII as it is, and one blank per level.
+    return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape")

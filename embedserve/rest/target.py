@@ -1,0 +1,145 @@
+"""Where a REST request goes: the raw request target of an ASGI scope, and the route it names.
+
+TF Serving matches routes on the target as it was sent, query included and percent-escapes intact; an ASGI host gives
+its parts, below whatever prefix the application is mounted. Pure functions; nothing here reads a body or a registry.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, unquote
+
+from embedserve.errors import InvalidInputError
+
+__all__ = ["METHODS", "Route", "is_strict_uri", "path_of", "raw_target", "route"]
+
+METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
+# TF Serving: http_rest_api_handler.cc.
+_SPEC = r"(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?"
+_POST = re.compile(rf"/v1/models/([^/:]+){_SPEC}:(classify|regress|predict)", re.IGNORECASE | re.ASCII)
+_GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_SPEC}(?:/(metadata))?", re.IGNORECASE | re.ASCII)
+_STRICT_URI = re.compile(r"(?:[\w\-.~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*", re.ASCII)
+_INT64_MAX = 2**63 - 1
+_CACHED_TARGET = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a request asks for.
+
+    Attributes:
+        action: `predict`, `classify`, `regress`, `metadata` or `status`.
+        name: Model name, percent-decoded.
+        version, label: Which version; never both.
+    """
+
+    action: str
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+def is_strict_uri(target: str) -> bool:
+    """Whether the target is made of RFC 3986 characters only: no blanks, braces, quotes or raw non-ASCII."""
+    return _STRICT_URI.fullmatch(target) is not None
+
+
+def path_of(target: str) -> str:
+    """The target without its query."""
+    return target.partition("?")[0]
+
+
+def raw_target(scope: Mapping[str, Any]) -> str:
+    """The request target below the application's mount point, as sent: escapes intact, query included.
+
+    `raw_path` is believed where it agrees with `path`, which a host or a middleware may have rewritten; without it the
+    target is rebuilt from `path`, and an escaped slash in a model name is lost.
+    """
+    path, query = scope["path"], scope.get("query_string")
+    raw = scope.get("raw_path")
+    if raw and not scope.get("root_path") and raw == path.encode("latin-1", "replace") and b"%" not in raw:
+        target: str = path
+    else:
+        target = _below_mount(scope, path, (raw or b"").partition(b"?")[0].decode("latin-1"))
+    return f"{target}?{query.decode('latin-1')}" if query else target
+
+
+def _below_mount(scope: Mapping[str, Any], path: str, raw: str) -> str:
+    prefixes = tuple(_prefixes(scope))
+    below = path
+    for prefix in prefixes:
+        if path == prefix or path.startswith(prefix + "/"):
+            below = path[len(prefix) :]
+            break
+    # Hosts differ: `raw_path` is that of the whole request, or cut like `path`.
+    for candidate in (*(_cut(raw, prefix) for prefix in prefixes), raw):
+        if candidate and unquote(candidate) == below:
+            return candidate
+    return quote(below, safe="/:@!$&'()*+,;=~") or "/"
+
+
+def _prefixes(scope: Mapping[str, Any]) -> Iterator[str]:
+    """Mount points that `path` may start with, the longest first."""
+    root = scope.get("root_path", "").rstrip("/")
+    if root:
+        yield root
+    # Starlette keeps what a proxy has already cut off `path` (`FastAPI(root_path=...)`) in front of its mounts.
+    outer = scope.get("app_root_path", "").rstrip("/")
+    if outer and root.startswith(outer + "/"):
+        yield root[len(outer) :]
+
+
+def _cut(raw: str, prefix: str) -> str | None:
+    """`raw` without the leading part that percent-decodes to `prefix`, or None where it does not start with that."""
+    at = 0
+    for byte in prefix.encode():
+        if raw[at : at + 1] == chr(byte):
+            at += 1
+        elif raw[at : at + 3].upper() == f"%{byte:02X}":
+            at += 3
+        else:
+            return None
+    return raw[at:]
+
+
+def route(method: str, target: str) -> Route:
+    """Match a raw `/v1/...` target (section 1.3 of TF Serving's contract: case-insensitive, matched in full).
+
+    Raises:
+        InvalidInputError: No route has this method and form, the model name is missing, or the version is no int64.
+    """
+    return _remembered(method, target) if len(target) <= _CACHED_TARGET else _match(method, target)
+
+
+def _match(method: str, target: str) -> Route:
+    found = _POST.fullmatch(target) if method == "POST" else _GET.fullmatch(target) if method == "GET" else None
+    if found is None:
+        raise InvalidInputError(f"Malformed request: {method} {target}")
+    name, version, label, action = found.groups()
+    if name is None:
+        raise InvalidInputError("Missing model name in request.")
+    if method == "POST":
+        # The pattern ignores case, TF Serving's comparison of the verb does not.
+        if action not in ("predict", "classify", "regress"):
+            raise InvalidInputError(f"Malformed request: {method} {target}")
+    else:
+        action = "metadata" if action == "metadata" else "status"
+    return Route(action, unquote(name), _version(version), None if label is None else unquote(label))
+
+
+_remembered = functools.lru_cache(maxsize=1024)(_match)
+
+
+def _version(digits: str | None) -> int | None:
+    if digits is None:
+        return None
+    significant = digits.lstrip("0") or "0"
+    # Python refuses to convert very long digit strings with an error of its own.
+    if len(significant) > len(str(_INT64_MAX)) or int(significant) > _INT64_MAX:
+        raise InvalidInputError(f"Failed to convert version: {digits} to numeric.")
+    return int(significant)
