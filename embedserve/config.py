@@ -217,7 +217,7 @@ def validated(cls: type[T], values: Mapping[str, object]) -> T:
         return cls(**values)
     except ValidationError as error:
         findings = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or cls.__name__}: {item['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, item['loc'])) or cls.__name__}: {item['msg'].removeprefix('Value error, ')}"
             for item in error.errors()
         )
         raise ConfigError(findings) from None

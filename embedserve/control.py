@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy
 from embedserve.errors import Code, ConfigError, LoadError, ServableNotFoundError, ServingError
-from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.servable import State
 
 if TYPE_CHECKING:
     from embedserve.runtime import Runtime
 
 __all__ = ["Control"]
+
+# Seconds beyond the settle window that a pin waits for a directory that is still being copied.
+SETTLE_GRACE = 5.0
 
 
 class Control:
@@ -72,19 +74,20 @@ class Control:
         def decided(name: str) -> bool:
             return any(self._runtime.prospects(name)) or name not in self._runtime.configs
 
-        await self._runtime.monitor.wait_until(lambda: all(map(decided, added)))
-        failed = [
-            version for name in added if not self._runtime.manager.available(name) for version in self._decisive(name)
-        ]
-        if failed:
-            listed = "".join(
-                f"{{{v.id} due to error: {Code(v.error.code).name if v.error else 'UNKNOWN'}: {v.error}}}, "
-                for v in failed
-            )
-            raise ServingError(f"{len(failed)} model(s) did not become available: {{{listed}}}", code=Code.UNKNOWN)
+        await self._runtime.monitor.wait_until(lambda: all(map(decided, added)), self._runtime.options.start_timeout)
+        missing = [name for name in added if not self._runtime.manager.available(name)]
+        if missing:
+            listed = "".join(f"{self._why_missing(name)}, " for name in missing)
+            raise ServingError(f"{len(missing)} model(s) did not become available: {{{listed}}}", code=Code.UNKNOWN)
 
-    def _decisive(self, name: str) -> list[ManagedVersion]:
-        return sorted(self._runtime.manager.versions_of(name), key=lambda v: v.id.version)[-1:]
+    def _why_missing(self, name: str) -> str:
+        versions = self._runtime.manager.versions_of(name)
+        decisive = max(versions, key=lambda v: v.id.version, default=None)
+        if decisive is None or decisive.error is None:
+            return f"{{name: {name}}} due to error: DEADLINE_EXCEEDED: {self._runtime.readiness().get(name)}}}"
+        # TF Serving: server_core.cc; tools look for these words.
+        error = decisive.error
+        return f"{decisive.id} due to error: {Code(error.code).name}: {error}}}"
 
     async def pin(self, name: str, version: int) -> None:
         """Serve exactly this version until `unpin`; returns when it serves.
@@ -136,6 +139,13 @@ class Control:
         await self._runtime.source.scan_now()
 
     async def _wait_for_version(self, name: str, version: int) -> None:
+        # A directory that was just dropped in is aspired to once it has settled.
+        await self._runtime.monitor.wait_until(
+            lambda: (
+                version in self._runtime.manager.aspired(name) or version not in self._runtime.monitor.waiting(name)
+            ),
+            self._runtime.options.settle + SETTLE_GRACE,
+        )
         if version not in self._runtime.manager.aspired(name):
             waiting = self._runtime.monitor.waiting(name).get(version)
             raise ServableNotFoundError(

@@ -47,7 +47,8 @@ class InflightBytes:
         """
         if self.reserved + size > self.limit:
             raise RequestTooLargeError(
-                f"requests in flight hold {self.reserved} bytes; {size} more would be over max_inflight_bytes, {self.limit}"
+                f"requests in flight hold {self.reserved} bytes; "
+                f"{size} more would be over max_inflight_bytes, {self.limit}"
             )
         self.reserved += size
 

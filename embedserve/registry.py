@@ -1,7 +1,7 @@
-"""ModelRegistry: the public runtime, in three ways of use: `async with`, `with`, and as a host app's lifespan.
+"""ModelRegistry: the public runtime, used by `async with`, by `with`, or as a host app's lifespan.
 
-Adapters and embedders use only this. It holds no serving state of its own: each entry makes a `Runtime` and leaving ends
-it, so a registry may be entered again, on any loop.
+Adapters and embedders use only this. It holds no serving state of its own: each entry makes a `Runtime` and
+leaving ends it, so a registry may be entered again, on any loop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -70,7 +71,7 @@ class ModelRegistry:
                 raise ConfigError(f"Illegal to list model {name} multiple times in config list")
         self.options = validated(RegistryOptions, options)
         self.observers = Observers(observers)
-        self._root = None if root is None else os.path.abspath(os.path.expanduser(os.fspath(root)))
+        self._root = None if root is None else Path(os.path.abspath(os.path.expanduser(os.fspath(root))))
         self._models = tuple(models or ())
         self._runtime: Runtime | None = None
         self._entering = False
@@ -78,7 +79,7 @@ class ModelRegistry:
         self._last_status: Mapping[str, tuple[VersionStatus, ...]] = {}
 
     def __repr__(self) -> str:
-        what = repr(self._root) if self._root is not None else f"models={[model.name for model in self._models]}"
+        what = repr(str(self._root)) if self._root is not None else f"models={[model.name for model in self._models]}"
         runtime = self._runtime
         if runtime is None:
             return f"<ModelRegistry {what}, {'starting' if self._entering else 'not entered'}>"
@@ -120,7 +121,7 @@ class ModelRegistry:
             raise RegistryStateError(f"{self!r} is entered already; leave it first")
         self._entering = True
         try:
-            runtime = Runtime(self.options, self._root, self._models, self.observers)
+            runtime = self._make_runtime()
             self._runtime = runtime
             try:
                 await runtime.start(wait)
@@ -129,6 +130,9 @@ class ModelRegistry:
                 raise
         finally:
             self._entering = False
+
+    def _make_runtime(self) -> Runtime:
+        return Runtime(self.options, self._root, self._models, self.observers)
 
     async def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait until every configured model has an available version, after `start(wait=False)`.

@@ -1,7 +1,7 @@
-"""Everything that exists between entering a registry and leaving it: loop, pools, manager, source, labels, pins.
+"""Everything that exists between entering a registry and leaving it: loop, pools, manager, source and labels.
 
-One coroutine starts it (`start`) and one ends it (`aclose`). Made by `ModelRegistry` at entry, so that a registry can be
-entered again on another loop. Loop only, but for `bridge`, `call_sync` and the snapshots.
+One coroutine starts it (`start`) and one ends it (`aclose`). Made by `ModelRegistry` at entry, so that a registry can
+be entered again on another loop. Loop only, but for `bridge`, `call_sync` and the snapshots.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from embedserve.batching.predictor import make_predictor
-from embedserve.config import ModelConfig, RegistryOptions
+from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.control import Control
 from embedserve.errors import (
     Code,
@@ -27,7 +28,7 @@ from embedserve.inflight import InflightBytes
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
-from embedserve.lifecycle.source import FileSystemSource, VersionDirectory
+from embedserve.lifecycle.source import FileSystemSource, SourceListener, VersionDirectory
 from embedserve.lifecycle.transition_policy import availability_preserving, resource_preserving
 from embedserve.observer import Observers
 from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State
@@ -58,7 +59,27 @@ class RegistryStatistics:
     reserved_bytes: int
 
 
+class Source(Protocol):
+    """Where versions come from; `FileSystemSource`, unless a test brings another. Loop only."""
+
+    async def start(self) -> None:
+        """Look once, tell the listener, then go on watching."""
+
+    async def aclose(self) -> None:
+        """Stop watching; nothing is told any more."""
+
+    async def scan_now(self) -> None:
+        """Look once, and return when the listener has been told."""
+
+    def set_models(self, models: Sequence[ModelConfig]) -> None:
+        """Follow exactly these models from the next scan on."""
+
+    def set_policy(self, name: str, policy: VersionPolicy) -> None:
+        """Choose versions of one model by another policy from the next scan on."""
+
+
 MakeLoader = Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]
+MakeSource = Callable[[RegistryOptions, LoadPool, Path | None, SourceListener], Source]
 
 # So many failed attempts in a row make a start give up on a version, although its load is still retried.
 ATTEMPTS_AT_START = 3
@@ -79,10 +100,11 @@ class Runtime:
     def __init__(
         self,
         options: RegistryOptions,
-        root: os.PathLike[str] | None,
+        root: Path | None,
         models: Sequence[ModelConfig],
         observers: Observers,
-        make_loader: MakeLoader = load_saved_model,
+        make_loader: MakeLoader | None = None,
+        make_source: MakeSource | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.options = options
@@ -94,7 +116,7 @@ class Runtime:
         self.monitor = Monitor()
         self.configs: dict[str, ModelConfig] = {}
         self.labels_of: dict[str, dict[str, int]] = {}
-        self._make_loader = make_loader
+        self._make_loader = make_loader or load_saved_model
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
         self._codec_pool = LoadPool(self.loop, 2, "embedserve-codec")
         self._run_pool = RunPool(self.loop, options.num_batch_threads)
@@ -109,7 +131,7 @@ class Runtime:
             drain_timeout=options.drain_timeout,
         )
         self.control = Control(self)
-        self.source = FileSystemSource(options, self._load_pool, root, self)
+        self.source = (make_source or FileSystemSource)(options, self._load_pool, root, self)
         if models:
             self.source.set_models(models)
 
@@ -127,8 +149,8 @@ class Runtime:
         """
         if os.getpid() != self.pid:
             raise RegistryStateError(
-                f"the registry was entered in process {self.pid}, this is a forked child (process {os.getpid()}): TensorFlow "
-                "does not survive a fork; make and enter a registry in the child, or start workers with spawn"
+                f"the registry was entered in process {self.pid}, this is a forked child (process {os.getpid()}): "
+                "TensorFlow does not survive a fork; enter a registry of its own in the child, or spawn workers"
             )
         if self.closed:
             raise RegistryStateError("the registry has been left; enter it again with `async with` or `with`")
@@ -156,8 +178,8 @@ class Runtime:
         """
         if self.on_loop():
             raise RegistryStateError(
-                "a `_sync` call on the registry's own event loop would wait for itself for ever: await the call without "
-                "`_sync`, or make it from a thread (a plain `def` endpoint, asyncio.to_thread)"
+                "a `_sync` call on the registry's own event loop would wait for itself for ever: await the call "
+                "without `_sync`, or make it from a thread (a plain `def` endpoint, asyncio.to_thread)"
             )
         self.check_reachable()
 

@@ -120,7 +120,7 @@ class Signature:
 
         Args:
             inputs: A mapping by input name, or, where the signature has exactly one input, its bare value. Values may
-                be numbers, strings, bytes, lists, ndarrays, tf.Tensors, or anything numpy can read (a DataFrame column).
+                be numbers, strings, bytes, lists, ndarrays, tf.Tensors, or what numpy can read (a DataFrame column).
                 Python numbers and lists take the declared dtype; arrays are cast where
                 `np.can_cast(..., "same_kind")` allows it; `str` becomes UTF-8 bytes.
             used_defaults: Fill left-out inputs from `defaults`.
@@ -210,7 +210,8 @@ class Signature:
             ) from None
         except (ValueError, OverflowError) as error:
             raise InvalidInputError(
-                f"input {spec.name!r} of signature {self.name!r} is {spec}; the given value cannot be read as that: {error}"
+                f"input {spec.name!r} of signature {self.name!r} is {spec}; "
+                f"the given value cannot be read as that: {error}"
             ) from None
 
     def _shape_error(

@@ -1,0 +1,316 @@
+"""Fakes for tests of what embeds a registry: a servable, a loader and a registry without TensorFlow or directories.
+
+registry = FakeRegistry({"m": {1: FakeLoader()}})
+async with registry:
+    await registry.predict("m", {"x": [1.0]})       # {"y": x * 10 + version}
+    await registry.put("m", 2, FakeLoader())         # a new version appears
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.errors import Code, DeadlineExceededError, InferenceError, LoadError
+from embedserve.lifecycle.source import SourceListener, VersionDirectory
+from embedserve.lifecycle.version_policy import choose
+from embedserve.registry import ModelRegistry
+from embedserve.runtime import Runtime
+from embedserve.servable import Array, Cancellation, Loader, Servable, ServableId, Tensors
+from embedserve.signature import BatchingVerdict, Signature, TensorSpec
+from embedserve.tensors.dtypes import by_name
+from embedserve.threads import LoadPool
+
+__all__ = ["FakeLoader", "FakeRegistry", "FakeServable", "FakeSource", "fake_signature"]
+
+
+def fake_signature(
+    name: str = "serving_default",
+    inputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]] | None = None,
+    outputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]] | None = None,
+    *,
+    batchable: bool = True,
+    stateless: bool = True,
+    method_name: str = "tensorflow/serving/predict",
+) -> Signature:
+    """A signature from `{name: (short dtype name, shape)}`; by default float `x [?]` to float `y [?]`."""
+
+    def specs(of: Mapping[str, tuple[str, tuple[int | None, ...] | None]]) -> dict[str, TensorSpec]:
+        return {key: TensorSpec(key, by_name(of[key][0]), of[key][1], f"{key}:0") for key in sorted(of)}
+
+    return Signature(
+        name=name,
+        inputs=specs(inputs or {"x": ("float", (None,))}),
+        outputs=specs(outputs or {"y": ("float", (None,))}),
+        method_name=method_name,
+        stateless=stateless,
+        batching=BatchingVerdict(batchable, "as the test says"),
+    )
+
+
+def times_ten(version: int, inputs: Tensors) -> dict[str, Array]:
+    """The default fake model: every input `v` gives `v * 10 + version`; outputs are named `y`, `y_2`, ..."""
+    outputs = {}
+    for i, name in enumerate(sorted(inputs)):
+        outputs["y" if i == 0 else f"y_{i + 1}"] = inputs[name] * 10 + np.asarray(version, inputs[name].dtype)
+    return outputs
+
+
+class FakeServable:
+    """Runs a Python function as a model, and notices a run after its unload.
+
+    Attributes:
+        runs: Dimension 0 of the first input of each run, in order.
+    """
+
+    kind = "fake"
+    reads_files_at_run_time = False
+
+    def __init__(self, loader: FakeLoader, version: int) -> None:
+        self._loader = loader
+        self._version = version
+        self.signatures: Mapping[str, Signature] = {s.name: s for s in loader.signatures}
+        self.signature_defs: Mapping[str, Any] = {}
+        self.reads_files_at_run_time = loader.reads_files_at_run_time
+        self.runs: list[int] = []
+
+    def run(
+        self,
+        signature_name: str,
+        inputs: Tensors,
+        output_names: Sequence[str] | None = None,
+        *,
+        cancellation: Cancellation | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """Call the loader's `model`; waits for its `gate` first, as a slow or endless model would."""
+        if not self._loader.loaded:
+            raise AssertionError("run after unload")
+        first = next(iter(inputs.values()), None)
+        self.runs.append(int(first.shape[0]) if first is not None and first.ndim else 0)
+        self._wait_for_gate(cancellation, timeout)
+        outputs = self._loader.model(self._version, inputs)
+        if not self._loader.loaded:
+            raise AssertionError("unloaded while running")
+        return outputs if output_names is None else {name: outputs[name] for name in output_names}
+
+    def _wait_for_gate(self, cancellation: Cancellation | None, timeout: float | None) -> None:
+        gate = self._loader.gate
+        if gate is None:
+            return
+        cancelled = threading.Event()
+        if cancellation is not None:
+
+            def wake() -> None:
+                cancelled.set()
+                gate.notify()
+
+            cancellation.on_cancel(wake)
+        opened = gate.wait(cancelled, timeout)
+        if cancellation is not None:
+            cancellation.on_cancel(None)
+        if cancelled.is_set():
+            raise InferenceError("the run was cancelled", code=Code.CANCELLED)
+        if not opened:
+            raise DeadlineExceededError("Timed out waiting for notification")
+
+
+class Gate:
+    """Holds runs (or loads) back until it is opened."""
+
+    def __init__(self, opened: bool = False) -> None:
+        self._condition = threading.Condition()
+        self._opened = opened
+        self.waiting = 0
+
+    def open(self) -> None:
+        """Let everything through from now on."""
+        with self._condition:
+            self._opened = True
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Hold whatever comes back again."""
+        with self._condition:
+            self._opened = False
+
+    def notify(self) -> None:
+        """Make waiters look at their cancellation."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def wait(self, cancelled: threading.Event, timeout: float | None) -> bool:
+        """Wait until opened or cancelled; False when the time is over."""
+        with self._condition:
+            self.waiting += 1
+            try:
+                return self._condition.wait_for(
+                    lambda: self._opened or cancelled.is_set(), 60.0 if timeout is None else timeout
+                )
+            finally:
+                self.waiting -= 1
+
+
+class FakeLoader:
+    """Loads a `FakeServable`, or fails as told.
+
+    Args:
+        model: `(version, inputs) -> outputs`, run in run threads.
+        signatures: What the servable says it has.
+        failures: How many loads fail before one succeeds; -1 fails for ever.
+        gate: Holds runs back until it is opened.
+        load_gate: Holds loads back until it is opened.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[int, Tensors], dict[str, Array]] = times_ten,
+        *,
+        signatures: Sequence[Signature] | None = None,
+        failures: int = 0,
+        warmup_failures: int = 0,
+        gate: Gate | None = None,
+        load_gate: Gate | None = None,
+        changes_while_loading: int = 0,
+        reads_files_at_run_time: bool = False,
+    ) -> None:
+        self.model = model
+        self.signatures = list(signatures) if signatures is not None else [fake_signature()]
+        self.failures = failures
+        self.warmup_failures = warmup_failures
+        self.changes_while_loading = changes_while_loading
+        self.gate = gate
+        self.load_gate = load_gate
+        self.reads_files_at_run_time = reads_files_at_run_time
+        self.loaded = False
+        self.loads = 0
+        self.unloads = 0
+        self.warm_threads: set[int] = set()
+        self.servable: FakeServable | None = None
+        self.id = ServableId("", 0)
+
+    def load(self) -> Servable:
+        """Make the servable, or fail."""
+        self.loads += 1
+        if self.load_gate is not None:
+            self.load_gate.wait(threading.Event(), None)
+        if self.failures:
+            self.failures -= 1
+            raise LoadError("the fake loader was told to fail", code=Code.DATA_LOSS)
+        self.loaded = True
+        self.servable = FakeServable(self, self.id.version)
+        return self.servable
+
+    def warm_up(self, servable: Servable) -> None:
+        """Fail as often as told."""
+        if self.warmup_failures:
+            self.warmup_failures -= 1
+            raise LoadError("the fake warm-up was told to fail")
+
+    def warm_up_thread(self, servable: Servable) -> None:
+        """Note the thread."""
+        self.warm_threads.add(threading.get_ident())
+
+    def unchanged(self) -> bool:
+        """False as often as told."""
+        if self.changes_while_loading:
+            self.changes_while_loading -= 1
+            return False
+        return True
+
+    def unload(self, servable: Servable | None) -> None:
+        """From here on a run is an error."""
+        if servable is not None:
+            self.unloads += 1
+        self.loaded = False
+
+
+class FakeSource:
+    """Versions from a dictionary instead of directories; every change is told at once."""
+
+    def __init__(self, listener: SourceListener, models: Mapping[str, Mapping[int, FakeLoader]]) -> None:
+        self._listener = listener
+        self.found = {name: dict(versions) for name, versions in models.items()}
+        self.fingerprints: dict[tuple[str, int], int] = {}
+        self._policies: dict[str, VersionPolicy] = {}
+        self._configs: dict[str, ModelConfig] = {}
+
+    async def start(self) -> None:
+        """Tell everything once."""
+        await self.scan_now()
+
+    async def aclose(self) -> None:
+        """Nothing to stop."""
+
+    async def scan_now(self) -> None:
+        """Tell the listener what is there."""
+        self._listener.on_models(self._configs)
+        for name, config in self._configs.items():
+            policy = self._policies.get(name, config.version_policy)
+            found = {number: Path(f"/fake/{name}/{number}") for number in self.found.get(name, {})}
+            chosen = choose(policy, found)
+            self._listener.on_aspired(
+                name,
+                {n: VersionDirectory(n, path, self.fingerprints.get((name, n), 1)) for n, path in chosen.items()},
+            )
+
+    def set_models(self, models: Sequence[ModelConfig]) -> None:
+        """Follow these models."""
+        self._configs = {model.name: model for model in models}
+        self._policies.clear()
+
+    def set_policy(self, name: str, policy: VersionPolicy) -> None:
+        """Choose by this policy."""
+        self._policies[name] = policy
+
+
+class FakeRegistry(ModelRegistry):
+    """A real registry over fake versions: lifecycle, batching, handles and adapters work as ever."""
+
+    def __init__(
+        self,
+        found: Mapping[str, Mapping[int, FakeLoader]],
+        *,
+        models: Sequence[ModelConfig] | None = None,
+        **options: Any,
+    ) -> None:
+        configs = [ModelConfig(name=name, base_path=f"/fake/{name}") for name in found] if models is None else models
+        super().__init__(models=configs, **options)
+        self._found = found
+        self.source: FakeSource | None = None
+
+    def _make_runtime(self) -> Runtime:
+        def make_source(
+            options: RegistryOptions, pool: LoadPool, root: Path | None, listener: SourceListener
+        ) -> FakeSource:
+            self.source = FakeSource(listener, self._found)
+            return self.source
+
+        def make_loader(
+            id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
+        ) -> Loader:
+            assert self.source is not None
+            loader = self.source.found[id.name][id.version]
+            loader.id = id
+            return loader
+
+        return Runtime(self.options, None, self._models, self.observers, make_loader, make_source)
+
+    async def put(self, name: str, version: int, loader: FakeLoader) -> None:
+        """A version directory appears, or is overwritten in place."""
+        assert self.source is not None
+        self.source.found.setdefault(name, {})[version] = loader
+        key = (name, version)
+        self.source.fingerprints[key] = self.source.fingerprints.get(key, 0) + 1
+        await self.source.scan_now()
+
+    async def remove(self, name: str, version: int) -> None:
+        """A version directory disappears."""
+        assert self.source is not None
+        del self.source.found[name][version]
+        await self.source.scan_now()
