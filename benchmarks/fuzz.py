@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import json
 import random
 import tempfile
@@ -73,11 +74,14 @@ def nested(shape: tuple[int, ...], leaf: Callable[[], object]) -> object:
     return [nested(shape[1:], leaf) for _ in range(shape[0])] if shape else leaf()
 
 
+ODD_VALUES: tuple[object, ...] = (
+    *(None, True, "", "text", -1, 2**31, 2**63, 2**64, 1e38, 1e308, float("nan"), float("inf"), 0.5, {}, [], [[]]),
+    *({"b64": "aGVsbG8="}, {"b64": "?"}, {"b64": 5}, {"a": {"b": [1]}}, "\x00", "\ud83d\ude00", [None]),
+)
+
+
 def odd_value(r: random.Random) -> object:
-    return r.choice(
-        [None, True, "", "text", -1, 2**31, 2**63, 2**64, 1e38, 1e308, float("nan"), float("inf"), 0.5, {}, []]
-        + [{"b64": "aGVsbG8="}, {"b64": "?"}, {"b64": 5}, [[]], {"a": {"b": [1]}}, "\x00", "\ud83d\ude00", [None]]
-    )
+    return copy.deepcopy(r.choice(ODD_VALUES))
 
 
 def break_json(document: dict[str, Any], r: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""SavedModels that the benchmarks make for themselves: small ones with a known answer, and shapes that crash servers."""
+"""SavedModels that the benchmarks make for themselves: small ones with a known answer, and hostile shapes."""
 
 from __future__ import annotations
 
