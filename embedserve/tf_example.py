@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -76,14 +76,18 @@ async def classify(
     context: Example | None = None,
     signature_name: str = DEFAULT_SIGNATURE,
     timeout: float | None = None,
+    *,
+    check_method_name: bool = False,
 ) -> Classifications:
     """Classify Examples; `context` is merged under each of them (an example's own features win).
+
+    `check_method_name` is `RegistryOptions.enable_signature_method_name_check`.
 
     Raises:
         InvalidInputError: No examples, or the signature or its result is not a classifier's.
     """
     signature = _signature(handle, signature_name)
-    names = _classification_outputs(signature, _checks_method_names(handle))
+    names = _classification_outputs(signature, check_method_name)
     outputs = await _run(handle, signature, names, _feed(examples, context), timeout)
     return _classifications(outputs, len(examples))
 
@@ -94,6 +98,8 @@ async def regress(
     context: Example | None = None,
     signature_name: str = DEFAULT_SIGNATURE,
     timeout: float | None = None,
+    *,
+    check_method_name: bool = False,
 ) -> Array:
     """Regress Examples: float32 of shape `[examples]`; `context` as for `classify`.
 
@@ -101,7 +107,7 @@ async def regress(
         InvalidInputError: No examples, or the signature or its result is not a regressor's.
     """
     signature = _signature(handle, signature_name)
-    names = _regression_outputs(signature, _checks_method_names(handle))
+    names = _regression_outputs(signature, check_method_name)
     outputs = await _run(handle, signature, names, _feed(examples, context), timeout)
     return _regressions(outputs, len(examples))
 
@@ -112,6 +118,8 @@ async def multi_inference(
     examples: Sequence[Example],
     context: Example | None = None,
     timeout: float | None = None,
+    *,
+    check_method_name: bool = False,
 ) -> list[Classifications | Array]:
     """Evaluate several signatures on the same Examples, at the same time; one failing task fails them all.
 
@@ -122,7 +130,7 @@ async def multi_inference(
         InvalidInputError: As those, or a signature is unknown or asked for twice.
         UnsupportedError: A task is neither a classification nor a regression.
     """
-    checked = _checked_tasks(handle, tasks)
+    checked = _checked_tasks(handle, tasks, check_method_name)
     feed = _feed(examples, context)
     try:
         async with asyncio.TaskGroup() as group:
@@ -145,10 +153,9 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _checked_tasks(
-    handle: ModelHandle, tasks: Sequence[InferenceTask]
+    handle: ModelHandle, tasks: Sequence[InferenceTask], check_method_name: bool
 ) -> list[tuple[InferenceTask, Signature, tuple[str, ...]]]:
     """Each task with its signature and the outputs to run, checked in the order of multi_inference.cc."""
-    check_method_name = _checks_method_names(handle)
     model_name: str | None = None
     checked: dict[str, tuple[InferenceTask, Signature, tuple[str, ...]]] = {}
     for task in tasks:
@@ -172,10 +179,6 @@ def _checked_tasks(
             raise UnsupportedError(f"Unsupported signature method_name: {task.method_name}")
         checked[signature_name] = task, signature, names
     return list(checked.values())
-
-
-def _checks_method_names(handle: ModelHandle) -> bool:
-    return handle.options.enable_signature_method_name_check
 
 
 def _signature(handle: ModelHandle, name: str) -> Signature:

@@ -17,7 +17,8 @@ from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError
 from embedserve.grpc.errors import STATUS_CODES, status_of
 
 if TYPE_CHECKING:
-    from embedserve.registry import ModelHandle, ModelRegistry
+    from embedserve.handle import ModelHandle
+    from embedserve.registry import ModelRegistry
 
 __all__ = ["LARGE", "Handler", "acquire", "unary"]
 

@@ -19,20 +19,23 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from embedserve.errors import InvalidInputError, InvalidModelSpecError
+from embedserve import tf_example
+from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, ServingError
 from embedserve.grpc.calls import LARGE, acquire, acquire_spec, unary
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import proto
-from embedserve.tf_example import InferenceTask
 
 if TYPE_CHECKING:
-    from embedserve.registry import ModelHandle, ModelRegistry
+    from embedserve.handle import ModelHandle
+    from embedserve.registry import ModelRegistry
     from embedserve.signature import Signature
 
 __all__ = ["SERVICE", "handlers"]
 
 SERVICE = "tensorflow.serving.PredictionService"
+
+PREDICT_METHODS = ("tensorflow/serving/predict", tf_example.CLASSIFY_METHOD, tf_example.REGRESS_METHOD)
 
 # Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
 LARGE_RESULTS = LARGE // 50
@@ -91,6 +94,8 @@ class _DecodedInputs(Mapping[str, Array]):
 async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool) -> bytes:
     with acquire(registry, request) as handle:
         signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
+        if _checks_names(registry):
+            _check_predict_method(signature)
         inputs: Tensors = _DecodedInputs(request.inputs)
         if large:
             inputs = await registry.run_in_thread(signature.bind, inputs)
@@ -106,11 +111,24 @@ async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, 
         return encode()
 
 
+def _checks_names(registry: ModelRegistry) -> bool:
+    return registry.options.enable_signature_method_name_check
+
+
+def _check_predict_method(signature: Signature) -> None:
+    if signature.method_name not in PREDICT_METHODS:
+        raise ServingError(
+            "Expected prediction signature method_name to be one of "
+            f"{{{', '.join(PREDICT_METHODS)}}}. Was: {signature.method_name}",
+            code=Code.INTERNAL,
+        )
+
+
 def _predict_response(handle: ModelHandle, signature: Signature, outputs: Tensors, tensor_content: bool) -> bytes:
     response = predict_pb2.PredictResponse()
     _write_spec(response.model_spec, handle, signature.name)
     for name, array in outputs.items():
-        proto.encode_into(response.outputs[name], array, signature.outputs[name].dtype, tensor_content)
+        proto.encode_into(response.outputs[name], array, signature.outputs[name].dtype, as_content=tensor_content)
     data: bytes = response.SerializeToString()
     return data
 
@@ -152,8 +170,8 @@ async def _classify(registry: ModelRegistry, request: Any, context: Any, large: 
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples, shared = await _read_examples(registry, request, large)
-        classified = await handle.classify(
-            examples, context=shared, signature_name=name, timeout=context.time_remaining()
+        classified = await tf_example.classify(
+            handle, examples, shared, name, context.time_remaining(), check_method_name=_checks_names(registry)
         )
 
         def encode() -> bytes:
@@ -172,7 +190,9 @@ async def _regress(registry: ModelRegistry, request: Any, context: Any, large: b
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples, shared = await _read_examples(registry, request, large)
-        values = await handle.regress(examples, context=shared, signature_name=name, timeout=context.time_remaining())
+        values = await tf_example.regress(
+            handle, examples, shared, name, context.time_remaining(), check_method_name=_checks_names(registry)
+        )
 
         def encode() -> bytes:
             response = regression_pb2.RegressionResponse()
@@ -190,10 +210,15 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
     with acquire_spec(registry, first) as handle:
         examples, shared = await _read_examples(registry, request, large)
         tasks = [
-            InferenceTask(task.model_spec.signature_name or DEFAULT_SIGNATURE, task.method_name, task.model_spec.name)
+            tf_example.InferenceTask(
+                task.model_spec.signature_name or DEFAULT_SIGNATURE, task.method_name, task.model_spec.name
+            )
             for task in request.tasks
         ]
-        results = await handle.multi_inference(tasks, examples, context=shared, timeout=context.time_remaining())
+        results = await tf_example.multi_inference(
+            handle, tasks, examples, shared, context.time_remaining(), check_method_name=_checks_names(registry)
+        )
+        registry.observers.examples_counted(handle.name, len(examples))
 
         def encode() -> bytes:
             response = inference_pb2.MultiInferenceResponse()

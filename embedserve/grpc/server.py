@@ -114,7 +114,7 @@ class GrpcServer:
             self._health.close()
         await self._server.stop(grace)
         if self._socket is not None:
-            self._socket.remove()
+            await asyncio.to_thread(self._socket.remove)
 
 
 @asynccontextmanager
@@ -180,17 +180,17 @@ async def serve(
     watched = _add_services(server, registry, health, reflection, profiler, tensor_content, reload, metric)
     socket: UnixSocket | None = None
     try:
-        bound = None if port is None else _bind(server, tcp_address(host, port), credentials, host, port)
+        bound = None if port is None else await _bind(server, tcp_address(host, port), credentials, host, port)
         if socket_path is not None:
-            socket = UnixSocket(socket_path)
-            _bind(server, socket.address, credentials, socket_path, None)
+            socket = await asyncio.to_thread(UnixSocket, socket_path)
+            await _bind(server, socket.address, credentials, socket_path, None)
         await server.start()
         if socket is not None:
-            socket.publish()
+            await asyncio.to_thread(socket.publish)
     except BaseException:
         await server.stop(None)
         if socket is not None:
-            socket.remove()
+            await asyncio.to_thread(socket.remove)
         raise
     running = GrpcServer(server, host, bound, socket, watched)
     if bound is not None:
@@ -221,13 +221,16 @@ def _check_loop(registry: ModelRegistry) -> None:
         )
 
 
-def _bind(server: Any, address: str, credentials: grpc.ServerCredentials | None, place: str, port: int | None) -> int:
+async def _bind(
+    server: Any, address: str, credentials: grpc.ServerCredentials | None, place: str, port: int | None
+) -> int:
     try:
         if credentials is None:
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, credentials))
     except (RuntimeError, ValueError) as error:  # grpc has one error for everything, and logs the reason.
-        raise bind_error(place, port, secure=credentials is not None) from error
+        reason = await asyncio.to_thread(bind_error, place, port, secure=credentials is not None)
+        raise reason from error
 
 
 def _add_services(

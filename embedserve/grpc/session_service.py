@@ -19,7 +19,8 @@ from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import dtypes, proto
 
 if TYPE_CHECKING:
-    from embedserve.registry import ModelHandle, ModelRegistry
+    from embedserve.handle import ModelHandle
+    from embedserve.registry import ModelRegistry
 
 __all__ = ["SERVICE", "handlers"]
 
@@ -39,8 +40,9 @@ async def _session_run(registry: ModelRegistry, tensor_content: bool, request: A
         run_graph = getattr(handle.servable, "run_graph", None)
         if run_graph is None:
             raise UnsupportedError(
-                f"SessionRun needs a model that runs in a graph session; version {handle.version} of {handle.name} runs "
-                f'as {handle.servable.kind!r}: set servable="session" for this model'
+                "SessionRun needs a model that runs in a graph session; "
+                f"version {handle.version} of {handle.name} runs as {handle.servable.kind!r}: "
+                'set servable="session" for this model'
             )
 
         def run() -> bytes:
@@ -76,7 +78,8 @@ def _resolve(
         spec = specs.get(alias)
         if spec is None:
             raise InvalidInputError(
-                f"alias {alias!r} not found in signature {signature.name!r}; it has {', '.join(sorted(specs)) or 'none'}"
+                f"alias {alias!r} not found in signature {signature.name!r}, "
+                f"which has {', '.join(sorted(specs)) or 'none'}"
             )
         return str(spec.tensor_name)
 
@@ -92,6 +95,6 @@ def _response(handle: ModelHandle, fetches: list[str], arrays: list[Array], tens
     response.model_spec.version.value = handle.version
     for name, array in zip(fetches, arrays, strict=True):
         added = response.tensor.add(name=name)
-        proto.encode_into(added.tensor, array, dtypes.by_numpy(array.dtype), tensor_content)
+        proto.encode_into(added.tensor, array, dtypes.by_numpy(array.dtype), as_content=tensor_content)
     data: bytes = response.SerializeToString()
     return data
