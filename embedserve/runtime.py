@@ -12,27 +12,24 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from embedserve.batching.predictor import make_predictor
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.control import Control
-from embedserve.errors import (
-    Code,
-    InvalidModelSpecError,
-    RegistryStateError,
-    StartError,
-)
+from embedserve.errors import Code, InvalidModelSpecError, RegistryStateError, StartError
 from embedserve.handle import unknown_signature
 from embedserve.inflight import InflightBytes
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
-from embedserve.lifecycle.source import FileSystemSource, SourceListener, VersionDirectory
 from embedserve.lifecycle.transition_policy import availability_preserving, resource_preserving
 from embedserve.observer import Observers
 from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State
 from embedserve.threads import LoadPool, RunPool
+
+if TYPE_CHECKING:
+    from embedserve.lifecycle.source import SourceListener, VersionDirectory
 
 __all__ = ["MakeLoader", "RegistryStatistics", "Runtime"]
 
@@ -78,11 +75,18 @@ class Source(Protocol):
         """Choose versions of one model by another policy from the next scan on."""
 
 
-MakeLoader = Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]
-MakeSource = Callable[[RegistryOptions, LoadPool, Path | None, SourceListener], Source]
+MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]"
+MakeSource: TypeAlias = "Callable[[RegistryOptions, LoadPool, Path | None, SourceListener], Source]"
 
 # So many failed attempts in a row make a start give up on a version, although its load is still retried.
 ATTEMPTS_AT_START = 3
+
+
+def watch_directories(options: RegistryOptions, pool: LoadPool, root: Path | None, listener: SourceListener) -> Source:
+    """The source of every registry, unless a test or an embedder brings another one."""
+    from embedserve.lifecycle.source import FileSystemSource
+
+    return FileSystemSource(options, pool, root, listener)
 
 
 def load_saved_model(
@@ -131,7 +135,7 @@ class Runtime:
             drain_timeout=options.drain_timeout,
         )
         self.control = Control(self)
-        self.source = (make_source or FileSystemSource)(options, self._load_pool, root, self)
+        self.source = (make_source or watch_directories)(options, self._load_pool, root, self)
         if models:
             self.source.set_models(models)
 
