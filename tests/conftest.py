@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +13,7 @@ import pytest
 from blockbuster import BlockBuster
 
 import embedserve
+from tests.programs import run_program
 
 # Imports read files wherever they happen to run first, and a log record may look up the source line it came from.
 _MAY_READ = (
@@ -42,6 +44,14 @@ def blockbuster(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
         yield detector
     finally:
         detector.deactivate()
+
+
+@pytest.fixture(scope="session")
+def digit_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models directory with `digits/1` in it, really trained."""
+    models = tmp_path_factory.mktemp("trained") / "models"
+    run_program("-m", "examples.digits.train", models / "digits" / "1", "--hidden", 16, "--epochs", 10)
+    return models
 
 
 def _skip_is_a_failure(report: pytest.TestReport | pytest.CollectReport) -> None:

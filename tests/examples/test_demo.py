@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.examples.conftest import run_program
+from tests.programs import run_program
 
 
 def test_demo_shows_every_way_in_a_swap_and_a_roll_back(tmp_path: Path) -> None:
-    printed = run_program("scripts.demo", "--models", tmp_path / "models")
+    printed = run_program("-m", "scripts.demo", "--models", tmp_path / "models")
     label = re.search(r"held-out image, an? (\d):", printed)
     assert label is not None
     assert len(re.findall(rf"^  digit {label[1]}, probability", printed, re.MULTILINE)) >= 3

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.examples.conftest import run_program
+from tests.programs import run_program
 
 
 def test_a_version_dropped_in_goes_live_and_is_rolled_back(tmp_path: Path) -> None:
-    printed = run_program("examples.digits.swap", tmp_path)
+    printed = run_program("-m", "examples.digits.swap", tmp_path)
     assert "models: digits mnist" in printed
     versions = re.findall(r"version (\d) is right on (\d+)%", printed)
     assert [version for version, _ in versions] == ["1", "2", "1"]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.examples.conftest import answers, fetch, free_port, program, run_program, wait_until
+from tests.programs import answers, fetch, free_port, program, run_program, wait_until
 
 
 def test_version_2_takes_any_image_and_answers_with_a_label(tmp_path: Path) -> None:
     base, rest, grpc = tmp_path / "mobilenet", free_port(), free_port()
     url = f"http://localhost:{rest}"
     where = ("--rest", f"localhost:{rest}", "--grpc", f"localhost:{grpc}")
-    run_program("examples.mobilenet.export", base, 1)
-    server = ("embedserve", f"--port={grpc}", f"--rest_api_port={rest}", "--model_name=mobilenet")
+    run_program("-m", "examples.mobilenet.export", base, 1)
+    server = ("-m", "embedserve", f"--port={grpc}", f"--rest_api_port={rest}", "--model_name=mobilenet")
     with program(*server, f"--model_base_path={base}", until=answers(f"{url}/-/ready")):
-        assert "of 1000" in run_program("examples.mobilenet.client", "numbers", *where)
+        assert "of 1000" in run_program("-m", "examples.mobilenet.client", "numbers", *where)
 
-        run_program("examples.mobilenet.export", base, 2)
+        run_program("-m", "examples.mobilenet.export", base, 2)
         wait_until(lambda: fetch(f"{url}/v1/models/mobilenet/versions/2")[1] == available(2))
-        labels = run_program("examples.mobilenet.client", "labels", *where).splitlines()
+        labels = run_program("-m", "examples.mobilenet.client", "labels", *where).splitlines()
 
     answered = [line for line in labels if line.startswith(("REST", "gRPC"))]
     assert len(answered) == 4

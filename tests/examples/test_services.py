@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from examples.digits.train import load_digits
-from tests.examples.conftest import answers, fetch, free_port, program
+from tests.programs import answers, fetch, free_port, program
 
 
 def test_fastapi_service_keeps_its_routes_and_gains_models(digit_models: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    server = ("uvicorn", "examples.fastapi_service:app", "--port", port, "--log-level", "warning")
+    server = ("-m", "uvicorn", "examples.fastapi_service:app", "--port", port, "--log-level", "warning")
     image = load_digits().held_out_images[0].tolist()
     with program(*server, until=answers(f"{url}/visits"), MODELS=str(digit_models)):
         assert fetch(f"{url}/visits")[1]["visits"] > 1, "the service's own lifespan ran"
@@ -35,7 +35,7 @@ def test_fastapi_service_keeps_its_routes_and_gains_models(digit_models: Path) -
 def test_flask_service_answers_from_its_views(digit_models: Path) -> None:
     digits, port = load_digits(), free_port()
     url = f"http://127.0.0.1:{port}"
-    with program("examples.flask_service", digit_models, "--port", port, until=answers(f"{url}/models")):
+    with program("-m", "examples.flask_service", digit_models, "--port", port, until=answers(f"{url}/models")):
         assert fetch(f"{url}/models") == (200, {"digits": ["1 AVAILABLE"]})
         found = [fetch(f"{url}/digit", {"pixels": image.tolist()})[1]["digit"] for image in digits.held_out_images[:50]]
         assert np.mean(found == digits.held_out_labels[:50]) > 0.8

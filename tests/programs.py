@@ -1,4 +1,4 @@
-"""Processes and models for the example tests: examples run as their users run them, as programs."""
+"""Runs the project's programs as their users run them; for the tests of examples, demo and documentation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
-def run_program(*arguments: object, timeout: float = 100) -> str:
-    """Run `python -m ARGUMENTS` to its end and return what it printed."""
+def run_program(*arguments: object, timeout: float = 100, cwd: Path = ROOT) -> str:
+    """Run `python ARGUMENTS` to its end and return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -44,22 +47,32 @@ def fetch(url: str, body: object = None) -> tuple[int, Any]:
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, json.loads(response.read() or b"null")
     except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"null")
+        with error:
+            return error.code, json.loads(error.read() or b"null")
 
 
 @contextlib.contextmanager
-def program(*arguments: object, until: Callable[[], bool], within: float = 90, **environment: str) -> Iterator[None]:
-    """Run `python -m ARGUMENTS` while the body runs; the body starts when `until()` is true."""
+def program(
+    *arguments: object, until: Callable[[], bool], cwd: Path = ROOT, within: float = 90, **environment: str
+) -> Iterator[None]:
+    """Run `python ARGUMENTS` while the body runs, which starts when `until()` is true; then end it with SIGTERM."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         wait_until(lambda: process.poll() is not None or until(), within)
-        assert process.poll() is None, process.stderr.read().decode()[-3000:] if process.stderr else ""
-        yield
-        process.send_signal(signal.SIGTERM)
+        running = process.poll() is None
+        if running:
+            yield
+            process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-        assert "Traceback" not in errors.decode(), errors.decode()[-3000:]
+        assert running, errors[-3000:]
+        assert "Traceback" not in errors, errors[-3000:]
     finally:
         if process.poll() is None:
             process.kill()
@@ -81,11 +94,3 @@ def answers(url: str) -> Callable[[], bool]:
             return False
 
     return up
-
-
-@pytest.fixture(scope="session")
-def digit_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """models/digits/1, really trained."""
-    models = tmp_path_factory.mktemp("models")
-    run_program("examples.digits.train", models / "digits" / "1", "--hidden", 16, "--epochs", 10)
-    return models
