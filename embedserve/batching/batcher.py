@@ -1,0 +1,403 @@
+"""Drives the queue of one signature: asks for a run thread when a batch is ready, and hands the answers out.
+
+The queue (batch_queue.py) decides, this module waits and calls; merging and splitting happen in the run thread.
+Nobody's failure, deadline or departure touches a batch mate. Loop only, but for the `call` methods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any
+
+from embedserve.batching.batch_queue import SLACK, Batch, BatchQueue, BatchTask, Key
+from embedserve.batching.merge import MAX_PADDED_RANK, cut, join, merge, split, target_rows
+from embedserve.config import BatchingOptions
+from embedserve.errors import Code, InvalidInputError, QueueFullError
+from embedserve.observer import Observers
+from embedserve.predictor import (
+    Answer,
+    DeadlineTimer,
+    DirectPredictor,
+    PredictorStatistics,
+    drained,
+    expired,
+    refusal,
+    reportable,
+)
+from embedserve.servable import Array, Cancellation, ServableId, Tensors
+from embedserve.signature import Signature
+from embedserve.threads import RunPool, Work
+
+__all__ = ["SignatureBatcher"]
+
+
+class _BatchRun:
+    """One batch, from the queue through a run thread to its tasks' answers."""
+
+    __slots__ = ("_owner", "cancellation", "key", "padding", "ran", "rows", "tasks", "timeout", "watched")
+
+    def __init__(self, owner: SignatureBatcher, batch: Batch, tasks: list[BatchTask], rows: int, padding: int) -> None:
+        self._owner = owner
+        self.key = batch.key
+        self.tasks = tasks
+        self.rows = rows
+        self.padding = padding
+        self.timeout: float | None = None
+        self.cancellation = Cancellation()
+        self.ran = False
+        self.watched = 0
+
+    def call(self) -> tuple[list[dict[str, Array]], float]:
+        """In a run thread: merge, run, split; the outputs of each task, and how long that took."""
+        began = perf_counter()
+        tasks, owner = self.tasks, self._owner
+        alone = len(tasks) == 1 and not self.padding
+        inputs = tasks[0].inputs if alone else merge([task.inputs for task in tasks], self.padding, ragged=owner.ragged)
+        outputs = owner.servable.run(
+            owner.signature.name,
+            inputs,
+            self.key[0],
+            cancellation=self.cancellation,
+            timeout=self.timeout,
+        )
+        self.ran = True
+        # An unmerged request is answered as it would be without batching: its outputs need no rows.
+        if alone and tasks[0].whole is None:
+            return [outputs], perf_counter() - began
+        pieces = split(outputs, [task.rows for task in tasks], self.rows + self.padding)
+        return pieces, perf_counter() - began
+
+    def done(self, result: Any, error: BaseException | None) -> None:
+        """On the loop, when the thread is back."""
+        tasks, self.tasks = self.tasks, []  # No cycle through the traceback of an error, and nothing left to watch.
+        self._owner.ended(self, tasks, result, error)
+
+    def watch(self, _: Answer | None = None) -> None:
+        """Keep an eye on one task whose caller still waits; when none is left, stop the run."""
+        tasks = self.tasks
+        for i in range(self.watched, len(tasks)):
+            if not tasks[i].future.done():
+                self.watched = i
+                tasks[i].future.add_done_callback(self.watch)
+                return
+        if tasks:
+            self._owner.abandoned(self)
+
+
+class _Join:
+    """The outputs of a request that was cut, being put together in a run thread."""
+
+    __slots__ = ("_owner", "deadline", "future", "parts")
+
+    def __init__(self, owner: SignatureBatcher, future: Answer, deadline: float | None, parts: list[Tensors]) -> None:
+        self._owner = owner
+        self.future = future
+        self.deadline = deadline
+        self.parts = parts
+
+    def call(self) -> dict[str, Array]:
+        return join(self.parts)
+
+    def done(self, result: Any, error: BaseException | None) -> None:
+        if not self.future.done():
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(reportable(error))
+        self._owner.joined(self)
+
+
+class SignatureBatcher:
+    """Drives the queue of one signature: asks for a run thread when a batch is ready, and hands answers out."""
+
+    def __init__(
+        self,
+        signature: Signature,
+        direct: DirectPredictor,
+        id: ServableId,
+        pool: RunPool,
+        observers: Observers,
+        options: BatchingOptions,
+    ) -> None:
+        self.signature = signature
+        self.servable = direct.servable
+        self.ragged = options.pad_variable_length_inputs
+        self._direct = direct
+        self._id = id
+        self._pool = pool
+        self._observers = observers
+        self._allowed = options.allowed_batch_sizes
+        self._max_rows = options.max_batch_size
+        self._queue = BatchQueue(options, cut)
+        self._names = tuple(signature.inputs)
+        self._same_tails = not signature.shape_free and all(
+            spec.shape is not None and None not in spec.shape[1:] for spec in signature.inputs.values()
+        )
+        loop = pool.loop
+        self._now = loop.time
+        self._create_future = loop.create_future
+        self._timer: asyncio.TimerHandle | None = None
+        self._claimed = False
+        self._closed = False
+        self._running: set[_BatchRun | _Join] = set()
+        self._joins: deque[_Join] = deque()
+        self._idle = asyncio.Event()
+        self._deadlines = DeadlineTimer(loop, self._pending)
+        self._runs = self._requests = self._rows = self._padding_rows = 0
+        self._refused = self._dropped = self._cancelled = self._rerun = 0
+
+    def __repr__(self) -> str:
+        return f"<{self.signature.name}: {self._queue.waiting} waiting, {len(self._running)} running>"
+
+    def submit(self, inputs: Tensors, output_names: tuple[str, ...] | None, deadline: float | None) -> Answer:
+        """As `Predictor.submit`. The hot path: one future and one task per request, a slot per batch."""
+        if self._closed:
+            raise refusal(self._id)
+        if self._same_tails:  # Checked when the inputs were bound, so only the filter tells requests apart.
+            rows, key = self._rows_of(inputs), (output_names,)
+        else:
+            rows, key = self._measure(inputs, output_names)
+        if rows == 0 or (rows > self._max_rows and not self._queue.admits(rows)):
+            return self._direct.submit(self.signature, inputs, output_names, deadline)
+        future = self._create_future()
+        now = self._now()
+        task = BatchTask(future, inputs, rows, deadline, perf_counter())
+        try:
+            full = self._queue.put(key, task, now)
+        except QueueFullError:
+            self._refused += 1
+            raise
+        if deadline is not None:
+            self._deadlines.watch(deadline)
+        if self._observers:
+            self._observers.request_enqueued(self._id, self.signature.name, rows, len(inputs))
+        # While a slot is on its way or the timer is set, only a full batch changes when the next one leaves.
+        if not self._claimed and (full or self._timer is None):
+            self._look(now)
+        return future
+
+    def _rows_of(self, inputs: Tensors) -> int:
+        rows = -1
+        for name in self._names:
+            size = len(inputs[name])
+            if size != rows:
+                if rows >= 0:
+                    raise _unequal(inputs)
+                rows = size
+        return rows
+
+    def _measure(self, inputs: Tensors, output_names: tuple[str, ...] | None) -> tuple[int, Key]:
+        """Rows and key of a request; no rows where an input is a scalar, so that it runs directly."""
+        rows = -1
+        key: list[Any] = [output_names]
+        for name in self._names:
+            shape = inputs[name].shape
+            if not shape:
+                return 0, ()
+            if shape[0] != rows:
+                if rows >= 0:
+                    raise _unequal(inputs)
+                rows = shape[0]
+            tail = shape[1:]
+            # With padding only ranks must agree; what cannot be padded keeps to its own shape.
+            key.append(len(shape) if self.ragged and len(shape) <= MAX_PADDED_RANK and 0 not in tail else tail)
+        return rows, tuple(key)
+
+    def _look(self, now: float) -> None:
+        """Ask for a slot if a batch is ready, else come back when one will be."""
+        if self._claimed:
+            return
+        at = 0.0 if self._joins else self._queue.ready_at()
+        if at is None:
+            return
+        if at <= now + SLACK:
+            self._claimed = True
+            self._pool.request(self)
+        elif self._timer is None or at < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._pool.loop.call_at(at, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._look(self._now())
+
+    def take_work(self) -> Work | None:
+        """As `SlotClient.take_work`: a slot is free, so choose the batch now."""
+        self._claimed = False
+        now = self._now()
+        work = self._next_join() or self._next_batch(now)
+        self._look(now)
+        return work
+
+    def _next_join(self) -> Work | None:
+        if not self._joins:
+            return None
+        joining = self._joins.popleft()
+        self._running.add(joining)
+        return joining.call, joining.done
+
+    def _next_batch(self, now: float) -> Work | None:
+        while (batch := self._queue.pop(now)) is not None:
+            tasks = self._live(batch.tasks, now)
+            if tasks:
+                break
+        else:
+            return None
+        rows = batch.rows if tasks is batch.tasks else sum(task.rows for task in tasks)
+        padding = target_rows(rows, self._allowed) - rows if self._allowed else 0
+        run = _BatchRun(self, batch, tasks, rows, padding)
+        run.timeout = _longest(tasks, now)
+        self._queue.started(now)
+        self._running.add(run)
+        self._runs += 1
+        self._requests += len(tasks)
+        self._rows += rows
+        self._padding_rows += padding
+        run.watch()
+        if self._observers:
+            self._report(batch.reason, tasks, rows, padding)
+        return run.call, run.done
+
+    def _live(self, tasks: list[BatchTask], now: float) -> list[BatchTask]:
+        """The tasks that still need an answer; the same list if all do."""
+        gone = 0
+        for task in tasks:
+            future = task.future
+            if task.deadline is not None and task.deadline <= now and not future.done():
+                future.set_exception(expired())
+            if future.done():
+                gone += 1
+        if not gone:
+            return tasks
+        self._dropped += gone
+        return [task for task in tasks if not task.future.done()]
+
+    def _report(self, reason: str, tasks: list[BatchTask], rows: int, padding: int) -> None:
+        id, name, now = self._id, self.signature.name, perf_counter()
+        self._observers.batch_formed(id, name, rows, rows + padding, len(tasks), reason)
+        for task in tasks:
+            self._observers.queue_wait(id, name, now - task.entered)
+
+    def ended(self, run: _BatchRun, tasks: list[BatchTask], result: Any, error: BaseException | None) -> None:
+        """The thread that ran a batch is back."""
+        self._over(run)
+        if error is None:
+            pieces, seconds = result
+            self._queue.ended(seconds)
+            for task, outputs in zip(tasks, pieces, strict=True):
+                if not task.future.done():
+                    if task.whole is None:
+                        task.future.set_result(outputs)
+                    else:
+                        self._collect(task, outputs)
+        else:
+            self._queue.ended(None)
+            self._fail(run, tasks, error)
+        self._look(self._now())
+
+    def _over(self, run: _BatchRun | _Join) -> None:
+        self._running.discard(run)
+        if not self._running:
+            self._idle.set()
+
+    def _collect(self, task: BatchTask, outputs: Tensors) -> None:
+        whole = task.whole
+        assert whole is not None
+        whole.parts[task.position] = outputs
+        whole.missing -= 1
+        if not whole.missing:
+            self._joins.append(_Join(self, task.future, task.deadline, whole.parts))
+
+    def joined(self, join: _Join) -> None:
+        """The thread that put a cut request's outputs together is back."""
+        self._over(join)
+
+    def _fail(self, run: _BatchRun, tasks: list[BatchTask], error: BaseException) -> None:
+        timed_out = run.timeout is not None and getattr(error, "code", None) is Code.DEADLINE_EXCEEDED
+        live = [task for task in tasks if not task.future.done()]
+        if len(tasks) > 1 and self.signature.stateless and not run.ran and not timed_out:
+            # One of them is guilty, perhaps; alone, each answers for itself.
+            self._rerun += len(live)
+            self._queue.rerun(run.key, live)
+            return
+        for i, task in enumerate(live):
+            if not task.future.done():  # Pieces of one request share a future.
+                raised = reportable(error, task)
+                task.future.set_exception(_copy(raised) if i else raised)
+
+    def abandoned(self, run: _BatchRun) -> None:
+        """Nobody waits for any task of a running batch; stop it. Its slot is free when the thread is back."""
+        self._cancelled += 1
+        run.cancellation.cancel()
+
+    def statistics(self) -> PredictorStatistics:
+        """Counts so far, and what waits and runs now."""
+        return PredictorStatistics(
+            waiting=self._queue.waiting,
+            running=len(self._running),
+            runs=self._runs,
+            requests=self._requests,
+            rows=self._rows,
+            padding_rows=self._padding_rows,
+            refused=self._refused,
+            dropped=self._dropped,
+            cancelled=self._cancelled,
+            rerun=self._rerun,
+        )
+
+    def _pending(self) -> Iterator[BatchTask | _Join]:
+        yield from self._queue.tasks()
+        yield from self._joins
+        for run in self._running:
+            if isinstance(run, _BatchRun):
+                yield from run.tasks
+            else:
+                yield run
+
+    def close(self) -> None:
+        """Take no more requests; those that wait leave as soon as there is a slot."""
+        if not self._closed:
+            self._closed = True
+            self._queue.close()
+            self._look(self._now())
+
+    async def drained(self) -> None:
+        """Wait, after `close`, until every request has been answered and every thread is back."""
+        await drained(self._unanswered, lambda: len(self._running), self._idle)
+        self._deadlines.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _unanswered(self) -> set[Answer]:
+        waiting = {task.future for task in self._queue.tasks()} | {join.future for join in self._joins}
+        return {future for future in waiting if not future.done()}
+
+
+def _unequal(inputs: Tensors) -> InvalidInputError:
+    shapes = ", ".join(f"{name} [{','.join(map(str, array.shape))}]" for name, array in inputs.items())
+    return InvalidInputError(f"Batching Run() input tensors must have equal 0th-dimension size: {shapes}")
+
+
+def _longest(tasks: list[BatchTask], now: float) -> float | None:
+    """Seconds that the run may take: the most that any of its tasks has left, None if one has no deadline."""
+    last = 0.0
+    for task in tasks:
+        if task.deadline is None:
+            return None
+        last = max(last, task.deadline)
+    return last - now
+
+
+def _copy(error: Exception) -> Exception:
+    """An exception of its own for each caller: raising one in several tasks would mix their tracebacks."""
+    try:
+        own = copy.copy(error)
+    except Exception:
+        return error
+    own.__cause__ = error.__cause__
+    return own.with_traceback(error.__traceback__)

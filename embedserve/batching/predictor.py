@@ -1,0 +1,101 @@
+"""Which signatures of a loaded version are batched, and the one predictor that sends each request the right way.
+
+Made by whoever publishes a version. Each batched signature has a batcher (batcher.py); everything else runs directly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from embedserve.batching.batcher import SignatureBatcher
+from embedserve.config import Batching, BatchingOptions
+from embedserve.observer import Observers
+from embedserve.predictor import Answer, DirectPredictor, PredictorStatistics
+from embedserve.servable import Predictor, Servable, ServableId, Tensors
+from embedserve.signature import Signature
+from embedserve.threads import RunPool
+
+__all__ = ["BatchingPredictor", "make_predictor"]
+
+
+def make_predictor(
+    servable: Servable,
+    id: ServableId,
+    pool: RunPool,
+    observers: Observers,
+    options: BatchingOptions,
+    batching: Batching,
+    max_pending: int,
+) -> Predictor:
+    """The predictor of one loaded version; make it on the loop.
+
+    Args:
+        servable: The loaded version.
+        id: Its name, for messages and observers.
+        pool: Run threads, shared with other versions.
+        observers: Told of batches and queue waits.
+        options: Sizes and bounds of each signature's queue.
+        batching: `auto` batches the signatures that were judged batchable; True all whose inputs can have rows;
+            False none.
+        max_pending: Bound of the unbatched path, in requests waiting or running.
+    """
+    direct = DirectPredictor(servable, id, pool, observers, max_pending)
+    batched = [signature for signature in servable.signatures.values() if _is_batched(signature, batching)]
+    return BatchingPredictor(direct, batched, id, pool, observers, options) if batched else direct
+
+
+def _is_batched(signature: Signature, batching: Batching) -> bool:
+    if batching == "auto":
+        return signature.batching.batchable
+    specs = signature.inputs.values()
+    return batching and bool(specs) and all(spec.shape is None or len(spec.shape) > 0 for spec in specs)
+
+
+class BatchingPredictor:
+    """Batches some signatures of one loaded version and runs the others directly; implements `Predictor`."""
+
+    def __init__(
+        self,
+        direct: DirectPredictor,
+        batched: list[Signature],
+        id: ServableId,
+        pool: RunPool,
+        observers: Observers,
+        options: BatchingOptions,
+    ) -> None:
+        self._direct = direct
+        self._id = id
+        self._batchers = {
+            signature.name: SignatureBatcher(signature, direct, id, pool, observers, options) for signature in batched
+        }
+
+    def __repr__(self) -> str:
+        return f"<BatchingPredictor {self._id} {[*self._batchers.values()]}, direct: {self._direct!r}>"
+
+    def submit(
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        output_names: tuple[str, ...] | None = None,
+        deadline: float | None = None,
+    ) -> Answer:
+        """As `Predictor.submit`."""
+        batcher = self._batchers.get(signature.name)
+        if batcher is None:
+            return self._direct.submit(signature, inputs, output_names, deadline)
+        return batcher.submit(inputs, output_names, deadline)
+
+    def statistics(self) -> PredictorStatistics:
+        """Counts so far, and what waits and runs now, over all signatures."""
+        parts = [self._direct.statistics(), *(batcher.statistics() for batcher in self._batchers.values())]
+        names = [field.name for field in fields(PredictorStatistics)]
+        return PredictorStatistics(**{name: sum(getattr(part, name) for part in parts) for name in names})
+
+    async def aclose(self) -> None:
+        """Close, and wait until every request has been answered and every thread is back."""
+        self._direct.close()
+        for batcher in self._batchers.values():
+            batcher.close()
+        for batcher in self._batchers.values():
+            await batcher.drained()
+        await self._direct.aclose()

@@ -1,0 +1,305 @@
+"""DirectPredictor: one run per request, bounded, and what it shares with the batched path: deadlines, errors, figures.
+
+Called on the loop by a handle; knows no batch. Only `Servable.run` runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from embedserve.errors import Code, DeadlineExceededError, InferenceError, QueueFullError, RegistryStateError
+from embedserve.observer import Observers
+from embedserve.servable import Array, Cancellation, Servable, ServableId, Tensors
+from embedserve.signature import Signature
+from embedserve.threads import RunPool, Work
+
+__all__ = ["DeadlineTimer", "DirectPredictor", "PredictorStatistics", "drained", "refusal", "reportable"]
+
+Answer: TypeAlias = asyncio.Future[dict[str, Array]]
+
+# The deadline timer does not come more often than this, however many deadlines there are.
+SWEEP_INTERVAL = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorStatistics:
+    """What a predictor has done and has to do.
+
+    Attributes:
+        waiting: Requests, or pieces of split ones, in a queue now.
+        running: Runs in a thread now.
+        runs: Runs that were started.
+        requests: Requests, or pieces, that those runs served.
+        rows: Rows of batched runs, without padding.
+        padding_rows: Rows that were added to reach an allowed batch size.
+        refused: Requests turned away by a full queue.
+        dropped: Requests that cost no run, because their deadline had passed or their caller had left.
+        cancelled: Runs that were asked to stop because nobody was left to answer.
+        rerun: Requests that ran again, alone, because a batch that they were in failed.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    runs: int = 0
+    requests: int = 0
+    rows: int = 0
+    padding_rows: int = 0
+    refused: int = 0
+    dropped: int = 0
+    cancelled: int = 0
+    rerun: int = 0
+
+
+class Pending(Protocol):
+    """A request whose answer is owed."""
+
+    future: Answer
+    deadline: float | None
+
+
+class DeadlineTimer:
+    """One timer for the deadlines of many requests: watching one more costs a comparison.
+
+    When it comes it looks through all of `pending`, ends those whose time is over, and is set for the next.
+    """
+
+    __slots__ = ("_at", "_loop", "_pending", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pending: Callable[[], Iterable[Pending]]) -> None:
+        self._loop = loop
+        self._pending = pending
+        self._at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, deadline: float) -> None:
+        """See to it that the request with this deadline, which is or will be pending, does not outlive it."""
+        if deadline < self._at:
+            self._at = deadline
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._sweep)
+
+    def _sweep(self) -> None:
+        now = max(self._loop.time(), self._at)
+        self._at, self._timer = math.inf, None
+        earliest = math.inf
+        for request in self._pending():
+            deadline = request.deadline
+            if deadline is None or request.future.done():
+                continue
+            if deadline <= now:
+                request.future.set_exception(expired())
+            elif deadline < earliest:
+                earliest = deadline
+        if earliest < math.inf:
+            self.watch(max(earliest, now + SWEEP_INTERVAL))
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._at, self._timer = math.inf, None
+
+
+def expired() -> DeadlineExceededError:
+    """The error of a request whose deadline passed, waiting or running."""
+    return DeadlineExceededError("Timed out waiting for notification")
+
+
+def refusal(id: ServableId) -> RegistryStateError:
+    """The error of a request that came after the predictor was closed."""
+    return RegistryStateError(f"servable {id} is being unloaded and takes no more requests; acquire the model again")
+
+
+def reportable(error: BaseException, request: Pending | None = None) -> Exception:
+    """What to fail a request's future with, for what its run raised.
+
+    A future cannot carry StopIteration, and SystemExit or KeyboardInterrupt would end the loop that awaits it.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        timed = request is not None and request.deadline is not None
+        return expired() if timed and getattr(error, "code", None) is Code.DEADLINE_EXCEEDED else error
+    wrapped = InferenceError(f"the run ended with {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+async def drained(waiting: Callable[[], set[Answer]], running: Callable[[], int], idle: asyncio.Event) -> None:
+    """Wait until nothing waits and nothing runs; `idle` is set whenever a last run ends."""
+    while True:
+        if futures := waiting():
+            await asyncio.wait(futures)
+        elif running():
+            idle.clear()
+            await idle.wait()
+        else:
+            return
+
+
+class _DirectRun:
+    """One request, from the queue through a run thread to its answer."""
+
+    __slots__ = ("_owner", "cancellation", "deadline", "future", "inputs", "output_names", "signature_name", "timeout")
+
+    def __init__(
+        self,
+        owner: DirectPredictor,
+        future: Answer,
+        signature_name: str,
+        inputs: Tensors,
+        output_names: tuple[str, ...] | None,
+        deadline: float | None,
+    ) -> None:
+        self._owner = owner
+        self.future = future
+        self.signature_name = signature_name
+        self.inputs = inputs
+        self.output_names = output_names
+        self.deadline = deadline
+        self.timeout: float | None = None
+        self.cancellation = Cancellation()
+
+    def call(self) -> dict[str, Array]:
+        """In a run thread."""
+        return self._owner.servable.run(
+            self.signature_name, self.inputs, self.output_names, cancellation=self.cancellation, timeout=self.timeout
+        )
+
+    def done(self, result: Any, error: BaseException | None) -> None:
+        """On the loop, when the thread is back."""
+        self._owner.ended(self)
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(reportable(error, self))
+
+    def left(self, _: Answer) -> None:
+        """The future is done; if the thread is not back yet, the caller has left or its time is over."""
+        self._owner.abandoned(self)
+
+
+class DirectPredictor:
+    """Runs every request on its own, in the order in which they came; implements `Predictor`.
+
+    Lives as long as its version is loaded. It holds one place in the line for run threads at a time, so many requests
+    of one version do not keep the others waiting.
+    """
+
+    def __init__(
+        self, servable: Servable, id: ServableId, pool: RunPool, observers: Observers, max_pending: int
+    ) -> None:
+        self.servable = servable
+        self._id = id
+        self._pool = pool
+        self._observers = observers
+        self._max_pending = max_pending
+        self._create_future = pool.loop.create_future
+        self._waiting: deque[_DirectRun] = deque()
+        self._running: set[_DirectRun] = set()
+        self._deadlines = DeadlineTimer(pool.loop, lambda: [*self._waiting, *self._running])
+        self._claimed = False
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._runs = self._refused = self._dropped = self._cancelled = 0
+
+    def __repr__(self) -> str:
+        state = "closed, " if self._closed else ""
+        return f"<DirectPredictor {self._id} {state}{len(self._waiting)} waiting, {len(self._running)} running>"
+
+    def submit(
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        output_names: tuple[str, ...] | None = None,
+        deadline: float | None = None,
+    ) -> Answer:
+        """As `Predictor.submit`."""
+        if self._closed:
+            raise refusal(self._id)
+        if len(self._waiting) + len(self._running) >= self._max_pending:
+            self._make_room()
+        future = self._create_future()
+        self._waiting.append(_DirectRun(self, future, signature.name, inputs, output_names, deadline))
+        if deadline is not None:
+            self._deadlines.watch(deadline)
+        if not self._claimed:
+            self._claimed = True
+            self._pool.request(self)
+        return future
+
+    def _make_room(self) -> None:
+        live = [request for request in self._waiting if not request.future.done()]
+        self._dropped += len(self._waiting) - len(live)
+        self._waiting = deque(live)
+        if len(live) + len(self._running) >= self._max_pending:
+            self._refused += 1
+            raise QueueFullError(
+                f"The queue of servable {self._id} is full; currently {len(live)} requests wait, {len(self._running)} "
+                f"run and max_pending_requests is {self._max_pending}"
+            )
+
+    def take_work(self) -> Work | None:
+        """As `SlotClient.take_work`."""
+        self._claimed = False
+        now = self._pool.loop.time()
+        while self._waiting:
+            request = self._waiting.popleft()
+            if request.deadline is not None and not request.future.done():
+                request.timeout = request.deadline - now
+                if request.timeout <= 0:
+                    request.future.set_exception(expired())
+            if request.future.done():
+                self._dropped += 1
+                continue
+            if self._waiting:
+                self._claimed = True
+                self._pool.request(self)
+            self._runs += 1
+            self._running.add(request)
+            request.future.add_done_callback(request.left)
+            return request.call, request.done
+        return None
+
+    def ended(self, request: _DirectRun) -> None:
+        """The thread that ran `request` is back."""
+        self._running.discard(request)
+        if not self._running:
+            self._idle.set()
+
+    def abandoned(self, request: _DirectRun) -> None:
+        """Nobody waits for `request` any more; stop its run if there still is one."""
+        if request in self._running:
+            self._cancelled += 1
+            request.cancellation.cancel()
+
+    def statistics(self) -> PredictorStatistics:
+        """Counts so far, and what waits and runs now."""
+        return PredictorStatistics(
+            waiting=len(self._waiting),
+            running=len(self._running),
+            runs=self._runs,
+            requests=self._runs,
+            refused=self._refused,
+            dropped=self._dropped,
+            cancelled=self._cancelled,
+        )
+
+    def close(self) -> None:
+        """Take no more requests; those that are here are answered."""
+        self._closed = True
+
+    async def aclose(self) -> None:
+        """Close, and wait until every request has been answered and every thread is back."""
+        self.close()
+        await drained(self._unanswered, lambda: len(self._running), self._idle)
+        self._deadlines.close()
+
+    def _unanswered(self) -> set[Answer]:
+        return {request.future for request in self._waiting if not request.future.done()}
