@@ -183,7 +183,8 @@ def _row(
     if dtype.kind in "iu":
         limits = (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     elif name.startswith(("int", "uint")):
-        limits = (int(ml_dtypes.iinfo(dtype).min), int(ml_dtypes.iinfo(dtype).max))
+        info = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+        limits = (int(info.min), int(info.max))
     return DType(name, enum or f"DT_{name.upper()}", number, dtype, field, json, limits)
 
 

@@ -1,0 +1,248 @@
+"""`TensorProto` ⇄ ndarray at memory speed, whichever field carries the values.
+
+Follows TensorFlow's C++ `Tensor::FromProto`, not `tf.make_ndarray`, which refuses some messages that TensorFlow Serving
+takes. Called by whatever speaks protobuf; knows no signature and no model.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedserve.errors import InvalidInputError
+from embedserve.tensors.dtypes import DTYPES, Array, DType
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
+
+__all__ = ["decode", "encode", "encode_into"]
+
+_BY_NUMBER = {row.number: row for row in DTYPES}
+_MAX_RANK = 64
+_MAX_ELEMENTS = 1 << 56
+_MAX_FILL_BYTES = 1 << 28
+"""Largest tensor made by repeating a last value or from none: a few bytes on the wire must not fill the memory."""
+
+
+class _ParseError(Exception):
+    """Why a message is no tensor."""
+
+
+def decode(proto: TensorProto, what: str = "") -> Array:
+    """Read a tensor.
+
+    Fewer values than elements repeat the last one, none at all are zeros, surplus values are ignored, and integers wrap
+    into narrower dtypes, all as TensorFlow does.
+
+    Args:
+        proto: Any representation: `tensor_content` or the typed field.
+        what: Name of the input, for the message.
+
+    Returns:
+        An array of the declared dtype and shape; read-only where it shares the memory of `tensor_content`.
+
+    Raises:
+        InvalidInputError: Not a valid tensor.
+    """
+    dtype = _BY_NUMBER.get(proto.dtype)
+    try:
+        if dtype is None or dtype.field in ("resource_handle_val", "variant_val"):
+            raise _ParseError(f"dtype {proto.dtype} carries no values")
+        shape = _shape(proto.tensor_shape)
+        if 0 in shape:  # Whatever the message carries, TensorFlow does not look.
+            return np.zeros(shape, dtype.numpy)
+        content = proto.tensor_content
+        if content:
+            return _from_content(content, dtype, shape)
+        return _from_field(getattr(proto, dtype.field), dtype, shape)
+    except _ParseError as error:
+        raise InvalidInputError(f"tensor parsing error: {what} ({error})") from None
+
+
+def encode(array: Array, dtype: DType, *, as_content: bool = False) -> TensorProto:
+    """Write a tensor.
+
+    Args:
+        array: Values; cast if they are not of `dtype`.
+        dtype: What the message declares.
+        as_content: Use `tensor_content`; strings always use `string_val`, which every client reads.
+    """
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
+
+    proto = TensorProto()
+    encode_into(proto, array, dtype, as_content=as_content)
+    return proto
+
+
+def encode_into(proto: TensorProto, array: Array, dtype: DType, *, as_content: bool = False) -> None:
+    """Write a tensor into an empty message, as `encode` does."""
+    array = np.asarray(array)
+    if array.dtype != dtype.numpy:
+        array = dtype.convert(array)
+    header = _header(dtype.number, array.shape)
+    if dtype.field == "string_val":
+        proto.MergeFromString(header)
+        proto.string_val.extend(_as_bytes(array.ravel().tolist()))
+    elif as_content:
+        proto.MergeFromString(header + _field(_CONTENT, array.tobytes()))
+    elif dtype.field in _RAW_FIELDS:
+        number, width = _RAW_FIELDS[dtype.field]
+        raw = array.tobytes()
+        # A packed field of fixed-size numbers is their little-endian memory; bools are varints of one byte.
+        proto.MergeFromString(header + _field(number, raw) if len(raw) >= width else header)
+    else:
+        _encode_varints(proto, header, array, dtype)
+
+
+def _encode_varints(proto: TensorProto, header: bytes, array: Array, dtype: DType) -> None:
+    if dtype.field == "half_val":
+        array = array.view(np.uint16)
+    elif dtype.numpy.fields:
+        array = array.view(dtype.numpy[0])
+    elif dtype.numpy.kind == "V":  # int4 and the like
+        array = array.astype(np.int8 if dtype.limits and dtype.limits[0] < 0 else np.uint8)
+    if array.size and array.min() >= 0 and array.max() < 128:
+        proto.MergeFromString(header + _field(_VARINT_FIELDS[dtype.field], array.astype(np.uint8).tobytes()))
+    else:
+        proto.MergeFromString(header)
+        getattr(proto, dtype.field).extend(array.ravel().tolist())
+
+
+_CONTENT = 4
+# Field number and least length of a value.
+_RAW_FIELDS = {
+    "float_val": (5, 4),
+    "double_val": (6, 8),
+    "scomplex_val": (9, 8),
+    "bool_val": (11, 1),
+    "dcomplex_val": (12, 16),
+    "float8_val": (18, 1),
+}
+_VARINT_FIELDS = {"int_val": 7, "int64_val": 10, "half_val": 13, "uint32_val": 16, "uint64_val": 17}
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return b"".join((_varint(number << 3 | 2), _varint(len(payload)), payload))
+
+
+@functools.lru_cache(maxsize=1024)
+def _header(number: int, shape: tuple[int, ...]) -> bytes:
+    """Serialized `dtype` and `tensor_shape`."""
+    dims = b"".join(_field(2, b"\x08" + _varint(size)) for size in shape)
+    return b"\x08" + _varint(number) + _field(2, dims)
+
+
+def _as_bytes(elements: list[Any]) -> list[bytes]:
+    return [element.encode() if isinstance(element, str) else element for element in elements]
+
+
+def _shape(proto: Any) -> tuple[int, ...]:
+    # `unknown_rank` is not looked at, as in TensorFlow: without dimensions it is a scalar.
+    shape = tuple([dim.size for dim in proto.dim])
+    if shape and min(shape) < 0:
+        raise _ParseError(f"shape {_listed(shape)} has a negative dimension")
+    if len(shape) > _MAX_RANK:
+        raise _ParseError(f"rank {len(shape)}; at most {_MAX_RANK} dimensions")
+    if math.prod([size or 1 for size in shape]) > _MAX_ELEMENTS:
+        raise _ParseError(f"shape {_listed(shape)} is too large")
+    return shape
+
+
+def _listed(shape: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+def _from_content(content: bytes, dtype: DType, shape: tuple[int, ...]) -> Array:
+    count = math.prod(shape)
+    if dtype.field == "string_val":
+        array = np.empty(count, dtype=object)
+        array[:] = _string_list(content, count)
+        return array.reshape(shape)
+    if len(content) != count * dtype.numpy.itemsize:
+        raise _ParseError(
+            f"tensor_content holds {len(content)} bytes; shape {_listed(shape)} of {dtype.name} needs "
+            f"{count * dtype.numpy.itemsize}"
+        )
+    if dtype.field == "bool_val" and max(content) > 1:
+        raise _ParseError("tensor_content of bool holds bytes that are neither 0 nor 1")
+    return np.frombuffer(content, dtype.numpy).reshape(shape)
+
+
+def _string_list(content: bytes, count: int) -> list[bytes]:
+    """TensorFlow's memory form of strings: all lengths as varints, then all bytes (`port::DecodeStringList`)."""
+    if count > len(content):
+        raise _ParseError(f"tensor_content of {len(content)} bytes cannot hold {count} strings")
+    lengths, at = [], 0
+    for _ in range(count):
+        length = shift = 0
+        while True:
+            if at >= len(content) or shift > 28:
+                raise _ParseError("tensor_content holds no list of strings")
+            byte = content[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        lengths.append(length)
+    if at + sum(lengths) != len(content):
+        raise _ParseError("tensor_content is not as long as its strings")
+    strings = []
+    for length in lengths:
+        strings.append(content[at : at + length])
+        at += length
+    return strings
+
+
+def _from_field(values: Any, dtype: DType, shape: tuple[int, ...]) -> Array:
+    count = math.prod(shape)
+    if dtype.field == "string_val":
+        given = np.empty(min(len(values), count), dtype=object)
+        given[:] = values[:count]
+    elif values:
+        given = _elements(values, dtype)
+    else:
+        given = np.zeros(0, dtype.numpy)
+    if len(given) < count:
+        given = _filled(given, dtype, shape, count)
+    return given[:count].reshape(shape)
+
+
+def _elements(values: Any, dtype: DType) -> Array:
+    """The values of a typed field, in their dtype."""
+    target, field = dtype.numpy, dtype.field
+    if field == "float8_val":
+        return np.frombuffer(values, target)
+    array = np.array(values)  # upb hands out its memory at once; no element becomes a Python object.
+    if field == "half_val":
+        return array.astype(np.uint16).view(target)
+    if field == "scomplex_val" or field == "dcomplex_val":
+        return array[: len(array) // 2 * 2].view(target)
+    if target.fields:
+        return array.astype(target[0]).view(target)
+    return array.astype(target, copy=False)
+
+
+def _filled(given: Array, dtype: DType, shape: tuple[int, ...], count: int) -> Array:
+    if (count - len(given)) * dtype.numpy.itemsize > _MAX_FILL_BYTES:
+        raise _ParseError(
+            f"shape {_listed(shape)} of {dtype.name} has {count} elements but the message carries {len(given)}; "
+            f"at most {_MAX_FILL_BYTES} bytes are filled in"
+        )
+    array = np.empty(count, dtype.numpy)
+    array[: len(given)] = given
+    array[len(given) :] = given[-1] if len(given) else (b"" if dtype.numpy.hasobject else np.zeros((), dtype.numpy))
+    return array
