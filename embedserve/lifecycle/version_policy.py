@@ -1,0 +1,70 @@
+"""Which names under a base path are versions, and which of the versions a model's policy chooses.
+
+Pure functions over names and numbers, called by `scan`; they know no directory and do not care whether a version is
+whole (TF Serving: file_system_storage_path_source.cc).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+from embedserve.config import AllVersions, LatestVersions, SpecificVersions, VersionPolicy
+
+__all__ = ["Duplicate", "choose", "find_versions", "version_number"]
+
+T = TypeVar("T")
+
+_DIGITS = re.compile(r"[0-9]+")
+_LARGEST = 2**63 - 1
+
+
+class Duplicate(NamedTuple):
+    """Two names of one version; only `used` counts."""
+
+    version: int
+    used: str
+    ignored: str
+
+
+def version_number(name: str) -> int | None:
+    """The version that a directory name stands for, or None: decimal digits only, and it must fit int64."""
+    if not _DIGITS.fullmatch(name) or len(name.lstrip("0")) > 19:
+        return None
+    number = int(name)
+    return number if number <= _LARGEST else None
+
+
+def find_versions(names: Iterable[str], policy: VersionPolicy) -> tuple[dict[int, str], list[Duplicate]]:
+    """Versions among the names of a base path's children, by number.
+
+    Of several names for one number (`1` and `001`) the lexicographically last one counts, except that the policy for
+    all versions takes the first, as TF Serving does.
+
+    Returns:
+        Name by version, and the names left out as duplicates.
+    """
+    versions: dict[int, str] = {}
+    duplicates: list[Duplicate] = []
+    for name in sorted(names, reverse=not isinstance(policy, AllVersions)):
+        number = version_number(name)
+        if number is None:
+            continue
+        if number in versions:
+            duplicates.append(Duplicate(number, versions[number], name))
+        else:
+            versions[number] = name
+    return versions, duplicates
+
+
+def choose(policy: VersionPolicy, found: Mapping[int, T]) -> dict[int, T]:
+    """The versions that `policy` wants of those found, descending."""
+    match policy:
+        case LatestVersions(num_versions=count):
+            wanted = sorted(found, reverse=True)[:count]
+        case AllVersions():
+            wanted = sorted(found, reverse=True)
+        case SpecificVersions(versions=versions):
+            wanted = sorted(set(versions).intersection(found), reverse=True)
+    return {number: found[number] for number in wanted}
