@@ -135,9 +135,7 @@ async def multi_inference(
     try:
         async with asyncio.TaskGroup() as group:
             runs = [group.create_task(_run(handle, signature, names, feed, timeout)) for _, signature, names in checked]
-    except* asyncio.CancelledError:
-        raise
-    except* Exception as failures:
+    except ExceptionGroup as failures:
         raise _first(failures) from None
     return [
         _classifications(run.result(), len(examples)) if task.classifies else _regressions(run.result(), len(examples))
@@ -145,9 +143,9 @@ async def multi_inference(
     ]
 
 
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = failures
-    while isinstance(error, BaseExceptionGroup):
+def _first(failures: ExceptionGroup[Exception]) -> Exception:
+    error: Exception = failures
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
 

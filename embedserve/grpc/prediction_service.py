@@ -225,7 +225,7 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
             for task, result in zip(tasks, results, strict=True):
                 added = response.results.add()
                 _write_spec(added.model_spec, handle, task.signature_name)
-                if task.classifies:
+                if isinstance(result, list):
                     added.classification_result.SetInParent()
                     _write_classifications(added.classification_result, result)
                 else:
