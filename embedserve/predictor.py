@@ -12,13 +12,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from embedserve.errors import Code, DeadlineExceededError, InferenceError, QueueFullError, RegistryStateError
+from embedserve.errors import Code, DeadlineExceededError, QueueFullError, RegistryStateError
 from embedserve.observer import Observers
 from embedserve.servable import Array, Cancellation, Servable, ServableId, Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool, Work
 
-__all__ = ["DeadlineTimer", "DirectPredictor", "PredictorStatistics", "drained", "refusal", "reportable"]
+__all__ = [
+    "Answer",
+    "DeadlineTimer",
+    "DirectPredictor",
+    "PredictorStatistics",
+    "drained",
+    "expired",
+    "refusal",
+    "timed_out",
+]
 
 Answer: TypeAlias = asyncio.Future[dict[str, Array]]
 
@@ -116,17 +125,9 @@ def refusal(id: ServableId) -> RegistryStateError:
     return RegistryStateError(f"servable {id} is being unloaded and takes no more requests; acquire the model again")
 
 
-def reportable(error: BaseException, request: Pending | None = None) -> Exception:
-    """What to fail a request's future with, for what its run raised.
-
-    A future cannot carry StopIteration, and SystemExit or KeyboardInterrupt would end the loop that awaits it.
-    """
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        timed = request is not None and request.deadline is not None
-        return expired() if timed and getattr(error, "code", None) is Code.DEADLINE_EXCEEDED else error
-    wrapped = InferenceError(f"the run ended with {type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
+def timed_out(error: Exception, timeout: float | None) -> bool:
+    """Whether a run failed because its `timeout` was over, shortly before the deadline timer would have come."""
+    return timeout is not None and getattr(error, "code", None) is Code.DEADLINE_EXCEEDED
 
 
 async def drained(waiting: Callable[[], set[Answer]], running: Callable[[], int], idle: asyncio.Event) -> None:
@@ -170,7 +171,7 @@ class _DirectRun:
             self.signature_name, self.inputs, self.output_names, cancellation=self.cancellation, timeout=self.timeout
         )
 
-    def done(self, result: Any, error: BaseException | None) -> None:
+    def done(self, result: Any, error: Exception | None) -> None:
         """On the loop, when the thread is back."""
         self._owner.ended(self)
         if self.future.done():
@@ -178,7 +179,7 @@ class _DirectRun:
         if error is None:
             self.future.set_result(result)
         else:
-            self.future.set_exception(reportable(error, self))
+            self.future.set_exception(expired() if timed_out(error, self.timeout) else error)
 
     def left(self, _: Answer) -> None:
         """The future is done; if the thread is not back yet, the caller has left or its time is over."""

@@ -14,21 +14,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-__all__ = ["LoadPool", "RunPool", "SlotClient"]
+from embedserve.errors import RegistryStateError
+
+__all__ = ["Done", "LoadPool", "RunPool", "SlotClient", "Work"]
 
 T = TypeVar("T")
+
+Done: TypeAlias = Callable[[Any, Exception | None], None]
+Work: TypeAlias = tuple[Callable[[], Any], Done]
 
 
 class SlotClient(Protocol):
     """Something with work for a run thread."""
 
-    def take_work(self) -> tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]] | None:
+    def take_work(self) -> Work | None:
         """Choose the work now that a thread is free: the call for the thread, and what to do on the loop with its
         result or error. None when there is nothing (any more) to run. Loop only; must not raise."""
-
-
-Done: TypeAlias = Callable[[Any, BaseException | None], None]
-Work: TypeAlias = tuple[Callable[[], Any], Done]
 
 
 class _RunThread:
@@ -46,11 +47,11 @@ class _RunThread:
         while (work := self.todo.get()) is not None:
             call, done = work
             result: Any = None
-            error: BaseException | None = None
+            error: Exception | None = None
             try:
                 result = call()
             except BaseException as raised:  # Handed to the loop; a run thread must outlive whatever it ran.
-                error = raised
+                error = _tellable(raised)
             del call, work
             try:
                 call_soon(self._pool.finished, self, done, result, error)
@@ -73,74 +74,103 @@ class RunPool:
         self._idle = list(self._threads)
 
     def __repr__(self) -> str:
-        return f"<RunPool {self.busy}/{self.size} busy, {len(self._waiting)} waiting>"
+        return f"<RunPool {self.busy}/{self.size} busy, {len(self._waiting)} waiting{', closed' * self._closed}>"
 
     @property
     def busy(self) -> int:
         """Threads that run something now."""
-        return self.size - len(self._idle)
+        return len(self._threads) - len(self._idle)
 
     def request(self, client: SlotClient) -> None:
         """Claim one slot; `client.take_work` is called when one is free, never from within this call.
 
         Waiting until the next turn of the loop lets every request of this turn join the same batch, at no idle cost.
+
+        Raises:
+            RegistryStateError: The pool was closed and its threads have ended.
         """
+        if not self._threads:
+            raise RegistryStateError("the registry has been left; its run threads have ended")
         self._waiting.append(client)
-        if self._idle and not self._dispatching:
+        self._dispatch_soon()
+
+    def _dispatch_soon(self) -> None:
+        if self._idle and self._waiting and not self._dispatching:
             self._dispatching = True
             self.loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        self._dispatching = False
-        while self._idle and self._waiting:
-            work = self._waiting.popleft().take_work()
-            if work is not None:
-                self._idle.pop().todo.put(work)
+        try:
+            while self._idle and self._waiting:
+                work = self._waiting.popleft().take_work()
+                if work is not None:
+                    self._idle.pop().todo.put(work)
+        finally:  # A client that raises, against its promise, must not keep the others waiting.
+            self._dispatching = False
+            self._dispatch_soon()
+            if self._closed:
+                self._end_idle()
 
-    def finished(self, thread: _RunThread, done: Done, result: Any, error: BaseException | None) -> None:
+    def finished(self, thread: _RunThread, done: Done, result: Any, error: Exception | None) -> None:
         """Called on the loop by a thread whose work has ended."""
         if thread.reserved:
             thread.todo.put(thread.reserved.popleft())
         else:
             self._idle.append(thread)
-            if self._closed:
-                thread.todo.put(None)
         try:
             done(result, error)
         finally:
             # Not at once: answers go out first, and their callers' next requests join the next batch.
-            if self._waiting and self._idle and not self._dispatching:
-                self._dispatching = True
-                self.loop.call_soon(self._dispatch)
+            self._dispatch_soon()
+            if self._closed:
+                self._end_idle()
 
     async def run_in_each_thread(self, call: Callable[[], object]) -> None:
         """Run `call` once in every run thread, one after the other; for warm-up.
 
-        Only one thread at a time is taken from the requests of other models. Raises what `call` raised first.
+        Only one thread at a time is taken from the requests of other models. Raises what `call` raised first. When
+        cancelled it first waits for the thread that is in `call`, so that nothing runs a servable behind its owner.
         """
-        for thread in self._threads:
-            done: asyncio.Future[None] = self.loop.create_future()
+        for thread in tuple(self._threads):
+            ended: asyncio.Future[None] = self.loop.create_future()
 
-            def finish(_: Any, error: BaseException | None, done: asyncio.Future[None] = done) -> None:
-                if done.done():
+            def finish(_: Any, error: Exception | None, ended: asyncio.Future[None] = ended) -> None:
+                if ended.done():
                     return
                 if error is None:
-                    done.set_result(None)
+                    ended.set_result(None)
                 else:
-                    done.set_exception(error)
+                    ended.set_exception(error)
 
+            work: Work = (call, finish)
             if thread in self._idle:
                 self._idle.remove(thread)
-                thread.todo.put((call, finish))
+                thread.todo.put(work)
+            elif thread in self._threads:
+                thread.reserved.append(work)
             else:
-                thread.reserved.append((call, finish))
-            await done
+                raise RegistryStateError("the registry has been left; its run threads have ended")
+
+            def withdraw(thread: _RunThread = thread, work: Work = work) -> bool:
+                if work not in thread.reserved:
+                    return False
+                thread.reserved.remove(work)
+                return True
+
+            await _outlast(ended, withdraw)
 
     def close(self) -> None:
-        """Let each thread end after what it runs now; nothing may be requested any more."""
+        """Let the threads end when nothing is left to run; what was requested before is still served."""
         self._closed = True
+        self._end_idle()
+
+    def _end_idle(self) -> None:
+        if self._waiting:
+            return
         for thread in self._idle:
             thread.todo.put(None)
+            self._threads.remove(thread)
+        self._idle.clear()
 
 
 class LoadPool:
@@ -152,17 +182,49 @@ class LoadPool:
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Run `call(*args)` in a thread. The thread cannot be stopped: cancelling only leaves it alone."""
-        return await self._loop.run_in_executor(self._executor, call, *args)
+        return await self._loop.run_in_executor(self._executor, _contained, call, *args)
 
     async def run_shielded(self, call: Callable[..., T], *args: Any) -> T:
         """As `run`, but a cancelled caller still waits for the thread's end before it is cancelled."""
-        run = asyncio.ensure_future(self._loop.run_in_executor(self._executor, call, *args))
-        try:
-            return await asyncio.shield(run)
-        except asyncio.CancelledError:
-            await asyncio.wait([run])
-            raise
+        work = self._executor.submit(_contained, call, *args)
+        return await _outlast(asyncio.wrap_future(work, loop=self._loop), work.cancel)
 
     def close(self) -> None:
         """Let the threads end after what they run now."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _contained(call: Callable[..., T], *args: Any) -> T:
+    try:
+        return call(*args)
+    except BaseException as error:
+        told = _tellable(error)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _tellable(error: BaseException) -> Exception:
+    """What the loop may be told: StopIteration fits in no future, and SystemExit in a task would end the process."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    told = RuntimeError(f"a thread's work ended with {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told
+
+
+async def _outlast(run: asyncio.Future[T], withdraw: Callable[[], bool]) -> T:
+    """Await a thread's work; a cancelled caller withdraws it if it has not begun, else still waits for its end."""
+    cancelled: asyncio.CancelledError | None = None
+    while not run.done():
+        try:
+            await asyncio.wait([run])
+        except asyncio.CancelledError as error:
+            if withdraw():
+                raise
+            cancelled = error
+    if cancelled is None:
+        return run.result()
+    if not run.cancelled():
+        run.exception()  # Retrieved, so that asyncio does not report it as lost.
+    raise cancelled

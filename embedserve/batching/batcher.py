@@ -16,7 +16,7 @@ from typing import Any
 from embedserve.batching.batch_queue import SLACK, Batch, BatchQueue, BatchTask, Key
 from embedserve.batching.merge import MAX_PADDED_RANK, cut, join, merge, split, target_rows
 from embedserve.config import BatchingOptions
-from embedserve.errors import Code, InvalidInputError, QueueFullError
+from embedserve.errors import InvalidInputError, QueueFullError
 from embedserve.observer import Observers
 from embedserve.predictor import (
     Answer,
@@ -26,7 +26,7 @@ from embedserve.predictor import (
     drained,
     expired,
     refusal,
-    reportable,
+    timed_out,
 )
 from embedserve.servable import Array, Cancellation, ServableId, Tensors
 from embedserve.signature import Signature
@@ -71,7 +71,7 @@ class _BatchRun:
         pieces = split(outputs, [task.rows for task in tasks], self.rows + self.padding)
         return pieces, perf_counter() - began
 
-    def done(self, result: Any, error: BaseException | None) -> None:
+    def done(self, result: Any, error: Exception | None) -> None:
         """On the loop, when the thread is back."""
         tasks, self.tasks = self.tasks, []  # No cycle through the traceback of an error, and nothing left to watch.
         self._owner.ended(self, tasks, result, error)
@@ -102,12 +102,12 @@ class _Join:
     def call(self) -> dict[str, Array]:
         return join(self.parts)
 
-    def done(self, result: Any, error: BaseException | None) -> None:
+    def done(self, result: Any, error: Exception | None) -> None:
         if not self.future.done():
             if error is None:
                 self.future.set_result(result)
             else:
-                self.future.set_exception(reportable(error))
+                self.future.set_exception(error)
         self._owner.joined(self)
 
 
@@ -283,7 +283,7 @@ class SignatureBatcher:
         for task in tasks:
             self._observers.queue_wait(id, name, now - task.entered)
 
-    def ended(self, run: _BatchRun, tasks: list[BatchTask], result: Any, error: BaseException | None) -> None:
+    def ended(self, run: _BatchRun, tasks: list[BatchTask], result: Any, error: Exception | None) -> None:
         """The thread that ran a batch is back."""
         self._over(run)
         if error is None:
@@ -317,18 +317,18 @@ class SignatureBatcher:
         """The thread that put a cut request's outputs together is back."""
         self._over(join)
 
-    def _fail(self, run: _BatchRun, tasks: list[BatchTask], error: BaseException) -> None:
-        timed_out = run.timeout is not None and getattr(error, "code", None) is Code.DEADLINE_EXCEEDED
+    def _fail(self, run: _BatchRun, tasks: list[BatchTask], error: Exception) -> None:
         live = [task for task in tasks if not task.future.done()]
-        if len(tasks) > 1 and self.signature.stateless and not run.ran and not timed_out:
+        if timed_out(error, run.timeout):
+            error = expired()
+        elif len(tasks) > 1 and self.signature.stateless and not run.ran:
             # One of them is guilty, perhaps; alone, each answers for itself.
             self._rerun += len(live)
             self._queue.rerun(run.key, live)
             return
         for i, task in enumerate(live):
             if not task.future.done():  # Pieces of one request share a future.
-                raised = reportable(error, task)
-                task.future.set_exception(_copy(raised) if i else raised)
+                task.future.set_exception(_copy(error) if i else error)
 
     def abandoned(self, run: _BatchRun) -> None:
         """Nobody waits for any task of a running batch; stop it. Its slot is free when the thread is back."""
