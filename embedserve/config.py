@@ -25,19 +25,22 @@ __all__ = [
     "RetryPolicy",
     "SpecificVersions",
     "VersionPolicy",
+    "absolute",
     "validated",
 ]
 
 
-def _absolute(value: str | os.PathLike[str]) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(os.fspath(value))))
+def absolute(value: str | os.PathLike[str]) -> Path:
+    """A path made absolute and normal, without following links."""
+    path = os.path.expanduser(os.fspath(value))
+    return Path(os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path)))
 
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+AbsolutePath = Annotated[Path, BeforeValidator(absolute)]
 
 
 class _Options(BaseModel):

@@ -11,11 +11,10 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from embedserve.config import ModelConfig, RegistryOptions, validated
+from embedserve.config import ModelConfig, RegistryOptions, absolute, validated
 from embedserve.errors import ConfigError, NotReadyError, RegistryStateError
 from embedserve.handle import Acquisition, ModelHandle
 from embedserve.inflight import InflightBytes
@@ -71,7 +70,7 @@ class ModelRegistry:
                 raise ConfigError(f"Illegal to list model {name} multiple times in config list")
         self.options = validated(RegistryOptions, options)
         self.observers = Observers(observers)
-        self._root = None if root is None else Path(os.path.abspath(os.path.expanduser(os.fspath(root))))
+        self._root = None if root is None else absolute(root)
         self._models = tuple(models or ())
         self._runtime: Runtime | None = None
         self._entering = False

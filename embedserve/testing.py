@@ -306,7 +306,7 @@ class FakeRegistry(ModelRegistry):
         assert self.source is not None
         self.source.found.setdefault(name, {})[version] = loader
         key = (name, version)
-        self.source.fingerprints[key] = self.source.fingerprints.get(key, 0) + 1
+        self.source.fingerprints[key] = self.source.fingerprints.get(key, 1) + 1
         await self.source.scan_now()
 
     async def remove(self, name: str, version: int) -> None:

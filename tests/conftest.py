@@ -19,6 +19,7 @@ from tests.programs import run_program
 _MAY_READ = (
     ("<frozen importlib._bootstrap>", {"_find_and_load"}),
     ("logging/__init__.py", {"emit", "findCaller"}),
+    ("embedserve/config.py", {"absolute"}),
     ("traceback.py", {"format_exception", "print_exception", "extract"}),
 )
 
