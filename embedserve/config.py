@@ -177,6 +177,8 @@ class RegistryOptions(_Options):
         retry: Retries of failed loads.
         transition: `availability` loads the new version before it unloads the old; `resource` the other way round.
         allow_version_labels_for_unavailable_models: Accept new labels for versions that are not available yet.
+        enable_per_model_batching_parameters: A version's own `batching_params.pbtxt` replaces the batching options; a
+            version without one is not batched.
         preload_modules: Modules imported before the first load, for custom ops.
         op_libraries: Shared libraries given to `tf.load_op_library` before the first load.
         enable_signature_method_name_check: Check `method_name` as TF Serving's flag of that name does.
@@ -201,6 +203,7 @@ class RegistryOptions(_Options):
     retry: RetryPolicy = RetryPolicy()
     transition: Literal["availability", "resource"] = "availability"
     allow_version_labels_for_unavailable_models: bool = False
+    enable_per_model_batching_parameters: bool = False
     preload_modules: tuple[str, ...] = ()
     op_libraries: tuple[str, ...] = ()
     enable_signature_method_name_check: bool = False

@@ -47,7 +47,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
 # Everything else imports them inside a function, or not at all.
 ONLY_IN = {
     "tensorflow": {"saved_model"},
-    "tensorflow_serving": {"tensors", "grpc", "tf_example", "saved_model", "model_server_protos", "tfs_config"},
+    "tensorflow_serving": {"tensors", "grpc", "tf_example", "saved_model", "tfs_config"},
     "grpc": {"grpc"},
     "starlette": {"rest", "metrics"},
     "uvicorn": {"server", "rest"},

@@ -1,0 +1,391 @@
+"""The command line: flags and environment → `ServerConfig` → a running server, and its exit status.
+
+`python -m embedserve models/`, or `tensorflow_model_server`'s arguments. The flags themselves are listed in `flags`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import math
+import os
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedserve import tensorflow_setup
+from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions, RetryPolicy, validated
+from embedserve.errors import Code, ConfigError, ServingError
+from embedserve.flags import FLAGS, FlagError, ParsedFlags, parse, usage
+from embedserve.server import report_failed_start, run_server
+from embedserve.server_config import ConfigFile, GrpcConfig, RestConfig, ServerConfig, TlsContents, TlsFiles
+from embedserve.tfs_config import (
+    Platform,
+    batching_from_proto,
+    models_from_proto,
+    num_batch_threads,
+    platforms_from_file,
+    read_model_server_config,
+    read_text_proto,
+)
+from embedserve.tfs_protos import message_class
+
+__all__ = ["main", "server_config"]
+
+logger = logging.getLogger("embedserve")
+
+PROGRAM = "python -m embedserve"
+EXIT_BAD_FLAGS = 255
+DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start."""
+    try:
+        flags = parse(sys.argv[1:] if arguments is None else arguments)
+    except FlagError as error:
+        print(usage(PROGRAM), flush=True)
+        print(error, file=sys.stderr)  # After the long usage, where it is seen.
+        return EXIT_BAD_FLAGS
+    if flags.help:
+        print(usage(PROGRAM))
+        return 0
+    if flags.on("version"):
+        print(f"TensorFlow ModelServer: {_version('embedserve')} (embedserve)")
+        print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
+        return 0
+    _configure_logging()
+    try:
+        config = server_config(flags, os.environ)
+    except ServingError as error:
+        return report_failed_start(error)
+    return _run(run_server(config))
+
+
+def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerConfig:
+    """Give the flags their meaning, reading every file that they name.
+
+    Raises:
+        ConfigError: A flag or a file says what cannot be; in TensorFlow Serving's words where it has some.
+    """
+    grpc = _grpc_config(flags)
+    rest = _rest_config(flags, grpc)
+    session_config = tensorflow_setup.session_config_from_flags(flags)
+    platform = _platform_from_flags(flags)
+    platforms: Mapping[str, Platform] = {"tensorflow": platform}
+    if file := flags.text("platform_config_file"):
+        platforms = platforms_from_file(file)
+        platform = platforms.get("tensorflow") or Platform({})
+        session_config = platform.session_config
+    options = _registry_options(flags, platform)
+    root, models, config_file = _models(flags, environment, platform, platforms)
+    _check_labels(models or (), options)
+    for name in flags.given:
+        if FLAGS[name].support == "ignored":
+            logger.warning("--%s is ignored: %s", name, FLAGS[name].note)
+    return ServerConfig(
+        root=root,
+        models=models,
+        config_file=config_file,
+        platforms=platforms,
+        options=options,
+        grpc=grpc,
+        rest=rest,
+        session_config=session_config,
+    )
+
+
+# What is served.
+
+
+def _models(
+    flags: ParsedFlags, environment: Mapping[str, str], platform: Platform, platforms: Mapping[str, Platform]
+) -> tuple[Path | None, tuple[ModelConfig, ...] | None, ConfigFile | None]:
+    """The root directory, or the models, or the models and the file they come from."""
+    config_file, base_path = flags.text("model_config_file"), flags.text("model_base_path")
+    if flags.directory is not None:
+        for name in ("model_config_file", "model_base_path", "saved_model_tags", "platform_config_file"):
+            if name in flags:
+                raise ConfigError(f"give a directory of models or --{name}, not both")
+        return _root(flags.directory), None, None
+    if config_file:
+        path = Path(os.path.abspath(config_file))
+        proto = read_model_server_config(path)
+        interval = flags.number("model_config_file_poll_wait_seconds")
+        file = ConfigFile(
+            path=path, poll_interval=interval if interval > 0 else None, applied=proto, platforms=platforms
+        )
+        return None, tuple(models_from_proto(proto, platforms=platforms)), file
+    name = flags.text("model_name")
+    if not base_path and ("MODEL_BASE_PATH" in environment or "MODEL_NAME" in environment):
+        # As the entrypoint of TensorFlow Serving's images does it; a flag that the container was given comes after.
+        container_name = environment.get("MODEL_NAME", "model")
+        base_path = os.path.join(environment.get("MODEL_BASE_PATH", "/models"), container_name)
+        name = name if "model_name" in flags else container_name
+    if not base_path:
+        raise ConfigError(
+            "Both server_options.model_base_path and server_options.model_config_file are empty! Name a directory of "
+            f"models ({PROGRAM} models/), or --model_base_path, or --model_config_file"
+        )
+    logger.info("Building single TensorFlow model file config:  model_name: %s model_base_path: %s", name, base_path)
+    return None, (validated(ModelConfig, {**platform.model_options, "name": name, "base_path": base_path}),), None
+
+
+def _root(directory: str) -> Path:
+    root = Path(os.path.abspath(os.path.expanduser(directory)))
+    if not root.is_dir():
+        raise ConfigError(f"there is no directory of models at {root}", code=Code.NOT_FOUND)
+    versions = [child.name for child in root.iterdir() if child.name.isdecimal() and child.is_dir()]
+    if versions and (root / versions[0] / "saved_model.pb").exists():
+        raise ConfigError(
+            f"{root} holds versions ({', '.join(sorted(versions)[:5])}) of one model, not models: serve it with "
+            f"--model_base_path={directory} --model_name={root.name}, or name its parent directory"
+        )
+    return root
+
+
+def _check_labels(models: Sequence[ModelConfig], options: RegistryOptions) -> None:
+    """No version is available before the first load, so like TensorFlow Serving we refuse to start with labels."""
+    if options.allow_version_labels_for_unavailable_models:
+        return
+    for model in models:
+        for version in model.version_labels.values():
+            raise ConfigError(
+                f"Request to assign label to version {version} of model {model.name}, which is not currently available "
+                "for inference; --allow_version_labels_for_unavailable_models=true lets a server start with labels",
+                code=Code.FAILED_PRECONDITION,
+            )
+
+
+# Options of the registry.
+
+
+def _platform_from_flags(flags: ParsedFlags) -> Platform:
+    """The batching, warm-up and tag flags, as a platform config file would say the same."""
+    batched = flags.on("enable_batching")
+    threads: int | None = None
+    options: dict[str, Any] = {}
+    if "enable_batching" in flags or flags.directory is None:
+        options["batching"] = batched
+    if batched:
+        parameters: Any = message_class("BatchingParameters")()
+        if file := flags.text("batching_parameters_file"):
+            read_text_proto(file, parameters)
+        options["batching_options"] = batching_from_proto(parameters)
+        threads = num_batch_threads(parameters)
+    elif flags.text("batching_parameters_file"):
+        raise ConfigError(
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
+    options["warmup"] = "auto" if flags.on("enable_model_warmup") else "none"
+    if "saved_model_tags" in flags:
+        options["saved_model_tags"] = _list(flags.text("saved_model_tags"))
+    return Platform(
+        options,
+        num_batch_threads=threads,
+        per_model_batching=batched and flags.on("enable_per_model_batching_parameters"),
+        warmup_iterations=flags.number("num_request_iterations_for_warmup") or None,
+    )
+
+
+def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions:
+    of_platform = {
+        name: platform.model_options[name] for name in ("batching", "warmup") if name in platform.model_options
+    }
+    batching_options = platform.model_options.get("batching_options", BatchingOptions())
+    options: dict[str, Any] = {
+        **of_platform,
+        "batching_options": batching_options,
+        "enable_per_model_batching_parameters": platform.per_model_batching,
+        "num_warmup_iterations": max(platform.warmup_iterations or 1, 1),
+        "start_timeout": flags.real("start_timeout") if flags.real("start_timeout") > 0 else math.inf,
+        "preload_modules": _list(flags.text("preload_modules")),
+        "op_libraries": _list(flags.text("op_libraries")),
+        "poll_interval": _poll_interval(flags.number("file_system_poll_wait_seconds")),
+        "gc_freeze": flags.on("gc_freeze"),
+    }
+    for name, value in (
+        ("num_batch_threads", flags.number("num_batch_threads") or platform.num_batch_threads or 0),
+        ("num_load_threads", max(flags.number("num_load_threads"), flags.number("num_unload_threads"))),
+        ("max_inflight_bytes", flags.number("max_inflight_bytes")),
+    ):
+        if value > 0:
+            options[name] = value
+    for name in ("servable", "transition"):
+        options[name] = flags.text(name)
+    for name in ("settle", "drain_timeout"):
+        options[name] = flags.real(name)
+    for name in ("max_pending_requests", "max_request_bytes"):
+        options[name] = flags.number(name)
+    for name in (
+        "watch",
+        "allow_version_labels_for_unavailable_models",
+        "enable_signature_method_name_check",
+    ):
+        options[name] = flags.on(name)
+    if flags.directory is None or "max_num_load_retries" in flags or "load_retry_interval_micros" in flags:
+        interval = max(flags.number("load_retry_interval_micros"), 0) / 1e6
+        retries = max(flags.number("max_num_load_retries"), 0)
+        options["retry"] = RetryPolicy(max_retries=retries, initial=interval, maximum=interval)
+    return validated(RegistryOptions, options)
+
+
+def _poll_interval(seconds: int) -> float:
+    if seconds < 0:
+        raise ConfigError(
+            f"--file_system_poll_wait_seconds={seconds} would never look for a version; 0 looks once, 1 every second"
+        )
+    return seconds or math.inf
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+# Ports.
+
+
+def _grpc_config(flags: ParsedFlags) -> GrpcConfig:
+    port, socket_path = _port(flags, "port"), flags.text("grpc_socket_path") or None
+    if port is None and socket_path is None:
+        raise ConfigError("At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.")
+    ssl_file = flags.text("ssl_config_file")
+    if flags.on("use_alts_credentials") and ssl_file:
+        raise ConfigError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
+    return GrpcConfig(
+        port=port,
+        socket_path=socket_path,
+        tls=_tls_contents(ssl_file) if ssl_file else None,
+        alts=flags.on("use_alts_credentials"),
+        channel_arguments=_channel_arguments(flags.text("grpc_channel_arguments")),
+        health=flags.on("enable_grpc_healthcheck_service"),
+        reflection=flags.on("grpc_reflection"),
+        profiler=flags.on("enable_profiler"),
+        tensor_content=flags.on("enable_serialization_as_tensor_content"),
+    )
+
+
+def _port(flags: ParsedFlags, name: str) -> int | None:
+    port = flags.number(name)
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--{name}={port} is not a port: 0 for none, or 1 to 65535")
+    return port or None
+
+
+def _tls_contents(file: str) -> TlsContents:
+    proto: Any = read_text_proto(file, message_class("SSLConfig")())
+    if not proto.server_key or not proto.server_cert:
+        raise ConfigError(f"{file} needs server_key and server_cert, both as PEM contents")
+    return TlsContents(
+        server_key=proto.server_key,
+        server_cert=proto.server_cert,
+        custom_ca=proto.custom_ca,
+        client_verify=proto.client_verify,
+    )
+
+
+def _channel_arguments(text: str) -> dict[str, int | str]:
+    arguments: dict[str, int | str] = {}
+    for part in _list(text):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--grpc_channel_arguments: {part!r} has no value; write name=value,name=value")
+        try:
+            arguments[name] = int(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
+
+
+def _rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
+    port, asked = _port(flags, "rest_api_port"), "rest_api_port" in flags
+    if port is not None and port == grpc.port:
+        message = "server_options.http_port cannot be same as grpc_port. Please use a different port for HTTP/REST API."
+        if asked:
+            raise ConfigError(message)
+        logger.warning("%s Skipped exporting HTTP/REST API.", message)
+        port = None
+    timeout = flags.number("rest_api_timeout_in_ms")
+    return RestConfig(
+        port=port,
+        required=asked,
+        early=flags.on("rest_early"),
+        cors=flags.on("rest_api_enable_cors_support"),
+        timeout=timeout / 1e3 if timeout > 0 else None,
+        tls=_tls_files(flags),
+        metrics_path=_metrics_path(flags.text("monitoring_config_file"), port),
+    )
+
+
+def _tls_files(flags: ParsedFlags) -> TlsFiles | None:
+    paths = {kind: flags.text(f"rest_tls_{kind}_file") for kind in ("cert", "key", "client_ca")}
+    if not any(paths.values()):
+        return None
+    if not paths["cert"] or not paths["key"]:
+        raise ConfigError("TLS on the REST port needs both --rest_tls_cert_file and --rest_tls_key_file")
+    for kind, path in paths.items():
+        if path and not os.path.isfile(path):
+            raise ConfigError(f"--rest_tls_{kind}_file: there is no file {path}", code=Code.NOT_FOUND)
+    return TlsFiles(
+        cert=Path(paths["cert"]),
+        key=Path(paths["key"]),
+        client_ca=Path(paths["client_ca"]) if paths["client_ca"] else None,
+    )
+
+
+def _metrics_path(file: str, port: int | None) -> str | None:
+    if not file:
+        return None
+    proto: Any = read_text_proto(file, message_class("MonitoringConfig")())
+    if not proto.prometheus_config.enable:
+        return None
+    if port is None:
+        logger.warning(
+            "--monitoring_config_file is ignored: the metrics are served on the REST port, and there is none"
+        )
+        return None
+    return proto.prometheus_config.path or DEFAULT_METRICS_PATH
+
+
+# The process.
+
+
+def _version(*distributions: str) -> str:
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+class _LogFormatter(logging.Formatter):
+    """`2026-07-01 12:00:00.000000: I embedserve/manager.py:12] message`, as TensorFlow's C++ code logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as text."""
+        record.letter = record.levelname[0]
+        record.micros = int(record.created % 1 * 1e6)
+        return super().format(record)
+
+
+def _configure_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _LogFormatter(
+            "%(asctime)s.%(micros)06d: %(letter)s embedserve/%(filename)s:%(lineno)d] %(message)s", "%Y-%m-%d %H:%M:%S"
+        )
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in ("uvicorn", "watchfiles", "asyncio", "absl", "tensorflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _run(server: Coroutine[Any, Any, int]) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(server)
+    return uvloop.run(server)

@@ -1,0 +1,376 @@
+"""The one table of command-line flags: TensorFlow Serving's 48 and embedserve's own, and how they are parsed.
+
+Called by `cli`, which gives the values their meaning. Knows no option model: a test compares the table with
+`RegistryOptions`, so that an option without a flag, or a flag without an option, is noticed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+__all__ = ["FLAGS", "OPTION_FLAGS", "Flag", "FlagError", "ParsedFlags", "parse", "usage"]
+
+Value: TypeAlias = bool | int | float | str
+Kind: TypeAlias = Literal["bool", "int32", "int64", "float", "string"]
+
+_INT_BITS = {"int32": 32, "int64": 64}
+
+
+class FlagError(Exception):
+    """The command line cannot be understood; the message says which argument and why."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+        name: Without the dashes.
+        kind: How the value is read; TensorFlow Serving's word for it.
+        default: The value when the flag is not given.
+        help: One sentence for `--help`.
+        support: `same` does what TensorFlow Serving's does; `differs` reaches the same end in another way; `ignored`
+            is accepted with one warning; `own` is embedserve's.
+        note: What differs, or why it is ignored.
+    """
+
+    name: str
+    kind: Kind
+    default: Value
+    help: str
+    support: Literal["same", "differs", "ignored", "own"] = "same"
+    note: str = ""
+
+    def read(self, text: str) -> Value:
+        """Convert a flag's text.
+
+        Raises:
+            FlagError: The text is not a value of this kind.
+        """
+        try:
+            match self.kind:
+                case "bool":
+                    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+                case "float":
+                    return float(text)
+                case "int32" | "int64":
+                    if not re.fullmatch(r"\s*[+-]?[0-9]+", text, re.ASCII):
+                        raise ValueError(text)
+                    value, limit = int(text), 2 ** (_INT_BITS[self.kind] - 1)
+                    if not -limit <= value < limit:
+                        raise ValueError(text)
+                    return value
+                case _:
+                    return text
+        except (ValueError, KeyError):
+            raise FlagError(f"Couldn't interpret value {text} for flag {self.name}.") from None
+
+
+def _own(name: str, kind: Kind, default: Value, help: str) -> Flag:
+    return Flag(name, kind, default, help, "own")
+
+
+_NO_THREADS = "requests are handled on one event loop and run on --num_batch_threads threads"
+
+_TENSORFLOW_SERVING: tuple[Flag, ...] = (
+    Flag("port", "int32", 8500, "TCP port of gRPC; 0 for none."),
+    Flag("grpc_socket_path", "string", "", "Unix socket that gRPC listens on, besides the TCP port."),
+    Flag(
+        "rest_api_port",
+        "int32",
+        8501,
+        "TCP port of REST; 0 for none.",
+        "differs",
+        "on by default; when the port was not asked for and is taken, gRPC serves alone",
+    ),
+    Flag("rest_api_num_threads", "int32", 0, "Threads that handle REST requests.", "ignored", _NO_THREADS),
+    Flag("rest_api_timeout_in_ms", "int32", 30000, "Time limit of a REST request; 0 or less for none."),
+    Flag("rest_api_enable_cors_support", "bool", False, "Answer CORS requests."),
+    Flag(
+        "enable_batching",
+        "bool",
+        False,
+        "Let concurrent requests share a run.",
+        "differs",
+        "with a models directory and without this flag, signatures that are safe to batch are batched",
+    ),
+    Flag(
+        "allow_version_labels_for_unavailable_models",
+        "bool",
+        False,
+        "Accept a new label for a version that is not available yet.",
+    ),
+    Flag("batching_parameters_file", "string", "", "Text-format BatchingParameters; needs --enable_batching."),
+    Flag(
+        "enable_per_model_batching_parameters",
+        "bool",
+        False,
+        "Read batching_params.pbtxt from each version directory; a version without one is not batched.",
+    ),
+    Flag("model_config_file", "string", "", "Text-format ModelServerConfig; --model_name and its kin are ignored."),
+    Flag("model_config_file_poll_wait_seconds", "int32", 0, "Read --model_config_file again this often; 0 for once."),
+    Flag("model_name", "string", "default", "Name of the single model at --model_base_path."),
+    Flag(
+        "model_base_path",
+        "string",
+        "",
+        "Directory of the single model's version directories.",
+        "differs",
+        "a relative path is taken from the working directory",
+    ),
+    Flag(
+        "num_load_threads",
+        "int32",
+        0,
+        "Threads that load versions; 0 for embedserve's default.",
+        "differs",
+        "loads, unloads and directory scans share one pool",
+    ),
+    Flag(
+        "num_unload_threads", "int32", 0, "Threads that unload versions.", "differs", "shared with --num_load_threads"
+    ),
+    Flag("max_num_load_retries", "int32", 5, "How often a failed load is tried again."),
+    Flag("load_retry_interval_micros", "int64", 60_000_000, "Wait between load attempts; negative for none."),
+    Flag(
+        "file_system_poll_wait_seconds",
+        "int32",
+        1,
+        "Seconds between directory scans; 0 for one scan.",
+        "differs",
+        "file system events make a scan come sooner, see --watch; a negative value is refused",
+    ),
+    Flag(
+        "flush_filesystem_caches",
+        "bool",
+        True,
+        "Drop file system caches after loads.",
+        "ignored",
+        "only remote file systems have such caches, and models are read from local directories",
+    ),
+    Flag("tensorflow_session_parallelism", "int64", 0, "Threads within and between operations."),
+    Flag("tensorflow_session_config_file", "string", "", "Text-format tensorflow.ConfigProto."),
+    Flag("tensorflow_intra_op_parallelism", "int64", 0, "Threads within one operation."),
+    Flag("tensorflow_inter_op_parallelism", "int64", 0, "Threads between operations."),
+    Flag("use_alts_credentials", "bool", False, "Google's ALTS on the gRPC port; Google Cloud only."),
+    Flag("ssl_config_file", "string", "", "Text-format SSLConfig: TLS on the gRPC port."),
+    Flag(
+        "platform_config_file", "string", "", "Text-format PlatformConfigMap; session and batching flags are ignored."
+    ),
+    Flag("per_process_gpu_memory_fraction", "float", 0.0, "Share of a GPU's memory to take; 0 grows as needed."),
+    Flag("saved_model_tags", "string", "serve", "Comma-separated tag set of the MetaGraph to load."),
+    Flag(
+        "grpc_channel_arguments",
+        "string",
+        "",
+        "Comma-separated gRPC channel arguments, name=value.",
+        "differs",
+        "an element without = is refused",
+    ),
+    Flag("grpc_max_threads", "int32", 0, "Threads of the gRPC server.", "ignored", _NO_THREADS),
+    Flag("enable_model_warmup", "bool", True, "Run warm-up requests before a version serves."),
+    Flag("num_request_iterations_for_warmup", "int32", 0, "How often each warm-up request runs; 0 for once."),
+    Flag("version", "bool", False, "Print the versions and exit."),
+    Flag("monitoring_config_file", "string", "", "Text-format MonitoringConfig: the Prometheus endpoint."),
+    Flag(
+        "remove_unused_fields_from_bundle_metagraph",
+        "bool",
+        True,
+        "Keep less of the MetaGraph in memory.",
+        "ignored",
+        "embedserve keeps the signatures only",
+    ),
+    Flag(
+        "prefer_tflite_model",
+        "bool",
+        False,
+        "Serve model.tflite where a version has one.",
+        "ignored",
+        "TensorFlow Lite models are not served yet; the version's SavedModel is",
+    ),
+    Flag("num_tflite_pools", "int32", 0, "TensorFlow Lite interpreters.", "ignored", "as --prefer_tflite_model"),
+    Flag(
+        "num_tflite_interpreters_per_pool",
+        "int32",
+        1,
+        "TensorFlow Lite interpreters per pool.",
+        "ignored",
+        "as --prefer_tflite_model",
+    ),
+    Flag("enable_signature_method_name_check", "bool", False, "Check a signature's method_name in Classify and kin."),
+    Flag(
+        "xla_cpu_compilation_enabled",
+        "bool",
+        False,
+        "Compile graphs for the CPU with XLA.",
+        "differs",
+        "by TensorFlow's auto-clustering, for the whole process",
+    ),
+    Flag(
+        "xla_gpu_compilation_enabled",
+        "bool",
+        False,
+        "Compile graphs for GPUs with XLA.",
+        "differs",
+        "by TensorFlow's auto-clustering, for the whole process",
+    ),
+    Flag("enable_profiler", "bool", True, "Offer the profiler service on the gRPC port."),
+    Flag(
+        "thread_pool_factory_config_file",
+        "string",
+        "",
+        "Text-format ThreadPoolFactoryConfig.",
+        "ignored",
+        "TensorFlow Serving's binary has no factory either; see --num_batch_threads",
+    ),
+    Flag("mixed_precision", "string", "", "Reduced precision: bfloat16 or nothing."),
+    Flag("skip_initialize_tpu", "bool", False, "Do not initialise TPUs.", "ignored", "TPUs are not supported"),
+    Flag("enable_grpc_healthcheck_service", "bool", False, "Offer grpc.health.v1.Health on the gRPC port."),
+    Flag("enable_serialization_as_tensor_content", "bool", False, "Answer gRPC with tensor_content."),
+)
+
+_OWN: tuple[Flag, ...] = (
+    _own("rest_early", "bool", False, "Open REST before the first load ends; /-/ready then says what is missing."),
+    _own("rest_tls_cert_file", "string", "", "PEM certificate chain: TLS on the REST port."),
+    _own("rest_tls_key_file", "string", "", "PEM private key of --rest_tls_cert_file."),
+    _own("rest_tls_client_ca_file", "string", "", "PEM certificates; clients must show one signed by these."),
+    _own("grpc_reflection", "bool", False, "Offer server reflection on the gRPC port."),
+    _own("servable", "string", "auto", "How models run: function, session or auto."),
+    _own("num_batch_threads", "int32", 0, "Threads that run models; 0 for one per CPU."),
+    _own("max_pending_requests", "int32", 1000, "Requests an unbatched version may have waiting or running."),
+    _own("watch", "bool", True, "Use file system events as hints to scan sooner."),
+    _own("settle", "float", 0.2, "Seconds for which a version directory must not change before it is loaded."),
+    _own("start_timeout", "float", 0.0, "Seconds the first load may take; 0 for no limit."),
+    _own("drain_timeout", "float", 30.0, "Seconds that requests in flight have to finish after SIGTERM."),
+    _own("transition", "string", "availability", "Load the new version first (availability), or last (resource)."),
+    _own("preload_modules", "string", "", "Comma-separated modules to import before the first load, for custom ops."),
+    _own("op_libraries", "string", "", "Comma-separated shared libraries of custom ops."),
+    _own("gc_freeze", "bool", True, "Keep loaded models out of the garbage collector's sight."),
+    _own("max_request_bytes", "int64", 2**31 - 1, "Largest request body, also after decompression."),
+    _own("max_inflight_bytes", "int64", 0, "Bytes of request bodies held at once; 0 for a quarter of memory."),
+)
+
+FLAGS: dict[str, Flag] = {flag.name: flag for flag in _TENSORFLOW_SERVING + _OWN}
+"""Every flag by name, in the order of `--help`."""
+
+OPTION_FLAGS: dict[str, tuple[str, ...]] = {
+    "batching": ("enable_batching",),
+    "batching_options": ("batching_parameters_file",),
+    "servable": ("servable",),
+    "warmup": ("enable_model_warmup",),
+    "num_batch_threads": ("num_batch_threads",),
+    "num_load_threads": ("num_load_threads", "num_unload_threads"),
+    "max_pending_requests": ("max_pending_requests",),
+    "poll_interval": ("file_system_poll_wait_seconds",),
+    "watch": ("watch",),
+    "settle": ("settle",),
+    "start_timeout": ("start_timeout",),
+    "drain_timeout": ("drain_timeout",),
+    "retry": ("max_num_load_retries", "load_retry_interval_micros"),
+    "transition": ("transition",),
+    "allow_version_labels_for_unavailable_models": ("allow_version_labels_for_unavailable_models",),
+    "enable_per_model_batching_parameters": ("enable_per_model_batching_parameters",),
+    "preload_modules": ("preload_modules",),
+    "op_libraries": ("op_libraries",),
+    "enable_signature_method_name_check": ("enable_signature_method_name_check",),
+    "num_warmup_iterations": ("num_request_iterations_for_warmup",),
+    "gc_freeze": ("gc_freeze",),
+    "max_request_bytes": ("max_request_bytes",),
+    "max_inflight_bytes": ("max_inflight_bytes",),
+}
+"""Which flags set which field of `RegistryOptions`."""
+
+
+@dataclass(frozen=True)
+class ParsedFlags:
+    """A command line that was understood.
+
+    Attributes:
+        directory: The positional argument, a directory of models, or None.
+        given: What the command line set, by flag name.
+        help: `--help` was there.
+    """
+
+    directory: str | None = None
+    given: dict[str, Value] = field(default_factory=dict)
+    help: bool = False
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.given
+
+    def text(self, name: str) -> str:
+        """The value of a string flag, or its default."""
+        return str(self._value(name))
+
+    def number(self, name: str) -> int:
+        """The value of an integer flag, or its default."""
+        return int(self._value(name))
+
+    def real(self, name: str) -> float:
+        """The value of a float flag, or its default."""
+        return float(self._value(name))
+
+    def on(self, name: str) -> bool:
+        """The value of a bool flag, or its default."""
+        return bool(self._value(name))
+
+    def _value(self, name: str) -> Value:
+        return self.given.get(name, FLAGS[name].default)
+
+
+def parse(arguments: Sequence[str]) -> ParsedFlags:
+    """Read a command line as TensorFlow Serving does: `--flag=value`, `--bool_flag`; the last occurrence counts.
+
+    One argument that is no flag is a directory of models. Unlike there, an unknown argument is an error.
+
+    Raises:
+        FlagError: An unknown argument, with the nearest flag's name, or a bad value.
+    """
+    given: dict[str, Value] = {}
+    directory: str | None = None
+    wants_help = False
+    for argument in arguments:
+        if argument in ("--help", "-h"):
+            wants_help = True
+        elif argument.startswith("-"):
+            flag, text = _split(argument)
+            given[flag.name] = flag.read(text)
+        elif directory is None:
+            directory = argument
+        else:
+            raise FlagError(
+                f"unknown argument: {argument}; one directory of models is enough, and {directory!r} is given already. "
+                "A flag's value follows its name after =, as in --port=8500"
+            )
+    return ParsedFlags(directory, given, wants_help)
+
+
+def _split(argument: str) -> tuple[Flag, str]:
+    name, equals, text = argument.removeprefix("--").partition("=")
+    flag = FLAGS.get(name) if argument.startswith("--") else None
+    if flag is None:
+        nearest = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), FLAGS, n=1, cutoff=0.5)
+        hint = f"; did you mean --{nearest[0]}?" if nearest else "; --help lists every flag"
+        raise FlagError(f"unknown argument: {argument}{hint}")
+    if equals:
+        return flag, text
+    if flag.kind == "bool":
+        return flag, "true"
+    raise FlagError(f"flag --{name} needs a value: --{name}={flag.default or '...'}")
+
+
+def usage(program: str) -> str:
+    """The text of `--help`, laid out as TensorFlow Serving's."""
+    lines = [
+        f"usage: {program} MODELS_DIRECTORY [flags]",
+        f"       {program} --model_base_path=DIRECTORY [flags]",
+        "Flags:",
+    ]
+    for flag in FLAGS.values():
+        default = f'"{flag.default}"' if flag.kind == "string" else str(flag.default).lower()
+        note = {"ignored": f" Ignored: {flag.note}.", "differs": f" Here {flag.note}."}.get(flag.support, "")
+        lines.append(f"\t{f'--{flag.name}={default}':<33}\t{flag.kind}\t{flag.help}{note}")
+    return "\n".join(lines)
