@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from embedserve.flags import FLAGS
 from tests.programs import ROOT, answers, fetch, free_port, program, run_program
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,3 +80,15 @@ def test_what_a_page_names_exists(page: Path) -> None:
         if not (ROOT / path).exists() or (test and f"def {test}(" not in (ROOT / path).read_text()):
             gone.append(f"{path}::{test}")
     assert not gone
+
+
+def test_the_compatibility_page_has_every_flag() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    verdicts = {"same": "same", "differs": "different", "ignored": "accepted, without effect"}
+    expected = [
+        f"| `--{flag.name}` | `{str(flag.default).lower()}` | {flag.help} |"
+        if flag.support == "own"
+        else f"| `--{flag.name}` | {verdicts[flag.support]} | {flag.note} |"
+        for flag in FLAGS.values()
+    ]
+    assert re.findall(r"^\| `--\w+` \|.*$", page, re.MULTILINE) == expected
