@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import urllib.request
+from typing import Any
 
 import grpc
 import numpy as np
@@ -24,14 +25,15 @@ def picture(height: int, width: int) -> Image:
     return np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) % 256], axis=-1).astype(np.uint8)
 
 
-def over_http(address: str, body: object, version: int | None = None) -> object:
+def over_http(address: str, body: object, version: int | None = None) -> list[Any]:
     """POST to `:predict` of the default version, or of one version, and return its `predictions`."""
     where = f"/versions/{version}" if version is not None else ""
     request = urllib.request.Request(
         f"http://{address}/v1/models/mobilenet{where}:predict", data=json.dumps(body).encode()
     )
     with urllib.request.urlopen(request) as response:
-        return json.load(response)["predictions"]
+        predictions: list[Any] = json.load(response)["predictions"]
+        return predictions
 
 
 def over_grpc(address: str, image: Image, version: int | None = None) -> list[str]:
@@ -61,7 +63,7 @@ def main() -> None:
     if arguments.ask == "numbers":
         # The bare network wants exactly 224x224, already scaled.
         scaled = picture(224, 224) / 127.5 - 1.0
-        (numbers,) = over_http(arguments.rest, {"instances": [scaled.round(4).tolist()]})  # type: ignore[misc]
+        (numbers,) = over_http(arguments.rest, {"instances": [scaled.round(4).tolist()]})
         print("class", int(np.argmax(numbers)), "of", len(numbers))
         return
 
