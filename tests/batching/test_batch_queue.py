@@ -246,7 +246,9 @@ def test_reruns_go_alone_and_first_and_are_not_refused(loop: asyncio.AbstractEve
 
 
 def splitting(loop: asyncio.AbstractEventLoop, **options: Any) -> Line:
-    return Line(loop, **{"max_batch_size": 10, **options}, enable_large_batch_splitting=True, max_execution_batch_size=4)
+    return Line(
+        loop, **{"max_batch_size": 10, **options}, enable_large_batch_splitting=True, max_execution_batch_size=4
+    )
 
 
 @pytest.mark.parametrize(
