@@ -114,9 +114,7 @@ def _models(
         path = Path(os.path.abspath(config_file))
         proto = read_model_server_config(path)
         interval = flags.number("model_config_file_poll_wait_seconds")
-        file = ConfigFile(
-            path=path, poll_interval=interval if interval > 0 else None, applied=proto, platforms=platforms
-        )
+        file = ConfigFile(path=path, poll_interval=interval if interval > 0 else None, applied=proto)
         return None, tuple(models_from_proto(proto, platforms=platforms)), file
     name = flags.text("model_name")
     if not base_path and ("MODEL_BASE_PATH" in environment or "MODEL_NAME" in environment):
