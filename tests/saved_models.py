@@ -90,7 +90,7 @@ def counter(path: Path) -> Path:
 
 
 def exposed_variable(path: Path) -> Path:
-    """Outputs that could share memory with a variable (`all`) or with the input (`same`); `bump` changes the variable."""
+    """Outputs that could share memory with a variable (`all`) or the input (`same`); `bump` changes the variable."""
     module = _Module(values=tf.Variable(tf.range(64, dtype=tf.float32)))
 
     @_signature(_spec([None], tf.float32, "x"))
@@ -126,7 +126,7 @@ def strings(path: Path) -> Path:
 
 
 def several(path: Path) -> Path:
-    """Two inputs and three outputs in `serving_default`; signatures `scalars` (rank 0) and `free` (unknown rank) besides."""
+    """Two inputs and three outputs in `serving_default`; `scalars` (rank 0) and `free` (unknown rank) besides."""
 
     @_signature(_spec([None, 3], tf.float32, "left"), _spec([None, 3], tf.int32, "right"))
     def serve(left: Any, right: Any) -> Any:
@@ -234,7 +234,7 @@ def endless(path: Path) -> Path:
 
 
 def control_flow(path: Path) -> Path:
-    """Nested functions: `pure` has a cond and a loop without effects; `hidden` writes a variable inside a cond's branch."""
+    """Nested functions: `pure` has a cond and a loop without effects, `hidden` a write inside a cond's branch."""
     module = _Module(count=tf.Variable(0.0))
 
     @tf.function
@@ -372,7 +372,7 @@ def tf1_legacy_init(path: Path, main_op: bool = False) -> Path:
 
 
 def tf1_examples(path: Path, a: float = 0.5, b: float = 2.0) -> Path:
-    """TensorFlow Serving's own half_plus_two: `serving_default`, `classify_x_to_y`, `regress_x_to_y` over tf.Example."""
+    """TensorFlow Serving's half_plus_two: `serving_default`, `classify_x_to_y`, `regress_x_to_y` over tf.Example."""
     with tf.Graph().as_default(), v1.Session() as session:
         serialized = v1.placeholder(tf.string, name="tf_example")
         parsed = v1.parse_example(serialized, {"x": tf.io.FixedLenFeature([1], tf.float32)})

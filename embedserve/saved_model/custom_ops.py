@@ -1,0 +1,111 @@
+"""Operations that TensorFlow's own build does not have: load what provides them, and say what would.
+
+Called by the loader before a load (`preload`) and after one that failed (`advice`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import threading
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+from embedserve.errors import Code, LoadError
+
+__all__ = ["advice", "preload", "use_gpu_as_needed"]
+
+logger = logging.getLogger("embedserve")
+
+_UNREGISTERED = re.compile(r"Op type not registered '([^']+)'")
+
+# Beginning of an op's name → (pip package, module that registers it).
+_PROVIDERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("SimpleML",), "tensorflow-decision-forests", "tensorflow_decision_forests"),
+    (("IO>",), "tensorflow-io", "tensorflow_io"),
+    (("Addons>",), "tensorflow-addons", "tensorflow_addons"),
+    (("TFRA>",), "tensorflow-recommenders-addons", "tensorflow_recommenders_addons"),
+    (("Scann>",), "scann", "scann"),
+    (("Horovod",), "horovod", "horovod.tensorflow"),
+    (
+        (
+            *(
+                "TFText>",
+                "Sentencepiece",
+                "Wordpiece",
+                "FastWordpiece",
+                "FastBert",
+                "FastSentencepiece",
+                "WhitespaceToken",
+            ),
+            *("UnicodeScript", "CaseFoldUTF8", "NormalizeUTF8", "RegexSplit", "SplitMerge", "SentenceFragments"),
+            *("ConstrainedSequence", "MaxSpanningTree", "RougeL", "PhraseToken", "TokenizerFromLogits", "Utf8Binarize"),
+            *("ByteSplit", "RoundRobin", "TextCharacter", "TrimmedLengths", "WhitespaceTokenizer"),
+        ),
+        "tensorflow-text",
+        "tensorflow_text",
+    ),
+)
+
+_lock = threading.Lock()
+_loaded_libraries: set[str] = set()
+
+
+def preload(modules: Iterable[str], libraries: Iterable[str]) -> None:
+    """Import modules and load shared libraries that register ops; each only once in the process.
+
+    Raises:
+        LoadError: One of them is not there or does not fit this TensorFlow.
+    """
+    with _lock:
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except Exception as error:
+                raise LoadError(
+                    f"preload_modules: cannot import {module!r}: {type(error).__name__}: {error}. Install the package "
+                    f"that has it, in the version made for TensorFlow {tf.__version__}",
+                    code=Code.FAILED_PRECONDITION,
+                ) from error
+        for library in libraries:
+            if library in _loaded_libraries:
+                continue
+            try:
+                tf.load_op_library(library)
+            except Exception as error:
+                raise LoadError(
+                    f"op_libraries: cannot load {library!r}: {type(error).__name__}: {error}. It must be there and "
+                    f"built for TensorFlow {tf.__version__}",
+                    code=Code.FAILED_PRECONDITION,
+                ) from error
+            _loaded_libraries.add(library)
+
+
+def use_gpu_as_needed() -> None:
+    """Let TensorFlow take GPU memory as it needs it, not all at once; too late if it has used the GPU already."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        try:
+            if not tf.config.experimental.get_memory_growth(gpu):
+                tf.config.experimental.set_memory_growth(gpu, True)
+        except (RuntimeError, ValueError) as error:
+            logger.warning("memory growth cannot be turned on for %s: %s", gpu.name, error)
+
+
+def advice(message: str) -> str | None:
+    """What to do about a load that failed with `message`, if it says that an operation is missing."""
+    found = _UNREGISTERED.search(message)
+    if found is None:
+        return None
+    op = found.group(1)
+    for beginnings, package, module in _PROVIDERS:
+        if op.startswith(beginnings):
+            return (
+                f"The operation {op!r} comes with the pip package {package}: install it and set "
+                f"preload_modules=({module!r},), on the command line --preload_modules={module}"
+            )
+    return (
+        f"TensorFlow {tf.__version__} has no operation {op!r}. Name the Python module that registers it in "
+        "preload_modules (--preload_modules=MODULE), or the shared library in op_libraries (--op_libraries=FILE.so)"
+    )

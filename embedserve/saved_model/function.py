@@ -1,0 +1,154 @@
+"""Servable over `tf.saved_model.load`: one direct call of the signature's function per run.
+
+Made by the loader, run in run threads. Can be stopped in the middle of a run. Knows no batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tensorflow as tf
+
+from embedserve.errors import Code, DeadlineExceededError
+from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model.arrays import owned, private_copies
+from embedserve.saved_model.deadlines import Deadlines, TimedRun
+from embedserve.saved_model.status import TIMED_OUT, code_of, inference_error
+from embedserve.servable import Array, Cancellation, Tensors
+from embedserve.signature import Signature
+
+__all__ = ["FunctionServable"]
+
+_DEADLINES = Deadlines()
+
+
+class FunctionServable:
+    """One version as TensorFlow functions, from load to `close`."""
+
+    kind = "function"
+
+    def __init__(
+        self,
+        path: Path,
+        tags: Iterable[str],
+        signatures: Mapping[str, Signature],
+        signature_defs: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        reads_files_at_run_time: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Raises:
+            Exception: Whatever `tf.saved_model.load` raises where it cannot lift the model, and LookupError where a
+                lifted signature is not the one stored.
+        """
+        with tensorflow_private.quiet_loading():
+            self._loaded: Any = tf.saved_model.load(str(path), tags=sorted(tags))
+        self.signatures = signatures
+        self.signature_defs = signature_defs
+        self.reads_files_at_run_time = reads_files_at_run_time
+        lifted = self._loaded.signatures
+        absent = sorted(set(signatures) - set(lifted))
+        if absent:
+            raise LookupError(f"signatures {', '.join(absent)} were not lifted")
+        self._functions = {name: _SignatureFunction(lifted[name], signature) for name, signature in signatures.items()}
+
+    def __repr__(self) -> str:
+        return f"<FunctionServable {', '.join(self.signatures) or 'without signatures'}>"
+
+    def run(
+        self,
+        signature_name: str,
+        inputs: Tensors,
+        output_names: Sequence[str] | None = None,
+        *,
+        cancellation: Cancellation | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """Run one signature; see `Servable.run`. A run that is cancelled ends with code CANCELLED."""
+        function = self._functions[signature_name]
+        arrays = [inputs[name] for name in function.arguments]
+        if not function.stateless:
+            arrays = private_copies(arrays)
+        try:
+            values = _call(function.call, arrays, cancellation, timeout)
+        except tf.errors.OpError as error:
+            raise inference_error(error) from None
+        if output_names is None:
+            return {name: owned(value, dtype) for (name, dtype), value in zip(function.outputs, values, strict=True)}
+        wanted = frozenset(output_names)
+        return {
+            name: owned(value, dtype)
+            for (name, dtype), value in zip(function.outputs, values, strict=True)
+            if name in wanted
+        }
+
+    def close(self) -> None:
+        """Drop the functions, their variables and their tables."""
+        self._functions = {}
+        self._loaded = None
+
+
+class _SignatureFunction:
+    """One signature's call and the order in which it takes and gives its tensors."""
+
+    __slots__ = ("arguments", "call", "outputs", "stateless")
+
+    def __init__(self, function: Any, signature: Signature) -> None:
+        self.arguments = tensorflow_private.argument_names(function)
+        names = sorted(function.structured_outputs)
+        if sorted(self.arguments) != sorted(signature.inputs) or names != sorted(signature.outputs):
+            raise LookupError(
+                f"signature {signature.name!r} was lifted as ({', '.join(self.arguments)}) -> {', '.join(names)}, "
+                f"stored is {signature}"
+            )
+        if len(names) != len(function.outputs):
+            raise LookupError(f"signature {signature.name!r} was lifted with {len(function.outputs)} outputs")
+        # TensorFlow flattens a dict of outputs in the order of its sorted keys.
+        self.outputs = [(name, signature.outputs[name].dtype.numpy) for name in names]
+        self.stateless = signature.stateless
+        self.call = tensorflow_private.function_call(function)
+
+
+def _call(
+    call: tensorflow_private.FunctionCall,
+    arrays: Sequence[Array],
+    cancellation: Cancellation | None,
+    timeout: float | None,
+) -> list[Any]:
+    if timeout is not None:
+        return _timed_call(call, arrays, cancellation, timeout)
+    if cancellation is None:
+        return call(arrays, None)
+    try:
+        return call(arrays, cancellation.on_cancel)
+    finally:
+        cancellation.on_cancel(None)
+
+
+def _timed_call(
+    call: tensorflow_private.FunctionCall, arrays: Sequence[Array], cancellation: Cancellation | None, timeout: float
+) -> list[Any]:
+    if timeout <= 0:
+        raise DeadlineExceededError(TIMED_OUT)
+    timed = TimedRun(timeout)
+
+    def started(stop: Callable[[], None]) -> None:
+        timed.stop = stop
+        _DEADLINES.add(timed)
+        if cancellation is not None:
+            cancellation.on_cancel(stop)
+
+    try:
+        return call(arrays, started)
+    except tf.errors.OpError as error:
+        if timed.expired and code_of(error) is Code.CANCELLED:
+            raise DeadlineExceededError(TIMED_OUT) from None
+        raise
+    finally:
+        if cancellation is not None:
+            cancellation.on_cancel(None)
+        _DEADLINES.remove(timed)

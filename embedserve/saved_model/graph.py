@@ -1,0 +1,236 @@
+"""What a signature's operations do, read from the graph alone: write state, draw random numbers, loop, open files.
+
+Follows the graph backwards from the outputs, into every nested function (calls, branches, loop bodies). Called by the
+loader; runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedserve.saved_model import tensorflow_private
+
+__all__ = ["GraphReader", "Operations"]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Stateful as far as TensorFlow's registry goes, but a run leaves nothing behind that another run could see.
+_ONLY_READS = _words("""
+    VarHandleOp ReadVariableOp ResourceGather ResourceGatherNd VarIsInitializedOp Variable VariableV2
+    IsVariableInitialized HashTable HashTableV2 MutableHashTable MutableHashTableV2 MutableHashTableOfTensorsV2
+    MutableDenseHashTableV2 LookupTableFind LookupTableFindV2 LookupTableSize LookupTableSizeV2 LookupTableExportV2
+    Placeholder PlaceholderV2 PlaceholderWithDefault Assert Print PrintV2 If While Case For PartitionedCall
+    StatefulPartitionedCall RemoteCall XlaLaunch XlaCallModule BoostedTreesEnsembleResourceHandleOp SentencepieceOp
+    SimpleMLInferenceOp SimpleMLInferenceOpWithHandle SimpleMLInferenceLeafIndexOpWithHandle
+    """)
+# State that one run makes and drops: loops of TF1 keep their arrays and stacks in these.
+_PER_RUN = ("TensorArray", "Stack", "TensorList")
+# References pass through these without being written.
+_PASS_REFERENCES = _words(
+    "Identity RefIdentity RefSwitch RefMerge RefEnter RefExit RefNextIteration RefSelect IsVariableInitialized"
+)
+_RANDOM_WORDS = ("Random", "Multinomial", "CandidateSampler", "SampleDistortedBoundingBox", "TruncatedNormal", "Rng")
+_RANDOM = _words("StatefulUniform StatefulUniformInt StatefulUniformFullInt StatefulStandardNormal")
+_LOOPS = _words("While StatelessWhile For Enter RefEnter MapDefun ParallelMapDataset")
+_READS_FILES = _words("""
+    ReadFile WholeFileReader WholeFileReaderV2 MatchingFiles TextLineReader TextLineReaderV2 TFRecordReader
+    TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 InitializeTableFromTextFile
+    InitializeTableFromTextFileV2 TextLineDataset TFRecordDataset FixedLengthRecordDataset Restore RestoreV2
+    """)
+WRITES_FILES = _words("WriteFile Save SaveV2 SaveSlices MergeV2Checkpoints WriteSummary TensorSummary")
+"""Ops that a SessionRun may not reach: they let a client write to the server's disk."""
+
+# Take any shape, and give an element for an element: no kernel among them can abort on a shape (design rule 9).
+_ELEMENT_WISE = _words("""
+    Const Identity IdentityN Cast ReadVariableOp VarHandleOp Variable VariableV2 Placeholder PlaceholderWithDefault NoOp
+    Add AddV2 Sub Mul Div RealDiv DivNoNan MulNoNan FloorDiv TruncateDiv FloorMod Mod Maximum Minimum Pow
+    SquaredDifference Neg Abs Sign Square Sqrt Rsqrt Exp Expm1 Log Log1p Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh
+    Acosh Atanh Sigmoid Relu Relu6 Elu Selu Softplus Softsign LeakyRelu Floor Ceil Round Rint Reciprocal Inv Erf Erfc
+    Equal NotEqual Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr LogicalNot SelectV2 ClipByValue IsNan IsInf
+    IsFinite StopGradient PreventGradient Snapshot PartitionedCall StatefulPartitionedCall StringLower StringUpper
+    StringLength StringStrip StringToNumber AsString
+    """)
+_CONSTANTS = frozenset(("Const", "VarHandleOp", "Variable", "VariableV2"))
+_PARSERS = frozenset(("ParseExample", "ParseExampleV2"))
+
+
+@dataclass
+class Operations:
+    """What running a signature may do. The strings name the first operation found that does it.
+
+    Attributes:
+        writes: Changes state that another run could see.
+        random: Draws random numbers.
+        loops: May run for any time.
+        reads_files: Opens files in every run.
+        writes_files: Writes to the disk.
+        constant_bytes: Size of the constants in the graph.
+        element_wise: Every operation takes any shape and gives an element for an element.
+        features: Features of the tf.Examples it parses: name → (`DataType` number, number of values).
+    """
+
+    writes: str | None = None
+    random: str | None = None
+    loops: bool = False
+    reads_files: bool = False
+    writes_files: str | None = None
+    constant_bytes: int = 0
+    element_wise: bool = True
+    features: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def stateless(self) -> bool:
+        """Neither writes state nor draws random numbers."""
+        return self.writes is None and self.random is None
+
+    def add(self, other: Operations) -> None:
+        """Take in what a nested function does."""
+        self.writes = self.writes or other.writes
+        self.random = self.random or other.random
+        self.loops = self.loops or other.loops
+        self.reads_files = self.reads_files or other.reads_files
+        self.writes_files = self.writes_files or other.writes_files
+        self.constant_bytes += other.constant_bytes
+        self.element_wise = self.element_wise and other.element_wise
+        self.features |= other.features
+
+
+class GraphReader:
+    """Reads one MetaGraph; keeps it only as long as the load lasts."""
+
+    def __init__(self, meta_graph: Any) -> None:
+        graph = meta_graph.graph_def
+        self._nodes: Mapping[str, Any] = {node.name: node for node in graph.node}
+        self._functions: Mapping[str, Any] = {f.signature.name: f for f in graph.library.function}
+        self._stored_ops: Mapping[str, Any] = {op.name: op for op in meta_graph.meta_info_def.stripped_op_list.op}
+        self._summaries: dict[str, Operations] = {}
+
+    def operations(self, fetched: Iterable[str], fed: Iterable[str] = ()) -> Operations:
+        """What computing the tensors or ops `fetched` does when the tensors `fed` are given."""
+        given = {_node_name(name) for name in fed}
+        result = Operations()
+        for node in self._reached(fetched, given):
+            self._look_at(node, result, self._nodes.values())
+        return result
+
+    def _reached(self, fetched: Iterable[str], given: set[str]) -> Iterable[Any]:
+        todo, seen = [_node_name(name) for name in fetched], set(given)
+        while todo:
+            name = todo.pop()
+            node = self._nodes.get(name)
+            if name in seen or node is None:
+                continue
+            seen.add(name)
+            yield node
+            todo += [_node_name(source) for source in node.input]
+
+    def _look_at(self, node: Any, result: Operations, body: Iterable[Any]) -> None:
+        op = node.op
+        nested = [name for name in _called(node) if name in self._functions]
+        for name in nested:
+            result.add(self._summary(name))
+        if op in self._functions:  # Old style: a node whose op is the function itself.
+            result.add(self._summary(op))
+            return
+        stored = self._stored_ops.get(op)
+        if op in _RANDOM or any(word in op for word in _RANDOM_WORDS):
+            result.random = result.random or op
+        elif self._may_write(op, stored):
+            result.writes = result.writes or op
+        result.loops = result.loops or op in _LOOPS
+        result.reads_files = result.reads_files or op in _READS_FILES
+        if op in WRITES_FILES:
+            result.writes_files = result.writes_files or op
+        if op == "Const":
+            result.constant_bytes += node.attr["value"].tensor.ByteSize()
+        if op not in _ELEMENT_WISE or (op in _CONSTANTS and not _is_single(node)):
+            result.element_wise = False
+        if op in _PARSERS:
+            result.features |= _features(node, body)
+
+    def _may_write(self, op: str, stored: Any) -> bool:
+        if op in _ONLY_READS or op.startswith(_PER_RUN):
+            return False
+        if tensorflow_private.is_stateful(op, stored):
+            return True
+        return op not in _PASS_REFERENCES and tensorflow_private.takes_references(op, stored)
+
+    def _summary(self, function: str) -> Operations:
+        known = self._summaries.get(function)
+        if known is None:
+            self._summaries[function] = Operations()  # Recursion ends here.
+            known = Operations()
+            body = self._functions[function].node_def
+            for node in body:
+                self._look_at(node, known, body)
+            self._summaries[function] = known
+        return known
+
+    def is_parsed(self, tensor: str) -> bool:
+        """Whether everything that uses a tensor of the graph is a parser of tf.Examples, which takes rank 1."""
+        users = self._users(self._nodes.values(), _node_name(tensor), 0)
+        return bool(users) and users <= _PARSERS
+
+    def _users(self, nodes: Iterable[Any], name: str, depth: int) -> set[str]:
+        """Op types that use a tensor, looking through identities and into called functions."""
+        found: set[str] = set()
+        body = list(nodes)
+        for node in body:
+            for index, source in enumerate(node.input):
+                if source.startswith("^") or _node_name(source) != name:
+                    continue
+                called = [f for f in _called(node) if f in self._functions]
+                if depth > 50:
+                    found.add(node.op)
+                elif node.op in ("PartitionedCall", "StatefulPartitionedCall") and len(called) == 1:
+                    function = self._functions[called[0]]
+                    argument = function.signature.input_arg[index].name
+                    found |= self._users(function.node_def, argument, depth + 1)
+                elif node.op == "Identity":
+                    found |= self._users(body, node.name, depth + 1)
+                else:
+                    found.add(node.op)
+        return found
+
+
+def _node_name(tensor: str) -> str:
+    return tensor.lstrip("^").partition(":")[0]
+
+
+def _called(node: Any) -> list[str]:
+    names: list[str] = []
+    for value in node.attr.values():
+        if value.HasField("func"):
+            names.append(value.func.name)
+        elif value.HasField("list"):
+            names += [function.name for function in value.list.func]
+    return names
+
+
+def _is_single(node: Any) -> bool:
+    """Whether a constant or variable holds one element, so that it cannot blow a small input up by broadcasting."""
+    shape = node.attr["value"].tensor.tensor_shape if node.op == "Const" else node.attr["shape"].shape
+    return not shape.unknown_rank and all(dim.size == 1 for dim in shape.dim)
+
+
+def _features(parser: Any, body: Iterable[Any]) -> dict[str, tuple[int, int]]:
+    """Features that a ParseExample node asks for, as far as their names are constants beside it."""
+    constants = {node.name: node.attr["value"].tensor for node in body if node.op == "Const"}
+    keys = [list(constants[name].string_val) if name in constants else [] for name in map(_node_name, parser.input)]
+    dense_types, sparse_types = parser.attr["Tdense"].list.type, parser.attr["sparse_types"].list.type
+    if parser.op == "ParseExampleV2":
+        sparse, dense = keys[2], keys[3]
+    else:
+        sparse = [key for some in keys[2 : 2 + len(sparse_types)] for key in some]
+        dense = [key for some in keys[2 + len(sparse_types) : 2 + len(sparse_types) + len(dense_types)] for key in some]
+    shapes = parser.attr["dense_shapes"].list.shape
+    found = {key.decode(): (int(dtype), 1) for key, dtype in zip(sparse, sparse_types, strict=False)}
+    for key, dtype, shape in zip(dense, dense_types, shapes, strict=False):
+        found[key.decode()] = (int(dtype), math.prod(max(dim.size, 1) for dim in shape.dim))
+    return found

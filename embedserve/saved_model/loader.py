@@ -1,0 +1,259 @@
+"""Loads one version directory: picks the servable, judges its signatures, warms it up, gives its memory back.
+
+Made by the registry for each generation of a version; every method runs in a load or run thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+from embedserve.config import ModelConfig, RegistryOptions
+from embedserve.errors import Code, LoadError, ServingError
+from embedserve.saved_model import custom_ops, judge, memory, warmup
+from embedserve.saved_model.function import FunctionServable
+from embedserve.saved_model.graph import GraphReader, Operations
+from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph, read_signatures
+from embedserve.saved_model.samples import Sample, candidates, feature_examples
+from embedserve.saved_model.session import SessionServable
+from embedserve.saved_model.status import clean, code_of
+from embedserve.servable import Servable, ServableId
+from embedserve.signature import Signature
+
+__all__ = ["SavedModelLoader"]
+
+logger = logging.getLogger("embedserve")
+
+SavedModelServable: TypeAlias = FunctionServable | SessionServable
+
+# TensorFlow's cache of called functions never lets go of their constants; a session takes them with it.
+_LARGE_CONSTANTS = 2**20
+
+
+class SavedModelLoader:
+    """Owns what one generation of a version holds in memory.
+
+    Args:
+        id: Model and version.
+        path: Version directory.
+        config: The model's options; what it leaves open is the registry's.
+        options: The registry's options.
+        fingerprint: What the directory was when this version was decided on; taken now if None.
+    """
+
+    def __init__(
+        self, id: ServableId, path: Path, config: ModelConfig, options: RegistryOptions, fingerprint: Any = None
+    ) -> None:
+        self._id = id
+        self._path = path
+        self._config = config
+        self._options = options
+        self._fingerprint = fingerprint
+        self._samples: dict[str, Sample] = {}
+        self.warmup_records: int | None = None
+        """Recorded warm-up requests that were replayed; None before `warm_up`, or where there is no file."""
+
+    def __repr__(self) -> str:
+        return f"<SavedModelLoader {self._id} at {self._path}>"
+
+    def load(self) -> SavedModelServable:
+        """Load the version and judge its signatures.
+
+        Raises:
+            LoadError: What is wrong with the directory or the model, and what to do.
+        """
+        from embedserve.saved_model import completeness
+
+        custom_ops.preload(self._options.preload_modules, self._options.op_libraries)
+        custom_ops.use_gpu_as_needed()
+        if self._fingerprint is None:
+            self._fingerprint = completeness.fingerprint(self._path)
+        meta_graph = read_meta_graph(self._path, self._config.saved_model_tags)
+        missing = completeness.missing(self._path)
+        if missing is not None:
+            raise LoadError(f"{self._path} is not whole: {missing}", code=Code.FAILED_PRECONDITION)
+        graph = GraphReader(meta_graph)
+        signatures = read_signatures(meta_graph)
+        operations = {
+            name: graph.operations(
+                [spec.tensor_name for spec in signature.outputs.values()],
+                [spec.tensor_name for spec in signature.inputs.values()],
+            )
+            for name, signature in signatures.items()
+        }
+        recorded = self._recorded(signatures)
+        ranks = {**recorded.ranks, **self._config.input_ranks}
+        batching = self._options.batching if self._config.batching is None else self._config.batching
+        described = {
+            name: judge.describe(signature, operations[name], graph, ranks, batching)
+            for name, signature in signatures.items()
+        }
+        servable = self._load_servable(meta_graph, described, operations)
+        try:
+            servable.signatures = self._judge(servable, described, operations, recorded)
+        except BaseException:
+            self.unload(servable)
+            raise
+        return servable
+
+    def _recorded(self, signatures: Mapping[str, Signature]) -> warmup.RecordedInputs:
+        if self._warmup == "none":
+            return warmup.RecordedInputs()
+        return warmup.recorded_inputs(self._path, signatures)
+
+    @property
+    def _warmup(self) -> str:
+        return self._config.warmup or self._options.warmup
+
+    def _load_servable(
+        self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
+    ) -> SavedModelServable:
+        choice = self._config.servable or self._options.servable
+        reason = f'servable="{choice}"'
+        if choice == "auto":
+            constants = max((found.constant_bytes for found in operations.values()), default=0)
+            if not has_object_graph(meta_graph):
+                choice, reason = "session", "TensorFlow 1 wrote it"
+            elif constants >= _LARGE_CONSTANTS:
+                choice, reason = "session", f"its graph holds {constants / 2**20:.1f} MB of constants"
+        if choice == "session":
+            logger.info("%s runs in a graph session: %s", self._id, reason)
+            return self._load_session(meta_graph, signatures, operations)
+        try:
+            return FunctionServable(
+                self._path,
+                self._config.saved_model_tags,
+                signatures,
+                _copied(meta_graph.signature_def),
+                reads_files_at_run_time=_any_reads_files(operations),
+            )
+        except Exception as error:
+            if choice == "function":
+                raise self._load_error(error) from error
+            why = f"{type(error).__name__}: {clean(str(error))}"
+        logger.info("%s runs in a graph session: tf.saved_model.load cannot lift it (%s)", self._id, why)
+        return self._load_session(meta_graph, signatures, operations)
+
+    def _load_session(
+        self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
+    ) -> SessionServable:
+        try:
+            return SessionServable(
+                self._path,
+                self._config.saved_model_tags,
+                signatures,
+                _copied(meta_graph.signature_def),
+                looping=frozenset(name for name, found in operations.items() if found.loops),
+                prune=all(found.constant_bytes < _LARGE_CONSTANTS for found in operations.values()),
+                reads_files_at_run_time=_any_reads_files(operations),
+            )
+        except Exception as error:
+            raise self._load_error(error) from error
+
+    def _load_error(self, error: Exception) -> LoadError:
+        message = clean(error.message or "") if isinstance(error, tf.errors.OpError) else str(error)
+        code = code_of(error) if isinstance(error, tf.errors.OpError) else Code.UNKNOWN
+        what_to_do = custom_ops.advice(message)
+        if what_to_do is not None:
+            return LoadError(f"{message.splitlines()[0]}\n{what_to_do} (model at {self._path})", code=code)
+        return LoadError(f"{type(error).__name__}: {message} (model at {self._path})", code=code)
+
+    def _judge(
+        self,
+        servable: SavedModelServable,
+        signatures: Mapping[str, Signature],
+        operations: Mapping[str, Operations],
+        recorded: warmup.RecordedInputs,
+    ) -> dict[str, Signature]:
+        judged = {}
+        for name, signature in signatures.items():
+            unguarded = judge.unguarded_inputs(signature)
+            if unguarded:
+                logger.warning(
+                    "%s cannot be guarded: signature %r declares no rank for %s, and a kernel may end the process on a "
+                    "wrong one. Set input_ranks, or record a warm-up request",
+                    *(self._id, name, ", ".join(unguarded)),
+                )
+            probed = judge.needs_probe(signature)
+            sample = self._find_sample(servable, signature, operations[name], recorded, probed)
+            if probed:
+                signature = dataclasses.replace(signature, batching=judge.probe(servable, signature, sample))
+            if sample is not None:
+                self._samples[name] = sample
+                if isinstance(servable, SessionServable):
+                    servable.choose_threads(name, sample.batch(1))
+            verdict = signature.batching
+            logger.info(
+                "%s: signature %r is %s: %s",
+                *(self._id, name, "batched" if verdict.batchable else "not batched", verdict.reason),
+            )
+            judged[name] = signature
+        return judged
+
+    def _find_sample(
+        self,
+        servable: SavedModelServable,
+        signature: Signature,
+        operations: Operations,
+        recorded: warmup.RecordedInputs,
+        probed: bool,
+    ) -> Sample | None:
+        if not signature.stateless or (self._warmup == "none" and not probed):
+            return None
+        examples = feature_examples(operations.features) if operations.features else []
+        return judge.find_sample(
+            servable, signature, candidates(signature, recorded.inputs.get(signature.name, ()), examples)
+        )
+
+    def warm_up(self, servable: Servable) -> None:
+        """Replay the version's recorded warm-up requests.
+
+        Raises:
+            LoadError: The file cannot be read, or a recorded request failed.
+        """
+        if self._warmup != "none":
+            self.warmup_records = warmup.replay(self._path, servable, self._options.num_warmup_iterations)
+
+    def warm_up_thread(self, servable: Servable) -> None:
+        """Run each stateless signature on made-up inputs, once per batch size it will see; errors are ignored."""
+        if self._warmup == "none":
+            return
+        allowed = (self._config.batching_options or self._options.batching_options).allowed_batch_sizes
+        for name, sample in self._samples.items():
+            sizes = sorted({1, *allowed}) if servable.signatures[name].batching.batchable else [1]
+            for size in sizes:
+                with contextlib.suppress(ServingError):
+                    servable.run(name, sample.batch(size))
+
+    def unchanged(self) -> bool:
+        """Whether the directory still is what was loaded."""
+        from embedserve.saved_model import completeness
+
+        return bool(completeness.fingerprint(self._path) == self._fingerprint)
+
+    def unload(self, servable: Servable | None) -> None:
+        """Drop the model and give its memory back to the system."""
+        self._samples = {}
+        if isinstance(servable, FunctionServable | SessionServable):
+            servable.close()
+        del servable
+        memory.give_back()
+
+
+def _any_reads_files(operations: Mapping[str, Operations]) -> bool:
+    return any(found.reads_files for found in operations.values())
+
+
+def _copied(definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of `SignatureDef`s: a part of a message keeps the whole alive, constants and all."""
+    copies = {}
+    for name in sorted(definitions):
+        copies[name] = type(definitions[name])()
+        copies[name].CopyFrom(definitions[name])
+    return copies

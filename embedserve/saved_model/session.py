@@ -1,0 +1,280 @@
+"""Servable over a graph session, for models that `tf.saved_model.load` cannot lift or that hold large constants.
+
+Made by the loader, run in run threads. A run can be bounded in time, not stopped at will. Knows no batching.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tensorflow as tf
+
+from embedserve.errors import DeadlineExceededError, InvalidInputError
+from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model.arrays import owned, private_copies
+from embedserve.saved_model.graph import GraphReader
+from embedserve.saved_model.status import TIMED_OUT, inference_error
+from embedserve.servable import Array, Cancellation, Tensors
+from embedserve.signature import Signature
+from embedserve.tensors import dtypes
+
+__all__ = ["SessionServable"]
+
+logger = logging.getLogger("embedserve")
+
+v1 = tf.compat.v1
+
+_INIT_ATTEMPTS = 5
+# Below this a run is not worth handing to TensorFlow's pool, which costs 17 µs.
+_SHORT_RUN = 0.001
+# A client chooses which outputs are computed, and TensorFlow compiles and keeps the graph of each choice.
+_MAX_OUTPUT_CHOICES = 32
+_MAX_LIMIT_MS = 2**31 - 1
+
+
+class SessionServable:
+    """One version as a graph and the session that runs it, from load to `close`."""
+
+    kind = "session"
+
+    def __init__(
+        self,
+        path: Path,
+        tags: Iterable[str],
+        signatures: Mapping[str, Signature],
+        signature_defs: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        looping: frozenset[str] = frozenset(),
+        prune: bool = True,
+        reads_files_at_run_time: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            path: Version directory.
+            tags: Tag set of the MetaGraph.
+            signatures: Signatures to serve.
+            signature_defs: Their protos, and those of signatures that cannot be called.
+            looping: Signatures whose runs may take any time.
+            prune: Compute only the outputs asked for; each choice costs a copy of the constants it needs.
+            reads_files_at_run_time: As in `Servable`.
+
+        Raises:
+            Exception: Whatever TensorFlow's loader raises.
+        """
+        self.signatures = signatures
+        self.signature_defs = signature_defs
+        self.reads_files_at_run_time = reads_files_at_run_time
+        self._session = _load(path, tags)
+        self._looping = looping
+        self._prune = prune
+        self._short: set[str] = set()
+        self._reader: GraphReader | None = None
+        self._plans: dict[tuple[str, tuple[str, ...] | None], _Plan] = {}
+        self._making = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<SessionServable {', '.join(self.signatures) or 'without signatures'}>"
+
+    def run(
+        self,
+        signature_name: str,
+        inputs: Tensors,
+        output_names: Sequence[str] | None = None,
+        *,
+        cancellation: Cancellation | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """Run one signature, computing only the named outputs; see `Servable.run`.
+
+        TensorFlow offers no way to stop a session's run, so `cancellation` has no effect once it has begun; `timeout`
+        bounds every run but those of signatures that were measured to be short.
+        """
+        if timeout is not None and timeout <= 0:
+            raise DeadlineExceededError(TIMED_OUT)
+        choice = None if output_names is None else tuple(sorted(output_names))
+        plan = self._plans.get((signature_name, choice)) or self._plan(signature_name, choice)
+        arrays = [inputs[name] for name in plan.fed]
+        if not plan.stateless:
+            arrays = private_copies(arrays)
+        try:
+            values = plan.short(*arrays) if plan.short is not None else plan.run(arrays, _limit(timeout))
+        except tf.errors.OpError as error:
+            raise inference_error(error) from None
+        outputs = {name: owned(values[index], dtype) for name, dtype, index in plan.fetched}
+        for name, source in plan.passed_on:
+            outputs[name] = inputs[source].copy()
+        if choice is not None and plan.choice is None:
+            return {name: outputs[name] for name in choice}
+        return outputs
+
+    def choose_threads(self, signature_name: str, inputs: Tensors) -> None:
+        """Measure a run in the caller's own thread, and keep to that where runs are short and cannot loop.
+
+        Args:
+            signature_name: A stateless signature.
+            inputs: Bound inputs of about a request's size that the signature takes.
+        """
+        if signature_name in self._looping or tf.config.list_physical_devices("GPU"):
+            return
+        plan = self._plans.get((signature_name, None)) or self._plan(signature_name, None)
+        arrays = [inputs[name] for name in plan.fed]
+        # Twice as long in the pool, or more, can only be a long run: no need to compile the graph once more.
+        if plan.fetches and _fastest(lambda: plan.run(arrays, 0)) < 2 * _SHORT_RUN:
+            call = tensorflow_private.session_callable(self._session, plan.feeds, plan.fetches)
+            if _fastest(lambda: call(*arrays)) < _SHORT_RUN:
+                plan.short = call
+                self._short.add(signature_name)
+
+    def run_graph(self, feeds: Tensors, fetches: Sequence[str], targets: Sequence[str] = ()) -> list[Array]:
+        """Feed and fetch any tensors of the graph and run the ops `targets`, as `SessionService.SessionRun` asks for.
+
+        Raises:
+            InvalidInputError: A tensor or op that is not there, a feed that does not fit the tensor it is for, or a
+                request that would write files.
+            InferenceError: With the canonical code of TensorFlow's error.
+        """
+        graph = self._session.graph
+        for name, array in feeds.items():
+            _check_feed(_tensor(graph, name), name, array)
+        tensors = [_tensor(graph, name) for name in fetches]
+        operations = [_operation(graph, name) for name in targets]
+        writer = self._graph_reader().operations([*fetches, *targets], feeds).writes_files
+        if writer is not None:
+            raise InvalidInputError(f"SessionRun may not write files; the graph's {writer} operation would")
+        try:
+            values, _ = self._session.run((tensors, operations), {name: array.copy() for name, array in feeds.items()})
+        except tf.errors.OpError as error:
+            raise inference_error(error) from None
+        return [
+            owned(value, dtypes.by_number(tensor.dtype.base_dtype.as_datatype_enum).numpy)
+            for value, tensor in zip(values, tensors, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the session and drop the graph; runs that are still going on fail."""
+        self._plans = {}
+        self._session.close()
+        self._session = None
+
+    def _plan(self, signature_name: str, choice: tuple[str, ...] | None) -> _Plan:
+        with self._making:
+            made = sum(name == signature_name for name, _ in self._plans)
+            if not self._prune or made >= _MAX_OUTPUT_CHOICES:
+                choice = None
+            plan = self._plans.get((signature_name, choice))
+            if plan is None:
+                plan = _Plan(self._session, self.signatures[signature_name], choice)
+                if signature_name in self._short and plan.fetches:
+                    plan.short = tensorflow_private.session_callable(self._session, plan.feeds, plan.fetches)
+                self._plans[signature_name, choice] = plan
+            return plan
+
+    def _graph_reader(self) -> GraphReader:
+        if self._reader is None:
+            self._reader = GraphReader(v1.MetaGraphDef(graph_def=self._session.graph.as_graph_def()))
+        return self._reader
+
+
+class _Plan:
+    """How one choice of a signature's outputs is run.
+
+    Attributes:
+        choice: Outputs computed, None for all.
+        stateless: The signature's.
+        fed: Input names in the order in which their arrays are given.
+        feeds, fetches: Tensor names, each once: TensorFlow refuses repeated ones.
+        fetched: Output name, dtype and index among the fetches.
+        passed_on: Outputs that are an input itself, which TensorFlow refuses to fetch: output and input name.
+        run: Runs in TensorFlow's pool, with a time limit.
+        short: Runs in the caller's thread, without one; None where runs are long.
+    """
+
+    __slots__ = ("choice", "fed", "feeds", "fetched", "fetches", "passed_on", "run", "short", "stateless")
+
+    def __init__(self, session: Any, signature: Signature, choice: tuple[str, ...] | None) -> None:
+        by_tensor = {spec.tensor_name: name for name, spec in signature.inputs.items()}
+        specs = [signature.outputs[name] for name in (signature.outputs if choice is None else choice)]
+        computed = [spec for spec in specs if spec.tensor_name not in by_tensor]
+        self.choice = choice
+        self.stateless = signature.stateless
+        self.fed = list(by_tensor.values())
+        self.feeds = list(by_tensor)
+        self.fetches = list(dict.fromkeys(spec.tensor_name for spec in computed))
+        self.fetched = [(spec.name, spec.dtype.numpy, self.fetches.index(spec.tensor_name)) for spec in computed]
+        self.passed_on = [(spec.name, by_tensor[spec.tensor_name]) for spec in specs if spec not in computed]
+        self.run = tensorflow_private.session_run(session, self.feeds, self.fetches)
+        self.short: Callable[..., list[Any]] | None = None
+
+
+def _limit(timeout: float | None) -> int:
+    """Milliseconds for `RunOptions`, where 0 is no limit."""
+    return 0 if timeout is None else min(max(1, round(timeout * 1000)), _MAX_LIMIT_MS)
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of three calls after a first one, which compiles."""
+    call()
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _load(path: Path, tags: Iterable[str]) -> Any:
+    """A session with the model restored and initialised."""
+    for attempt in range(1, _INIT_ATTEMPTS + 1):
+        session = v1.Session(graph=tf.Graph(), config=_config())
+        try:
+            with session.graph.as_default(), tensorflow_private.quiet_loading():
+                v1.saved_model.loader.load(session, sorted(tags), str(path))
+        except tf.errors.FailedPreconditionError as error:
+            session.close()
+            # TF1 init ops may race: a table is filled from a variable that is not there yet, now and then.
+            if attempt == _INIT_ATTEMPTS or "uninitialized" not in (error.message or ""):
+                raise
+            logger.info("the init op of %s read a value before it was set; trying again", path)
+        except BaseException:
+            session.close()
+            raise
+        else:
+            session.graph.finalize()
+            return session
+    raise AssertionError("unreachable")
+
+
+def _config() -> Any:
+    config = tensorflow_private.process_config()
+    config.allow_soft_placement = True
+    config.gpu_options.allow_growth = True
+    return config
+
+
+def _tensor(graph: Any, name: str) -> Any:
+    try:
+        return graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+    except (KeyError, ValueError):
+        raise InvalidInputError(f"the graph has no tensor {name!r}") from None
+
+
+def _operation(graph: Any, name: str) -> Any:
+    try:
+        return graph.get_operation_by_name(name)
+    except (KeyError, ValueError):
+        raise InvalidInputError(f"the graph has no operation {name!r}") from None
+
+
+def _check_feed(tensor: Any, name: str, array: Array) -> None:
+    wanted = dtypes.by_number(tensor.dtype.base_dtype.as_datatype_enum)
+    if array.dtype != wanted.numpy:
+        raise InvalidInputError(f"tensor {name!r} is {wanted.name}, the feed is {dtypes.short_name(array.dtype)}")
+    if not tensor.shape.is_compatible_with(array.shape):
+        raise InvalidInputError(f"tensor {name!r} has shape {tensor.shape}, the feed has {array.shape}")
