@@ -168,8 +168,9 @@ def _listed(shape: tuple[int, ...]) -> str:
 def _from_content(content: bytes, dtype: DType, shape: tuple[int, ...]) -> Array:
     count = math.prod(shape)
     if dtype.field == "string_val":
+        strings = _string_list(content, count)
         array = np.empty(count, dtype=object)
-        array[:] = _string_list(content, count)
+        array[:] = strings
         return array.reshape(shape)
     if len(content) != count * dtype.numpy.itemsize:
         raise _ParseError(

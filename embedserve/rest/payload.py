@@ -1,0 +1,324 @@
+"""REST bodies ⇄ tensors: `:predict` in row and columnar format, `:classify`, `:regress`, errors.
+
+Follows TF Serving's json_tensor.cc in what it takes, in which error it reports first, and in its words. Called by the
+handlers, for large bodies in a thread; knows no HTTP and no model, only the signature it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from embedserve.errors import InvalidInputError, ServingError
+from embedserve.rest.json_examples import example_bytes
+from embedserve.servable import Array
+from embedserve.signature import DEFAULT_SIGNATURE, Signature
+from embedserve.tensors import json_numbers
+from embedserve.tensors.dtypes import DType
+from embedserve.tensors.json_dump import dump
+from embedserve.tensors.json_parser import Repeated, loads
+from embedserve.tensors.json_text import array_text, row_texts, string_text
+from embedserve.tensors.json_values import MAX_RANK, check, is_base64, quick_array, shape_text, to_array
+
+__all__ = [
+    "ExamplesPayload",
+    "PredictPayload",
+    "encode_classify",
+    "encode_error",
+    "encode_predict",
+    "encode_regress",
+    "parse_examples",
+    "parse_predict",
+]
+
+_NUMBERS_FROM = 4096
+"""Bytes from which a body may be worth the fast path for numbers."""
+
+_MANY_QUOTES = 64
+"""Strings at the beginning of a body that is not mostly numbers."""
+
+
+class PredictPayload:
+    """A `:predict` body whose inputs wait for the signature that says what they are."""
+
+    def __init__(self, body: bytes, numbers: Any, document: dict[str, Any] | None, signature_name: str) -> None:
+        self.signature_name = signature_name
+        self._body = body
+        self._numbers = numbers
+        self._document = document
+
+    def decode(self, signature: Signature) -> tuple[dict[str, Array], bool]:
+        """Read the inputs.
+
+        Returns:
+            Arrays by input name, and whether they came as rows, which the answer then must be too.
+
+        Raises:
+            InvalidInputError: What does not fit the signature's names and dtypes, or is no tensor.
+            UnsupportedError: An input of a dtype that JSON cannot carry, in columnar format.
+        """
+        dtypes = {name: spec.dtype for name, spec in signature.inputs.items()}
+        if not dtypes:
+            name = "DEFAULT" if signature.name == DEFAULT_SIGNATURE else signature.name
+            raise InvalidInputError(f"Failed to get input map for signature: {name}")
+        if self._numbers is not None:
+            found = json_numbers.read(self._body, self._numbers, dtypes)
+            if found is not None:
+                return found
+        document = self._document if self._document is not None else _object(loads(self._body))
+        has_rows, has_columns = "instances" in document, "inputs" in document
+        if has_rows and has_columns:
+            raise InvalidInputError(
+                f"JSON Value: {dump(document)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
+                "keys to exist "
+            )
+        if has_rows:
+            return _rows(document, dtypes), True
+        if has_columns:
+            return _columns(document["inputs"], dtypes), False
+        raise InvalidInputError("Missing 'inputs' or 'instances' key")
+
+
+def parse_predict(body: bytes) -> PredictPayload:
+    """Read a `:predict` body as far as that goes without the signature.
+
+    Raises:
+        InvalidInputError: No JSON, no object, or a `signature_name` that is no string.
+    """
+    if len(body) >= _NUMBERS_FROM and body.count(b'"', 0, _NUMBERS_FROM) < _MANY_QUOTES:
+        numbers = json_numbers.parse(body)
+        if numbers is not None:
+            name = numbers.get("signature_name", "")
+            if isinstance(name, str):
+                return PredictPayload(body, numbers, None, name or DEFAULT_SIGNATURE)
+    document = _object(loads(body))
+    return PredictPayload(body, None, document, _signature_name(document))
+
+
+def _object(document: Any) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise InvalidInputError(f"JSON Value: {dump(document)} Is not object")
+    return document
+
+
+def _signature_name(document: dict[str, Any]) -> str:
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise InvalidInputError(
+            f"JSON Value: {dump(document)} not formatted correctly. 'signature_name' key must be a string value."
+        )
+    return name or DEFAULT_SIGNATURE
+
+
+def _columns(value: Any, dtypes: Mapping[str, DType]) -> dict[str, Array]:
+    if not _is_named(value):
+        if len(dtypes) > 1:
+            raise InvalidInputError(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
+                "tensorinfo_map"
+            )
+        ((name, dtype),) = dtypes.items()
+        return {name: to_array(value, dtype)}
+    arrays = {}
+    for name, dtype in dtypes.items():
+        if name not in value:
+            raise InvalidInputError(f"Missing named input: {name} in 'inputs' object.")
+        arrays[name] = to_array(value[name], dtype)
+    return arrays
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and not is_base64(value)
+
+
+def _rows(document: dict[str, Any], dtypes: Mapping[str, DType]) -> dict[str, Array]:
+    instances = document["instances"]
+    if not isinstance(instances, list):
+        raise InvalidInputError(f"JSON Value: {dump(document)} Expecting 'instances' to be an list/array")
+    if not instances:
+        raise InvalidInputError(f"JSON Value: {dump(document)} No values in 'instances' array")
+    named = _is_named(instances[0])
+    if not named and len(dtypes) > 1:
+        raise InvalidInputError(
+            "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
+            "tensorinfo_map"
+        )
+    arrays = _quick_rows(instances, dtypes) if named else _quick_plain_rows(instances, dtypes)
+    if arrays is None:
+        _explain_rows(instances, dtypes, named)
+    return arrays
+
+
+def _quick_plain_rows(instances: list[Any], dtypes: Mapping[str, DType]) -> dict[str, Array] | None:
+    ((name, dtype),) = dtypes.items()
+    array = quick_array(instances, dtype)
+    return None if array is None else {name: array}
+
+
+def _quick_rows(instances: list[Any], dtypes: Mapping[str, DType]) -> dict[str, Array] | None:
+    """Read rows that are all objects with exactly the signature's names."""
+    if set(map(type, instances)) != {dict} or set(map(len, instances)) != {len(dtypes)}:
+        return None
+    if list(dtypes) == ["b64"] and any(map(is_base64, instances)):
+        return None
+    arrays = {}
+    for name, dtype in dtypes.items():
+        try:
+            column = [row[name] for row in instances]
+        except KeyError:
+            return None
+        array = quick_array(column, dtype)
+        if array is None:
+            return None
+        arrays[name] = array
+    return arrays
+
+
+def _explain_rows(instances: list[Any], dtypes: Mapping[str, DType], named: bool) -> NoReturn:
+    """Raise the first error in document order."""
+    seen: dict[str, tuple[list[int], int]] = {}
+    for i, row in enumerate(instances):
+        if named != _is_named(row):
+            kinds = "object but got list" if named else "value/list but got object"
+            raise InvalidInputError(f"Expecting {kinds} at item {i} of input list")
+        if not named:
+            (name,) = dtypes
+            _explain_row(i, name, row, dtypes, seen, "")
+            continue
+        for name, value in _members(row):
+            _explain_row(i, name, value, dtypes, seen, f" key: {name}")
+        if row.keys() != dtypes.keys():
+            raise InvalidInputError(
+                f"Failed to process element: {i} of 'instances' list. JSON object: {dump(row)} keys must be equal to: "
+                f"{','.join(sorted(dtypes))}"
+            )
+        if isinstance(row, Repeated):
+            raise InvalidInputError(f"Failed to process element: {i} of 'instances' list. Error: repeated key")
+    raise InvalidInputError(f"'instances' has more than {MAX_RANK} nested lists")
+
+
+def _members(value: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    return value.pairs if isinstance(value, Repeated) else value.items()
+
+
+def _explain_row(
+    i: int, name: str, value: Any, dtypes: Mapping[str, DType], seen: dict[str, tuple[list[int], int]], key: str
+) -> None:
+    try:
+        if name not in dtypes:
+            raise InvalidInputError(f"JSON object: does not have named input: {name}")
+        shape, size = check(value, dtypes[name])
+        first_shape, first_size = seen.setdefault(name, (shape, size))
+        if size != first_size:
+            raise InvalidInputError(f"Expecting tensor size: {first_size} but got: {size}")
+        if shape != first_shape:
+            raise InvalidInputError(f"Expecting shape {shape_text(first_shape)} but got: {shape_text(shape)}")
+    except ServingError as error:
+        raise InvalidInputError(
+            f"Failed to process element: {i}{key} of 'instances' list. Error: {error.code.name}: {error.message}"
+        ) from None
+
+
+def encode_predict(outputs: Mapping[str, Array], signature: Signature, row_format: bool) -> bytes:
+    """Write the answer to `:predict`.
+
+    Args:
+        outputs: By output name; a single one is written without its name.
+        signature: Whose outputs they are.
+        row_format: `predictions`, one element per row; else `outputs`.
+
+    Raises:
+        InvalidInputError: The outputs cannot be rows, or have a dtype that JSON cannot carry.
+    """
+    if not outputs:
+        raise InvalidInputError("Cannot convert empty tensor map to JSON")
+    for name, array in outputs.items():
+        spec = signature.outputs.get(name)
+        if spec is not None and spec.dtype.json == "unsupported":
+            raise InvalidInputError(f"Failed to write JSON value for tensor type: {spec.dtype.name}")
+        if row_format and array.ndim == 0:
+            raise InvalidInputError(f"Tensor name: {name} has no shape information ")
+    base64 = {name: name.endswith("_bytes") for name in outputs}
+    if not row_format:
+        texts = {name: array_text(array, base64=base64[name]) for name, array in outputs.items()}
+        return b'{"outputs": %b}' % (next(iter(texts.values())) if len(texts) == 1 else _object_text(texts))
+    _check_rows(outputs)
+    if len(outputs) == 1:
+        ((name, array),) = outputs.items()
+        return b'{"predictions": %b}' % array_text(array, base64=base64[name])
+    columns = [row_texts(array, base64=base64[name]) for name, array in outputs.items()]
+    template = b"{%b}" % b", ".join(string_text(name).replace(b"%", b"%%") + b": %b" for name in outputs)
+    return b'{"predictions": [%b]}' % b", ".join([template % row for row in zip(*columns, strict=True)])
+
+
+def _object_text(texts: Mapping[str, bytes]) -> bytes:
+    return b"{%b}" % b", ".join(b"%b: %b" % (string_text(name), text) for name, text in texts.items())
+
+
+def _check_rows(outputs: Mapping[str, Array]) -> None:
+    expected: int | None = None
+    for name, array in outputs.items():
+        if expected is not None and len(array) != expected:
+            raise InvalidInputError(
+                f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {expected}"
+            )
+        expected = len(array)
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplesPayload:
+    """A `:classify` or `:regress` body: serialized `tf.Example`s, and the context that they share, if any."""
+
+    signature_name: str
+    examples: list[bytes]
+    context: bytes | None
+
+
+def parse_examples(body: bytes) -> ExamplesPayload:
+    """Read a `:classify` or `:regress` body.
+
+    Raises:
+        InvalidInputError: No JSON, or not examples; in TF Serving's words and order.
+    """
+    document = _object(loads(body))
+    name = _signature_name(document)
+    context = example_bytes(document["context"]) if "context" in document else None
+    if "examples" not in document:
+        raise InvalidInputError(
+            f"JSON Value: {dump(document)} When method is classify, key 'examples' is expected and was not found"
+        )
+    examples = document["examples"]
+    if not isinstance(examples, list):
+        raise InvalidInputError(f"JSON Value: {dump(document)} Expecting 'examples' value to be an list/array")
+    if not examples:
+        raise InvalidInputError(f"JSON Value: {dump(document)} 'examples' value is an empty array")
+    return ExamplesPayload(name, [example_bytes(example) for example in examples], context)
+
+
+def encode_classify(result: Sequence[Sequence[tuple[bytes, float]]]) -> bytes:
+    """Write the answer to `:classify`: per example its (label, score) pairs."""
+    if not result:
+        raise InvalidInputError("Cannot convert empty ClassificationResults to JSON")
+    pairs = [pair for classes in result for pair in classes]
+    labels = np.empty(len(pairs), dtype=object)
+    labels[:] = [label for label, _ in pairs]
+    scores = row_texts(np.array([score for _, score in pairs], np.float32))
+    written = iter([b"[%b, %b]" % pair for pair in zip(row_texts(labels), scores, strict=True)])
+    return b'{"results": [%b]}' % b", ".join(
+        [b"[%b]" % b", ".join([next(written) for _ in classes]) for classes in result]
+    )
+
+
+def encode_regress(result: Array) -> bytes:
+    """Write the answer to `:regress`: one value per example."""
+    if len(result) == 0:
+        raise InvalidInputError("Cannot convert empty RegressionResults to JSON")
+    return b'{"results": %b}' % array_text(np.asarray(result, np.float32))
+
+
+def encode_error(message: str) -> bytes:
+    """Write an error body."""
+    return b'{"error": %b}' % string_text(message)

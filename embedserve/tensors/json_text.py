@@ -1,0 +1,96 @@
+"""Arrays → JSON text as the REST API writes it: NaN and Infinity as bare tokens, strings as they are or in base64.
+
+float32 values are written with the digits that float32 needs. Called for answers and for error bodies; knows no
+signature.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from typing import Any
+
+import numpy as np
+import orjson
+
+from embedserve.errors import InvalidInputError
+from embedserve.tensors.dtypes import Array, short_name
+
+__all__ = ["array_text", "row_texts", "string_text"]
+
+
+def array_text(array: Array, *, base64: bool = False) -> bytes:
+    """JSON text of a whole array; a rank-0 array is a bare value.
+
+    Args:
+        array: Numbers, bools, or an object array of bytes.
+        base64: Write each string as `{"b64": ...}`.
+
+    Raises:
+        InvalidInputError: The JSON API writes no such dtype.
+    """
+    if array.dtype.hasobject:
+        return _dumped(_strings(array, base64).tolist())
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize not in _SIZES[array.dtype.kind]:
+        raise InvalidInputError(f"Failed to write JSON value for tensor type: {short_name(array.dtype)}")
+    if array.ndim == 0:
+        return _numbers(array.reshape(1))[1:-1]
+    return _numbers(array)
+
+
+# Bytes per item that are written: float16 and uint16 are not.
+_SIZES = {"f": (4, 8), "i": (1, 2, 4, 8), "u": (1, 4, 8), "b": (1,)}
+
+
+def row_texts(array: Array, *, base64: bool = False) -> list[bytes]:
+    """JSON text of each row along dimension 0 of an array of rank 1 or more."""
+    if array.dtype.hasobject:
+        return [_dumped(row) for row in _strings(array, base64).tolist()]
+    text = array_text(array)
+    if array.size == 0:
+        return [orjson.dumps(row) for row in array.tolist()]
+    # Numbers hold no brackets, so only the end of a row looks like this.
+    inner = array.ndim - 1
+    rows = text[1 + inner : -1 - inner].split(b"]" * inner + b"," + b"[" * inner)
+    return [b"[" * inner + row + b"]" * inner for row in rows] if inner else rows
+
+
+def string_text(text: str) -> bytes:
+    """JSON string; lone surrogates stand for bytes that are no UTF-8 and are written as those bytes."""
+    return _dumped(text)
+
+
+def _numbers(array: Array) -> bytes:
+    array = np.ascontiguousarray(array)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return text
+    # orjson writes null where JSON has no number; these are, in order, the values that are not finite.
+    values = array[~np.isfinite(array)]
+    tokens = np.where(np.isnan(values), b"NaN", np.where(values > 0, b"Infinity", b"-Infinity")).tolist()
+    parts = text.split(b"null")
+    return b"".join([part for pair in zip(parts, [*tokens, b""], strict=True) for part in pair])
+
+
+def _strings(array: Array, base64: bool) -> Array:
+    """The array with what JSON has in place of bytes."""
+    elements = array.ravel().tolist()
+    written = np.empty(len(elements), dtype=object)
+    if base64:
+        written[:] = [{"b64": binascii.b2a_base64(_bytes(e), newline=False).decode("ascii")} for e in elements]
+    else:
+        written[:] = [e if isinstance(e, str) else e.decode("utf-8", "surrogateescape") for e in elements]
+    return written.reshape(array.shape)
+
+
+def _bytes(element: bytes | str) -> bytes:
+    return element.encode("utf-8", "surrogateescape") if isinstance(element, str) else element
+
+
+def _dumped(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # Bytes that are no UTF-8, or lists deeper than orjson goes.
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")

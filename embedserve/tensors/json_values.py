@@ -1,0 +1,230 @@
+"""A JSON value that was read ⇄ ndarray: dtype rules, base64, ragged lists, NaN and Infinity.
+
+The quick way works on whole levels of the nested lists at C speed and gives up on anything odd; then the careful way
+walks the value in document order and words the first error as TensorFlow Serving does (json_tensor.cc). Knows no
+request and no signature.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from embedserve.errors import InvalidInputError, ServingError, UnsupportedError
+from embedserve.tensors.dtypes import Array, DType
+from embedserve.tensors.json_dump import dump, type_name
+
+__all__ = [
+    "INTEGER_LIMITS",
+    "MAX_RANK",
+    "check",
+    "decode_base64",
+    "is_base64",
+    "narrowed",
+    "quick_array",
+    "shape_text",
+    "to_array",
+    "within",
+]
+
+MAX_RANK = 64
+INTEGER_LIMITS = {
+    "int32": (-(2**31), 2**31 - 1),
+    "int64": (-(2**63), 2**63 - 1),
+    "uint32": (0, 2**32 - 1),
+    "uint64": (0, 2**64 - 1),
+}
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*+")
+
+
+def to_array(value: Any, dtype: DType) -> Array:
+    """Read one tensor.
+
+    Raises:
+        InvalidInputError: Wrong type, ragged, out of range, bad base64; in TensorFlow Serving's words.
+        UnsupportedError: The JSON API has no values of this dtype.
+    """
+    array = quick_array(value, dtype)
+    if array is None:
+        check(value, dtype)
+        raise InvalidInputError(f"JSON value has more than {MAX_RANK} nested lists")
+    return array
+
+
+def quick_array(value: Any, dtype: DType) -> Array | None:
+    """Read one tensor, or None if something about it is wrong: then `check` says what."""
+    shape: list[int] = []
+    leaves = [value]
+    if type(value) is list:
+        shape.append(len(value))
+        leaves = value
+        while leaves and type(leaves[0]) is list:
+            size = len(leaves[0])
+            if len(shape) == MAX_RANK or set(map(type, leaves)) != {list} or set(map(len, leaves)) != {size}:
+                return None
+            shape.append(size)
+            leaves = list(chain.from_iterable(leaves))
+    if not leaves:
+        return np.zeros(shape, dtype.numpy)
+    try:
+        flat = _elements(leaves, dtype)
+    except (InvalidInputError, OverflowError):
+        return None
+    return None if flat is None else flat.reshape(shape)
+
+
+def _elements(leaves: list[Any], dtype: DType) -> Array | None:
+    kinds, wanted = set(map(type, leaves)), dtype.json
+    if wanted == "number":
+        if kinds <= {int, float}:
+            return narrowed(np.array(leaves, np.float64), dtype)
+    elif wanted == "string":
+        if kinds <= {str, dict}:
+            return _strings(leaves, kinds)
+    elif wanted == "bool":
+        if kinds == {bool}:
+            return np.array(leaves, np.bool_)
+    elif wanted != "unsupported" and kinds == {int}:
+        array = np.array(leaves, np.uint64 if wanted.startswith("u") else np.int64)
+        return narrowed(array, dtype) if within(array, dtype) else None
+    return None
+
+
+def within(array: Array, dtype: DType) -> bool:
+    """Whether 64-bit integers are what JSON takes for this dtype: the narrow ones take what fits int32, then wrap."""
+    low, high = INTEGER_LIMITS[dtype.json]
+    return dtype.json.endswith("64") or bool(array.min() >= low and array.max() <= high)
+
+
+def narrowed(array: Array, dtype: DType) -> Array:
+    """Values at 64 bits in their own dtype: what is too large for float32 becomes infinite, integers wrap."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype.numpy, copy=False)
+
+
+def _strings(leaves: list[Any], kinds: set[type]) -> Array:
+    array = np.empty(len(leaves), dtype=object)
+    if dict in kinds:
+        array[:] = [_bytes(leaf) if type(leaf) is str else _from_base64(leaf) for leaf in leaves]
+        return array
+    # One call for all of them, unless a string holds the separator.
+    parts = "\0".join(leaves).encode("utf-8", "surrogateescape").split(b"\0")
+    array[:] = parts if len(parts) == len(leaves) else [_bytes(leaf) for leaf in leaves]
+    return array
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def is_base64(value: Any) -> bool:
+    """Whether a value is `{"b64": "<string>"}`."""
+    return type(value) is dict and len(value) == 1 and type(value.get("b64")) is str
+
+
+def _from_base64(value: dict[str, Any]) -> bytes:
+    if not is_base64(value):
+        raise InvalidInputError(f"JSON Value: {dump(value)} not formatted correctly for base64 data")
+    return decode_base64(value["b64"])
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode standard base64; padding may be left out, white space may be anywhere.
+
+    Raises:
+        InvalidInputError: `Unable to base64 decode`.
+    """
+    data = _bytes(text)
+    try:
+        return binascii.a2b_base64(data, strict_mode=True)
+    except binascii.Error:
+        pass
+    data = data.translate(None, b" \t\n\r\v\f")
+    digits = data.rstrip(b"=")
+    padding = -len(digits) % 4
+    if padding == 3 or len(data) - len(digits) not in (0, padding) or _BASE64.fullmatch(digits) is None:
+        raise InvalidInputError("Unable to base64 decode")
+    return binascii.a2b_base64(digits + b"=" * padding)
+
+
+def shape_text(shape: list[int]) -> str:
+    """`[2,3]`."""
+    return f"[{','.join(map(str, shape))}]"
+
+
+def walked_shape(value: Any) -> list[int]:
+    """Shape by walking `value[0][0]...`."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return shape
+
+
+def check(value: Any, dtype: DType) -> tuple[list[int], int]:
+    """Walk a value in document order and return its shape and number of elements.
+
+    Raises:
+        InvalidInputError, UnsupportedError: The first thing wrong with it.
+    """
+    shape = walked_shape(value)
+    rank, count = len(shape), 0
+    stack = [iter((value,))]  # One iterator per level above the one that is read.
+    while stack:
+        level = len(stack) - 1
+        for item in stack[-1]:
+            if isinstance(item, list):
+                if level >= rank:
+                    raise InvalidInputError(f"Encountered list at unexpected level: {level} expected < {rank}")
+                if len(item) != shape[level]:
+                    raise InvalidInputError(
+                        f"Encountered list at unexpected size: {len(item)} at level: {level} "
+                        f"expected size: {shape[level]}"
+                    )
+                stack.append(iter(item))
+                break
+            if level != rank:
+                raise InvalidInputError(
+                    f"JSON Value: {dump(item)} found at incorrect level: {level + 1} in the JSON DOM. "
+                    f"Expected at level: {rank}"
+                )
+            if (error := _element_error(item, dtype)) is not None:
+                raise error
+            count += 1
+        else:
+            stack.pop()
+    return shape, count
+
+
+def _element_error(item: Any, dtype: DType) -> ServingError | None:
+    wanted = dtype.json
+    if wanted == "unsupported":
+        return UnsupportedError(f"Conversion of JSON Value: {dump(item)} to type: {dtype.name}")
+    if wanted == "string" and isinstance(item, str):
+        return None
+    if wanted == "string" and isinstance(item, dict):
+        try:
+            _from_base64(item)
+        except InvalidInputError as error:
+            return error
+        return None
+    kind = type(item)
+    fits = (
+        (wanted == "number" and kind in (int, float))
+        or (wanted == "bool" and kind is bool)
+        or (wanted in INTEGER_LIMITS and kind is int and _in_limits(item, wanted))
+    )
+    if fits:
+        return None
+    return InvalidInputError(f"JSON Value: {dump(item)} Type: {type_name(item)} is not of expected type: {dtype.name}")
+
+
+def _in_limits(item: int, wanted: str) -> bool:
+    low, high = INTEGER_LIMITS[wanted]
+    return low <= item <= high
