@@ -12,13 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from embedserve import ModelRegistry
-from examples.digits.train import export, load_digits, train
-
-
-def blown_up(images: np.ndarray) -> np.ndarray:
-    """[n, 64] of 8x8 -> [n, 28, 28], the shape MNIST has."""
-    big = np.kron(images.reshape(-1, 8, 8), np.ones((1, 3, 3), np.float32))
-    return np.pad(big, ((0, 0), (2, 2), (2, 2)))
+from examples.digits.train import as_mnist, export, load_digits, train
 
 
 def train_mnist_style(version_directory: Path) -> None:
@@ -36,7 +30,7 @@ def train_mnist_style(version_directory: Path) -> None:
         ]
     )
     model.compile("adam", "sparse_categorical_crossentropy")
-    model.fit(blown_up(digits.images), digits.labels, batch_size=32, epochs=3, verbose=0)
+    model.fit(as_mnist(digits.images), digits.labels, batch_size=32, epochs=3, verbose=0)
     model.export(version_directory, verbose=False)
 
 
@@ -50,7 +44,7 @@ async def serving_version(registry: ModelRegistry, name: str, version: int) -> N
 
 async def main(models: Path) -> None:
     if not (models / "digits/1").exists():
-        export(train(hidden=4, epochs=2), models / "digits/1")
+        export(train(hidden=8, epochs=4), models / "digits/1")
     if not (models / "mnist/1").exists():
         train_mnist_style(models / "mnist/1")
 
@@ -76,7 +70,7 @@ async def main(models: Path) -> None:
 
         both = await asyncio.gather(
             registry.predict("digits", {"pixels": digits.held_out_images[:5]}),
-            registry.predict("mnist", blown_up(digits.held_out_images[:5])),
+            registry.predict("mnist", as_mnist(digits.held_out_images[:5])),
         )
         print("digits says", both[0]["digit"], "and mnist", next(iter(both[1].values())).argmax(axis=1))
 

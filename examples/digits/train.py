@@ -34,6 +34,12 @@ def load_digits() -> Digits:
     return Digits(images[360:], labels[360:], images[:360], labels[:360])
 
 
+def as_mnist(images: Images) -> Images:
+    """[n, 64] of 8x8 -> [n, 28, 28], the shape that MNIST has."""
+    big = np.kron(images.reshape(-1, 8, 8), np.ones((1, 3, 3), np.float32))
+    return np.pad(big, ((0, 0), (2, 2), (2, 2))).astype(np.float32)
+
+
 def train(hidden: int, epochs: int, seed: int = 1) -> Any:
     import keras
 
