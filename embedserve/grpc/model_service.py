@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
-from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2
 
 from embedserve.errors import ConfigError, InvalidModelSpecError, ServableNotFoundError
 from embedserve.grpc.calls import unary
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVICE", "MetricReader", "Reload", "handlers"]
 
-SERVICE = "tensorflow.serving.ModelService"
+SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 
 logger = logging.getLogger("embedserve")
 

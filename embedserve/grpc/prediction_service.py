@@ -16,6 +16,7 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     inference_pb2,
     predict_pb2,
+    prediction_service_pb2,
     regression_pb2,
 )
 
@@ -24,7 +25,7 @@ from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, Se
 from embedserve.grpc.calls import LARGE, acquire, acquire_spec, unary
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
-from embedserve.tensors import proto
+from embedserve.tensors import dtypes, proto
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVICE", "handlers"]
 
-SERVICE = "tensorflow.serving.PredictionService"
+SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 
 PREDICT_METHODS = ("tensorflow/serving/predict", tf_example.CLASSIFY_METHOD, tf_example.REGRESS_METHOD)
 
@@ -67,19 +68,30 @@ def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.G
 class _DecodedInputs(Mapping[str, Array]):
     """The inputs of a PredictRequest, each decoded when it is asked for.
 
-    So `Signature.bind` finds wrong names before a broken tensor is looked at, as TF Serving does.
+    So `Signature.bind` finds wrong names before a broken tensor is looked at, as TF Serving does. A tensor names its
+    dtype itself, so unlike a caller in process it is not cast to the signature's.
     """
 
-    __slots__ = ("_protos",)
+    __slots__ = ("_protos", "_signature")
 
-    def __init__(self, protos: Mapping[str, Any]) -> None:
+    def __init__(self, protos: Mapping[str, Any], signature: Signature) -> None:
         self._protos = protos
+        self._signature = signature
 
     def __getitem__(self, name: str) -> Array:
         # Reading an absent key of a protobuf message map would add it.
         if name not in self._protos:
             raise KeyError(name)
-        return proto.decode(self._protos[name], name)
+        tensor = self._protos[name]
+        array = proto.decode(tensor, name)
+        spec = self._signature.inputs.get(name)
+        if spec is not None and tensor.dtype != spec.dtype.number:
+            fed = sorted(self._signature.inputs.values(), key=lambda spec: spec.tensor_name or spec.name)
+            raise InvalidInputError(
+                f"Expects arg[{fed.index(spec)}] to be {spec.dtype.name} but {dtypes.by_number(tensor.dtype).name} is "
+                f"provided: input {name!r} of signature {self._signature.name!r} is {spec}"
+            )
+        return array
 
     def __contains__(self, name: object) -> bool:
         return name in self._protos
@@ -96,7 +108,7 @@ async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, 
         signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
         if _checks_names(registry):
             _check_predict_method(signature)
-        inputs: Tensors = _DecodedInputs(request.inputs)
+        inputs: Tensors = _DecodedInputs(request.inputs, signature)
         if large:
             inputs = await registry.run_in_thread(signature.bind, inputs)
         outputs = await handle.predict(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVICE", "handlers"]
 
-SERVICE = "tensorflow.serving.SessionService"
+SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 
 
 def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.GenericRpcHandler:
