@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -32,6 +33,13 @@ class Client:
             return None
         self.log.append(self.name)
         return self.calls.pop(0), lambda result, error: self.outcomes.put_nowait(error or result)
+
+
+@pytest.fixture(autouse=True, params=["eventfd", "call_soon"])
+def way_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which a thread may tell the loop."""
+    if request.param == "call_soon":
+        monkeypatch.delattr(os, "eventfd", raising=False)
 
 
 @pytest.fixture
@@ -189,6 +197,33 @@ async def test_a_cancelled_run_in_each_thread_takes_back_what_has_not_begun(sing
     client.add(lambda: "served")
     assert await client.outcomes.get() == "served"
     assert not called
+
+
+async def test_an_answer_that_raises_is_reported_and_loses_no_other(pool: RunPool) -> None:
+    class Broken:
+        def take_work(self) -> Work | None:
+            return int, lambda result, error: [][0]
+
+    loop = asyncio.get_running_loop()
+    reported: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    client = Client(pool)
+    for i in range(20):
+        pool.request(Broken())
+        client.add(lambda i=i: i)  # type: ignore[misc]
+    assert [await client.outcomes.get() for _ in range(20)] == [*range(20)]
+    await pool.run_in_each_thread(int)
+    assert len(reported) == 20
+    assert pool.busy == 0
+
+
+async def test_a_closed_pool_gives_its_file_back() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    pools = [RunPool(asyncio.get_running_loop(), 2) for _ in range(5)]
+    for pool in pools:
+        pool.close()
+        pool.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_the_threads_end_when_the_loop_was_closed_under_them() -> None:
