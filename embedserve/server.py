@@ -70,7 +70,8 @@ async def _serve(
     """From the first load to the last answer. The adapters drain side by side, each in a task of its own."""
     leaving = asyncio.Event()
     applied = _AppliedConfig(registry, config)
-    _log_models(config.models or ())
+    if config.models is not None:
+        _log_models(config.models)
     async with asyncio.TaskGroup() as tasks:
         await asyncio.to_thread(tensorflow_setup.apply, config.session_config)
         await registry.start(wait=False)
