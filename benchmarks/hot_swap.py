@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,29 +30,38 @@ TRANSPORTS = ("in-process", "rest", "grpc")
 CALLERS = 32
 
 
-@dataclass
 class Log:
     """Every answer's start and end, and what went wrong."""
 
-    answered: list[tuple[float, float]] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    mixed: int = 0
-    stop: bool = False
+    def __init__(self) -> None:
+        # All there from the beginning, and nothing for the garbage collector: in process, its memory is measured too.
+        self._times = np.ones((1 << 22, 2))
+        self.answered = 0
+        self.failed: list[str] = []
+        self.mixed = 0
+        self.stop = False
+
+    def add(self, start: float, end: float) -> None:
+        if self.answered == len(self._times):
+            self._times = np.concatenate([self._times, self._times])
+        self._times[self.answered] = start, end
+        self.answered += 1
 
     def figures(self, windows: list[tuple[float, float]]) -> str:
         """Rate, latencies and the longest time without any answer, over the answers that ended in `windows`."""
-        rate, latencies, pause = 0.0, [], 0.0
-        ends = np.array([end for _, end in self.answered])
-        order = np.argsort(ends)
+        begun, ended = self._times[: self.answered].T
+        order = np.argsort(ended)
+        begun, ended = begun[order], ended[order]
+        latencies, pause = [], 0.0
         for begin, finish in windows:
-            inside = order[(ends[order] >= begin) & (ends[order] < finish)]
-            latencies += [ends[i] - self.answered[i][0] for i in inside]
-            pause = max(pause, float(np.diff(np.concatenate([[begin], ends[inside], [finish]])).max()))
+            inside = slice(*np.searchsorted(ended, (begin, finish)))
+            latencies.append(ended[inside] - begun[inside])
+            pause = max(pause, float(np.diff(np.concatenate([[begin], ended[inside], [finish]])).max()))
         seconds = sum(finish - begin for begin, finish in windows)
-        rate = len(latencies) / seconds
-        p50, p99, longest = (1e3 * np.percentile(latencies, q) for q in (50, 99, 100))
+        found = np.concatenate(latencies)
+        p50, p99, longest = (1e3 * np.percentile(found, q) for q in (50, 99, 100))
         return (
-            f"{rate:8,.0f}/s   p50 {p50:7.1f}   p99 {p99:7.1f}   longest {longest:7.1f}   "
+            f"{len(found) / seconds:8,.0f}/s   p50 {p50:7.1f}   p99 {p99:7.1f}   longest {longest:7.1f}   "
             f"no answer for {1e3 * pause:7.1f} ms at most"
         )
 
@@ -127,7 +135,7 @@ async def call(ask: Ask, models: Models, log: Log) -> None:
             log.failed.append(f"{type(error).__name__}: {error}"[:300])
             await asyncio.sleep(0.01)
             continue
-        log.answered.append((start, time.perf_counter()))
+        log.add(start, time.perf_counter())
         if not models.of_one_version(out):
             log.mixed += 1
 
@@ -137,10 +145,10 @@ Live = Callable[[], Awaitable[dict[str, str]]]
 
 
 @contextlib.asynccontextmanager
-async def in_process(models: Models, base: Path) -> AsyncIterator[tuple[list[Ask], Live, int]]:
+async def in_process(models: Models, base: Path, gc_freeze: bool) -> AsyncIterator[tuple[list[Ask], Live, int]]:
     from embedserve import ModelRegistry
 
-    async with ModelRegistry(base) as registry:
+    async with ModelRegistry(base, gc_freeze=gc_freeze) as registry:
 
         async def ask() -> dict[str, Array]:
             return await registry.predict(models.name, models.inputs)
@@ -187,7 +195,7 @@ async def swap(models: Models, templates: Path, base: Path, version: int, live: 
     await asyncio.to_thread(shutil.rmtree, base / models.name / str(version - 1))
 
 
-async def measure(models: Models, transport: str, swaps: int, steady: float) -> bool:
+async def measure(models: Models, transport: str, swaps: int, steady: float, gc_freeze: bool) -> bool:
     from benchmarks.models import drop
 
     with tempfile.TemporaryDirectory() as directory:
@@ -195,8 +203,9 @@ async def measure(models: Models, transport: str, swaps: int, steady: float) -> 
         models.make(templates, swaps + 1)
         (base / models.name).mkdir(parents=True)
         drop(templates / models.template(1), base / models.name / "1")
-        running = in_process(models, base) if transport == "in-process" else remote(models, base, transport)
-        async with running as (asks, live, pid):
+        async with (
+            in_process(models, base, gc_freeze) if transport == "in-process" else remote(models, base, transport)
+        ) as (asks, live, pid):
             log = Log()
             callers = [asyncio.create_task(call(ask, models, log)) for ask in asks]
             await asyncio.sleep(1)  # Connections, caches.
@@ -214,7 +223,7 @@ async def measure(models: Models, transport: str, swaps: int, steady: float) -> 
 
     early = memory[min(5, swaps)]
     growth = memory[swaps] / early - 1
-    print(f"{models.name}, {transport}: {swaps} swaps under {CALLERS} callers, {len(log.answered):,} answers")
+    print(f"{models.name}, {transport}: {swaps} swaps under {CALLERS} callers, {log.answered:,} answers")
     print(f"  steady      {log.figures(quiet)}")
     print(f"  swapping    {log.figures(during)}")
     print(
@@ -234,14 +243,18 @@ def main() -> int:
     parser.add_argument("--transport", choices=[*TRANSPORTS, "all"], default="all")
     parser.add_argument("--swaps", type=int, default=50)
     parser.add_argument("--steady", type=float, default=5.0, help="seconds of steady state, for comparison")
+    parser.add_argument("--gc-freeze", action="store_true", help="in process: the registry's option of that name")
     arguments = parser.parse_args()
     if arguments.transport != "all":
         models: Models = TinyModels() if arguments.model == "tiny" else MobileNets()
-        return not asyncio.run(measure(models, arguments.transport, arguments.swaps, arguments.steady))
+        return not asyncio.run(
+            measure(models, arguments.transport, arguments.swaps, arguments.steady, arguments.gc_freeze)
+        )
     failed = 0
     for transport in TRANSPORTS:  # A process each: memory is the subject.
         command = [sys.executable, "-m", "benchmarks.hot_swap", "--model", arguments.model, "--transport", transport]
         command += ["--swaps", str(arguments.swaps), "--steady", str(arguments.steady)]
+        command += ["--gc-freeze"] if arguments.gc_freeze else []
         failed |= subprocess.run(command, check=False).returncode
     return failed
 

@@ -20,7 +20,6 @@ import numpy as np
 import uvicorn
 
 from embedserve import ModelRegistry
-from embedserve.grpc import serve
 from embedserve.rest import create_app
 from examples.digits.train import Digits, Images, export, load_digits, train
 
@@ -169,7 +168,7 @@ async def main(arguments: argparse.Namespace) -> None:
     with native_log_in(log):
         trained = not (models / "digits" / "1").exists()
         if trained:
-            export(train(hidden=8, epochs=4), models / "digits" / "1")
+            export(train(hidden=8, epochs=12), models / "digits" / "1")
     if trained:
         say(
             f"Trained a small network on {len(digits.images)} of scikit-learn's 1,797 handwritten digits "
@@ -178,6 +177,8 @@ async def main(arguments: argparse.Namespace) -> None:
     ports = free_port(8501), free_port(8500)
     async with contextlib.AsyncExitStack() as stack:
         with native_log_in(log):
+            from embedserve.grpc import serve
+
             registry = await stack.enter_async_context(ModelRegistry(models))
         stopped = await stack.enter_async_context(rest_server(registry, ports[0]))
         await stack.enter_async_context(serve(registry, port=ports[1]))
