@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
 from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy
@@ -107,8 +106,8 @@ class ModelScan:
     """
 
     memory: ModelMemory
-    found: Mapping[int, Path] = MappingProxyType({})
-    waiting: Mapping[int, str] = MappingProxyType({})
+    found: Mapping[int, Path] = field(default_factory=dict)
+    waiting: Mapping[int, str] = field(default_factory=dict)
     problem: str | None = None
     notices: tuple[str, ...] = ()
     due: float | None = None

@@ -218,13 +218,14 @@ class FileSystemSource:
                 )
                 if epoch == self._epoch:
                     break
-            if self._options.watch:
-                await self._watch.arm(targets)
             self._tell(result)
+            if self._options.watch and await self._watch.arm(targets):
+                self._wake.set()  # For what changed before there was a watch on it.
         except Exception:
             logger.exception(
                 "scanning for model versions failed; it is tried again in %g s", self._options.poll_interval
             )
+            self._last = replace(self._last, due=None)
 
     def _tell(self, result: Scan) -> None:
         before, self._last = self._last, result

@@ -41,18 +41,23 @@ class DirectoryWatch:
         self._stale = False  # A watched directory was removed: one made in its place would not be watched.
         self._complaint = ""
 
-    async def arm(self, targets: Iterable[WatchTarget]) -> None:
-        """Watch exactly these directories; does nothing while they are watched already."""
+    async def arm(self, targets: Iterable[WatchTarget]) -> bool:
+        """Watch exactly these directories; does nothing while they are watched already.
+
+        Returns:
+            Whether a new watch was set: changes until now may have gone unnoticed.
+        """
         wanted = frozenset(targets)
-        if wanted == self._targets and self._task is not None and not self._task.done() and not self._stale:
-            return
+        if wanted == self._targets and not self._stale and (not wanted or (self._task and not self._task.done())):
+            return False
         await self.aclose()
         self._targets = wanted
         self._stale = False
-        if wanted:
-            self._task = asyncio.create_task(
-                self._watch(sorted(target.path for target in wanted)), name="embedserve-watch"
-            )
+        if not wanted:
+            return False
+        self._task = asyncio.create_task(self._watch(sorted(target.path for target in wanted)), name="embedserve-watch")
+        await asyncio.sleep(0)  # The task's first step sets the watch, or ends because it cannot.
+        return not self._task.done()
 
     async def aclose(self) -> None:
         """Stop watching."""
@@ -70,7 +75,7 @@ class DirectoryWatch:
                 watch_filter=self._notice,
                 step=_STEP_MILLISECONDS,
                 debounce=_DEBOUNCE_MILLISECONDS,
-                ignore_permission_denied=True,
+                ignore_permission_denied=True,  # Else one directory that cannot be watched takes all with it.
             ):
                 pass
         except Exception as error:
