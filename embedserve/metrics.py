@@ -6,6 +6,7 @@ collector in its own prometheus registry. Knows no wire and no model.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -295,6 +296,16 @@ class Metrics(Observer, Collector):
             self._registry = CollectorRegistry()
             self._registry.register(self)
         return self._registry
+
+    def value(self, name: str) -> int:
+        """Total of a counter by TF Serving's internal name (`/tensorflow/serving/request_count`), 0 for other names."""
+        mangled = re.sub(r"\W", ":", name, flags=re.ASCII)
+        return sum(
+            int(value)
+            for family in self._families
+            if family.name == mangled and family.kind == "counter"
+            for _, _, value in family.values()
+        )
 
     def exposition(self) -> bytes:
         """The page that TF Serving shows: TYPE lines without HELP, braces always, metrics and cells sorted."""

@@ -139,8 +139,9 @@ def _unreadable(reason: str) -> InvalidInputError:
 class Gunzip:
     """Decompresses gzip in steps of bounded size; several members are one stream, as `gunzip` reads them."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, slice_size: int = _SLICE) -> None:
         self._body = memoryview(body)
+        self._slice = slice_size
         self._at = 0
         self._pending = b""
         self._stream = zlib.decompressobj(wbits=31)
@@ -156,7 +157,7 @@ class Gunzip:
         while size > 0 and not self.done:
             data: bytes | memoryview = self._pending
             if not data:
-                data = self._body[self._at : self._at + _SLICE]
+                data = self._body[self._at : self._at + self._slice]
                 self._at += len(data)
             piece = self._stream.decompress(data, size)
             self._pending = self._stream.unconsumed_tail

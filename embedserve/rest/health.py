@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NOT_ENTERED", "answer", "is_health_path"]
 
 NOT_ENTERED = (
-    "the registry has not been entered: the host application does not run its lifespan. Add "
+    "the registry has not been entered. If it stays so, the host application does not run its lifespan: add "
     "`lifespan=registry.lifespan` to the application that embedserve is mounted in, as in "
     "`Starlette(routes=[Mount('/ml', create_app(registry))], lifespan=registry.lifespan)`, or "
     "`async with registry.lifespan(app):` to its own lifespan"
