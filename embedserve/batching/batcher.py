@@ -235,11 +235,12 @@ class SignatureBatcher:
         return work
 
     def _next_join(self) -> Work | None:
-        if not self._joins:
-            return None
-        joining = self._joins.popleft()
-        self._running.add(joining)
-        return joining.call, joining.done
+        while self._joins:
+            joining = self._joins.popleft()
+            if not joining.future.done():
+                self._running.add(joining)
+                return joining.call, joining.done
+        return None
 
     def _next_batch(self, now: float) -> Work | None:
         while (batch := self._queue.pop(now)) is not None:
