@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from embedserve.errors import InvalidInputError, UnsupportedError
+from embedserve.observer import running_api
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import dtypes
@@ -88,7 +89,7 @@ async def classify(
     """
     signature = _signature(handle, signature_name)
     names = _classification_outputs(signature, check_method_name)
-    outputs = await _run(handle, signature, names, _feed(examples, context), timeout)
+    outputs = await _run(handle, signature, names, _feed(examples, context), timeout, "Classify")
     return _classifications(outputs, len(examples))
 
 
@@ -108,7 +109,7 @@ async def regress(
     """
     signature = _signature(handle, signature_name)
     names = _regression_outputs(signature, check_method_name)
-    outputs = await _run(handle, signature, names, _feed(examples, context), timeout)
+    outputs = await _run(handle, signature, names, _feed(examples, context), timeout, "Regress")
     return _regressions(outputs, len(examples))
 
 
@@ -134,7 +135,10 @@ async def multi_inference(
     feed = _feed(examples, context)
     try:
         async with asyncio.TaskGroup() as group:
-            runs = [group.create_task(_run(handle, signature, names, feed, timeout)) for _, signature, names in checked]
+            runs = [
+                group.create_task(_run(handle, signature, names, feed, timeout, "MultiInference"))
+                for _, signature, names in checked
+            ]
     except ExceptionGroup as failures:
         raise _first(failures) from None
     return [
@@ -248,13 +252,17 @@ def _serialized(example: Example) -> bytes:
 
 
 async def _run(
-    handle: ModelHandle, signature: Signature, names: tuple[str, ...], feed: Array, timeout: float | None
+    handle: ModelHandle, signature: Signature, names: tuple[str, ...], feed: Array, timeout: float | None, api: str
 ) -> dict[str, Array]:
     # All outputs need no filter, and requests without one share batches with plain predictions.
     output_filter = None if len(names) == len(signature.outputs) else names
-    return await handle.predict(
-        {INPUT: feed}, signature_name=signature.name, output_filter=output_filter, timeout=timeout
-    )
+    token = running_api.set(api)
+    try:
+        return await handle.predict(
+            {INPUT: feed}, signature_name=signature.name, output_filter=output_filter, timeout=timeout
+        )
+    finally:
+        running_api.reset(token)
 
 
 def _classifications(outputs: dict[str, Array], num_examples: int) -> Classifications:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from embedserve.grpc.calls import unary
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
 
-__all__ = ["SERVICE", "handlers"]
+__all__ = ["SERVICE", "Profiler"]
 
 SERVICE = "tensorflow.ProfilerService"
 
@@ -73,65 +74,86 @@ def message_class(name: str) -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{name}"))
 
 
-def handlers(registry: ModelRegistry) -> grpc.GenericRpcHandler:
-    """The service's handlers; TensorFlow has one profiler per process, so one session runs at a time."""
-    profiler = _Profiler(registry)
-    return grpc.method_handlers_generic_handler(
-        SERVICE,
-        {
-            "Profile": unary(registry, message_class("ProfileRequest"), profiler.profile),
-            "Terminate": unary(registry, message_class("TerminateRequest"), profiler.terminate),
-            "Monitor": unary(registry, message_class("MonitorRequest"), profiler.monitor),
-        },
-    )
+class Profiler:
+    """Runs one session at a time, for TensorFlow has one profiler per process; `aclose` ends it early."""
 
-
-class _Profiler:
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
         self._session_id = ""
-        self._ended: asyncio.Event | None = None  # Set while a session runs.
+        self._ended = asyncio.Event()
+        self._work: asyncio.Future[bytes] | None = None  # While a session runs.
+        self._closed = False
 
-    async def profile(self, request: Any, context: Any, large: bool) -> bytes:
+    def __repr__(self) -> str:
+        return f"<Profiler {'idle' if self._work is None else f'in session {self._session_id!r}'}>"
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service's handlers."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Profile": unary(self._registry, message_class("ProfileRequest"), self._profile),
+                "Terminate": unary(self._registry, message_class("TerminateRequest"), self._terminate),
+                "Monitor": unary(self._registry, message_class("MonitorRequest"), self._monitor),
+            },
+        )
+
+    async def aclose(self) -> None:
+        """End the session that runs, so that TensorFlow's profiler is stopped while there are threads to stop it."""
+        self._closed = True
+        self._ended.set()
+        if self._work is not None:
+            await asyncio.wait([self._work])
+
+    async def _profile(self, request: Any, context: Any, large: bool) -> bytes:
         if not request.duration_ms:
             raise InvalidInputError("duration_ms must be greater than zero.")
-        if self._ended is not None:
+        if self._closed:
+            raise ServingError("the server is stopping", code=Code.UNAVAILABLE)
+        if self._work is not None:
             raise ServingError("Another profiler session is running.", code=Code.ALREADY_EXISTS)
-        self._ended, self._session_id = asyncio.Event(), request.session_id
-        # The trace is stopped and the session given back even when the client has gone.
-        work = asyncio.ensure_future(self._session(request, self._ended))
+        self._ended.clear()
+        self._session_id = request.session_id
+        self._work = asyncio.ensure_future(self._session(request))
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            if self._ended is not None:
-                self._ended.set()
-            work.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return await asyncio.shield(self._work)
+        except asyncio.CancelledError:  # The client has gone: the profiler must be stopped all the same.
+            self._ended.set()
+            self._work.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
 
-    async def _session(self, request: Any, ended: asyncio.Event) -> bytes:
+    async def _session(self, request: Any) -> bytes:
         run = self._registry.run_in_thread
+        try:
+            return await self._trace(request, run)
+        finally:
+            self._work = None
+
+    async def _trace(self, request: Any, run: Callable[..., Awaitable[Any]]) -> bytes:
         directory = await run(tempfile.mkdtemp, "", "embedserve-profile-")
         try:
             await run(_start, directory, request.opts if request.HasField("opts") else None)
             try:
                 async with asyncio.timeout(request.duration_ms / 1000):
-                    await ended.wait()
+                    await self._ended.wait()
             except TimeoutError:
                 pass
             finally:
                 await run(_stop)
-            return await run(_answer, request, directory)
+            answer: bytes = await run(_answer, request, directory)
+            return answer
         finally:
-            self._ended = None
             await run(shutil.rmtree, directory, True)
 
-    async def terminate(self, request: Any, context: Any, large: bool) -> bytes:
-        if self._ended is None or request.session_id not in ("", self._session_id):
-            raise ServingError(f"no profiler session {request.session_id!r} is running", code=Code.NOT_FOUND)
+    async def _terminate(self, request: Any, context: Any, large: bool) -> bytes:
+        if self._work is None:
+            raise ServingError("no profiler session is running", code=Code.NOT_FOUND)
+        if request.session_id != self._session_id:
+            raise ServingError(f"the profiler session that runs is not {request.session_id!r}", code=Code.NOT_FOUND)
         self._ended.set()
         return b""
 
-    async def monitor(self, request: Any, context: Any, large: bool) -> bytes:
+    async def _monitor(self, request: Any, context: Any, large: bool) -> bytes:
         raise UnsupportedError("Monitor is for Cloud TPUs; use Profile")
 
 

@@ -23,6 +23,7 @@ from embedserve.grpc.addresses import UnixSocket, bind_error, tcp_address
 
 if TYPE_CHECKING:
     from embedserve.grpc.health import Health
+    from embedserve.grpc.profiler import Profiler
     from embedserve.registry import ModelRegistry
 
 __all__ = ["GrpcServer", "TlsConfig", "serve"]
@@ -88,12 +89,19 @@ class GrpcServer:
     """
 
     def __init__(
-        self, server: Any, host: str, port: int | None, socket: UnixSocket | None, health: Health | None
+        self,
+        server: Any,
+        host: str,
+        port: int | None,
+        socket: UnixSocket | None,
+        health: Health | None,
+        profiler: Profiler | None,
     ) -> None:
         self._server = server
         self._host = host
         self._socket = socket
         self._health = health
+        self._profiler = profiler
         self._closed = False
         self.port = port
         self.socket_path = None if socket is None else socket.path
@@ -110,8 +118,11 @@ class GrpcServer:
     async def aclose(self, grace: float | None = None) -> None:
         """Take no more calls, and give those in flight `grace` seconds before they are cancelled."""
         self._closed = True
+        # Watches and profiles last for as long as their clients like: they would use up any grace.
         if self._health is not None:
             self._health.close()
+        if self._profiler is not None:
+            await self._profiler.aclose()
         await self._server.stop(grace)
         if self._socket is not None:
             await asyncio.to_thread(self._socket.remove)
@@ -177,7 +188,7 @@ async def serve(
         compression=_COMPRESSION[compression],
         maximum_concurrent_rpcs=max_concurrent_calls,
     )
-    watched = _add_services(server, registry, health, reflection, profiler, tensor_content, reload, metric)
+    watched, profiling = _add_services(server, registry, health, reflection, profiler, tensor_content, reload, metric)
     socket: UnixSocket | None = None
     try:
         bound = None if port is None else await _bind(server, tcp_address(host, port), credentials, host, port)
@@ -192,7 +203,7 @@ async def serve(
         if socket is not None:
             await asyncio.to_thread(socket.remove)
         raise
-    running = GrpcServer(server, host, bound, socket, watched)
+    running = GrpcServer(server, host, bound, socket, watched, profiling)
     if bound is not None:
         logger.info("Running gRPC ModelServer at %s ...", tcp_address(host, bound))
     if socket is not None:
@@ -242,7 +253,7 @@ def _add_services(
     tensor_content: bool,
     reload: model_service.Reload | None,
     metric: model_service.MetricReader | None,
-) -> Health | None:
+) -> tuple[Health | None, Profiler | None]:
     names = [prediction_service.SERVICE, model_service.SERVICE, session_service.SERVICE]
     services = [
         prediction_service.handlers(registry, tensor_content=tensor_content),
@@ -254,13 +265,14 @@ def _add_services(
         watched = _optional("health", "grpcio-health-checking").Health(registry)
         services.append(watched.handlers())
         names.append("grpc.health.v1.Health")
+    profiling: Profiler | None = None
     if profiler:
-        services.append(_optional("profiler", "tensorflow").handlers(registry))
-        names.append("tensorflow.ProfilerService")
+        profiling = _optional("profiler", "tensorflow").Profiler(registry)
+        services.append(profiling.handlers())
     server.add_generic_rpc_handlers(tuple(services))
     if reflection:
         _optional("reflection", "grpcio-reflection").add_to(server, names)
-    return watched
+    return watched, profiling
 
 
 def _optional(module: str, distribution: str) -> ModuleType:

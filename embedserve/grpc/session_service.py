@@ -6,6 +6,8 @@ TensorFlow Serving defines the service and links no implementation of it. Knows 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +31,19 @@ SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full
 
 def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.GenericRpcHandler:
     """The service's handlers; `tensor_content` as for Predict."""
-    run = partial(_session_run, registry, tensor_content)
+    # A graph run cannot be cancelled: one at a time, so that it cannot take every codec thread from other requests.
+    turn = asyncio.Semaphore(1)
+    run = partial(_session_run, registry, turn, tensor_content)
     return grpc.method_handlers_generic_handler(
         SERVICE, {"SessionRun": unary(registry, session_service_pb2.SessionRunRequest, run)}
     )
 
 
-async def _session_run(registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool) -> bytes:
-    with acquire(registry, request) as handle:
+async def _session_run(
+    registry: ModelRegistry, turn: asyncio.Semaphore, tensor_content: bool, request: Any, context: Any, large: bool
+) -> bytes:
+    handle = acquire(registry, request)
+    try:
         run_graph = getattr(handle.servable, "run_graph", None)
         if run_graph is None:
             raise UnsupportedError(
@@ -44,19 +51,29 @@ async def _session_run(registry: ModelRegistry, tensor_content: bool, request: A
                 f"version {handle.version} of {handle.name} runs as {handle.servable.kind!r}: "
                 'set servable="session" for this model'
             )
+        await turn.acquire()
+    except BaseException:
+        handle.release()
+        raise
 
-        def run() -> bytes:
-            fetches = list(request.fetch)
-            feeds = _decode(request)
-            if request.tensor_name_is_alias:
-                feeds, tensors = _resolve(handle, request.model_spec.signature_name, feeds, fetches)
-            else:
-                tensors = fetches
-            arrays = run_graph(feeds, tensors, list(request.target))
-            return _response(handle, fetches, arrays, tensor_content)
+    def finished(work: asyncio.Future[bytes]) -> None:
+        handle.release()
+        turn.release()
+        if not work.cancelled():
+            work.exception()  # Seen, also where nobody waits any more.
 
-        # The graph run itself needs a thread, whatever the size of the request.
-        return await registry.run_in_thread(run)
+    # The thread goes on when the client has gone, and needs its version until it ends.
+    work = asyncio.ensure_future(registry.run_in_thread(partial(_run, handle, run_graph, request, tensor_content)))
+    work.add_done_callback(finished)
+    return await asyncio.shield(work)
+
+
+def _run(handle: ModelHandle, run_graph: Callable[..., list[Array]], request: Any, tensor_content: bool) -> bytes:
+    fetches = list(request.fetch)
+    feeds, tensors = _decode(request), fetches
+    if request.tensor_name_is_alias:
+        feeds, tensors = _resolve(handle, request.model_spec.signature_name, feeds, fetches)
+    return _response(handle, fetches, run_graph(feeds, tensors, list(request.target)), tensor_content)
 
 
 def _decode(request: Any) -> dict[str, Array]:

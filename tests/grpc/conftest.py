@@ -27,6 +27,7 @@ class Client:
 
     server: GrpcServer
     channel: Any
+    registry: ModelRegistry
 
     def __post_init__(self) -> None:
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
@@ -52,7 +53,7 @@ async def start() -> AsyncIterator[Start]:
             server = await stack.enter_async_context(serve(registry, host="127.0.0.1", **{"port": 0} | options))
             target = f"127.0.0.1:{server.port}" if server.port is not None else f"unix:{server.socket_path}"
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(target, options=UNLIMITED))
-            return Client(server, channel)
+            return Client(server, channel, registry)
 
         yield run
 

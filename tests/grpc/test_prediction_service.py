@@ -143,7 +143,7 @@ def spec(**fields: Any) -> Any:
 
 
 def broken(alias: str = "x") -> Any:
-    request = predict_request(**{alias: [1]})
+    request = predict_request("m", **{alias: [1]})
     request.inputs[alias].tensor_shape.dim[0].size = -1
     return request
 

@@ -68,10 +68,10 @@ async def test_a_session_can_be_ended_early(start: Start) -> None:
 async def test_a_session_is_ended_by_its_own_id_only(start: Start) -> None:
     client = await profiled(start)
     running = asyncio.create_task(profile(client, duration_ms=60_000, session_id="mine"))
-    while (await failure(profile(client, duration_ms=1, session_id="probe")))[0] is not C.ALREADY_EXISTS:
+    while not await busy(client):
         await asyncio.sleep(0.01)
     assert await ended(client, "another") is C.NOT_FOUND
-    assert not running.done()
+    assert (await failure(profile(client, duration_ms=1)))[0] is C.ALREADY_EXISTS
     assert await ended(client, "mine") is C.OK
     await running
 
@@ -97,6 +97,21 @@ async def outcome(client: Client, **fields: Any) -> grpc.StatusCode:
         status: grpc.StatusCode = error.code()
         return status
     return C.OK
+
+
+async def test_a_stopping_server_ends_the_session(start: Start) -> None:
+    client = await profiled(start)
+    running = asyncio.create_task(profile(client, duration_ms=60_000, session_id="mine", emit_xspace=True))
+    while not await busy(client):
+        await asyncio.sleep(0.01)
+    await client.server.aclose(30)
+    assert message_class("ProfileResponse").FromString(await running).xspace
+
+
+async def busy(client: Client) -> bool:
+    """Whether a session runs."""
+    _, message = await failure(client.raw("/tensorflow.ProfilerService/Terminate", b"\x0a\x01?"))
+    return message != "no profiler session is running"
 
 
 async def test_what_cannot_be_profiled(start: Start, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ async def test_ipv6(start: Start) -> None:
         pytest.skip("no IPv6")
     async with registry() as reg, serve(reg, host="::1", port=0) as server:
         async with grpc.aio.insecure_channel(f"[::1]:{server.port}") as channel:
-            assert await answers(Client(server, channel))
+            assert await answers(Client(server, channel, reg))
         assert "[::1]:" in repr(server)
 
 
@@ -151,7 +151,7 @@ async def test_the_last_server_on_a_socket_wins_and_keeps_it(tmp_path: Path) -> 
 
     async def ask() -> bool:
         async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-            return await answers(Client(second, channel))
+            return await answers(Client(second, channel, reg))
 
     async with registry() as reg:
         async with serve(reg, port=None, socket_path=path) as first:
@@ -191,7 +191,7 @@ async def test_a_relative_socket_path_is_of_the_start(tmp_path: Path, monkeypatc
     async with registry() as reg, serve(reg, port=None, socket_path="s.sock") as server:
         assert server.socket_path == str(tmp_path / "s.sock")
         async with grpc.aio.insecure_channel(f"unix:{server.socket_path}") as channel:
-            assert await answers(Client(server, channel))
+            assert await answers(Client(server, channel, reg))
 
 
 async def test_channel_arguments_of_any_kind_start_and_serve(start: Start) -> None:
@@ -296,7 +296,7 @@ async def test_leaving_waits_for_the_calls_in_flight(start: Start) -> None:
         async with serve(reg, host="127.0.0.1", port=0) as server:
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
             gate.close()
-            call = Client(server, channel).prediction.Predict(predict_request(x=[1]))
+            call = Client(server, channel, reg).prediction.Predict(predict_request(x=[1]))
             await until_running(gate)
             threading.Timer(0.1, gate.open).start()
         assert list((await call).outputs["y"].float_val) == [11]
@@ -346,13 +346,13 @@ async def secure_client(
 ) -> AsyncIterator[Client]:
     pair = [(certificates / f"{client}.{part}").read_bytes() if client else None for part in ("key", "crt")]
     credentials = grpc.ssl_channel_credentials((certificates / "ca.crt").read_bytes(), *pair)
-    arguments = {"host": "127.0.0.1", "port": 0} | options
+    arguments: dict[str, Any] = {"host": "127.0.0.1", "port": 0} | options
     async with registry, serve(registry, tls=tls, **arguments) as server:
         target = f"localhost:{server.port}" if server.port else f"unix:{server.socket_path}"
         async with grpc.aio.secure_channel(
             target, credentials, options=(("grpc.ssl_target_name_override", "localhost"),)
         ) as channel:
-            yield Client(server, channel)
+            yield Client(server, channel, registry)
 
 
 def tls_config(certificates: Path, **options: Any) -> TlsConfig:
@@ -364,13 +364,15 @@ async def test_tls(certificates: Path) -> None:
     async with secure_client(registry(), certificates, tls_config(certificates)) as client:
         assert await answers(client)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{client.server.port}") as plain:
-            code, _ = await failure(Client(client.server, plain).prediction.Predict(predict_request(x=[1])))
+            code, _ = await failure(
+                Client(client.server, plain, client.registry).prediction.Predict(predict_request(x=[1]))
+            )
             assert code is C.UNAVAILABLE
 
 
 @pytest.mark.may_block
 async def test_tls_on_the_unix_socket_too(certificates: Path, tmp_path: Path) -> None:
-    where = {"port": None, "socket_path": str(tmp_path / "s")}
+    where: dict[str, Any] = {"port": None, "socket_path": str(tmp_path / "s")}
     async with secure_client(registry(), certificates, tls_config(certificates), **where) as client:
         assert await answers(client)
 
