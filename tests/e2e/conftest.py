@@ -1,0 +1,130 @@
+"""Real server processes: `python -m embedserve ...` on free ports, with what they print."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.programs import ROOT, wait_until
+from tests.saved_models import endless, half_plus_two
+
+Start = Callable[..., "ServerProcess"]
+
+
+class ServerProcess:
+    """One server; `log` is its stderr so far, `out` its stdout once it has ended."""
+
+    def __init__(self, *arguments: object, cwd: Path, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "embedserve", *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: list[str] = []
+        self.out = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        self._lines.extend(iter(self._process.stderr.readline, ""))
+
+    @property
+    def log(self) -> str:
+        return "".join(self._lines)
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_for_log(self, text: str, within: float = 60) -> None:
+        """Return when the log has `text`; fail when the process ends without having said it."""
+        wait_until(lambda: text in self.log or not self.running, within)
+        if text not in self.log:
+            self._reader.join(10)
+        assert text in self.log, self.log[-3000:]
+
+    def wait_until_serving(self) -> None:
+        self.wait_for_log("Entering the event loop ...")
+
+    def send(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self._process.send_signal(number)
+
+    def ended(self, within: float = 60) -> int:
+        """Wait for the end and return the exit status."""
+        assert self._process.stdout is not None
+        status = self._process.wait(within)
+        self._reader.join(10)
+        with contextlib.suppress(ValueError):  # Read before.
+            self.out = self._process.stdout.read()
+        return status
+
+    def terminate(self) -> None:
+        """SIGTERM, which must end it with status 0 and without a traceback."""
+        self.send()
+        assert self.ended() == 0, self.log[-3000:]
+        assert "Traceback" not in self.log, self.log[-3000:]
+
+    def close(self) -> None:
+        if self.running:
+            self._process.kill()
+        self._process.wait(30)
+        self._reader.join(10)
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a server in `tmp_path`; what still runs at the end is killed."""
+    started: list[ServerProcess] = []
+
+    def start(*arguments: object, **environment: str) -> ServerProcess:
+        started.append(ServerProcess(*arguments, cwd=tmp_path, **environment))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version directories to copy from: `two` (x/2 + 2), `three` (x/2 + 3), `endless`."""
+    directory = tmp_path_factory.mktemp("saved")
+    half_plus_two(directory / "two")
+    half_plus_two(directory / "three", 0.5, 3.0)
+    endless(directory / "endless")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ca.crt`, and `server.key` with `server.crt` for localhost."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    directory = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True, timeout=60)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=test ca")
+    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server")
+    signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+    openssl("x509", "-req", "-in", "server.csr", "-out", "server.crt", *signed)
+    return directory

@@ -1,0 +1,317 @@
+"""`python -m embedserve` as its users and TensorFlow Serving's tools start, ask, reconfigure and stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from tensorflow_serving.apis import (
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from tests.e2e.conftest import Start
+from tests.programs import answers, fetch, free_port, wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def grpc_predict(target: str, name: str, x: float = 2.0) -> Any:
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = name
+    tensor = request.inputs["x"]
+    tensor.dtype = 1
+    for size in (1, 1):
+        tensor.tensor_shape.dim.add(size=size)
+    tensor.float_val.append(x)
+    with grpc.insecure_channel(target) as channel:
+        return prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=30)
+
+
+def publish(source: Path, version: Path) -> None:
+    """Copy a version beside its place and rename it into it."""
+    version.parent.mkdir(parents=True, exist_ok=True)
+    hidden = version.parent / f".{version.name}.part"
+    shutil.copytree(source, hidden)
+    hidden.rename(version)
+
+
+@contextlib.contextmanager
+def taken_port(host: str = "0.0.0.0") -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind((host, 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def config_of(*models: tuple[str, Path]) -> str:
+    listed = " ".join(
+        f'config: {{ name: "{name}", base_path: "{path}", model_platform: "tensorflow" }},' for name, path in models
+    )
+    return f"model_config_list: {{ {listed.rstrip(',')} }}"
+
+
+@contextlib.contextmanager
+def default_rest_port_taken() -> Iterator[None]:
+    """Take 8501, unless somebody on this machine has it already."""
+    with socket.socket(socket.AF_INET6) as taken:
+        with contextlib.suppress(OSError):
+            taken.bind(("::", 8501))
+            taken.listen()
+        yield
+
+
+@contextlib.contextmanager
+def asked(
+    port: int, path: str, body: object, tls: ssl.SSLContext | None = None
+) -> Iterator[Callable[[], tuple[int, object]]]:
+    """Send a request and go on while the server works at it; the callable waits for the answer."""
+    connection = (
+        http.client.HTTPConnection("localhost", port, timeout=60)
+        if tls is None
+        else http.client.HTTPSConnection("localhost", port, timeout=60, context=tls)
+    )
+    with contextlib.closing(connection):
+        connection.request("POST", path, json.dumps(body))
+        # The loop reads connections in turn: when it has answered a later one, it has this request.
+        with urlopen(f"http{'s' if tls else ''}://localhost:{port}/-/live", timeout=30, context=tls):
+            pass
+
+        def answer() -> tuple[int, object]:
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+        yield answer
+
+
+def _state(rest: int, model: str) -> str:
+    state: str = fetch(f"http://localhost:{rest}/v1/models/{model}")[1]["model_version_status"][0]["state"]
+    return state
+
+
+# Serving.
+
+
+def test_a_relative_directory_of_models_is_served_and_drained(start: Start, saved: Path, tmp_path: Path) -> None:
+    publish(saved / "two", tmp_path / "models" / "half_plus_two" / "123")
+    publish(saved / "endless", tmp_path / "models" / "endless" / "1")
+    port, rest = free_port(), free_port()
+    server = start("models/", f"--port={port}", f"--rest_api_port={rest}")
+    server.wait_until_serving()
+    url = f"http://localhost:{rest}/v1/models"
+
+    # The lines that tools look for.
+    for line in (
+        "Successfully loaded servable version {name: half_plus_two version: 123}",
+        f"Running gRPC ModelServer at 0.0.0.0:{port} ...",
+        f"Exporting HTTP/REST API at:localhost:{rest} ...",
+    ):
+        assert line in server.log
+
+    assert fetch(f"{url}/half_plus_two:predict", {"instances": [1.0, 2.0, 5.0]}) == (
+        200,
+        {"predictions": [2.5, 3, 4.5]},
+    )
+    answer = grpc_predict(f"localhost:{port}", "half_plus_two")
+    assert (list(answer.outputs["y"].float_val), answer.model_spec.version.value) == ([3.0], 123)
+    assert fetch(f"http://127.0.0.1:{rest}/-/ready")[0] == 200
+
+    # A request that is running when SIGTERM comes is answered, and no new one is taken.
+    with asked(rest, "/v1/models/endless:predict", {"instances": [400_000]}) as answer:
+        server.terminate()
+        assert answer() == (200, {"predictions": [400_001 * 400_000]})
+    assert "SIGTERM: finishing the requests in flight" in server.log
+    with pytest.raises(OSError, match="refused"):
+        fetch(url)
+
+
+def test_a_config_file_is_followed_and_reload_requests_are_answered(start: Start, saved: Path, tmp_path: Path) -> None:
+    publish(saved / "two", tmp_path / "two" / "1")
+    publish(saved / "three", tmp_path / "three" / "7")
+    config, monitoring, unix = tmp_path / "models.config", tmp_path / "monitoring", tmp_path / "s.sock"
+    config.write_text(config_of(("m", tmp_path / "two")))
+    monitoring.write_text("prometheus_config { enable: true }")
+    port, rest = free_port(), free_port()
+    server = start(
+        f"--port={port}",
+        f"--rest_api_port={rest}",
+        "--grpc_socket_path=s.sock",
+        "--model_config_file=models.config",
+        "--model_config_file_poll_wait_seconds=1",
+        "--monitoring_config_file=monitoring",
+        "--enable_batching",
+        "--enable_grpc_healthcheck_service",
+        "--grpc_channel_arguments=grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb,grpc.so_reuseaddr=1",
+    )
+    server.wait_until_serving()
+    assert f"Running gRPC ModelServer at UNIX socket {unix} ..." in server.log
+    assert list(grpc_predict(f"unix:{unix}", "m").outputs["y"].float_val) == [3.0]
+
+    def answer() -> float:
+        return float(grpc_predict(f"localhost:{port}", "m").outputs["y"].float_val[0])
+
+    # An edit that does not parse is logged and changes nothing.
+    config.write_text("improperly formatted")
+    server.wait_for_log("Failed to read ModelServerConfig file: Invalid protobuf file:")
+    assert answer() == 3.0
+
+    # An edit adds a model; a later one moves the first model to another directory of versions.
+    config.write_text(config_of(("m", tmp_path / "two"), ("n", tmp_path / "three")))
+    wait_until(answers(f"http://localhost:{rest}/v1/models/n"))
+    config.write_text(config_of(("m", tmp_path / "three")))
+    wait_until(lambda: answer() == 4.0)
+    wait_until(lambda: _state(rest, "n") == "END")
+
+    # A reload request counts its own metrics and is overridden by the next reading of the file.
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        request = model_management_pb2.ReloadConfigRequest(metric_names=["/tensorflow/serving/request_count"])
+        added = request.config.model_config_list.config.add(name="k", base_path=str(tmp_path / "two"))
+        added.model_platform = "tensorflow"
+        assert stub.HandleReloadConfigRequest(request, timeout=60).status.error_code == 0
+        added.base_path = "relative"
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.HandleReloadConfigRequest(request, timeout=60)
+        assert "Expected model k to have an absolute path" in caught.value.details()
+    wait_until(lambda: _state(rest, "k") == "END" and _state(rest, "m") == "AVAILABLE")
+
+    with urlopen(f"http://localhost:{rest}/monitoring/prometheus/metrics", timeout=30) as page:
+        assert b"# TYPE :tensorflow:serving:request_count counter" in page.read()
+    server.terminate()
+    assert not unix.exists()
+
+
+def test_rest_opens_early_on_request_and_says_what_is_missing(start: Start, saved: Path, tmp_path: Path) -> None:
+    rest, port = free_port(), free_port()
+    server = start(
+        "--rest_early",
+        f"--rest_api_port={rest}",
+        f"--port={port}",
+        MODEL_BASE_PATH=str(tmp_path / "data"),
+        MODEL_NAME="digits",
+    )
+    ready = f"http://localhost:{rest}/-/ready"
+    wait_until(answers(f"http://localhost:{rest}/-/live"), 60)
+    status, document = fetch(ready)
+    assert status == 503
+    assert str(tmp_path / "data" / "digits") in document["models"]["digits"]
+    assert fetch(f"http://localhost:{rest}/v1/models/digits:predict", {"instances": [1]})[0] == 404
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("localhost", port), 5)
+    publish(saved / "two", tmp_path / "data" / "digits" / "1")
+    wait_until(answers(ready))
+    server.wait_until_serving()
+    server.terminate()
+
+
+def test_a_taken_default_rest_port_leaves_grpc_alone_behind_tls(
+    start: Start, saved: Path, tmp_path: Path, certificates: Path
+) -> None:
+    publish(saved / "two", tmp_path / "m" / "1")
+    contents = {name: (certificates / f"server.{part}").read_text() for name, part in (("key", "key"), ("cert", "crt"))}
+    escaped = {name: text.replace("\n", "\\n") for name, text in contents.items()}
+    (tmp_path / "ssl").write_text(f'server_key: "{escaped["key"]}" server_cert: "{escaped["cert"]}"')
+    port = free_port()
+    with default_rest_port_taken():
+        server = start(f"--port={port}", "--model_base_path=m", "--ssl_config_file=ssl", "--drain_timeout=60")
+        server.wait_until_serving()
+    assert "Failed to start HTTP Server at localhost:8501: Address already in use" in server.log
+    assert "Using SSL credentials" in server.log
+    roots = grpc.ssl_channel_credentials((certificates / "ca.crt").read_bytes())
+    with grpc.secure_channel(f"localhost:{port}", roots) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(
+                predict_pb2.PredictRequest(model_spec={"name": "intentionally_missing_model"}), timeout=30
+            )
+        assert "Servable not found for request: Latest(intentionally_missing_model)" in caught.value.details()
+    server.terminate()
+
+
+def test_rest_speaks_tls_and_a_second_signal_ends_the_process_at_once(
+    start: Start, saved: Path, tmp_path: Path, certificates: Path
+) -> None:
+    publish(saved / "endless", tmp_path / "models" / "endless" / "1")
+    rest = free_port()
+    server = start(
+        "models",
+        f"--port={free_port()}",
+        f"--rest_api_port={rest}",
+        f"--rest_tls_cert_file={certificates / 'server.crt'}",
+        f"--rest_tls_key_file={certificates / 'server.key'}",
+        "--rest_api_timeout_in_ms=0",
+    )
+    server.wait_until_serving()
+    trusting = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
+    with asked(rest, "/v1/models/endless:predict", {"instances": [10**12]}, trusting):
+        server.send(signal.SIGINT)
+        server.wait_for_log("SIGINT: finishing the requests in flight")
+        assert server.running
+        server.send(signal.SIGTERM)
+        assert server.ended(10) == 128 + signal.SIGTERM
+    assert "SIGTERM again: leaving at once" in server.log
+
+
+# Starts that fail.
+
+
+def test_a_bad_config_file_ends_the_start_with_the_words_that_tools_look_for(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "bad.config").write_text("improperly formatted file")
+    server = start(f"--model_config_file={tmp_path / 'bad.config'}", f"--port={free_port()}")
+    assert server.ended() == 255
+    assert "Error parsing text-format tensorflow.serving.ModelServerConfig: 1:1: " in server.log
+    assert server.out == (
+        f"Failed to start server. Error: INVALID_ARGUMENT: Invalid protobuf file: '{tmp_path / 'bad.config'}'\n"
+    )
+
+
+@pytest.mark.parametrize("flag", ["port", "rest_api_port"])
+def test_a_taken_port_that_was_asked_for_ends_the_start_with_its_number(
+    start: Start, tmp_path: Path, flag: str
+) -> None:
+    with taken_port() as port:
+        ports = {"port": free_port(), "rest_api_port": free_port()} | {flag: port}
+        server = start(tmp_path, *(f"--{name}={number}" for name, number in ports.items()))
+        assert server.ended() == 255
+    assert server.out.startswith("Failed to start server. Error: UNKNOWN: Failed to ")
+    assert f"port {port}: Address already in use" in server.out
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_reason(
+    start: Start, saved: Path, tmp_path: Path
+) -> None:
+    publish(saved / "two", tmp_path / "m" / "1")
+    server = start(
+        f"--port={free_port()}",
+        f"--rest_api_port={free_port()}",
+        "--model_name=m",
+        f"--model_base_path={tmp_path / 'm'}",
+        "--saved_model_tags=serve,tpu",
+        "--max_num_load_retries=1",
+        "--load_retry_interval_micros=1000",
+    )
+    assert server.ended() == 255, server.log
+    assert server.out.startswith(
+        "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
+        "{{name: m version: 1} due to error: NOT_FOUND: Could not find meta graph def matching supplied tags: "
+    )
+    assert server.out.endswith("}, }\n")
+    assert "Traceback" not in server.log
+
+
+def test_a_signal_before_the_first_load_has_ended_ends_the_process(start: Start, tmp_path: Path) -> None:
+    server = start(f"--port={free_port()}", f"--rest_api_port={free_port()}", f"--model_base_path={tmp_path / 'none'}")
+    server.wait_for_log("Finished adding/updating models")
+    server.terminate()
