@@ -44,7 +44,13 @@ class _RunThread:
         self.thread.start()
 
     def _work(self) -> None:
-        ring = self._pool.bell.ring
+        bell = self._pool.bell
+        try:
+            self._work_until_ended(bell.ring)
+        finally:
+            bell.leave()
+
+    def _work_until_ended(self, ring: Callable[[tuple[Any, ...]], bool]) -> None:
         while (work := self.todo.get()) is not None:
             call, done = work
             result: Any = None
@@ -63,11 +69,14 @@ class _Bell:
     """How run threads tell the loop what has ended: an eventfd where there is one.
 
     It makes the way back, a third of a lone request's latency, 20-30 % shorter than `call_soon_threadsafe` does.
+    The last thread closes the file: one that has told the loop may still be about to ring.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[..., None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[..., None], threads: int) -> None:
         self._loop = loop
         self._answer = answer
+        self._threads = threads
+        self._leaving = threading.Lock()
         self._ended: deque[tuple[Any, ...]] = deque()
         self._fd = -1
         if hasattr(os, "eventfd"):
@@ -75,7 +84,8 @@ class _Bell:
             try:
                 loop.add_reader(self._fd, self._rung)
             except NotImplementedError:  # A loop that watches no files.
-                self.close()
+                os.close(self._fd)
+                self._fd = -1
 
     def ring(self, ended: tuple[Any, ...]) -> bool:
         """Make the loop call `answer(*ended)`; from any thread. False if the loop is closed: nobody is left to tell."""
@@ -100,13 +110,17 @@ class _Bell:
             if self._ended:  # The answer raised: the loop reports that, and the rest is not lost.
                 os.eventfd_write(self._fd, 1)
 
-    def close(self) -> None:
-        """Give the file back; when no thread is left to ring."""
-        if self._fd >= 0:
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+    def silence(self) -> None:
+        """Stop listening; on the loop, when every thread has told its last."""
+        if self._fd >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+
+    def leave(self) -> None:
+        """A thread ends."""
+        with self._leaving:
+            self._threads -= 1
+            if not self._threads and self._fd >= 0:
+                os.close(self._fd)
 
 
 class RunPool:
@@ -118,7 +132,7 @@ class RunPool:
         self._waiting: deque[SlotClient] = deque()
         self._dispatching = False
         self._closed = False
-        self.bell = _Bell(loop, self._finished)
+        self.bell = _Bell(loop, self._finished, size)
         self._threads = [_RunThread(self, f"{name}-{i}") for i in range(size)]
         # Last in, first out: the thread that ran last has its caches warm.
         self._idle = list(self._threads)
@@ -215,14 +229,14 @@ class RunPool:
         self._end_idle()
 
     def _end_idle(self) -> None:
-        if self._waiting:
+        if self._waiting or not self._idle:
             return
+        if len(self._idle) == len(self._threads):
+            self.bell.silence()
         for thread in self._idle:
             thread.todo.put(None)
             self._threads.remove(thread)
         self._idle.clear()
-        if not self._threads:
-            self.bell.close()
 
 
 class LoadPool:

@@ -211,19 +211,39 @@ async def test_an_answer_that_raises_is_reported_and_loses_no_other(pool: RunPoo
     for i in range(20):
         pool.request(Broken())
         client.add(lambda i=i: i)  # type: ignore[misc]
-    assert [await client.outcomes.get() for _ in range(20)] == [*range(20)]
+    assert {await client.outcomes.get() for _ in range(20)} == {*range(20)}
     await pool.run_in_each_thread(int)
     assert len(reported) == 20
     assert pool.busy == 0
 
 
 async def test_a_closed_pool_gives_its_file_back() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = await asyncio.to_thread(open_files)
     pools = [RunPool(asyncio.get_running_loop(), 2) for _ in range(5)]
+    threads = [thread.thread for pool in pools for thread in pool._threads]
     for pool in pools:
+        client = Client(pool)
+        client.add(int)
+        await client.outcomes.get()
         pool.close()
         pool.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    assert await asyncio.to_thread(open_files) == before
+
+
+def test_a_pool_may_be_closed_after_its_loop() -> None:
+    async def make() -> RunPool:
+        return RunPool(asyncio.get_running_loop(), 2)
+
+    pool = asyncio.run(make())
+    threads = [thread.thread for thread in pool._threads]
+    pool.close()
+    for thread in threads:
+        thread.join()
 
 
 async def test_the_threads_end_when_the_loop_was_closed_under_them() -> None:
