@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from embedserve.batching.predictor import make_predictor
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.control import Control
-from embedserve.errors import Code, InvalidModelSpecError, RegistryStateError, StartError
+from embedserve.errors import Code, InvalidModelSpecError, RegistryStateError, ServingError, StartError
 from embedserve.handle import unknown_signature
 from embedserve.inflight import InflightBytes
 from embedserve.lifecycle.managed_version import ManagedVersion
@@ -271,6 +271,9 @@ class Runtime:
         error: Exception | None = None
         try:
             return await predictor.submit(signature, bound, names, None if timeout is None else started + timeout)
+        except asyncio.CancelledError:
+            error = ServingError("the caller gave the request up", code=Code.CANCELLED)
+            raise
         except Exception as raised:
             error = raised
             raise

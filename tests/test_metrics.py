@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ from embedserve.errors import Code, InvalidInputError, LoadError
 from embedserve.metrics import OTHER_MODELS, Metrics
 from embedserve.observer import running_api
 from embedserve.servable import ServableId, State
-from embedserve.testing import FakeLoader, FakeRegistry
+from embedserve.testing import FakeLoader, FakeRegistry, Gate, fake_signature
 
 M1 = ServableId("m", 1)
 
@@ -268,3 +269,16 @@ async def test_a_registry_feeds_its_observer(metrics: Metrics) -> None:
     assert ':tensorflow:serving:runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 1' in found
     assert any(line.startswith(":tensorflow:cc:saved_model:load_attempt_count{") for line in found)
     assert repr(metrics) == "<Metrics of 1 known and 0 unknown models>"
+
+
+async def test_a_run_that_was_given_up_is_not_timed(metrics: Metrics) -> None:
+    gate = Gate()
+    loader = FakeLoader(signatures=[fake_signature(batchable=False)], gate=gate)
+    async with FakeRegistry({"m": {1: loader}}, observers=[metrics], warmup="none") as registry:
+        task = asyncio.create_task(registry.predict("m", [1.0]))
+        while not gate.waiting:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(lines_of(metrics, ":tensorflow:serving:runtime_latency")) == 1

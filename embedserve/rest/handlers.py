@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedserve.errors import InvalidInputError, ServableNotFoundError
-from embedserve.observer import running_api
 from embedserve.rest import payload
 from embedserve.rest.target import Route
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -28,6 +27,7 @@ _LARGE_BODY = 64 * 1024
 _LARGE_OUTPUTS = 32 * 1024
 # Strings are counted by what an element costs to write, not by the pointer that numpy counts.
 _STRING_COST = 64
+_MANY_RESULTS = 500
 
 
 async def post(registry: ModelRegistry, route: Route, body: bytes, timeout: float | None) -> bytes:
@@ -84,18 +84,12 @@ async def _run_examples(registry: ModelRegistry, route: Route, body: bytes, time
     large = len(body) > _LARGE_BODY
     request = await registry.run_in_thread(payload.parse_examples, body) if large else payload.parse_examples(body)
     with _acquire(registry, route) as handle:
-        token = running_api.set(route.action.capitalize())
-        try:
-            arguments: dict[str, Any] = {
-                "context": request.context,
-                "signature_name": request.signature_name,
-                "timeout": timeout,
-            }
-            if route.action == "classify":
-                return payload.encode_classify(await handle.classify(request.examples, **arguments))
-            return payload.encode_regress(await handle.regress(request.examples, **arguments))
-        finally:
-            running_api.reset(token)
+        call = handle.classify if route.action == "classify" else handle.regress
+        encode: Callable[..., bytes] = payload.encode_classify if route.action == "classify" else payload.encode_regress
+        result = await call(
+            request.examples, context=request.context, signature_name=request.signature_name, timeout=timeout
+        )
+        return await registry.run_in_thread(encode, result) if len(result) > _MANY_RESULTS else encode(result)
 
 
 def status_document(registry: ModelRegistry, route: Route) -> bytes:
