@@ -61,9 +61,12 @@ def loads(body: bytes) -> Any:
     if _NOT_FOR_STDLIB.search(body) is None:
         text = body.decode("utf-8", "surrogateescape").removeprefix("\ufeff").lstrip(" \t\n\r")
         try:
-            return _STDLIB.raw_decode(text)[0]
+            value = _STDLIB.raw_decode(text)[0]
         except (ValueError, RecursionError):
             pass
+        else:
+            if isinstance(value, dict):  # A bare number may end in the middle of a wrong one: `0e`.
+                return value
     return parse(body)
 
 
