@@ -226,6 +226,8 @@ class BatchQueue:
             return 0.0
         if not self._lines:
             return None
+        if len(self._lines) == 1:
+            return self._ready(next(iter(self._lines.values())))
         return min(map(self._ready, self._lines.values()))
 
     def _ready(self, line: deque[Batch]) -> float:

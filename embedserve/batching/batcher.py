@@ -231,7 +231,8 @@ class SignatureBatcher:
         self._claimed = False
         now = self._now()
         work = self._next_join() or self._next_batch(now)
-        self._look(now)
+        if self._queue.waiting or self._joins:
+            self._look(now)
         return work
 
     def _next_join(self) -> Work | None:
@@ -299,7 +300,8 @@ class SignatureBatcher:
         else:
             self._queue.ended(None)
             self._fail(run, tasks, error)
-        self._look(self._now())
+        if self._queue.waiting or self._joins:
+            self._look(self._now())
 
     def _over(self, run: _BatchRun | _Join) -> None:
         self._running.discard(run)
