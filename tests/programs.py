@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def run_program(*arguments: object, timeout: float = 100, cwd: Path = ROOT) -> str:
+def run_program(*arguments: object, timeout: float = 300, cwd: Path = ROOT) -> str:
     """Run `python ARGUMENTS` to its end and return what it printed."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -56,27 +57,30 @@ def program(
     *arguments: object, until: Callable[[], bool], cwd: Path = ROOT, within: float = 90, **environment: str
 ) -> Iterator[None]:
     """Run `python ARGUMENTS` while the body runs, which starts when `until()` is true; then end it with SIGTERM."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        wait_until(lambda: process.poll() is not None or until(), within)
-        running = process.poll() is None
-        if running:
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+
+        def said() -> str:
+            log.seek(0)
+            return log.read()[-3000:]
+
+        try:
+            wait_until(lambda: process.poll() is not None or until(), within)
+            assert process.poll() is None, said()
             yield
             process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-        assert running, errors[-3000:]
-        assert "Traceback" not in errors, errors[-3000:]
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+            process.wait(60)
+            assert "Traceback" not in said(), said()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def wait_until(condition: Callable[[], bool], within: float = 60) -> None:

@@ -12,6 +12,8 @@ import pytest
 from embedserve.flags import FLAGS
 from tests.programs import ROOT, answers, fetch, free_port, program, run_program
 
+pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

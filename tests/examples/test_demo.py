@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.programs import run_program
+
+pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 
 
 def test_demo_shows_every_way_in_a_swap_and_a_roll_back(tmp_path: Path) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.programs import run_program
+
+pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 
 
 def test_a_version_dropped_in_goes_live_and_is_rolled_back(tmp_path: Path) -> None:

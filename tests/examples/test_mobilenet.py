@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.programs import answers, fetch, free_port, program, run_program, wait_until
+
+pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 
 
 def test_version_2_takes_any_image_and_answers_with_a_label(tmp_path: Path) -> None:

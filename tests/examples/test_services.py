@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from examples.digits.train import load_digits
 from tests.programs import answers, fetch, free_port, program
+
+pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 
 
 def test_fastapi_service_keeps_its_routes_and_gains_models(digit_models: Path) -> None:
