@@ -68,7 +68,7 @@ class _RunThread:
 class _Bell:
     """How run threads tell the loop what has ended: an eventfd where there is one.
 
-    It makes the way back, a third of a lone request's latency, 20-30 % shorter than `call_soon_threadsafe` does.
+    Measured against `call_soon_threadsafe`, to a thread and back: 21 instead of 26 µs, with uvloop 14 instead of 22.
     The last thread closes the file: one that has told the loop may still be about to ring.
     """
 
