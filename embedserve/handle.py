@@ -116,7 +116,8 @@ class ModelHandle:
         """
         from embedserve import tf_example
 
-        return await tf_example.classify(self, examples, context, signature_name, timeout)
+        check = self._runtime.options.enable_signature_method_name_check
+        return await tf_example.classify(self, examples, context, signature_name, timeout, check_method_name=check)
 
     async def regress(
         self,
@@ -133,7 +134,8 @@ class ModelHandle:
         """
         from embedserve import tf_example
 
-        return await tf_example.regress(self, examples, context, signature_name, timeout)
+        check = self._runtime.options.enable_signature_method_name_check
+        return await tf_example.regress(self, examples, context, signature_name, timeout, check_method_name=check)
 
     def _sync(self, call: Callable[[], Awaitable[T]]) -> T:
         self._check()

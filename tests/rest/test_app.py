@@ -323,3 +323,22 @@ async def test_a_websocket_is_closed(registry: FakeRegistry) -> None:
 
     await create_app(registry)({"type": "websocket", "path": "/v1/"}, receive, send)
     assert sent == [{"type": "websocket.close", "code": 1000}]
+
+
+@pytest.mark.parametrize("check", [True, False])
+async def test_method_names_are_checked_when_asked(check: bool, serve: Serve) -> None:
+    signature = fake_signature("c", {"inputs": ("string", (None,))}, {"scores": ("float", (None, 1))})
+
+    def score(version: int, inputs: Tensors) -> dict[str, Array]:
+        return {"scores": np.ones((len(inputs["inputs"]), 1), np.float32)}
+
+    found = {"m": {1: FakeLoader(score, signatures=[signature])}}
+    registry = FakeRegistry(found, enable_signature_method_name_check=check)
+    async with registry, serve(create_app(registry)) as server:
+        request = {"signature_name": "c", "examples": [{"x": 1.0}]}
+        response = await server.client.post("/v1/models/m:classify", json=request)
+        assert response.status_code == (400 if check else 200)
+        if check:
+            assert response.json()["error"].startswith("Expected classification signature method_name to be")
+        else:
+            assert response.json() == {"results": [[["", 1.0]]]}
