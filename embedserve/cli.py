@@ -217,11 +217,9 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         options[name] = flags.real(name)
     for name in ("max_pending_requests", "max_request_bytes"):
         options[name] = flags.number(name)
-    for name in (
-        "watch",
-        "allow_version_labels_for_unavailable_models",
-        "enable_signature_method_name_check",
-    ):
+    # Events would bring a second scan where one was asked for.
+    options["watch"] = flags.on("watch") if "watch" in flags else not math.isinf(options["poll_interval"])
+    for name in ("allow_version_labels_for_unavailable_models", "enable_signature_method_name_check"):
         options[name] = flags.on(name)
     if flags.directory is None or "max_num_load_retries" in flags or "load_retry_interval_micros" in flags:
         interval = max(flags.number("load_retry_interval_micros"), 0) / 1e6

@@ -79,4 +79,6 @@ def apply(session_config: bytes) -> None:
     import tensorflow as tf
 
     if session_config:
+        # Enabling takes a configuration, but does nothing in TensorFlow 2, where it is on; so it is turned off first.
+        tf.compat.v1.disable_eager_execution()
         tf.compat.v1.enable_eager_execution(config=tf.compat.v1.ConfigProto.FromString(session_config))

@@ -16,6 +16,7 @@ from embedserve.errors import Code, ConfigError
 from embedserve.flags import parse
 from embedserve.server_config import ServerConfig, TlsContents
 from embedserve.tensorflow_setup import session_config_from_flags
+from tests.programs import run_program
 
 
 def configured(*arguments: str, environment: Mapping[str, str] | None = None) -> ServerConfig:
@@ -280,7 +281,7 @@ def test_options_come_from_their_flags(tmp_path: Path) -> None:
 
 def test_zero_poll_seconds_scan_once_and_a_negative_retry_interval_does_not_wait() -> None:
     options = configured(SINGLE, "--file_system_poll_wait_seconds=0", "--load_retry_interval_micros=-1").options
-    assert (options.poll_interval, options.retry.delay(1)) == (math.inf, 0)
+    assert (options.poll_interval, options.watch, options.retry.delay(1)) == (math.inf, False, 0)
 
 
 def test_a_platform_file_overrides_the_batching_and_warm_up_flags(text_file: Path) -> None:
@@ -422,6 +423,19 @@ def test_xla_on_the_cpu_extends_tensorflows_own_flags(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_min_cluster_size=2")
     session_config_from_flags(parse(["--xla_cpu_compilation_enabled"]))
     assert os.environ["TF_XLA_FLAGS"] == "--tf_xla_min_cluster_size=2 --tf_xla_cpu_global_jit"
+
+
+def test_the_session_config_reaches_tensorflows_runtime() -> None:
+    code = """
+from embedserve.flags import parse
+from embedserve.tensorflow_setup import apply, session_config_from_flags
+apply(session_config_from_flags(parse(["--tensorflow_intra_op_parallelism=3", "--tensorflow_inter_op_parallelism=2"])))
+import tensorflow as tf
+threads = tf.config.threading
+print(threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads(), tf.executing_eagerly())
+print(tf.function(lambda x: x + 1)(tf.constant(1)).numpy())
+"""
+    assert run_program("-c", code) == "3 2 True\n2\n"
 
 
 # The process's first steps.
