@@ -312,14 +312,16 @@ def keras_export(path: Path) -> Path:
     return path
 
 
-def _v1_save(path: Path, session: Any, signatures: Mapping[str, Any], **options: Any) -> Path:
+def save_v1(path: Path, session: Any, signatures: Mapping[str, Any], **options: Any) -> Path:
+    """Write what a TF1 session holds, with TF1's builder."""
     builder = v1.saved_model.builder.SavedModelBuilder(str(path))
     builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures, **options)
     builder.save()
     return path
 
 
-def _v1_signature(inputs: Mapping[str, Any], outputs: Mapping[str, Any], method: str = "predict") -> Any:
+def v1_signature(inputs: Mapping[str, Any], outputs: Mapping[str, Any], method: str = "predict") -> Any:
+    """A `SignatureDef` over tensors of the graph."""
     info = v1.saved_model.utils.build_tensor_info
     return v1.saved_model.signature_def_utils.build_signature_def(
         {name: info(tensor) for name, tensor in inputs.items()},
@@ -336,7 +338,7 @@ def tf1_ref_variables(path: Path) -> Path:
         b = v1.get_variable("b", initializer=[1.0, 1.0], use_resource=False)
         y = tf.add(x * w, b, name="y")
         session.run(v1.global_variables_initializer())
-        return _v1_save(path, session, {"serving_default": _v1_signature({"x": x}, {"y": y})})
+        return save_v1(path, session, {"serving_default": v1_signature({"x": x}, {"y": y})})
 
 
 def tf1_counter(path: Path) -> Path:
@@ -346,7 +348,7 @@ def tf1_counter(path: Path) -> Path:
         count = v1.get_variable("count", initializer=0.0, use_resource=False)
         y = tf.add(x, v1.assign_add(count, 1.0), name="y")
         session.run(v1.global_variables_initializer())
-        return _v1_save(path, session, {"serving_default": _v1_signature({"x": x}, {"y": y})})
+        return save_v1(path, session, {"serving_default": v1_signature({"x": x}, {"y": y})})
 
 
 def tf1_legacy_init(path: Path, main_op: bool = False) -> Path:
@@ -367,8 +369,8 @@ def tf1_legacy_init(path: Path, main_op: bool = False) -> Path:
         session.run([v1.global_variables_initializer(), v1.tables_initializer()])
         init = {"main_op" if main_op else "legacy_init_op": v1.tables_initializer(name="init_tables")}
         assets = v1.get_collection(v1.GraphKeys.ASSET_FILEPATHS)
-        signatures = {"serving_default": _v1_signature({"words": words}, {"ids": ids})}
-        return _v1_save(path, session, signatures, assets_collection=assets, **init)
+        signatures = {"serving_default": v1_signature({"words": words}, {"ids": ids})}
+        return save_v1(path, session, signatures, assets_collection=assets, **init)
 
 
 def tf1_examples(path: Path, a: float = 0.5, b: float = 2.0) -> Path:
@@ -382,11 +384,11 @@ def tf1_examples(path: Path, a: float = 0.5, b: float = 2.0) -> Path:
         y = tf.add(tf.multiply(scale, x), offset, name="y")
         session.run(v1.global_variables_initializer())
         signatures = {
-            "serving_default": _v1_signature({"x": x}, {"y": y}),
-            "classify_x_to_y": _v1_signature({"inputs": serialized}, {"scores": y}, "classify"),
-            "regress_x_to_y": _v1_signature({"inputs": serialized}, {"outputs": y}, "regress"),
+            "serving_default": v1_signature({"x": x}, {"y": y}),
+            "classify_x_to_y": v1_signature({"inputs": serialized}, {"scores": y}, "classify"),
+            "regress_x_to_y": v1_signature({"inputs": serialized}, {"outputs": y}, "regress"),
         }
-        return _v1_save(path, session, signatures)
+        return save_v1(path, session, signatures)
 
 
 def examples(path: Path) -> Path:

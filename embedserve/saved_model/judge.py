@@ -18,6 +18,7 @@ from embedserve.saved_model.graph import GraphReader, Operations
 from embedserve.saved_model.samples import Sample, shape_of
 from embedserve.servable import Array, Servable, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
+from embedserve.tensors import dtypes
 
 __all__ = ["describe", "find_sample", "probe", "unguarded_inputs"]
 
@@ -134,7 +135,7 @@ def probe(servable: Servable, signature: Signature, sample: Sample | None) -> Ba
 def _equal(first: Array, second: Array) -> bool:
     if first.shape != second.shape:
         return False
-    if first.dtype.hasobject or first.dtype.fields or first.dtype.kind in "iub":
+    if first.dtype.hasobject or first.dtype.fields or first.dtype.kind == "b" or dtypes.by_numpy(first.dtype).limits:
         return bool(np.array_equal(first, second))
     precision = max(_TOLERANCE, 4.0 * _epsilon(first.dtype))
     wide = np.complex128 if first.dtype.kind == "c" else np.float64

@@ -14,6 +14,7 @@ import numpy as np
 
 from embedserve.servable import Array, Tensors
 from embedserve.signature import Signature, TensorSpec
+from embedserve.tensors import dtypes
 
 __all__ = ["MadeUp", "Recorded", "Sample", "candidates"]
 
@@ -78,7 +79,7 @@ class MadeUp:
             texts[:] = [self._texts[(index + row) % len(self._texts)] for index in range(count)]
             return texts.reshape(shape)
         index = np.arange(count)
-        if dtype.kind in "iub":
+        if dtype.kind == "b" or dtypes.by_numpy(dtype).limits:
             # Indices, sizes and class numbers: small, and no 0 where there is only one.
             return ((index + row + 1) % (2 if dtype.kind == "b" else 3)).astype(dtype).reshape(shape)
         if dtype.fields:
@@ -113,7 +114,7 @@ def _row_shapes(request: Tensors) -> dict[str, tuple[int, ...]]:
 def candidates(
     signature: Signature, recorded: Sequence[Tensors] = (), examples: Sequence[bytes] = ()
 ) -> Iterator[Sample]:
-    """Samples to try in turn until the model takes one; none where an input's rank is unknown.
+    """Samples to try in turn until the model takes one; only recorded ones where an input declares no rank.
 
     Args:
         signature: With `input_ranks` and `shape_free` already set.
@@ -123,9 +124,9 @@ def candidates(
     usable = [request for request in recorded if all(array.size for array in request.values())]
     if usable and signature.inputs:
         yield Recorded(signature, usable)
-    shapes = [shape_of(signature, spec) for spec in signature.inputs.values()]
-    if any(shape is None for shape in shapes):
+    if not all(_may_be_made_up(signature, spec) for spec in signature.inputs.values()):
         return
+    shapes = [shape_of(signature, spec) for spec in signature.inputs.values()]
     open_sizes = any(size is None for shape in shapes if shape for size in shape[1:])
     takes_text = any(spec.dtype.numpy.hasobject for spec in signature.inputs.values())
     for texts in _texts(examples) if takes_text else [()]:
@@ -133,6 +134,17 @@ def candidates(
             sample = MadeUp(signature, size, texts)
             if sample.elements <= _MAX_ELEMENTS:
                 yield sample
+
+
+def _may_be_made_up(signature: Signature, spec: TensorSpec) -> bool:
+    """Whether a wrong guess can do no worse than an error.
+
+    Kernels abort the process on wrong ranks of numbers, and whoever set `input_ranks` may have erred: where the model
+    itself declares no rank, only recorded requests are run.
+    """
+    if spec.shape is not None or signature.shape_free:
+        return True
+    return spec.dtype.name == "string" and spec.name in signature.input_ranks
 
 
 def _texts(examples: Sequence[bytes]) -> list[Sequence[bytes]]:

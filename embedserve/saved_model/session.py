@@ -104,7 +104,7 @@ class SessionServable:
         if not plan.stateless:
             arrays = private_copies(arrays)
         try:
-            values = plan.short(*arrays) if plan.short is not None else plan.run(arrays, _limit(timeout))
+            values = plan.compute(arrays, timeout)
         except tf.errors.OpError as error:
             raise inference_error(error) from None
         outputs = {name: owned(values[index], dtype) for name, dtype, index in plan.fetched}
@@ -211,6 +211,12 @@ class _Plan:
         self.passed_on = [(spec.name, by_tensor[spec.tensor_name]) for spec in specs if spec not in computed]
         self.run = tensorflow_private.session_run(session, self.feeds, self.fetches)
         self.short: Callable[..., list[Any]] | None = None
+
+    def compute(self, arrays: Sequence[Array], timeout: float | None) -> list[Any]:
+        """Run and return what was fetched, which may be nothing."""
+        if self.short is not None:
+            return self.short(*arrays)
+        return self.run(arrays, _limit(timeout)) if self.fetches else []
 
 
 def _limit(timeout: float | None) -> int:

@@ -1,0 +1,51 @@
+"""Models are saved once per session, loaded once per test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedserve.config import ModelConfig, RegistryOptions
+from embedserve.saved_model.loader import SavedModelLoader, SavedModelServable
+from embedserve.servable import ServableId
+from tests import saved_models
+
+ModelPath = Callable[[str], Path]
+Load = Callable[..., SavedModelServable]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelPath:
+    """Version directory of a model of `tests.saved_models`; do not change what is in it."""
+    root = tmp_path_factory.mktemp("models")
+
+    def path_of(name: str) -> Path:
+        path = root / name / "1"
+        return path if path.exists() else saved_models.MODELS[name](path)
+
+    return path_of
+
+
+@pytest.fixture
+def load(model: ModelPath) -> Iterator[Load]:
+    """Load a model by name or path, with options of `ModelConfig`; unloaded after the test."""
+    loaded: list[tuple[SavedModelLoader, SavedModelServable]] = []
+
+    def load_one(name: str | Path, options: RegistryOptions | None = None, **config: Any) -> SavedModelServable:
+        path = name if isinstance(name, Path) else model(name)
+        made = SavedModelLoader(
+            ServableId(path.parent.name, 1),
+            path,
+            ModelConfig(name=path.parent.name, base_path=path.parent, **config),
+            options or RegistryOptions(),
+        )
+        servable = made.load()
+        loaded.append((made, servable))
+        return servable
+
+    yield load_one
+    for made, servable in loaded:
+        made.unload(servable)

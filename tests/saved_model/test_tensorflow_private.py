@@ -1,0 +1,159 @@
+"""Each private way into TensorFlow gives what the public one gives, and the public one works without it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from embedserve.saved_model import tensorflow_private
+from tests.saved_model.conftest import ModelPath
+
+
+def signature(model: ModelPath, name: str, signature_name: str = "serving_default") -> Any:
+    loaded = tf.saved_model.load(str(model(name)))
+    function = loaded.signatures[signature_name]
+    function.keep = loaded  # The loaded model owns the variables.
+    return function
+
+
+def test_a_direct_call_gives_the_public_calls_bits(model: ModelPath) -> None:
+    function = signature(model, "several")
+    assert isinstance(tensorflow_private.function_call(function), tensorflow_private.CancellableCall)
+    x = [np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3), np.arange(6, dtype=np.int32).reshape(2, 3)]
+    direct = tensorflow_private.CancellableCall(function)(x, None)
+    public = tensorflow_private.PublicFunctionCall(function)(x, None)
+    called = function(left=tf.constant(x[0]), right=tf.constant(x[1]))
+    for ours, theirs, name in zip(direct, public, sorted(called), strict=True):
+        assert ours.tobytes() == theirs.tobytes() == called[name].numpy().tobytes()
+
+
+def test_a_direct_call_passes_captured_variables_and_tables(model: ModelPath) -> None:
+    x = [np.ones((2, 4), np.float32)]
+    for name, inputs in (("dense", x), ("lookup", [np.array([b"red", b"?"], object)])):
+        function = signature(model, name)
+        assert function.captured_inputs
+        direct = tensorflow_private.CancellableCall(function)(inputs, None)
+        public = tensorflow_private.PublicFunctionCall(function)(inputs, None)
+        assert np.array_equal(direct[0], public[0])
+
+
+def test_a_direct_call_can_be_stopped_from_another_thread(model: ModelPath) -> None:
+    call = tensorflow_private.CancellableCall(signature(model, "endless"))
+
+    def started(stop: Any) -> None:
+        threading.Thread(target=stop).start()
+
+    with pytest.raises(tf.errors.CancelledError):
+        call([np.array([2**60])], started)
+
+
+def test_without_the_private_call_the_public_one_is_used(
+    model: ModelPath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tensorflow.python import pywrap_tfe
+
+    monkeypatch.delattr(pywrap_tfe, "TFE_Py_ExecuteCancelable")
+    call = tensorflow_private.function_call(signature(model, "dense"))
+    assert isinstance(call, tensorflow_private.PublicFunctionCall)
+    assert "cannot be cancelled" in caplog.text
+    assert call([np.zeros((1, 4), np.float32)], None)[0].shape == (1, 3)
+
+
+class Hidden:
+    """A function without its private attribute."""
+
+    def __init__(self, function: Any) -> None:
+        self.inputs = function.inputs
+        self.captured_inputs = function.captured_inputs
+        self.structured_input_signature = function.structured_input_signature
+
+
+@pytest.mark.parametrize("name", ["several", "dense", "lookup", "tf1_ref_variables", "tf1_examples", "keras_export"])
+def test_argument_names_are_found_either_way(model: ModelPath, name: str) -> None:
+    function = signature(model, name)
+    names = tensorflow_private.argument_names(function)
+    assert names == list(function._arg_keywords)
+    assert tensorflow_private.argument_names(Hidden(function)) == names
+
+
+@pytest.fixture
+def session(model: ModelPath) -> Any:
+    v1 = tf.compat.v1
+    with v1.Session(graph=tf.Graph()) as session, tensorflow_private.quiet_loading():
+        v1.saved_model.loader.load(session, ["serve"], str(model("tf1_ref_variables")))
+        yield session
+
+
+class PublicSession:
+    """A session with nothing but its public methods."""
+
+    def __init__(self, session: Any) -> None:
+        self.run = session.run
+
+        class Graph:
+            pass
+
+        self.graph = Graph()
+
+
+def test_session_calls_give_what_session_run_gives(session: Any) -> None:
+    x = np.array([[1, 2], [3, 4]], np.float32)
+    expected = session.run("y:0", {"x:0": x})
+    for owner in (session, PublicSession(session)):
+        in_thread = tensorflow_private.session_callable(owner, ["x:0"], ["y:0"])
+        in_pool = tensorflow_private.session_run(owner, ["x:0"], ["y:0"])
+        for values in (in_thread(x), in_pool([x], 0), in_pool([x], 10_000)):
+            assert np.array_equal(values[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "stateful", "references"),
+    [
+        ("MatMul", False, False),
+        ("AssignAddVariableOp", True, False),
+        ("ReadVariableOp", True, False),
+        ("RandomUniform", True, False),
+        ("AssignAdd", False, True),
+        ("NoSuchOperation", True, False),
+    ],
+)
+def test_the_registry_knows_what_an_op_does(op: str, stateful: bool, references: bool) -> None:
+    assert tensorflow_private.is_stateful(op) is stateful
+    assert tensorflow_private.takes_references(op) is references
+
+
+def test_without_the_registry_the_models_own_list_decides(model: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    from embedserve.saved_model.meta_graph import read_meta_graph
+
+    stored = {op.name: op for op in read_meta_graph(model("tf1_counter"), ["serve"]).meta_info_def.stripped_op_list.op}
+    monkeypatch.setattr(tensorflow_private, "_op_def", lambda op: None)
+    assert tensorflow_private.takes_references("AssignAdd", stored["AssignAdd"])
+    assert not tensorflow_private.is_stateful("Add", stored.get("Add") or stored["AddV2"])
+    assert tensorflow_private.is_stateful("Add", None)
+
+
+def test_the_process_config_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorflow_private.process_config().inter_op_parallelism_threads = 17
+    assert tensorflow_private.process_config().inter_op_parallelism_threads != 17
+    from tensorflow.python.eager import context
+
+    monkeypatch.delattr(context, "context")
+    assert isinstance(tensorflow_private.process_config(), tf.compat.v1.ConfigProto)
+
+
+def test_loading_gives_no_advice_to_whoever_serves_a_model(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("tensorflow")
+    caplog.set_level(logging.WARNING)
+    logger.addHandler(caplog.handler)
+    try:
+        with tensorflow_private.quiet_loading():
+            logger.warning("load (from somewhere) is deprecated and will be removed in a future version.")
+            logger.warning("something is wrong with this model")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"something is wrong with this model"}
