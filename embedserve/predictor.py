@@ -24,6 +24,7 @@ __all__ = [
     "DirectPredictor",
     "PredictorStatistics",
     "drained",
+    "left_behind",
     "expired",
     "refusal",
     "timed_out",
@@ -123,6 +124,11 @@ def expired() -> DeadlineExceededError:
 def refusal(id: ServableId) -> RegistryStateError:
     """The error of a request that came after the predictor was closed."""
     return RegistryStateError(f"servable {id} is being unloaded and takes no more requests; acquire the model again")
+
+
+def left_behind(id: ServableId) -> RegistryStateError:
+    """The error of a request that was still running when the registry's drain timeout passed."""
+    return RegistryStateError(f"the registry was left while servable {id} was still working on the request")
 
 
 def timed_out(error: Exception, timeout: float | None) -> bool:
@@ -295,6 +301,12 @@ class DirectPredictor:
     def close(self) -> None:
         """Take no more requests; those that are here are answered."""
         self._closed = True
+
+    def abort(self) -> None:
+        """Fail every request that is still owed an answer, and ask its run to stop."""
+        for request in [*self._waiting, *self._running]:
+            if not request.future.done():
+                request.future.set_exception(left_behind(self._id))
 
     async def aclose(self) -> None:
         """Close, and wait until every request has been answered and every thread is back."""

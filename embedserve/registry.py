@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -20,6 +19,7 @@ from embedserve.handle import Acquisition, ModelHandle
 from embedserve.inflight import InflightBytes
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.observer import Observer, Observers
+from embedserve.private_loop import PrivateLoop
 from embedserve.runtime import RegistryStatistics, Runtime
 from embedserve.servable import Array, State
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -74,7 +74,7 @@ class ModelRegistry:
         self._models = tuple(models or ())
         self._runtime: Runtime | None = None
         self._entering = False
-        self._private: _PrivateLoop | None = None
+        self._private: PrivateLoop | None = None
         self._last_status: Mapping[str, tuple[VersionStatus, ...]] = {}
 
     def __repr__(self) -> str:
@@ -181,7 +181,7 @@ class ModelRegistry:
         """Enter on a private loop thread, for scripts, Flask, Django, Celery; use the `_sync` methods."""
         if self._runtime is not None or self._entering:
             raise RegistryStateError(f"{self!r} is entered already; leave it first")
-        private = _PrivateLoop()
+        private = PrivateLoop()
         try:
             private.run(self.start())
         except BaseException:
@@ -336,9 +336,9 @@ class ModelRegistry:
     # Changes on demand.
 
     async def reconfigure(self, models: Iterable[ModelConfig], *, wait: bool = True) -> None:
-        """Serve exactly these models from now on; returns when each added one is available.
+        """Serve exactly these models from now on, and those discovered under `root`, if there is one.
 
-        Discovery under `root`, if there was one, ends.
+        Returns when each added model is available.
 
         Raises:
             ConfigError: A name twice. Nothing has changed.
@@ -430,35 +430,3 @@ class ModelRegistry:
     def statistics(self) -> RegistryStatistics:
         """What the registry does now."""
         return self._here().statistics()
-
-
-class _PrivateLoop:
-    """A loop thread for a registry entered by plain `with`."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="embedserve-loop", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def run(self, call: Any) -> None:
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
-        try:
-            future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        pending = asyncio.all_tasks(self._loop)
-        for task in pending:
-            task.cancel()
-        if pending:
-            self._loop.run_until_complete(asyncio.wait(pending))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()

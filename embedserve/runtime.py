@@ -68,6 +68,13 @@ class Source(Protocol):
     async def scan_now(self) -> None:
         """Look once, and return when the listener has been told."""
 
+    def problem(self, name: str) -> str | None:
+        """What the last scan found wrong with a model's base path, or None."""
+
+    @property
+    def diagnosis(self) -> str | None:
+        """Why the last scan discovered no model, and what to do, or None."""
+
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """Follow exactly these models from the next scan on."""
 
@@ -376,7 +383,7 @@ class Runtime:
                 text += f": {Code(version.error.code).name}: {version.error}"
             reasons.append(text)
         reasons += [f"version {number}: {why}" for number, why in self.monitor.waiting(name).items()]
-        return "; ".join(reasons) or f"no version directory found under {self.configs[name].base_path}"
+        return "; ".join(reasons) or self.source.problem(name) or "no version directory has been looked at yet"
 
     def statistics(self) -> RegistryStatistics:
         """What the registry does now; readable from any thread."""

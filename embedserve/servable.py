@@ -166,6 +166,9 @@ class Predictor(Protocol):
             InvalidInputError: The request can never be batched (too many rows).
         """
 
+    def abort(self) -> None:
+        """Fail everything submitted that has not ended, where waiting any longer is not wanted."""
+
     async def aclose(self) -> None:
         """Wait until everything submitted has ended; call after the last handle was released."""
 

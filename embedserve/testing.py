@@ -259,6 +259,12 @@ class FakeSource:
                 {n: VersionDirectory(n, path, self.fingerprints.get((name, n), 1)) for n, path in chosen.items()},
             )
 
+    diagnosis = None
+
+    def problem(self, name: str) -> str | None:
+        """There is no base path to be wrong."""
+        return None if self.found.get(name) else f"No versions of servable {name} found"
+
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """Follow these models."""
         self._configs = {model.name: model for model in models}

@@ -17,7 +17,6 @@ from embedserve import (
     Code,
     ConfigError,
     DeadlineExceededError,
-    InferenceError,
     InvalidInputError,
     InvalidModelSpecError,
     LoadError,
@@ -281,7 +280,7 @@ async def test_entering_fails_with_the_reason_per_model() -> None:
     assert not found["good"][1].loaded
     assert not registry.started
     empty = FakeRegistry({"none": {}}, start_timeout=0.05)
-    with pytest.raises(StartError, match="no version directory found under /fake/none"):
+    with pytest.raises(StartError, match="none: No versions of servable none found"):
         async with empty:
             pass
 
@@ -422,9 +421,9 @@ async def test_leaving_is_bounded_by_the_drain_timeout() -> None:
     while not registry.statistics().busy_threads:
         await asyncio.sleep(0)
     await registry.aclose()
-    release.set()
-    with pytest.raises((RegistryStateError, asyncio.CancelledError, InferenceError)):
+    with pytest.raises(RegistryStateError, match="left while servable"):
         await call
+    release.set()
 
 
 async def test_an_observer_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:

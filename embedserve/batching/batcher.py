@@ -25,6 +25,7 @@ from embedserve.predictor import (
     PredictorStatistics,
     drained,
     expired,
+    left_behind,
     refusal,
     timed_out,
 )
@@ -368,6 +369,12 @@ class SignatureBatcher:
             self._closed = True
             self._queue.close()
             self._look(self._now())
+
+    def abort(self) -> None:
+        """Fail every request that is still owed an answer, and ask its run to stop."""
+        for pending in list(self._pending()):
+            if not pending.future.done():
+                pending.future.set_exception(left_behind(self._id))
 
     async def drained(self) -> None:
         """Wait, after `close`, until every request has been answered and every thread is back."""

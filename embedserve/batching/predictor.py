@@ -91,6 +91,12 @@ class BatchingPredictor:
         names = [field.name for field in fields(PredictorStatistics)]
         return PredictorStatistics(**{name: sum(getattr(part, name) for part in parts) for name in names})
 
+    def abort(self) -> None:
+        """As `Predictor.abort`."""
+        self._direct.abort()
+        for batcher in self._batchers.values():
+            batcher.abort()
+
     async def aclose(self) -> None:
         """Close, and wait until every request has been answered and every thread is back."""
         self._direct.close()

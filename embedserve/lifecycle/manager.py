@@ -288,6 +288,7 @@ class Manager:
         except TimeoutError:
             # Only when the registry closes. A thread still runs the model, so its memory must stay.
             logger.error("Servable version %s is still in use (%r); it is left loaded", version.id, version)
+            version.predictor.abort()
         else:
             logger.info("Done quiescing servable version %s", version.id)
             servable, version.servable, version.signatures, version.predictor = version.servable, None, {}, None

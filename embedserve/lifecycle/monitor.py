@@ -26,7 +26,7 @@ class VersionStatus:
         state: AVAILABLE while any generation of the version serves.
         code, message: The error that ended it, or that its load is being retried for; OK and empty otherwise.
         path: The version's directory.
-        generation: Counts the fingerprints of the directory that were loaded.
+        generation: Counts how often the version was brought up: for new contents, or after it had been unloaded.
         kind: `function`, `session` or `tflite` once loaded.
         note: What else to know: a newer generation that failed, or why a directory is not loaded yet.
     """
