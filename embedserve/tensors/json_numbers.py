@@ -1,13 +1,14 @@
 """The fast path for JSON requests that are mostly numbers: simdjson's buffers instead of a Python object per number.
 
 It answers, or it declines with None; it never differs from the slow way, so whatever is odd in any sense is declined.
-That lists are not ragged is shown by the text itself: without numbers and white space it must be what a document with
-the arrays found would leave. Called by `rest/payload.py`; knows no signature.
+Called by `rest/payload.py`; knows no signature.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ _COUNT_LIMIT = 0xFFFFFF
 
 _SMALL_ROW = 512
 """Bytes per row below which building Python objects for all rows at once is faster."""
+
+_BYTES_PER_LIST = 256
+"""Bytes of text that are compared in the time in which one list is looked at."""
 
 _BUFFERS: Mapping[str, tuple[Any, type]] = {
     "number": ("d", np.float64),
@@ -65,26 +69,11 @@ def read(body: bytes, document: simdjson.Object, dtypes: Mapping[str, DType]) ->
         keys = _keys(document)
         if ("instances" in keys) == ("inputs" in keys) or not dtypes:
             return None
-        skeleton, arrays = [b"{"], {}
-        for key in keys:
-            skeleton.append(_label(key))
-            if key == "instances":
-                arrays = _instances(document[key], dtypes, skeleton, len(body))
-            elif key == "inputs":
-                arrays = _inputs(document[key], dtypes, skeleton)
-            else:
-                skeleton.append(_scalar_text(document[key]))
-            skeleton.append(b",")
-        skeleton[-1] = b"}"
+        reader = _Reader(body, dtypes)
+        arrays = reader.read(document, keys)
     except _DeclinedError:
         return None
-    # Equal skeletons mean equal structure: all parts but the arrays are the document's own, and no list that is closed
-    # begins another one.
-    if b"".join(skeleton).translate(None, _NO_STRUCTURE) != body.removeprefix(b"\xef\xbb\xbf").translate(
-        None, _NO_STRUCTURE
-    ):
-        return None
-    return arrays, "instances" in keys
+    return (arrays, "instances" in keys) if reader.is_regular() else None
 
 
 def _keys(node: simdjson.Object) -> list[str]:
@@ -92,6 +81,148 @@ def _keys(node: simdjson.Object) -> list[str]:
     if not keys or len(set(keys)) != len(keys):
         raise _DeclinedError
     return keys
+
+
+class _Reader:
+    """Reads one document, and shows that none of its lists is ragged.
+
+    Numbers of elements and of lists do not show it: `[[1,2],[3],[4,5,6]]` has those of a regular array. A few lists are
+    looked at one by one; for many, `parts` collects what the text must be without its numbers and white space.
+    """
+
+    def __init__(self, body: bytes, dtypes: Mapping[str, DType]) -> None:
+        self.body = body
+        self.dtypes = dtypes
+        self.parts: list[bytes | tuple[int, ...]] = [b"{"]  # A shape stands for the brackets and commas of its array.
+        self.lists = 0
+        self.looks_left = len(body) // _BYTES_PER_LIST
+
+    def read(self, document: simdjson.Object, keys: list[str]) -> dict[str, Array]:
+        arrays: dict[str, Array] = {}
+        for key in keys:
+            self.parts.append(_label(key))
+            if key == "instances":
+                arrays = self._instances(document[key])
+            elif key == "inputs":
+                arrays = self._inputs(document[key])
+            else:
+                self.parts.append(_scalar_text(document[key]))
+            self.parts.append(b",")
+        self.parts[-1] = b"}"
+        return arrays
+
+    def is_regular(self) -> bool:
+        """Whether the text has no list but those of regular arrays of the shapes found."""
+        if self.looks_left >= 0:  # All lists were looked at, and had the right lengths; there must be no others.
+            return self.body.count(b"[") == self.lists
+        # Equal skeletons mean equal structure: all parts but the arrays are the document's own, and where the brackets
+        # of one array are closed, another cannot go on.
+        rebuilt = b"".join([part if isinstance(part, bytes) else _brackets(part) for part in self.parts])
+        text = self.body.removeprefix(b"\xef\xbb\xbf")
+        return rebuilt.translate(None, _NO_STRUCTURE) == text.translate(None, _NO_STRUCTURE)
+
+    def _inputs(self, node: Any) -> dict[str, Array]:
+        if not isinstance(node, simdjson.Object):
+            return self._single(node)
+        keys, arrays = _keys(node), {}
+        if keys == ["b64"] or not self.dtypes.keys() <= set(keys):
+            raise _DeclinedError
+        self.parts.append(b"{")
+        for key in keys:
+            self.parts.append(_label(key))
+            if key in self.dtypes:
+                arrays[key] = self._tensor(node[key], self.dtypes[key])
+            else:
+                self.parts.append(_scalar_text(node[key]))
+            self.parts.append(b",")
+        self.parts[-1] = b"}"
+        return arrays
+
+    def _single(self, node: Any) -> dict[str, Array]:
+        if len(self.dtypes) != 1:
+            raise _DeclinedError
+        ((name, dtype),) = self.dtypes.items()
+        return {name: self._tensor(node, dtype)}
+
+    def _instances(self, node: Any) -> dict[str, Array]:
+        if not isinstance(node, simdjson.Array) or not 0 < len(node) < _COUNT_LIMIT:
+            raise _DeclinedError
+        if not isinstance(node[0], simdjson.Object):
+            return self._single(node)
+        if len(self.body) < len(node) * _SMALL_ROW:
+            raise _DeclinedError
+        columns: dict[str, list[Array]] = {name: [] for name in self.dtypes}
+        self.lists += 1
+        self.parts.append(b"[")
+        for row in node:
+            if not isinstance(row, simdjson.Object) or len(row) != len(columns):
+                raise _DeclinedError
+            for name, array in self._inputs(row).items():
+                columns[name].append(array)
+            self.parts.append(b",")
+        self.parts[-1] = b"]"
+        if any(len({array.shape for array in column}) != 1 for column in columns.values()):
+            raise _DeclinedError
+        return {name: np.stack(column) for name, column in columns.items()}
+
+    def _tensor(self, node: Any, dtype: DType) -> Array:
+        if isinstance(node, simdjson.Array):
+            return self._numbers(node, dtype)
+        self.parts.append(_scalar_text(node))
+        array = quick_array(node, dtype)
+        if array is None:
+            raise _DeclinedError
+        return array
+
+    def _numbers(self, node: simdjson.Array, dtype: DType) -> Array:
+        if dtype.json not in _BUFFERS:
+            raise _DeclinedError
+        shape = _shape(node)
+        kind, scalar = _BUFFERS[dtype.json]
+        try:
+            flat: Array = np.frombuffer(node.as_buffer(of_type=kind), scalar)
+        except (TypeError, ValueError, RuntimeError):  # Not a number, no integer, or not within 64 bits.
+            raise _DeclinedError from None
+        if flat.size != math.prod(shape) or (kind != "d" and not within(flat, dtype)):
+            raise _DeclinedError
+        lists = sum(itertools.accumulate(shape[:-1], operator.mul, initial=1))
+        self.lists += lists
+        self.looks_left -= lists
+        if self.looks_left >= 0:
+            _look(node, shape)
+        self.parts.append(shape)
+        return narrowed(flat, dtype).reshape(shape)
+
+
+def _shape(node: simdjson.Array) -> tuple[int, ...]:
+    """Shape by walking `node[0][0]...`."""
+    shape: list[int] = []
+    first: Any = node
+    while isinstance(first, simdjson.Array):
+        size = len(first)
+        if size == 0 or size == _COUNT_LIMIT or len(shape) == MAX_RANK:
+            raise _DeclinedError
+        shape.append(size)
+        first = first[0]
+    return tuple(shape)
+
+
+def _look(node: simdjson.Array, shape: tuple[int, ...]) -> None:
+    """Look at the lists of an array one by one; lists deeper than its rank are not seen."""
+    level: list[Any] = [node]
+    for depth, size in enumerate(shape, start=1):
+        if any(not isinstance(inner, simdjson.Array) or len(inner) != size for inner in level):
+            raise _DeclinedError
+        if depth < len(shape):
+            level = list(itertools.chain.from_iterable(level))
+
+
+def _brackets(shape: tuple[int, ...]) -> bytes:
+    """What an array of numbers leaves without them: `[[,],[,]]` for 2 by 2."""
+    text = b"[%b]" % (b"," * (shape[-1] - 1))
+    for size in reversed(shape[:-1]):
+        text = b"[%b]" % b",".join([text] * size)
+    return text
 
 
 def _label(key: str) -> bytes:
@@ -109,86 +240,3 @@ def _scalar_text(value: Any) -> bytes:
     if isinstance(value, int | float):
         return b""
     raise _DeclinedError
-
-
-def _inputs(node: Any, dtypes: Mapping[str, DType], skeleton: list[bytes]) -> dict[str, Array]:
-    if not isinstance(node, simdjson.Object):
-        if len(dtypes) != 1:
-            raise _DeclinedError
-        ((name, dtype),) = dtypes.items()
-        return {name: _tensor(node, dtype, skeleton)}
-    keys, arrays = _keys(node), {}
-    if keys == ["b64"] or not dtypes.keys() <= set(keys):
-        raise _DeclinedError
-    skeleton.append(b"{")
-    for key in keys:
-        skeleton.append(_label(key))
-        if key in dtypes:
-            arrays[key] = _tensor(node[key], dtypes[key], skeleton)
-        else:
-            skeleton.append(_scalar_text(node[key]))
-        skeleton.append(b",")
-    skeleton[-1] = b"}"
-    return arrays
-
-
-def _instances(node: Any, dtypes: Mapping[str, DType], skeleton: list[bytes], size: int) -> dict[str, Array]:
-    if not isinstance(node, simdjson.Array) or not len(node):
-        raise _DeclinedError
-    if not isinstance(node[0], simdjson.Object):
-        if len(dtypes) != 1:
-            raise _DeclinedError
-        ((name, dtype),) = dtypes.items()
-        return {name: _tensor(node, dtype, skeleton)}
-    if size < len(node) * _SMALL_ROW:
-        raise _DeclinedError
-    columns: dict[str, list[Array]] = {name: [] for name in dtypes}
-    skeleton.append(b"[")
-    for row in node:
-        if not isinstance(row, simdjson.Object) or len(row) != len(columns):
-            raise _DeclinedError
-        for name, array in _inputs(row, dtypes, skeleton).items():
-            columns[name].append(array)
-        skeleton.append(b",")
-    skeleton[-1] = b"]"
-    if any(len({array.shape for array in column}) != 1 for column in columns.values()):
-        raise _DeclinedError
-    return {name: np.stack(column) for name, column in columns.items()}
-
-
-def _tensor(node: Any, dtype: DType, skeleton: list[bytes]) -> Array:
-    if not isinstance(node, simdjson.Array):
-        skeleton.append(_scalar_text(node))
-        array = quick_array(node, dtype)
-    else:
-        array = _numbers(node, dtype, skeleton)
-    if array is None:
-        raise _DeclinedError
-    return array
-
-
-def _numbers(node: simdjson.Array, dtype: DType, skeleton: list[bytes]) -> Array | None:
-    if dtype.json not in _BUFFERS:
-        return None
-    shape: list[int] = []
-    first: Any = node
-    while isinstance(first, simdjson.Array):
-        size = len(first)
-        if size == 0 or size == _COUNT_LIMIT or len(shape) == MAX_RANK:
-            return None
-        shape.append(size)
-        first = first[0]
-    if isinstance(first, str | bool) or not isinstance(first, int | float):
-        return None
-    kind, scalar = _BUFFERS[dtype.json]
-    try:
-        flat: Array = np.frombuffer(node.as_buffer(of_type=kind), scalar)
-    except (TypeError, ValueError, RuntimeError):  # Not a number, no integer, or not within 64 bits.
-        return None
-    if flat.size != math.prod(shape) or (kind != "d" and not within(flat, dtype)):
-        return None
-    structure = b""
-    for size in reversed(shape):
-        structure = b"[%b]" % b",".join([structure] * size)
-    skeleton.append(structure)
-    return narrowed(flat, dtype).reshape(shape)

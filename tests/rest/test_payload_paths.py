@@ -26,11 +26,14 @@ def signature(**inputs: str) -> Signature:
     return Signature("serving_default", specs, {})
 
 
-def outcome(body: bytes, of: Signature, numbers_from: int, tolerant: bool) -> Any:
+def outcome(
+    body: bytes, of: Signature, *, numbers_from: int = 10**9, tolerant: bool = False, bytes_per_list: int = 256
+) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(payload, "_NUMBERS_FROM", numbers_from)
         patch.setattr(payload, "_MANY_QUOTES", 10**9)
         patch.setattr(json_numbers, "_SMALL_ROW", 0)
+        patch.setattr(json_numbers, "_BYTES_PER_LIST", bytes_per_list)
         if tolerant:
             patch.setattr(payload, "loads", json_parser.parse)
         try:
@@ -51,9 +54,10 @@ def outcome(body: bytes, of: Signature, numbers_from: int, tolerant: bool) -> An
 
 
 def assert_all_ways_agree(body: bytes, of: Signature) -> None:
-    slow = outcome(body, of, 10**9, tolerant=True)
-    assert outcome(body, of, 10**9, tolerant=False) == slow
-    assert outcome(body, of, 1, tolerant=False) == slow
+    slow = outcome(body, of, tolerant=True)
+    assert outcome(body, of) == slow
+    assert outcome(body, of, numbers_from=1, bytes_per_list=1) == slow  # Looks at every list.
+    assert outcome(body, of, numbers_from=1, bytes_per_list=10**9) == slow  # Compares the text.
 
 
 EDGES = [
