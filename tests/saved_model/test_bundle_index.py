@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from embedserve.saved_model.bundle_index import TornIndexError, _handle, shard_sizes
+from embedserve.saved_model.bundle_index import TornIndexError, _block, _handle, shard_sizes
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,23 @@ def test_garbage_before_a_good_end_is_seen(prefix: Path, begin: int) -> None:
     garbage = np.random.default_rng(begin).integers(0, 256, 600, np.uint8).tobytes()
     with pytest.raises(TornIndexError):
         shard_sizes(whole[:begin] + garbage + whole[begin + 600 :])
+
+
+def test_a_hole_of_exactly_some_entries_is_seen(prefix: Path) -> None:
+    table = bytearray(index(prefix))
+    footer = bytes(table[-48:])
+    _, at = _handle(footer, 0)
+    index_block, _ = _handle(footer, at)
+    _, first = next(_block(bytes(table), *index_block))
+    (offset, size), _ = _handle(first, 0)
+    block = bytes(table[offset : offset + size])
+    count = int.from_bytes(block[-4:], "little")
+    # Entries at a restart point share no key with the one before, so zeros between two of them read as empty entries.
+    restarts = [int.from_bytes(block[size - 4 * (count + 1) + 4 * i :][:4], "little") for i in range(count)]
+    begin, end = next((a, b) for a, b in combinations(restarts[1:], 2) if (b - a) % 3 == 0)  # Three bytes an entry.
+    table[offset + begin : offset + end] = bytes(end - begin)
+    with pytest.raises(TornIndexError, match="keys are out of order"):
+        shard_sizes(bytes(table))
 
 
 def test_a_compressed_table_gives_no_sizes(prefix: Path) -> None:
