@@ -53,17 +53,21 @@ def save_models(directory: Path) -> list[dict[str, object]]:
 
 
 def broken_shape(shape: tuple[int, ...], r: random.Random) -> tuple[int, ...]:
-    """Another rank, another size, no size at all."""
+    """Other rows, another size, another rank, no size at all."""
     sizes = list(shape)
     for _ in range(r.randint(1, 2)):
-        match r.randrange(5):
+        match r.randrange(8):
             case 0 if sizes:
                 sizes[r.randrange(len(sizes))] = r.choice([0, 1, 2, 3, 7, 9])
-            case 1 if sizes:
+            case 1 | 2 if sizes:
+                sizes[0] = r.choice([0, 2, 3, 5])
+            case 3 if len(sizes) > 1:
+                sizes[1] = r.choice([0, 1, 2, 30])
+            case 4 if sizes:
                 del sizes[r.randrange(len(sizes))]
-            case 2:
+            case 5:
                 sizes.insert(r.randint(0, len(sizes)), r.choice([0, 1, 2]))
-            case 3:
+            case 6:
                 sizes = [r.choice([0, 1, 2, 3]) for _ in range(r.randrange(7))]
             case _:
                 sizes = sizes[::-1]
@@ -134,24 +138,20 @@ def rest_request(r: random.Random) -> tuple[str, str, bytes, str]:
     name, shape = MODELS[model]
     if r.random() < 0.5:
         shape = broken_shape(shape, r)
-    value = nested(
-        shape, lambda: r.randrange(-3, 100) if r.random() < 0.8 else odd_value(r) if r.random() < 0.1 else 1.5
-    )
+    odd = r.choice([0.0, 0.0, 0.0, 0.01, 0.3])
+    value = nested(shape, lambda: odd_value(r) if r.random() < odd else r.randrange(-3, 120))
     document: dict[str, Any] = r.choice([{"instances": value}, {"inputs": value}, {"inputs": {name: value}}])
-    for _ in range(r.choice([0, 0, 1, 2])):
+    for _ in range(r.choice([0, 0, 0, 0, 1, 2])):
         break_json(document, r)
     body = json.dumps(document).encode()
-    for _ in range(r.choice([0, 0, 0, 1, 2])):
+    for _ in range(r.choice([0] * 8 + [1, 2])):
         body = broken_bytes(body, r)
-    where = r.choice(
-        ["", "", "", "", "/versions/1", "/versions/9", "/versions/x", "/labels/l", "/versions/" + "9" * 30]
-    )
-    verb = r.choice([":predict"] * 12 + [":classify", ":regress", ":other", "", "/metadata"])
-    path = f"/v1/models/{r.choice([model] * 20 + ['none', '%20', '%ff', ''])}{where}{verb}"
-    headers = r.choice(
-        [""] * 12 + ["Content-Encoding: gzip\r\n", "Content-Encoding: br\r\n", "Content-Type: text/x\r\n"]
-    )
-    return r.choice(["POST"] * 20 + ["GET", "PUT", "OPTIONS", "DELETE"]), path, body, headers
+    odd_places = ["/versions/9", "/versions/x", "/labels/l", "/versions/" + "9" * 30]
+    where = r.choice([""] * 30 + ["/versions/1"] * 6 + odd_places)
+    verb = r.choice([":predict"] * 40 + [":classify", ":regress", ":other", "", "/metadata"])
+    path = f"/v1/models/{r.choice([model] * 60 + ['none', '%20', '%ff', ''])}{where}{verb}"
+    headers = r.choice([""] * 60 + ["Content-Encoding: gzip\r\n", "Content-Encoding: br\r\n", "Content-Type: x/y\r\n"])
+    return r.choice(["POST"] * 60 + ["GET", "PUT", "OPTIONS", "DELETE"]), path, body, headers
 
 
 def fill_tensor(tensor: Any, shape: tuple[int, ...], text: bool, r: random.Random) -> None:
@@ -159,13 +159,13 @@ def fill_tensor(tensor: Any, shape: tuple[int, ...], text: bool, r: random.Rando
     count = 1
     for size in shape:
         count *= size
-    tensor.dtype = (3 if text else 1) if r.random() < 0.7 else r.randrange(0, 130)
+    tensor.dtype = (3 if text else 1) if r.random() < 0.9 else r.randrange(0, 130)
     if r.random() < 0.15:
         count = max(0, count + r.choice([-count, -1, 1, 5]))
-    match r.randrange(5):
-        case 0 | 1:
-            tensor.tensor_content = r.randbytes(4 * count + r.choice([0, 0, 0, 0, 1, 4]))
-        case 2 | 3:
+    match r.randrange(12):
+        case 0 | 1 | 2 | 3 | 4:
+            tensor.tensor_content = r.randbytes(4 * count + r.choice([0] * 12 + [1, 4]))
+        case 5 | 6 | 7 | 8 | 9 | 10:
             values = [r.randrange(-3, 200) for _ in range(count)]
             tensor.int_val.extend(values) if text else tensor.float_val.extend(values)
         case _:
@@ -193,21 +193,21 @@ def grpc_request(r: random.Random) -> tuple[str, bytes]:
     model = r.choice(list(MODELS))
     name, shape = MODELS[model]
     request = predict_pb2.PredictRequest()
-    request.model_spec.name = r.choice([model] * 20 + ["", "none"])
+    request.model_spec.name = r.choice([model] * 60 + ["", "none"])
     if r.random() < 0.1:
         request.model_spec.version.value = r.choice([1, 1, 0, -1, 7, 2**62])
     elif r.random() < 0.05:
         request.model_spec.version_label = r.choice(["", "stable"])
-    request.model_spec.signature_name = r.choice([""] * 8 + ["serving_default", "other", "__saved_model_init_op"])
-    for key in r.choice([[name]] * 8 + [[], ["x"], [name, "x"], [""]]):
+    request.model_spec.signature_name = r.choice([""] * 30 + ["serving_default", "other", "__saved_model_init_op"])
+    for key in r.choice([[name]] * 24 + [[], ["x"], [name, "x"], [""]]):
         given = broken_shape(shape, r) if r.random() < 0.5 else shape
         fill_tensor(request.inputs[key], given, model == "textcnn", r)
-    request.output_filter.extend(r.choice([[]] * 8 + [["y"], ["y", "y"], ["none"], [""]]))
+    request.output_filter.extend(r.choice([[]] * 24 + [["y"], ["y", "y"], ["none"], [""]]))
     body = request.SerializeToString()
     if r.random() < 0.1:
         body = broken_bytes(body, r)
     service = "/tensorflow.serving.PredictionService/"
-    return service + r.choice(["Predict"] * 16 + ["Classify", "Regress", "MultiInference", "GetModelMetadata"]), body
+    return service + r.choice(["Predict"] * 40 + ["Classify", "Regress", "MultiInference", "GetModelMetadata"]), body
 
 
 class Fuzz:

@@ -1,0 +1,23 @@
+"""The benchmarks still run, and what they check (not what they time) holds."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.programs import run_program
+
+pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
+
+
+@pytest.mark.parametrize("transport", ["in-process", "rest", "grpc"])
+def test_swaps_under_load_lose_no_request_and_mix_no_versions(transport: str) -> None:
+    printed = run_program("-m", "benchmarks.hot_swap", "--transport", transport, "--swaps", 4, "--steady", 0.5)
+    assert "failed 0, mixed versions 0" in printed
+
+
+def test_bad_requests_leave_the_process_alive() -> None:
+    printed = run_program("-m", "benchmarks.fuzz", "--requests", 2000, "--seed", 7)
+    assert "process alive" in printed
+    assert int(re.findall(r"REST 200 +([\d,]+)", printed)[0]) > 50, "some of them are right, and get their answer"
