@@ -81,6 +81,8 @@ _STDLIB = json.JSONDecoder(object_pairs_hook=_object)
 def _repeats_a_key(body: bytes, value: Any) -> bool:
     """Whether a dict of `value` stands for an object with a repeated key: then the text has more strings than it."""
     quotes = body.count(b'"')
+    if type(value) is dict and quotes == 2 * len(value):
+        return False
     if b"\\" in body:  # Backslashes stand in strings only, each with the byte it escapes.
         quotes -= sum(1 for escape in re.finditer(rb"\\.", body, re.DOTALL) if escape[0] == b'\\"')
     missing, level = quotes // 2, [value]

@@ -7,6 +7,7 @@ request and no signature.
 
 from __future__ import annotations
 
+import array
 import binascii
 import re
 from itertools import chain
@@ -48,11 +49,11 @@ def to_array(value: Any, dtype: DType) -> Array:
         InvalidInputError: Wrong type, ragged, out of range, bad base64; in TensorFlow Serving's words.
         UnsupportedError: The JSON API has no values of this dtype.
     """
-    array = quick_array(value, dtype)
-    if array is None:
+    found = quick_array(value, dtype)
+    if found is None:
         check(value, dtype)
         raise InvalidInputError(f"JSON value has more than {MAX_RANK} nested lists")
-    return array
+    return found
 
 
 def quick_array(value: Any, dtype: DType) -> Array | None:
@@ -81,7 +82,8 @@ def _elements(leaves: list[Any], dtype: DType) -> Array | None:
     kinds, wanted = set(map(type, leaves)), dtype.json
     if wanted == "number":
         if kinds <= {int, float}:
-            return narrowed(np.array(leaves, np.float64), dtype)
+            # Faster than numpy for a few numbers, and what is too large for float32 becomes infinite without a warning.
+            return np.frombuffer(array.array(dtype.numpy.char, leaves), dtype.numpy)
     elif wanted == "string":
         if kinds <= {str, dict}:
             return _strings(leaves, kinds)
@@ -89,32 +91,33 @@ def _elements(leaves: list[Any], dtype: DType) -> Array | None:
         if kinds == {bool}:
             return np.array(leaves, np.bool_)
     elif wanted != "unsupported" and kinds == {int}:
-        array = np.array(leaves, np.uint64 if wanted.startswith("u") else np.int64)
-        return narrowed(array, dtype) if within(array, dtype) else None
+        integers = np.array(leaves, np.uint64 if wanted.startswith("u") else np.int64)
+        return narrowed(integers, dtype) if within(integers, dtype) else None
     return None
 
 
-def within(array: Array, dtype: DType) -> bool:
+def within(integers: Array, dtype: DType) -> bool:
     """Whether 64-bit integers are what JSON takes for this dtype: the narrow ones take what fits int32, then wrap."""
     low, high = INTEGER_LIMITS[dtype.json]
-    return dtype.json.endswith("64") or bool(array.min() >= low and array.max() <= high)
+    return dtype.json.endswith("64") or bool(integers.min() >= low and integers.max() <= high)
 
 
-def narrowed(array: Array, dtype: DType) -> Array:
+def narrowed(values: Array, dtype: DType) -> Array:
     """Values at 64 bits in their own dtype: what is too large for float32 becomes infinite, integers wrap."""
+    if dtype.json != "number":
+        return values.astype(dtype.numpy, copy=False)
     with np.errstate(over="ignore"):
-        return array.astype(dtype.numpy, copy=False)
+        return values.astype(dtype.numpy, copy=False)
 
 
 def _strings(leaves: list[Any], kinds: set[type]) -> Array:
-    array = np.empty(len(leaves), dtype=object)
     if dict in kinds:
-        array[:] = [_bytes(leaf) if type(leaf) is str else _from_base64(leaf) for leaf in leaves]
-        return array
-    # One call for all of them, unless a string holds the separator.
-    parts = "\0".join(leaves).encode("utf-8", "surrogateescape").split(b"\0")
-    array[:] = parts if len(parts) == len(leaves) else [_bytes(leaf) for leaf in leaves]
-    return array
+        strings = [_bytes(leaf) if type(leaf) is str else _from_base64(leaf) for leaf in leaves]
+    else:  # One call for all of them, unless a string holds the separator.
+        strings = "\0".join(leaves).encode("utf-8", "surrogateescape").split(b"\0")
+        if len(strings) != len(leaves):
+            strings = [_bytes(leaf) for leaf in leaves]
+    return np.fromiter(strings, object, len(strings))
 
 
 def _bytes(text: str) -> bytes:
