@@ -146,7 +146,7 @@ def _root(directory: str) -> Path:
 
 def _check_labels(models: Sequence[ModelConfig], options: RegistryOptions) -> None:
     """No version is available before the first load, so like TensorFlow Serving we refuse to start with labels."""
-    if options.allow_version_labels_for_unavailable_models:
+    if options.allow_version_labels_for_unavailable_models or options.labels_ahead:
         return
     for model in models:
         for version in model.version_labels.values():
@@ -219,7 +219,11 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         options[name] = flags.number(name)
     # Events would bring a second scan where one was asked for.
     options["watch"] = flags.on("watch") if "watch" in flags else not math.isinf(options["poll_interval"])
-    for name in ("allow_version_labels_for_unavailable_models", "enable_signature_method_name_check"):
+    for name in (
+        "allow_version_labels_for_unavailable_models",
+        "enable_signature_method_name_check",
+        "labels_ahead",
+    ):
         options[name] = flags.on(name)
     if flags.directory is None or "max_num_load_retries" in flags or "load_retry_interval_micros" in flags:
         interval = max(flags.number("load_retry_interval_micros"), 0) / 1e6

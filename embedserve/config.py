@@ -181,9 +181,11 @@ class RegistryOptions(_Options):
             version without one is not batched.
         preload_modules: Modules imported before the first load, for custom ops.
         op_libraries: Shared libraries given to `tf.load_op_library` before the first load.
+        labels_ahead: Accept labels for versions that are not there yet; they answer once the version is available.
         enable_signature_method_name_check: Check `method_name` as TF Serving's flag of that name does.
         num_warmup_iterations: How often each recorded warm-up request is replayed.
-        gc_freeze: Move objects out of the garbage collector's sight after each swap; a host decides this itself.
+        gc_freeze: Move what exists before the first load out of the garbage collector's sight, so that collections
+            are short; it concerns the whole process, so a host decides.
         max_request_bytes: Largest request body, also after decompression.
         max_inflight_bytes: Bytes of request bodies held at once by the adapters; None is a quarter of memory.
     """
@@ -203,6 +205,7 @@ class RegistryOptions(_Options):
     retry: RetryPolicy = RetryPolicy()
     transition: Literal["availability", "resource"] = "availability"
     allow_version_labels_for_unavailable_models: bool = False
+    labels_ahead: bool = False
     enable_per_model_batching_parameters: bool = False
     preload_modules: tuple[str, ...] = ()
     op_libraries: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ nothing itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy
@@ -53,16 +53,26 @@ class Control:
                 self._check_labels(config)
             added = [name for name in configs if name not in self._runtime.configs]
             self._runtime.labels_of = {name: dict(config.version_labels) for name, config in configs.items()}
-            self._pins.clear()
-            self._runtime.source.set_models(list(configs.values()))
+            self._keep_pins(configs)
             await self._runtime.source.scan_now()
             if wait and added:
                 await self._wait_for_added(added)
 
+    def _keep_pins(self, configs: Mapping[str, ModelConfig]) -> None:
+        """Follow the new configuration; a pin ends when its model's version policy was changed, or the model left."""
+        source, before = self._runtime.source, self._runtime.configs
+        source.set_models(list(configs.values()))
+        for name, version in list(self._pins.items()):
+            policy = configs[name].version_policy if name in configs else None
+            if policy is not None and name in before and policy == before[name].version_policy:
+                source.set_policy(name, SpecificVersions(versions=(version,)))
+            else:
+                del self._pins[name]
+
     def _check_labels(self, config: ModelConfig) -> None:
         before = self._runtime.labels_of.get(config.name, {})
         for label, version in config.version_labels.items():
-            if version in self._runtime.manager.available(config.name):
+            if self._runtime.options.labels_ahead or version in self._runtime.manager.available(config.name):
                 continue
             unavailable_allowed = self._runtime.options.allow_version_labels_for_unavailable_models and (
                 label not in before or before[label] == version
@@ -193,7 +203,7 @@ class Control:
             labels = self._runtime.labels_of.setdefault(name, {})
             if version is None:
                 labels.pop(label, None)
-            elif version in self._runtime.manager.available(name):
+            elif self._runtime.options.labels_ahead or version in self._runtime.manager.available(name):
                 labels[label] = version
             else:
                 raise label_error(name, version)

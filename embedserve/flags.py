@@ -248,7 +248,8 @@ _OWN: tuple[Flag, ...] = (
     _own("transition", "string", "availability", "Load the new version first (availability), or last (resource)."),
     _own("preload_modules", "string", "", "Comma-separated modules to import before the first load, for custom ops."),
     _own("op_libraries", "string", "", "Comma-separated shared libraries of custom ops."),
-    _own("gc_freeze", "bool", True, "Keep loaded models out of the garbage collector's sight."),
+    _own("gc_freeze", "bool", True, "Keep what exists before the first load out of the garbage collector's sight."),
+    _own("labels_ahead", "bool", False, "Accept labels for versions that are not there yet."),
     _own("max_request_bytes", "int64", 2**31 - 1, "Largest request body, also after decompression."),
     _own("max_inflight_bytes", "int64", 0, "Bytes of request bodies held at once; 0 for a quarter of memory."),
 )
@@ -278,6 +279,7 @@ OPTION_FLAGS: dict[str, tuple[str, ...]] = {
     "enable_signature_method_name_check": ("enable_signature_method_name_check",),
     "num_warmup_iterations": ("num_request_iterations_for_warmup",),
     "gc_freeze": ("gc_freeze",),
+    "labels_ahead": ("labels_ahead",),
     "max_request_bytes": ("max_request_bytes",),
     "max_inflight_bytes": ("max_inflight_bytes",),
 }

@@ -24,8 +24,8 @@ __all__ = [
     "DirectPredictor",
     "PredictorStatistics",
     "drained",
-    "left_behind",
     "expired",
+    "left_behind",
     "refusal",
     "timed_out",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -21,7 +22,7 @@ from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.observer import Observer, Observers
 from embedserve.private_loop import PrivateLoop
 from embedserve.runtime import RegistryStatistics, Runtime
-from embedserve.servable import Array, State
+from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 
 __all__ = ["ModelRegistry", "RegistryStatistics"]
@@ -41,15 +42,7 @@ class ModelRegistry:
     Raises:
         ConfigError: Neither `root` nor `models`, a name twice, an unknown option or a bad value.
 
-    Nothing is imported, started or read before the registry is entered:
-
-        async with ModelRegistry("models/") as registry:      # on the host's loop
-            await registry.predict("digits", {"pixels": batch})
-
-        with ModelRegistry("models/") as registry:            # on a private loop thread
-            registry.predict_sync("digits", {"pixels": batch})
-
-        app = Starlette(routes=..., lifespan=registry.lifespan)
+    Nothing is imported, started or read before the registry is entered, by `async with`, `with` or `lifespan`.
     """
 
     def __init__(
@@ -64,10 +57,9 @@ class ModelRegistry:
             raise ConfigError(
                 "give ModelRegistry a directory of models, or models=[ModelConfig(name=..., base_path=...)]"
             )
-        names = [model.name for model in models or ()]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"Illegal to list model {name} multiple times in config list")
+        twice = [name for name, count in Counter(model.name for model in models or ()).items() if count > 1]
+        if twice:
+            raise ConfigError(f"Illegal to list model {twice[0]} multiple times in config list")
         self.options = validated(RegistryOptions, options)
         self.observers = Observers(observers)
         self._root = None if root is None else absolute(root)
@@ -82,15 +74,8 @@ class ModelRegistry:
         runtime = self._runtime
         if runtime is None:
             return f"<ModelRegistry {what}, {'starting' if self._entering else 'not entered'}>"
-        serving = [
-            f"{name}:{status.version}"
-            for name, statuses in runtime.monitor.snapshot.items()
-            for status in statuses
-            if status.state is State.AVAILABLE
-        ]
-        return (
-            f"<ModelRegistry {what}, {'draining' if runtime.draining else 'serving'} {', '.join(serving) or 'nothing'}>"
-        )
+        serving = ", ".join(runtime.monitor.available()) or "nothing"
+        return f"<ModelRegistry {what}, {'draining' if runtime.draining else 'serving'} {serving}>"
 
     # Entering and leaving.
 

@@ -121,6 +121,7 @@ class Runtime:
         self.options = options
         self.observers = observers
         self.pid = os.getpid()
+        self._check_method_names = options.enable_signature_method_name_check
         self.draining = False
         self.closed = False
         self.inflight = InflightBytes(options.max_inflight_bytes, options.max_request_bytes)
@@ -253,6 +254,8 @@ class Runtime:
         signature = version.signatures.get(signature_name or "serving_default")
         if signature is None:
             raise unknown_signature(signature_name, version.signatures)
+        if self._check_method_names:
+            signature.check_predict_method()
         bound = signature.bind(inputs)
         names = signature.pick(output_filter) if output_filter else None
         predictor = version.predictor

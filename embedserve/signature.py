@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.errors import InvalidInputError
+from embedserve.errors import Code, InvalidInputError, ServingError
 from embedserve.servable import Array, Tensors
 from embedserve.tensors.dtypes import DType
 
 __all__ = ["DEFAULT_SIGNATURE", "BatchingVerdict", "Signature", "TensorSpec"]
 
 DEFAULT_SIGNATURE = "serving_default"
+_PREDICT_METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,19 @@ class Signature:
             f"input {spec.name!r} of signature {self.name!r} has shape [{','.join(map(str, given))}], "
             f"expected [{expected}]" + (" (rank set by input_ranks)" if spec.shape is None else "")
         )
+
+    def check_predict_method(self) -> None:
+        """Refuse a signature that Predict is not for, as `enable_signature_method_name_check` asks.
+
+        Raises:
+            ServingError: INTERNAL, as TF Serving (predict_util.cc).
+        """
+        if self.method_name not in _PREDICT_METHODS:
+            raise ServingError(
+                f"Expected prediction signature method_name to be one of {{{', '.join(_PREDICT_METHODS)}}}. "
+                f"Was: {self.method_name}",
+                code=Code.INTERNAL,
+            )
 
     def pick(self, output_filter: Sequence[str] | None) -> tuple[str, ...] | None:
         """Check an output filter; None or empty means all outputs.

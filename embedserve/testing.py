@@ -21,6 +21,7 @@ from embedserve.lifecycle.source import SourceListener, VersionDirectory
 from embedserve.lifecycle.version_policy import choose
 from embedserve.registry import ModelRegistry
 from embedserve.runtime import Runtime
+from embedserve.saved_model.completeness import FileStamp, Fingerprint
 from embedserve.servable import Array, Cancellation, Loader, Servable, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.tensors.dtypes import by_name
@@ -256,8 +257,11 @@ class FakeSource:
             chosen = choose(policy, found)
             self._listener.on_aspired(
                 name,
-                {n: VersionDirectory(n, path, self.fingerprints.get((name, n), 1)) for n, path in chosen.items()},
+                {n: VersionDirectory(n, path, self._fingerprint(name, n)) for n, path in chosen.items()},
             )
+
+    def _fingerprint(self, name: str, version: int) -> Fingerprint:
+        return (FileStamp(f"generation {self.fingerprints.get((name, version), 1)}", 0, 0, 0),)
 
     diagnosis = None
 

@@ -296,6 +296,23 @@ def text_cnn(path: Path) -> Path:
     return _save(path, module, serving_default=serve)
 
 
+def unknown_rank_product(path: Path) -> Path:
+    """TensorFlow Serving's test model `tf_saved_model_save`: `y = 3 * 2 * x`, `x` of unknown rank, no decorated method."""
+    root = tf.train.Checkpoint(v1=tf.Variable(3.0), v2=tf.Variable(2.0))
+    root.f = tf.function(lambda x: {"y": root.v1 * root.v2 * x})
+    tf.saved_model.save(root, str(path), signatures=root.f.get_concrete_function(tf.TensorSpec(None, tf.float32)))
+    return path
+
+
+def constant_scalars(path: Path) -> Path:
+    """Two signatures with a scalar output each (1 and 2) and an input of unknown rank that the graph never uses."""
+    x = tf.TensorSpec(None, tf.float32)
+    root = tf.train.Checkpoint()
+    root.f = tf.function(lambda x: {"y": 1.0}, input_signature=[x])
+    root.g = tf.function(lambda x: {"y": 2.0}, input_signature=[x])
+    return _save(path, root, serving_default=root.f, custom_signature_key=root.g)
+
+
 def keras_export(path: Path) -> Path:
     """What Keras 3's `Model.export` writes: a two-layer classifier over `[-1, 6]`."""
     import keras
@@ -452,6 +469,6 @@ MODELS: Mapping[str, Builder] = {
         *(half_plus_two, dense, integer_matmul, counter, exposed_variable, random_noise, strings, several, identities),
         *(lookup, reads_asset_at_run_time, positive_only, across_rows, endless, control_flow, big_constant, conv2d),
         *(conv2d_unknown_rank, text_cnn, keras_export, tf1_ref_variables, tf1_counter, tf1_legacy_init, tf1_examples),
-        *(examples,),
+        *(examples, unknown_rank_product, constant_scalars),
     )
 }

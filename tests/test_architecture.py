@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "saved_model",
         "predictor batching",
         "lifecycle",
-        "handle control tf_example runtime",
+        "handle control tf_example private_loop runtime",
         "registry",
         "metrics testing",
         "rest grpc",

@@ -462,3 +462,34 @@ async def test_one_input_signature_takes_a_bare_array_and_others_say_no() -> Non
         assert (await registry.predict("m", [1, 2]))["y"].tolist() == [11.0, 21.0]
         with pytest.raises(InvalidInputError, match=r"must be a mapping by input name .* 2 inputs \(a, b\)"):
             await registry.predict("two", [1, 2])
+
+
+async def test_a_pin_survives_a_new_configuration_that_leaves_its_policy_alone() -> None:
+    m = ModelConfig(name="m", base_path="/fake/m")
+    async with FakeRegistry({"m": {1: FakeLoader(), 2: FakeLoader()}}, models=[m]) as registry:
+        await registry.pin("m", 1)
+        await registry.reconfigure([m])
+        assert (await registry.predict("m", X))["y"].tolist() == [11.0, 21.0]
+        await registry.reconfigure([m.model_copy(update={"version_policy": AllVersions()})])
+        await until(registry, "m", 2, State.AVAILABLE)
+
+
+async def test_labels_declared_ahead_answer_once_their_version_is_there() -> None:
+    m = ModelConfig(name="m", base_path="/fake/m", version_policy=AllVersions(), version_labels={"canary": 2})
+    async with FakeRegistry({"m": {1: FakeLoader()}}, models=[m], labels_ahead=True) as registry:
+        with pytest.raises(ServableNotFoundError, match=r"Specific\(m, 2\)"):
+            await registry.predict("m", X, label="canary")
+        await registry.reconfigure([m.model_copy(update={"version_labels": {"canary": 2, "next": 3}})])
+        await registry.put("m", 2, FakeLoader())
+        await until(registry, "m", 2, State.AVAILABLE)
+        assert (await registry.predict("m", X, label="canary"))["y"].tolist() == [12.0, 22.0]
+
+
+async def test_method_names_are_checked_when_asked_for() -> None:
+    odd = fake_signature(method_name="odd")
+    async with FakeRegistry({"m": {1: FakeLoader(signatures=[odd])}}) as registry:
+        await registry.predict("m", X)
+    checking = FakeRegistry({"m": {1: FakeLoader(signatures=[odd])}}, enable_signature_method_name_check=True)
+    async with checking as registry:
+        with pytest.raises(ServingError, match=r"Expected prediction signature method_name to be one of .* Was: odd"):
+            await registry.predict("m", X)

@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
 )
 
 from embedserve import tf_example
-from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, ServingError
+from embedserve.errors import InvalidInputError, InvalidModelSpecError
 from embedserve.grpc.calls import LARGE, acquire, acquire_spec, unary
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -36,7 +36,6 @@ __all__ = ["SERVICE", "handlers"]
 
 SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 
-PREDICT_METHODS = ("tensorflow/serving/predict", tf_example.CLASSIFY_METHOD, tf_example.REGRESS_METHOD)
 
 # Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
 LARGE_RESULTS = LARGE // 50
@@ -107,7 +106,7 @@ async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, 
     with acquire(registry, request) as handle:
         signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
         if _checks_names(registry):
-            _check_predict_method(signature)
+            signature.check_predict_method()
         inputs: Tensors = _DecodedInputs(request.inputs, signature)
         if large:
             inputs = await registry.run_in_thread(signature.bind, inputs)
@@ -125,15 +124,6 @@ async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, 
 
 def _checks_names(registry: ModelRegistry) -> bool:
     return registry.options.enable_signature_method_name_check
-
-
-def _check_predict_method(signature: Signature) -> None:
-    if signature.method_name not in PREDICT_METHODS:
-        raise ServingError(
-            "Expected prediction signature method_name to be one of "
-            f"{{{', '.join(PREDICT_METHODS)}}}. Was: {signature.method_name}",
-            code=Code.INTERNAL,
-        )
 
 
 def _predict_response(handle: ModelHandle, signature: Signature, outputs: Tensors, tensor_content: bool) -> bytes:

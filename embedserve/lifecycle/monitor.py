@@ -78,6 +78,12 @@ class Monitor:
         """Status of every version by model, versions descending; readable from any thread."""
         return self._snapshot
 
+    def available(self) -> list[str]:
+        """`model:version` of whatever serves; readable from any thread."""
+        return [
+            f"{name}:{s.version}" for name, all in self._snapshot.items() for s in all if s.state is State.AVAILABLE
+        ]
+
     def update(self, name: str, generations: Iterable[ManagedVersion]) -> None:
         """Take over the state of one version's live generations."""
         status = status_of(generations)

@@ -1,13 +1,15 @@
 """Operations that TensorFlow's own build does not have: load what provides them, and say what would.
 
-Called by the loader before a load (`preload`) and after one that failed (`advice`).
+Called by the loader before a load (`preload`) and after one that failed (`import_provider`, `advice`).
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import re
+import sys
 import threading
 from collections.abc import Iterable
 
@@ -15,7 +17,7 @@ import tensorflow as tf
 
 from embedserve.errors import Code, LoadError
 
-__all__ = ["advice", "preload", "use_gpu_as_needed"]
+__all__ = ["advice", "import_provider", "preload", "use_gpu_as_needed"]
 
 logger = logging.getLogger("embedserve")
 
@@ -93,19 +95,43 @@ def use_gpu_as_needed() -> None:
             logger.warning("memory growth cannot be turned on for %s: %s", gpu.name, error)
 
 
+def import_provider(message: str) -> bool:
+    """Import what provides the operation that a failed load misses, where it is installed; True to try again.
+
+    TensorFlow Serving's binary has TensorFlow Text's and Decision Forests' operations linked in, so no flag of its users
+    names them.
+    """
+    op, _, module = _provider(message)
+    if op is None or module is None or module in sys.modules or importlib.util.find_spec(module) is None:
+        return False
+    logger.info("importing %s, which has the operation %r", module, op)
+    preload([module], [])
+    return True
+
+
 def advice(message: str) -> str | None:
     """What to do about a load that failed with `message`, if it says that an operation is missing."""
-    found = _UNREGISTERED.search(message)
-    if found is None:
+    op, package, module = _provider(message)
+    if op is None:
         return None
-    op = found.group(1)
-    for beginnings, package, module in _PROVIDERS:
-        if op.startswith(beginnings):
-            return (
-                f"The operation {op!r} comes with the pip package {package}: install it and set "
-                f"preload_modules=({module!r},), on the command line --preload_modules={module}"
-            )
+    if package is not None:
+        return (
+            f"The operation {op!r} comes with the pip package {package}: install it and set "
+            f"preload_modules=({module!r},), on the command line --preload_modules={module}"
+        )
     return (
         f"TensorFlow {tf.__version__} has no operation {op!r}. Name the Python module that registers it in "
         "preload_modules (--preload_modules=MODULE), or the shared library in op_libraries (--op_libraries=FILE.so)"
     )
+
+
+def _provider(message: str) -> tuple[str | None, str | None, str | None]:
+    """The operation that a message says is missing, and the package and module that are known to have it."""
+    found = _UNREGISTERED.search(message)
+    if found is None:
+        return None, None, None
+    op = found.group(1)
+    for beginnings, package, module in _PROVIDERS:
+        if op.startswith(beginnings):
+            return op, package, module
+    return op, None, None

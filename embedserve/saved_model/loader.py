@@ -72,6 +72,8 @@ class SavedModelLoader:
 
         custom_ops.preload(self._options.preload_modules, self._options.op_libraries)
         custom_ops.use_gpu_as_needed()
+        if self._options.gc_freeze:
+            memory.freeze_imports()
         if self._fingerprint is None:
             self._fingerprint = completeness.fingerprint(self._path)
         meta_graph = read_meta_graph(self._path, self._config.saved_model_tags)
@@ -94,7 +96,12 @@ class SavedModelLoader:
             name: judge.describe(signature, operations[name], graph, ranks, batching)
             for name, signature in signatures.items()
         }
-        servable = self._load_servable(meta_graph, described, operations)
+        try:
+            servable = self._load_servable(meta_graph, described, operations)
+        except LoadError as error:
+            if not custom_ops.import_provider(error.message):
+                raise
+            servable = self._load_servable(meta_graph, described, operations)
         try:
             servable.signatures = self._judge(servable, described, operations, recorded)
         except BaseException:

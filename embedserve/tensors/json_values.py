@@ -91,7 +91,10 @@ def _elements(leaves: list[Any], dtype: DType) -> Array | None:
         if kinds == {bool}:
             return np.array(leaves, np.bool_)
     elif wanted != "unsupported" and kinds == {int}:
-        integers = np.array(leaves, np.uint64 if wanted.startswith("u") else np.int64)
+        unsigned = wanted.startswith("u")
+        if unsigned and min(leaves) < 0:
+            return None
+        integers = np.array(leaves, np.uint64 if unsigned else np.int64)
         return narrowed(integers, dtype) if within(integers, dtype) else None
     return None
 

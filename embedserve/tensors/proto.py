@@ -227,11 +227,12 @@ def _elements(values: Any, dtype: DType) -> Array:
     target, field = dtype.numpy, dtype.field
     if field == "float8_val":
         return np.frombuffer(values, target)
+    if field == "scomplex_val" or field == "dcomplex_val":
+        parts: Array = np.array(values, np.float32 if field == "scomplex_val" else np.float64)
+        return parts[: len(parts) // 2 * 2].view(target)
     array = np.array(values)  # upb hands out its memory at once; no element becomes a Python object.
     if field == "half_val":
         return array.astype(np.uint16).view(target)
-    if field == "scomplex_val" or field == "dcomplex_val":
-        return array[: len(array) // 2 * 2].view(target)
     if target.fields:
         return array.astype(target[0]).view(target)
     return array.astype(target, copy=False)

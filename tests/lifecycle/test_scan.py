@@ -464,7 +464,7 @@ class TestDiagnosis:
         assert result.notices == (text,)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=5000, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -483,24 +483,27 @@ def test_no_torn_or_changing_contents_are_ever_aspired(
 ) -> None:
     scanner = Scanner(model(policy=policy))
     versions = scanner.versions()
-    quiet_since: dict[tuple[str, int], float] = {}
+    whole: set[tuple[str, int]] = set()
+    first_scan: dict[tuple[str, int], float] = {}
     for contents, (action, number, pause) in enumerate(steps):
         name, version = str(number), versions.get(str(number))
         if action == "add" and version is None:
             version = versions[name] = Version(contents, "half")
         elif action == "remove":
-            version = versions.pop(name, None)
+            versions.pop(name, None)
         elif version is not None:
             version.contents = contents
             version.lacking = {"tear": "half", "mend": None}.get(action, version.lacking)
-        if version is not None and version.lacking is None:
-            quiet_since[(name, version.contents)] = scanner.disk.now
         before = scanner.aspired() if scanner.last.models else {}
         scanner.scan(after=pause)
+        for there, version in versions.items():
+            first_scan.setdefault((there, version.contents), scanner.disk.now)
+            if version.lacking is None:
+                whole.add((there, version.contents))
         aspired = scanner.aspired() or {}
-        for number, taken in aspired.items():
-            assert (str(number), taken) in quiet_since, "torn contents were taken"
-            assert scanner.disk.now >= quiet_since[(str(number), taken)] + SETTLE
+        for taken in ((str(number), contents) for number, contents in aspired.items()):
+            assert taken in whole, "torn contents were taken"
+            assert scanner.disk.now >= first_scan[taken] + SETTLE, "contents were taken too early"
         served_and_there = {number for number in before or {} if str(number) in versions}
         if served_and_there:
             assert aspired, "the model went dark although a version that served is still there"

@@ -132,9 +132,9 @@ def use_unknown_op(op: str) -> Any:
     ("op", "advice"),
     [
         (
-            "TFText>FastWordpieceTokenize",
-            "comes with the pip package tensorflow-text: install it and set "
-            "preload_modules=('tensorflow_text',), on the command line --preload_modules=tensorflow_text",
+            "IO>ReadJSON",
+            "comes with the pip package tensorflow-io: install it and set "
+            "preload_modules=('tensorflow_io',), on the command line --preload_modules=tensorflow_io",
         ),
         ("SimpleMLInferenceOp", "pip package tensorflow-decision-forests"),
         ("NobodysOp", "Name the Python module that registers it in preload_modules"),
@@ -158,6 +158,18 @@ def test_modules_are_imported_before_the_load(
     made = loader(model("dense"), RegistryOptions(preload_modules=("ops_of_ours",)))
     made.unload(made.load())
     assert sys.modules.pop("ops_of_ours").loaded
+
+
+def test_an_installed_package_that_has_a_missing_operation_is_imported_and_the_load_tried_again(
+    copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tensorflow_io.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with caplog.at_level(logging.INFO, "embedserve"), pytest.raises(LoadError) as raised:
+        loader(edit(copy("dense"), use_unknown_op("IO>ReadJSON"))).load()
+    assert sys.modules.pop("tensorflow_io")
+    assert caplog.text.count("importing tensorflow_io, which has the operation 'IO>ReadJSON'") == 1
+    assert "Op type not registered 'IO>ReadJSON'" in raised.value.message
 
 
 @pytest.mark.parametrize(
