@@ -21,16 +21,14 @@ from embedserve.errors import Code, ConfigError, ServingError
 from embedserve.flags import FLAGS, FlagError, ParsedFlags, parse, usage
 from embedserve.server import report_failed_start, run_server
 from embedserve.server_config import ConfigFile, GrpcConfig, RestConfig, ServerConfig, TlsContents, TlsFiles
+from embedserve.tfs_batching import batching_from_proto, num_batch_threads
 from embedserve.tfs_config import (
     Platform,
-    batching_from_proto,
     models_from_proto,
-    num_batch_threads,
     platforms_from_file,
     read_model_server_config,
-    read_text_proto,
 )
-from embedserve.tfs_protos import message_class
+from embedserve.tfs_protos import message_class, read_text_proto
 
 __all__ = ["main", "server_config"]
 

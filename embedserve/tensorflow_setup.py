@@ -10,7 +10,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import ConfigError
-from embedserve.tfs_config import read_text_proto, set_mixed_precision
+from embedserve.tfs_config import set_mixed_precision
+from embedserve.tfs_protos import read_text_proto
 
 if TYPE_CHECKING:
     from embedserve.flags import ParsedFlags

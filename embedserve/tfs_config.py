@@ -6,22 +6,16 @@ TensorFlow Serving's (server_core.cc). Knows no registry: whether a label's vers
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
-
-from google.protobuf import text_format
-from google.protobuf.message import DecodeError, Message
 
 from embedserve.config import (
     AllVersions,
-    BatchingOptions,
     LatestVersions,
     ModelConfig,
     SpecificVersions,
@@ -29,34 +23,20 @@ from embedserve.config import (
     validated,
 )
 from embedserve.errors import Code, ConfigError
-from embedserve.tfs_protos import message_class, message_pool
+from embedserve.tfs_batching import batching_from_proto, num_batch_threads
+from embedserve.tfs_protos import message_class, read_text_proto
 
 __all__ = [
     "DEFAULT_PLATFORMS",
     "Platform",
-    "batching_from_proto",
-    "batching_of_version",
     "models_from_proto",
-    "num_batch_threads",
     "platforms_from_file",
     "read_model_server_config",
-    "read_text_proto",
 ]
 
 logger = logging.getLogger("embedserve")
 
-M = TypeVar("M", bound=Message)
-
-_PARSE_ERROR = re.compile(r"(\d+):(\d+) : (.*)", re.DOTALL)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_ERRNO_CODES = {
-    errno.ENOENT: Code.NOT_FOUND,
-    errno.EACCES: Code.PERMISSION_DENIED,
-    errno.EPERM: Code.PERMISSION_DENIED,
-    errno.EISDIR: Code.FAILED_PRECONDITION,
-    errno.ENOTDIR: Code.FAILED_PRECONDITION,
-}
-VERSION_BATCHING_FILE = "batching_params.pbtxt"
 
 
 @dataclass(frozen=True)
@@ -80,32 +60,6 @@ class Platform:
 
 DEFAULT_PLATFORMS: Mapping[str, Platform] = {"tensorflow": Platform({})}
 """The only platform there is without a `platform_config_file`."""
-
-
-def read_text_proto(path: str | os.PathLike[str], message: M, *, expand_any: bool = False) -> M:
-    """Parse the text-format file at `path` into `message` and return it.
-
-    Args:
-        path: The file.
-        message: An empty message; its full name appears in the log of a parse error.
-        expand_any: Let `[type.googleapis.com/...] { }` name any message this package knows; imports TensorFlow.
-
-    Raises:
-        ConfigError: The file cannot be read (the file system's code), or does not parse (INVALID_ARGUMENT; the place
-            and the reason are logged).
-    """
-    try:
-        text = Path(path).read_bytes().decode()
-        text_format.Parse(text, message, descriptor_pool=message_pool() if expand_any else None)
-    except OSError as error:
-        code = _ERRNO_CODES.get(error.errno or 0, Code.UNKNOWN)
-        raise ConfigError(f"{os.fspath(path)}; {error.strerror}", code=code) from None
-    except (text_format.ParseError, DecodeError, UnicodeDecodeError) as error:
-        found = _PARSE_ERROR.match(str(error))
-        detail = f"{found[1]}:{found[2]}: {found[3]}" if found else f"1:1: {error}"
-        logger.error("Error parsing text-format %s: %s", message.DESCRIPTOR.full_name, detail)
-        raise ConfigError(f"Invalid protobuf file: '{os.fspath(path)}'") from None
-    return message
 
 
 def read_model_server_config(path: str | os.PathLike[str]) -> Any:
@@ -245,85 +199,6 @@ def _version_policy(model: Any) -> VersionPolicy:
             return SpecificVersions(versions=tuple(policy.specific.versions))
         case _:
             return LatestVersions(num_versions=policy.latest.num_versions or 1)
-
-
-# BatchingParameters → batching options.
-
-
-def num_batch_threads(parameters: Any) -> int | None:
-    """Run threads that `BatchingParameters` ask for, or None.
-
-    Raises:
-        ConfigError: The number is not positive.
-    """
-    if not parameters.HasField("num_batch_threads"):
-        return None
-    value: int = parameters.num_batch_threads.value
-    if value <= 0:
-        raise ConfigError(f"num_batch_threads must be positive; was {value}")
-    return value
-
-
-def batching_from_proto(parameters: Any) -> BatchingOptions:
-    """`BatchingParameters` with TensorFlow Serving's defaults, which refuse a request larger than a batch.
-
-    Raises:
-        ConfigError: The first finding, in TensorFlow Serving's words.
-    """
-
-    def value(name: str, default: int) -> int:
-        number: int = getattr(parameters, name).value if parameters.HasField(name) else default
-        return number
-
-    split = parameters.enable_large_batch_splitting.value
-    max_batch_size = value("max_batch_size", 1000)
-    timeout = value("batch_timeout_micros", 0)
-    enqueued = value("max_enqueued_batches", 10)
-    execution = value("max_execution_batch_size", 0) or max_batch_size
-    allowed = tuple(parameters.allowed_batch_sizes)
-    if allowed and allowed[-1] != max_batch_size:
-        raise ConfigError(
-            f"Last entry in allowed_batch_sizes must match max_batch_size; last entry was {allowed[-1]}; expected "
-            f"{max_batch_size}"
-        )
-    if max_batch_size <= 0:
-        raise ConfigError(f"input_batch_size_limit must be positive; was {max_batch_size}")
-    if timeout < 0:
-        raise ConfigError(f"batch_timeout_micros must be non-negative; was {timeout}")
-    if enqueued < 0 or (split and not enqueued):
-        raise ConfigError(f"max_enqueued_batches must be positive; was {enqueued}")
-    if split and execution > max_batch_size:
-        raise ConfigError(
-            "When enable_large_batch_splitting is true, input_batch_size_limit must be greater than or equal to "
-            f"max_execution_batch_size. {max_batch_size} < {execution}"
-        )
-    return validated(
-        BatchingOptions,
-        {
-            "max_batch_size": max_batch_size,
-            "batch_timeout_micros": timeout,
-            "max_enqueued_batches": enqueued or 1,
-            "allowed_batch_sizes": allowed,
-            "pad_variable_length_inputs": parameters.pad_variable_length_inputs,
-            "enable_large_batch_splitting": split,
-            "max_execution_batch_size": execution if split else None,
-            "oversize": "reject",
-        },
-    )
-
-
-def batching_of_version(directory: str | os.PathLike[str]) -> BatchingOptions | None:
-    """The batching options in a version directory's `batching_params.pbtxt`; None when it has none: not batched.
-
-    For `enable_per_model_batching_parameters`. Threads are the process's, so the file's `num_batch_threads` is ignored.
-
-    Raises:
-        ConfigError: The file does not parse or is inconsistent; a load error of that version.
-    """
-    path = Path(directory) / VERSION_BATCHING_FILE
-    if not path.exists():
-        return None
-    return batching_from_proto(read_text_proto(path, message_class("BatchingParameters")()))
 
 
 # PlatformConfigMap → platforms.

@@ -1,21 +1,34 @@
 """TensorFlow Serving's configuration messages that the tensorflow-serving-api package lacks, built at run time.
 
 They live in a descriptor pool of our own, under their original names (package `tensorflow.serving`), so that they never
-clash with another package's and parse errors name what users know. Called by `tfs_config`; knows no file and no option.
+clash with another package's and parse errors name what users know. `read_text_proto` reads any of them from a file;
+what a message means is decided by its callers.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import re
 from functools import cache
+from pathlib import Path
+from typing import TypeVar
 
-from google.protobuf import any_pb2, wrappers_pb2
+from google.protobuf import any_pb2, text_format, wrappers_pb2
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-__all__ = ["message_class", "message_pool"]
+from embedserve.errors import Code, ConfigError
+
+__all__ = ["message_class", "message_pool", "read_text_proto"]
+
+logger = logging.getLogger("embedserve")
+
+M = TypeVar("M", bound=Message)
 
 PACKAGE = "tensorflow.serving"
 
@@ -76,6 +89,14 @@ _SCALARS = {
     "int64": FieldDescriptorProto.TYPE_INT64,
     "string": FieldDescriptorProto.TYPE_STRING,
     "uint64": FieldDescriptorProto.TYPE_UINT64,
+}
+_PARSE_ERROR = re.compile(r"(\d+):(\d+) : (.*)", re.DOTALL)
+_ERRNO_CODES = {
+    errno.ENOENT: Code.NOT_FOUND,
+    errno.EACCES: Code.PERMISSION_DENIED,
+    errno.EPERM: Code.PERMISSION_DENIED,
+    errno.EISDIR: Code.FAILED_PRECONDITION,
+    errno.ENOTDIR: Code.FAILED_PRECONDITION,
 }
 
 
@@ -141,3 +162,29 @@ def message_class(name: str) -> type[Message]:
     """
     pool = _light_pool()[0] if name in _LIGHT else message_pool()
     return GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
+def read_text_proto(path: str | os.PathLike[str], message: M, *, expand_any: bool = False) -> M:
+    """Parse the text-format file at `path` into `message` and return it.
+
+    Args:
+        path: The file.
+        message: An empty message; its full name appears in the log of a parse error.
+        expand_any: Let `[type.googleapis.com/...] { }` name any message this package knows; imports TensorFlow.
+
+    Raises:
+        ConfigError: The file cannot be read (the file system's code), or does not parse (INVALID_ARGUMENT; the place
+            and the reason are logged).
+    """
+    try:
+        text = Path(path).read_bytes().decode()
+        text_format.Parse(text, message, descriptor_pool=message_pool() if expand_any else None)
+    except OSError as error:
+        code = _ERRNO_CODES.get(error.errno or 0, Code.UNKNOWN)
+        raise ConfigError(f"{os.fspath(path)}; {error.strerror}", code=code) from None
+    except (text_format.ParseError, DecodeError, UnicodeDecodeError) as error:
+        found = _PARSE_ERROR.match(str(error))
+        detail = f"{found[1]}:{found[2]}: {found[3]}" if found else f"1:1: {error}"
+        logger.error("Error parsing text-format %s: %s", message.DESCRIPTOR.full_name, detail)
+        raise ConfigError(f"Invalid protobuf file: '{os.fspath(path)}'") from None
+    return message

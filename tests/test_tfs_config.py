@@ -9,19 +9,15 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from embedserve.config import AllVersions, BatchingOptions, LatestVersions, ModelConfig, SpecificVersions
+from embedserve.config import AllVersions, LatestVersions, ModelConfig, SpecificVersions
 from embedserve.errors import Code, ConfigError
 from embedserve.tfs_config import (
     Platform,
-    batching_from_proto,
-    batching_of_version,
     models_from_proto,
-    num_batch_threads,
     platforms_from_file,
     read_model_server_config,
-    read_text_proto,
 )
-from embedserve.tfs_protos import message_class
+from embedserve.tfs_protos import message_class, read_text_proto
 
 
 def server_config(text: str) -> Any:
@@ -33,10 +29,6 @@ def listed(*models: str) -> Any:
 
 
 GOOD = 'name: "m" base_path: "/models/m" model_platform: "tensorflow"'
-
-
-def batching(text: str) -> Any:
-    return text_format.Parse(text, message_class("BatchingParameters")())
 
 
 # Messages.
@@ -253,88 +245,6 @@ def test_a_model_keeps_its_platform() -> None:
     assert str(caught.value) == (
         "Illegal to change a model's platform. For model m platform was tensorflow and new platform requested is other"
     )
-
-
-# Batching.
-
-
-def test_batching_parameters_have_tensorflow_servings_defaults() -> None:
-    assert batching_from_proto(batching("")) == BatchingOptions(
-        max_batch_size=1000, batch_timeout_micros=0, max_enqueued_batches=10, oversize="reject"
-    )
-    assert num_batch_threads(batching("")) is None
-
-
-def test_every_batching_parameter_is_read() -> None:
-    parameters = batching(
-        """
-        max_batch_size { value: 128 } batch_timeout_micros { value: 5000 } max_enqueued_batches { value: 100 }
-        num_batch_threads { value: 3 } thread_pool_name { value: "pool" } allowed_batch_sizes: 64
-        allowed_batch_sizes: 128 pad_variable_length_inputs: true enable_large_batch_splitting { value: true }
-        max_execution_batch_size { value: 64 }
-        """
-    )
-    assert num_batch_threads(parameters) == 3
-    assert batching_from_proto(parameters) == BatchingOptions(
-        max_batch_size=128,
-        batch_timeout_micros=5000,
-        max_enqueued_batches=100,
-        allowed_batch_sizes=(64, 128),
-        pad_variable_length_inputs=True,
-        enable_large_batch_splitting=True,
-        max_execution_batch_size=64,
-        oversize="reject",
-    )
-
-
-def test_splitting_without_sizes_runs_batches_of_1000() -> None:
-    assert batching_from_proto(batching("enable_large_batch_splitting { value: true }")).execution_size == 1000
-
-
-def test_no_enqueued_batches_are_one_without_splitting() -> None:
-    assert batching_from_proto(batching("max_enqueued_batches { value: 0 }")).max_enqueued_batches == 1
-
-
-SPLIT = "enable_large_batch_splitting { value: true } "
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "allowed_batch_sizes: 10",
-            "Last entry in allowed_batch_sizes must match max_batch_size; last entry was 10; expected 1000",
-        ),
-        ("max_batch_size { value: 0 }", "input_batch_size_limit must be positive; was 0"),
-        ("batch_timeout_micros { value: -1 }", "batch_timeout_micros must be non-negative; was -1"),
-        (SPLIT + "max_enqueued_batches { value: 0 }", "max_enqueued_batches must be positive; was 0"),
-        (
-            SPLIT + "max_batch_size { value: 8 } max_execution_batch_size { value: 16 }",
-            "When enable_large_batch_splitting is true, input_batch_size_limit must be greater than or equal to "
-            "max_execution_batch_size.",
-        ),
-    ],
-)
-def test_bad_batching_parameters_are_refused(text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        batching_from_proto(batching(text))
-    assert str(caught.value).startswith(message)
-
-
-def test_batch_threads_must_be_positive() -> None:
-    with pytest.raises(ConfigError, match=r"^num_batch_threads must be positive; was 0$"):
-        num_batch_threads(batching("num_batch_threads { value: 0 }"))
-
-
-def test_a_versions_own_batching_file_replaces_the_options_and_its_absence_means_unbatched(tmp_path: Path) -> None:
-    assert batching_of_version(tmp_path) is None
-    (tmp_path / "batching_params.pbtxt").write_text("max_batch_size { value: 7 }")
-    options = batching_of_version(tmp_path)
-    assert options is not None
-    assert options.max_batch_size == 7
-    (tmp_path / "batching_params.pbtxt").write_text("max_batch_size: 7")
-    with pytest.raises(ConfigError, match="Invalid protobuf file"):
-        batching_of_version(tmp_path)
 
 
 # Platforms.

@@ -1,0 +1,97 @@
+"""Batching parameters, the server's or a version's own, become options; a mistake has TensorFlow Serving's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+
+from embedserve.config import BatchingOptions
+from embedserve.errors import ConfigError
+from embedserve.tfs_batching import batching_from_proto, batching_of_version, num_batch_threads
+from embedserve.tfs_protos import message_class
+
+
+def batching(text: str) -> Any:
+    return text_format.Parse(text, message_class("BatchingParameters")())
+
+
+def test_batching_parameters_have_tensorflow_servings_defaults() -> None:
+    assert batching_from_proto(batching("")) == BatchingOptions(
+        max_batch_size=1000, batch_timeout_micros=0, max_enqueued_batches=10, oversize="reject"
+    )
+    assert num_batch_threads(batching("")) is None
+
+
+def test_every_batching_parameter_is_read() -> None:
+    parameters = batching(
+        """
+        max_batch_size { value: 128 } batch_timeout_micros { value: 5000 } max_enqueued_batches { value: 100 }
+        num_batch_threads { value: 3 } thread_pool_name { value: "pool" } allowed_batch_sizes: 64
+        allowed_batch_sizes: 128 pad_variable_length_inputs: true enable_large_batch_splitting { value: true }
+        max_execution_batch_size { value: 64 }
+        """
+    )
+    assert num_batch_threads(parameters) == 3
+    assert batching_from_proto(parameters) == BatchingOptions(
+        max_batch_size=128,
+        batch_timeout_micros=5000,
+        max_enqueued_batches=100,
+        allowed_batch_sizes=(64, 128),
+        pad_variable_length_inputs=True,
+        enable_large_batch_splitting=True,
+        max_execution_batch_size=64,
+        oversize="reject",
+    )
+
+
+def test_splitting_without_sizes_runs_batches_of_1000() -> None:
+    assert batching_from_proto(batching("enable_large_batch_splitting { value: true }")).execution_size == 1000
+
+
+def test_no_enqueued_batches_are_one_without_splitting() -> None:
+    assert batching_from_proto(batching("max_enqueued_batches { value: 0 }")).max_enqueued_batches == 1
+
+
+SPLIT = "enable_large_batch_splitting { value: true } "
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "allowed_batch_sizes: 10",
+            "Last entry in allowed_batch_sizes must match max_batch_size; last entry was 10; expected 1000",
+        ),
+        ("max_batch_size { value: 0 }", "input_batch_size_limit must be positive; was 0"),
+        ("batch_timeout_micros { value: -1 }", "batch_timeout_micros must be non-negative; was -1"),
+        (SPLIT + "max_enqueued_batches { value: 0 }", "max_enqueued_batches must be positive; was 0"),
+        (
+            SPLIT + "max_batch_size { value: 8 } max_execution_batch_size { value: 16 }",
+            "When enable_large_batch_splitting is true, input_batch_size_limit must be greater than or equal to "
+            "max_execution_batch_size.",
+        ),
+    ],
+)
+def test_bad_batching_parameters_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        batching_from_proto(batching(text))
+    assert str(caught.value).startswith(message)
+
+
+def test_batch_threads_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match=r"^num_batch_threads must be positive; was 0$"):
+        num_batch_threads(batching("num_batch_threads { value: 0 }"))
+
+
+def test_a_versions_own_batching_file_replaces_the_options_and_its_absence_means_unbatched(tmp_path: Path) -> None:
+    assert batching_of_version(tmp_path) is None
+    (tmp_path / "batching_params.pbtxt").write_text("max_batch_size { value: 7 }")
+    options = batching_of_version(tmp_path)
+    assert options is not None
+    assert options.max_batch_size == 7
+    (tmp_path / "batching_params.pbtxt").write_text("max_batch_size: 7")
+    with pytest.raises(ConfigError, match="Invalid protobuf file"):
+        batching_of_version(tmp_path)
