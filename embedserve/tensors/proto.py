@@ -79,20 +79,21 @@ def encode(array: Array, dtype: DType, *, as_content: bool = False) -> TensorPro
 
 def encode_into(proto: TensorProto, array: Array, dtype: DType, *, as_content: bool = False) -> None:
     """Write a tensor into an empty message, as `encode` does."""
-    array = np.asarray(array)
+    array = np.asarray(array)  # A rank-0 output may be a numpy scalar.
     if array.dtype != dtype.numpy:
         array = dtype.convert(array)
     header = _header(dtype.number, array.shape)
     if dtype.field == "string_val":
         proto.MergeFromString(header)
         proto.string_val.extend(_as_bytes(array.ravel().tolist()))
-    elif as_content:
-        proto.MergeFromString(header + _field(_CONTENT, array.tobytes()))
+    elif as_content or not array.size:
+        proto.MergeFromString(header)
+        proto.tensor_content = array.tobytes()
     elif dtype.field in _RAW_FIELDS:
-        number, width = _RAW_FIELDS[dtype.field]
-        raw = array.tobytes()
         # A packed field of fixed-size numbers is their little-endian memory; bools are varints of one byte.
-        proto.MergeFromString(header + _field(number, raw) if len(raw) >= width else header)
+        memory = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        tag = _varint(_RAW_FIELDS[dtype.field] << 3 | 2)
+        proto.MergeFromString(b"".join((header, tag, _varint(len(memory)), memory)))
     else:
         _encode_varints(proto, header, array, dtype)
 
@@ -104,22 +105,20 @@ def _encode_varints(proto: TensorProto, header: bytes, array: Array, dtype: DTyp
         array = array.view(dtype.numpy[0])
     elif dtype.numpy.kind == "V":  # int4 and the like
         array = array.astype(np.int8 if dtype.limits and dtype.limits[0] < 0 else np.uint8)
-    if array.size and array.min() >= 0 and array.max() < 128:
+    if array.min() >= 0 and array.max() < 128:
         proto.MergeFromString(header + _field(_VARINT_FIELDS[dtype.field], array.astype(np.uint8).tobytes()))
     else:
         proto.MergeFromString(header)
         getattr(proto, dtype.field).extend(array.ravel().tolist())
 
 
-_CONTENT = 4
-# Field number and least length of a value.
 _RAW_FIELDS = {
-    "float_val": (5, 4),
-    "double_val": (6, 8),
-    "scomplex_val": (9, 8),
-    "bool_val": (11, 1),
-    "dcomplex_val": (12, 16),
-    "float8_val": (18, 1),
+    "float_val": 5,
+    "double_val": 6,
+    "scomplex_val": 9,
+    "bool_val": 11,
+    "dcomplex_val": 12,
+    "float8_val": 18,
 }
 _VARINT_FIELDS = {"int_val": 7, "int64_val": 10, "half_val": 13, "uint32_val": 16, "uint64_val": 17}
 
