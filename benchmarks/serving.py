@@ -1,5 +1,7 @@
 """A server process for the benchmarks: one registry with both adapters on one loop, and how to start and stop it.
 
+Options as in the standalone server.
+
 As a program: python -m benchmarks.serving REST_PORT GRPC_PORT MODELS_JSON   (a list of ModelConfig)
 """
 
@@ -102,7 +104,7 @@ async def main(rest_port: int, grpc_port: int, models: list[dict[str, object]]) 
     from embedserve.rest import create_app
 
     async with (
-        ModelRegistry(models=[ModelConfig.model_validate(model) for model in models]) as registry,
+        ModelRegistry(models=[ModelConfig.model_validate(model) for model in models], gc_freeze=True) as registry,
         serve(registry, port=grpc_port),
     ):
         config = uvicorn.Config(
