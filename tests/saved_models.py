@@ -297,7 +297,7 @@ def text_cnn(path: Path) -> Path:
 
 
 def unknown_rank_product(path: Path) -> Path:
-    """TensorFlow Serving's test model `tf_saved_model_save`: `y = 3 * 2 * x`, `x` of unknown rank, no decorated method."""
+    """TensorFlow Serving's `test_tf_saved_model_save`: `y = 3 * 2 * x`, `x` of unknown rank, no signature named."""
     root = tf.train.Checkpoint(v1=tf.Variable(3.0), v2=tf.Variable(2.0))
     root.f = tf.function(lambda x: {"y": root.v1 * root.v2 * x})
     tf.saved_model.save(root, str(path), signatures=root.f.get_concrete_function(tf.TensorSpec(None, tf.float32)))
@@ -326,6 +326,16 @@ def keras_export(path: Path) -> Path:
         ]
     )
     model.export(str(path), verbose=False)
+    return path
+
+
+def keras_line(path: Path) -> Path:
+    """A functional Keras model with named input and output: `y = 3 * x`, `x` declared `[-1, 1]`."""
+    import keras
+
+    x = keras.Input((1,), name="x")
+    y = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(3.0))(x)
+    keras.Model({"x": x}, {"y": y}).export(str(path), verbose=False)
     return path
 
 
@@ -469,6 +479,6 @@ MODELS: Mapping[str, Builder] = {
         *(half_plus_two, dense, integer_matmul, counter, exposed_variable, random_noise, strings, several, identities),
         *(lookup, reads_asset_at_run_time, positive_only, across_rows, endless, control_flow, big_constant, conv2d),
         *(conv2d_unknown_rank, text_cnn, keras_export, tf1_ref_variables, tf1_counter, tf1_legacy_init, tf1_examples),
-        *(examples, unknown_rank_product, constant_scalars),
+        *(examples, unknown_rank_product, constant_scalars, keras_line),
     )
 }

@@ -98,8 +98,8 @@ def use_gpu_as_needed() -> None:
 def import_provider(message: str) -> bool:
     """Import what provides the operation that a failed load misses, where it is installed; True to try again.
 
-    TensorFlow Serving's binary has TensorFlow Text's and Decision Forests' operations linked in, so no flag of its users
-    names them.
+    TensorFlow Serving's binary has the operations of TensorFlow Text and Decision Forests linked in, so none of its
+    flags names them.
     """
     op, _, module = _provider(message)
     if op is None or module is None or module in sys.modules or importlib.util.find_spec(module) is None:
