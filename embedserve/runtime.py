@@ -75,6 +75,10 @@ class Source(Protocol):
     def diagnosis(self) -> str | None:
         """Why the last scan discovered no model, and what to do, or None."""
 
+    @property
+    def misused(self) -> bool:
+        """Whether the root cannot be what was meant: not there, or a model or version instead of models."""
+
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """Follow exactly these models from the next scan on."""
 
@@ -131,6 +135,7 @@ class Runtime:
         self._make_loader = make_loader or load_saved_model
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
         self._codec_pool = LoadPool(self.loop, 2, "embedserve-codec")
+        self._scan_pool = LoadPool(self.loop, 1, "embedserve-scan")  # A long load must not hide a new version.
         self._run_pool = RunPool(self.loop, options.num_batch_threads)
         self.manager = Manager(
             self._predictor_of,
@@ -143,7 +148,7 @@ class Runtime:
             drain_timeout=options.drain_timeout,
         )
         self.control = Control(self)
-        self.source = (make_source or watch_directories)(options, self._load_pool, root, self)
+        self.source = (make_source or watch_directories)(options, self._scan_pool, root, self)
         if models:
             self.source.set_models(models)
 
@@ -291,15 +296,15 @@ class Runtime:
             if self.observers:
                 self.observers.run_finished(version.id, signature.name, self.loop.time() - started, error)
 
-    def _predictor_of(self, id: ServableId, servable: Servable) -> Predictor:
-        config = self.configs[id.name]
+    def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
+        batching, options = version.loader.batching or self.options.batching_of(self.configs[version.id.name])
         return make_predictor(
             servable,
-            id,
+            version.id,
             self._run_pool,
             self.observers,
-            config.batching_options or self.options.batching_options,
-            self.options.batching if config.batching is None else config.batching,
+            options,
+            batching,
             self.options.max_pending_requests,
         )
 
@@ -347,6 +352,8 @@ class Runtime:
             StartError: Time is over, or no model that is still missing can succeed; the reason for each model.
         """
         await self.source.start()
+        if wait and not self.configs and self.source.misused:
+            raise StartError(self.source.diagnosis or "")
         if wait:
             await self.wait_until_ready(self.options.start_timeout)
 
@@ -408,3 +415,4 @@ class Runtime:
         self._run_pool.close()
         self._load_pool.close()
         self._codec_pool.close()
+        self._scan_pool.close()

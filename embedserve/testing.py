@@ -195,6 +195,10 @@ class FakeLoader:
         self.servable: FakeServable | None = None
         self.id = ServableId("", 0)
 
+    @property
+    def batching(self) -> None:
+        """Fakes are batched as the configuration says."""
+
     def load(self) -> Servable:
         """Make the servable, or fail."""
         self.loads += 1
@@ -264,6 +268,7 @@ class FakeSource:
         return (FileStamp(f"generation {self.fingerprints.get((name, version), 1)}", 0, 0, 0),)
 
     diagnosis = None
+    misused = False
 
     def problem(self, name: str) -> str | None:
         """There is no base path to be wrong."""

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -493,3 +494,16 @@ async def test_method_names_are_checked_when_asked_for() -> None:
     async with checking as registry:
         with pytest.raises(ServingError, match=r"Expected prediction signature method_name to be one of .* Was: odd"):
             await registry.predict("m", X)
+
+
+async def test_a_root_that_cannot_be_meant_is_told_at_entry(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="missing does not exist"):
+        async with ModelRegistry(tmp_path / "missing"):
+            pass
+    (tmp_path / "digits" / "1").mkdir(parents=True)
+    with pytest.raises(StartError, match=r"holds version directories \(1\), so it is not a directory of models. Pass"):
+        async with ModelRegistry(tmp_path / "digits"):
+            pass
+    (tmp_path / "empty").mkdir()
+    async with ModelRegistry(tmp_path / "empty") as registry:
+        assert registry.models() == ()

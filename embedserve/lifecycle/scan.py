@@ -123,6 +123,7 @@ class Scan:
     diagnosis: str | None = None
     notices: tuple[str, ...] = ()
     due: float | None = None
+    misused: bool = False
 
 
 def scan(
@@ -158,6 +159,7 @@ def scan(
         diagnosis,
         tuple(notices),
         _earliest([due, *(model.due for model in models.values())]),
+        diagnosis is not None and not diagnosis.startswith(_NOTHING_YET),
     )
 
 
@@ -166,6 +168,8 @@ def _earliest(times: Iterable[float | None]) -> float | None:
 
 
 # Models under the root.
+
+_NOTHING_YET = "no models found under"
 
 
 def _discover(
@@ -222,10 +226,10 @@ def _diagnose(root: Path, children: Sequence[Child], disk: Disk) -> str:
         if child.is_directory and _holds_graph(_children_or_none(root / child.name, disk)):
             inner = root / child.name
             return (
-                f"no models found under {root}: {inner} holds a SavedModel itself, "
+                f"{root} holds no models: {inner} holds a SavedModel itself, "
                 f"but a version needs a directory of its own. Move it to {inner / '1'}"
             )
-    return f"no models found under {root}; expected {root}/<model name>/<version number>/saved_model.pb"
+    return f"{_NOTHING_YET} {root}; expected {root}/<model name>/<version number>/saved_model.pb"
 
 
 def _children_or_none(path: Path, disk: Disk) -> Sequence[Child]:

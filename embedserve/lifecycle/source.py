@@ -114,6 +114,11 @@ class FileSystemSource:
         """Why the last scan discovered no model under the root and what to do, or None."""
         return self._last.diagnosis
 
+    @property
+    def misused(self) -> bool:
+        """Whether the root is not there, or holds something else than models; an empty one is merely early."""
+        return self._last.misused
+
     def problem(self, name: str) -> str | None:
         """What the last scan found wrong with a model's base path, or None."""
         model = self._last.models.get(name)

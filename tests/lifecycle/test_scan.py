@@ -451,7 +451,7 @@ class TestDiagnosis:
             ),
             (
                 {"digits": {"saved_model.pb": Version(is_file=True)}},
-                "no models found under /models: /models/digits holds a SavedModel itself, but a version needs a "
+                "/models holds no models: /models/digits holds a SavedModel itself, but a version needs a "
                 "directory of its own. Move it to /models/digits/1",
             ),
         ],
