@@ -215,6 +215,11 @@ class RegistryOptions(_Options):
     max_request_bytes: int = Field(default=2**31 - 1, ge=1)
     max_inflight_bytes: int | None = Field(default=None, ge=1)
 
+    def batching_of(self, model: ModelConfig) -> tuple[Batching, BatchingOptions]:
+        """How a model is batched: as it says itself, else as the registry says."""
+        batching = self.batching if model.batching is None else model.batching
+        return batching, model.batching_options or self.batching_options
+
 
 def validated(cls: type[T], values: Mapping[str, object]) -> T:
     """Build an options model, with pydantic's findings as one ConfigError that names each option.

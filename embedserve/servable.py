@@ -15,6 +15,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import asyncio
 
+    from embedserve.config import Batching, BatchingOptions
     from embedserve.signature import Signature
 
 __all__ = ["Array", "Cancellation", "Loader", "Predictor", "Servable", "ServableId", "State", "Tensors"]
@@ -118,6 +119,10 @@ class Servable(Protocol):
 
 class Loader(Protocol):
     """Owns one version's resources, from load to unload. Every method runs in a thread; calls never overlap."""
+
+    @property
+    def batching(self) -> tuple[Batching, BatchingOptions] | None:
+        """How the version loaded last is to be batched; None means as the configuration says."""
 
     def load(self) -> Servable:
         """Load the version.

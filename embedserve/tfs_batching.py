@@ -1,20 +1,23 @@
 """TensorFlow Serving's `BatchingParameters`, the server's or one version's own → batching options.
 
 Called by what reads the server's configuration and by the loader of a version. Words of errors are TensorFlow Serving's
-(session_bundle_config.proto, batching_util.cc). Threads are the process's: no version has its own.
+(session_bundle_config.proto, batching_util.cc).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from embedserve.config import BatchingOptions, validated
-from embedserve.errors import ConfigError
+from embedserve.config import Batching, BatchingOptions, ModelConfig, RegistryOptions, validated
+from embedserve.errors import ConfigError, LoadError
 from embedserve.tfs_protos import message_class, read_text_proto
 
 __all__ = ["batching_from_proto", "batching_of_version", "num_batch_threads"]
+
+logger = logging.getLogger("embedserve")
 
 VERSION_BATCHING_FILE = "batching_params.pbtxt"
 
@@ -81,15 +84,26 @@ def batching_from_proto(parameters: Any) -> BatchingOptions:
     )
 
 
-def batching_of_version(directory: str | os.PathLike[str]) -> BatchingOptions | None:
-    """The batching options in a version directory's `batching_params.pbtxt`; None when it has none: not batched.
+def batching_of_version(
+    directory: str | os.PathLike[str], model: ModelConfig, options: RegistryOptions
+) -> tuple[Batching, BatchingOptions]:
+    """How the version in `directory` is batched.
 
-    For `enable_per_model_batching_parameters`. Threads are the process's, so the file's `num_batch_threads` is ignored.
+    With `enable_per_model_batching_parameters` its own `batching_params.pbtxt` replaces the model's batching options,
+    and a version without one is not batched (TF Serving: saved_model_bundle_factory.cc). A file's `num_batch_threads`
+    says nothing: threads are the process's.
 
     Raises:
-        ConfigError: The file does not parse or is inconsistent; a load error of that version.
+        LoadError: The file does not parse or is inconsistent.
     """
-    path = Path(directory) / VERSION_BATCHING_FILE
-    if not path.exists():
-        return None
-    return batching_from_proto(read_text_proto(path, message_class("BatchingParameters")()))
+    batching, configured = options.batching_of(model)
+    if batching is False or not options.enable_per_model_batching_parameters:
+        return batching, configured
+    file = Path(directory) / VERSION_BATCHING_FILE
+    if not file.exists():
+        logger.info("%s is not batched: it has no %s", os.fspath(directory), VERSION_BATCHING_FILE)
+        return False, configured
+    try:
+        return batching, batching_from_proto(read_text_proto(file, message_class("BatchingParameters")()))
+    except ConfigError as error:
+        raise LoadError(str(error), code=error.code) from error

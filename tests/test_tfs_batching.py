@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import text_format
 
-from embedserve.config import BatchingOptions
-from embedserve.errors import ConfigError
+from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
+from embedserve.errors import Code, ConfigError, LoadError
 from embedserve.tfs_batching import batching_from_proto, batching_of_version, num_batch_threads
 from embedserve.tfs_protos import message_class
 
@@ -86,12 +87,48 @@ def test_batch_threads_must_be_positive() -> None:
         num_batch_threads(batching("num_batch_threads { value: 0 }"))
 
 
-def test_a_versions_own_batching_file_replaces_the_options_and_its_absence_means_unbatched(tmp_path: Path) -> None:
-    assert batching_of_version(tmp_path) is None
-    (tmp_path / "batching_params.pbtxt").write_text("max_batch_size { value: 7 }")
-    options = batching_of_version(tmp_path)
-    assert options is not None
-    assert options.max_batch_size == 7
-    (tmp_path / "batching_params.pbtxt").write_text("max_batch_size: 7")
-    with pytest.raises(ConfigError, match="Invalid protobuf file"):
-        batching_of_version(tmp_path)
+# A version's own.
+
+PER_MODEL = RegistryOptions(
+    batching=True, batching_options=BatchingOptions(max_batch_size=16), enable_per_model_batching_parameters=True
+)
+FILE = "batching_params.pbtxt"
+
+
+def model(path: Path, **options: Any) -> ModelConfig:
+    return ModelConfig(name="m", base_path=path, **options)
+
+
+def test_a_versions_own_file_replaces_the_options_and_its_absence_means_unbatched(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "embedserve")
+    assert batching_of_version(tmp_path, model(tmp_path), PER_MODEL) == (False, PER_MODEL.batching_options)
+    assert f"{tmp_path} is not batched: it has no {FILE}" in caplog.text
+    (tmp_path / FILE).write_text("max_batch_size { value: 7 } num_batch_threads { value: 0 }")
+    expected = BatchingOptions(max_batch_size=7, max_enqueued_batches=10, oversize="reject")
+    assert batching_of_version(tmp_path, model(tmp_path), PER_MODEL) == (True, expected)
+    assert batching_of_version(tmp_path, model(tmp_path, batching="auto"), PER_MODEL) == ("auto", expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_batch_size: 4", "Invalid protobuf file: "),
+        ("allowed_batch_sizes: 3", "Last entry in allowed_batch_sizes must match max_batch_size"),
+    ],
+)
+def test_a_bad_file_of_a_version_fails_its_load(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(LoadError, match=f"^{words}") as caught:
+        batching_of_version(tmp_path, model(tmp_path), PER_MODEL)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_a_versions_own_file_counts_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("no such field")
+    defaults = RegistryOptions()
+    assert batching_of_version(tmp_path, model(tmp_path), defaults) == ("auto", defaults.batching_options)
+    own = BatchingOptions(max_batch_size=5)
+    unbatched = model(tmp_path, batching=False, batching_options=own)
+    assert batching_of_version(tmp_path, unbatched, PER_MODEL) == (False, own)

@@ -41,7 +41,7 @@ class Manager:
 
     def __init__(
         self,
-        make_predictor: Callable[[ServableId, Servable], Predictor],
+        make_predictor: Callable[[ManagedVersion, Servable], Predictor],
         *,
         load_pool: LoadPool,
         run_pool: RunPool,
@@ -259,7 +259,7 @@ class Manager:
         """Let requests find a loaded and warm version; synchronous, so that no request sees half of it."""
         version.servable = servable
         version.signatures = servable.signatures
-        version.predictor = self._make_predictor(version.id, servable)
+        version.predictor = self._make_predictor(version, servable)
         version.error = None
         version.failures = 0
         self._serving.setdefault(version.id.name, {})[version.id.version] = version

@@ -25,6 +25,7 @@ from embedserve.saved_model.session import SessionServable
 from embedserve.saved_model.status import clean, code_of
 from embedserve.servable import Servable, ServableId
 from embedserve.signature import Signature
+from embedserve.tfs_batching import batching_of_version
 
 __all__ = ["SavedModelLoader"]
 
@@ -56,6 +57,8 @@ class SavedModelLoader:
         self._options = options
         self._fingerprint = fingerprint
         self._samples: dict[str, Sample] = {}
+        self.batching = options.batching_of(config)
+        """How the version is batched; its own parameters are read when it is loaded."""
         self.warmup_records: int | None = None
         """Recorded warm-up requests that were replayed; None before `warm_up`, or where there is no file."""
 
@@ -71,6 +74,7 @@ class SavedModelLoader:
         from embedserve.saved_model import completeness
 
         custom_ops.preload(self._options.preload_modules, self._options.op_libraries)
+        self.batching = batching_of_version(self._path, self._config, self._options)
         custom_ops.use_gpu_as_needed()
         if self._options.gc_freeze:
             memory.freeze_imports()
@@ -91,9 +95,8 @@ class SavedModelLoader:
         }
         recorded = self._recorded(signatures)
         ranks = {**recorded.ranks, **self._config.input_ranks}
-        batching = self._options.batching if self._config.batching is None else self._config.batching
         described = {
-            name: judge.describe(signature, operations[name], graph, ranks, batching)
+            name: judge.describe(signature, operations[name], graph, ranks, self.batching[0])
             for name, signature in signatures.items()
         }
         try:
@@ -231,7 +234,7 @@ class SavedModelLoader:
         """Run each stateless signature on made-up inputs, once per batch size it will see; errors are ignored."""
         if self._warmup == "none":
             return
-        allowed = (self._config.batching_options or self._options.batching_options).allowed_batch_sizes
+        allowed = self.batching[1].allowed_batch_sizes
         for name, sample in self._samples.items():
             sizes = sorted({1, *allowed}) if servable.signatures[name].batching.batchable else [1]
             for size in sizes:

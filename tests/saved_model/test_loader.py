@@ -16,7 +16,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
-from embedserve.errors import Code, LoadError
+from embedserve.errors import Code, InvalidInputError, LoadError
+from embedserve.registry import ModelRegistry
 from embedserve.saved_model import custom_ops
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.loader import SavedModelLoader
@@ -314,6 +315,52 @@ def test_warm_up_can_be_turned_off(model: ModelPath, monkeypatch: pytest.MonkeyP
     assert recording.runs == []
     assert servable.signatures["serving_default"].batching.batchable
     made.unload(servable)
+
+
+PER_MODEL = RegistryOptions(
+    batching=True, batching_options=BatchingOptions(max_batch_size=16), enable_per_model_batching_parameters=True
+)
+
+
+def test_a_versions_own_batching_parameters_replace_the_others(copy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path: Path = copy("dense")
+    (path / "batching_params.pbtxt").write_text(
+        "max_batch_size { value: 4 } allowed_batch_sizes: 3 allowed_batch_sizes: 4 num_batch_threads { value: 7 }"
+    )
+    made = loader(path, PER_MODEL)
+    servable = made.load()
+    assert isinstance(servable, FunctionServable)
+    assert servable.signatures["serving_default"].batching.batchable
+    batching, options = made.batching
+    assert batching is True
+    assert (options.max_batch_size, options.allowed_batch_sizes, options.oversize) == (4, (3, 4), "reject")
+    recording = Recording(servable, monkeypatch)
+    made.warm_up_thread(servable)
+    assert recording.runs == [("serving_default", size) for size in (1, 3, 4)]
+    made.unload(servable)
+
+
+def test_bad_batching_parameters_of_a_version_fail_its_load(copy: Any) -> None:
+    path: Path = copy("dense")
+    (path / "batching_params.pbtxt").write_text("max_batch_size: 4")
+    with pytest.raises(LoadError, match=r"^Invalid protobuf file: "):
+        loader(path, PER_MODEL).load()
+
+
+async def test_each_version_is_batched_by_its_own_parameters(model: ModelPath, tmp_path: Path) -> None:
+    for name in ("plain", "own"):
+        shutil.copytree(model("dense"), tmp_path / name / "1")
+    (tmp_path / "own" / "1" / "batching_params.pbtxt").write_text("max_batch_size { value: 2 }")
+    models = [ModelConfig(name=name, base_path=tmp_path / name) for name in ("plain", "own")]
+    asked: Any = {**dict(PER_MODEL), "settle": 0.0, "watch": False}
+    rows = np.ones((3, 4), np.float32)
+    async with ModelRegistry(models=models, **asked) as registry:
+        await registry.predict("plain", rows)
+        await registry.predict("own", rows[:2])
+        with pytest.raises(InvalidInputError, match="3"):
+            await registry.predict("own", rows)
+        queues = registry.statistics().queues
+        assert (queues["plain", 1].rows, queues["own", 1].rows) == (0, 2)
 
 
 def test_unload_after_a_failed_load_is_fine(tmp_path: Path) -> None:
