@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -17,9 +17,12 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from embedserve.grpc import serve as serve_grpc
+from embedserve.testing import FakeRegistry
 from tests import saved_models
 from tests.conformance.exports import VERSION
 from tests.e2e.conftest import ServerProcess
+from tests.grpc.conftest import Client
 from tests.programs import free_port, run_program
 
 VERSION_NUMBER = int(VERSION)
@@ -105,6 +108,16 @@ def serve(tmp_path_factory: pytest.TempPathFactory, socket_path: Path) -> Iterat
             return Serving(process, f"localhost:{port}", f"http://localhost:{rest}")
 
         yield start
+
+
+@asynccontextmanager
+async def serving(registry: FakeRegistry) -> AsyncIterator[Client]:
+    """A gRPC server in this loop, and the official stubs on it."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(registry)
+        server = await stack.enter_async_context(serve_grpc(registry, host="127.0.0.1", port=0))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
+        yield Client(server, channel, registry)
 
 
 def predict_request(name: str, *, signature_name: str = "", rows: bool = False, only: str = "") -> Any:
