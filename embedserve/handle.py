@@ -75,14 +75,20 @@ class ModelHandle:
         signature_name: str = DEFAULT_SIGNATURE,
         output_filter: Sequence[str] | None = None,
         timeout: float | None = None,
+        cast: bool = True,
     ) -> dict[str, Array]:
-        """Answer one request on this version; arguments, result and errors as `ModelRegistry.predict`."""
+        """Answer one request on this version; arguments, result and errors as `ModelRegistry.predict`.
+
+        `cast=False` refuses arrays of another dtype than the declared one, as TF Serving does.
+        """
         self._check()
         if not self._runtime.on_loop():
             return await self._runtime.bridge(
-                self.predict(inputs, signature_name=signature_name, output_filter=output_filter, timeout=timeout)
+                self.predict(
+                    inputs, signature_name=signature_name, output_filter=output_filter, timeout=timeout, cast=cast
+                )
             )
-        return await self._runtime.predict_on(self._version, inputs, signature_name, output_filter, timeout)
+        return await self._runtime.predict_on(self._version, inputs, signature_name, output_filter, timeout, cast)
 
     def predict_sync(
         self,
@@ -91,6 +97,7 @@ class ModelHandle:
         signature_name: str = DEFAULT_SIGNATURE,
         output_filter: Sequence[str] | None = None,
         timeout: float | None = None,
+        cast: bool = True,
     ) -> dict[str, Array]:
         """As `predict`, from any thread but the registry's loop.
 
@@ -98,7 +105,9 @@ class ModelHandle:
             RegistryStateError: Called on the registry's own loop, which it would block for ever.
         """
         return self._sync(
-            lambda: self.predict(inputs, signature_name=signature_name, output_filter=output_filter, timeout=timeout)
+            lambda: self.predict(
+                inputs, signature_name=signature_name, output_filter=output_filter, timeout=timeout, cast=cast
+            )
         )
 
     async def classify(

@@ -254,6 +254,7 @@ class Runtime:
         signature_name: str,
         output_filter: Sequence[str] | None,
         timeout: float | None,
+        cast: bool = True,
     ) -> dict[str, Array]:
         """Bind, run and return one request on a version, which is held meanwhile. The hot path."""
         signature = version.signatures.get(signature_name or "serving_default")
@@ -261,7 +262,7 @@ class Runtime:
             raise unknown_signature(signature_name, version.signatures)
         if self._check_method_names:
             signature.check_predict_method()
-        bound = signature.bind(inputs)
+        bound = signature.bind(inputs, cast=cast)
         names = signature.pick(output_filter) if output_filter else None
         predictor = version.predictor
         assert predictor is not None

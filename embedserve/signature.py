@@ -14,7 +14,7 @@ import numpy as np
 
 from embedserve.errors import Code, InvalidInputError, ServingError
 from embedserve.servable import Array, Tensors
-from embedserve.tensors.dtypes import DType
+from embedserve.tensors.dtypes import DType, short_name
 
 __all__ = ["DEFAULT_SIGNATURE", "BatchingVerdict", "Signature", "TensorSpec"]
 
@@ -116,7 +116,7 @@ class Signature:
             return (None,) * self.input_ranks[spec.name]
         return spec.shape
 
-    def bind(self, inputs: Any, *, used_defaults: bool = True) -> dict[str, Array]:
+    def bind(self, inputs: Any, *, used_defaults: bool = True, cast: bool = True) -> dict[str, Array]:
         """Check a request's inputs against the signature and bring them to its dtypes.
 
         Args:
@@ -125,6 +125,7 @@ class Signature:
                 Python numbers and lists take the declared dtype; arrays are cast where
                 `np.can_cast(..., "same_kind")` allows it; `str` becomes UTF-8 bytes.
             used_defaults: Fill left-out inputs from `defaults`.
+            cast: Cast arrays as said; False refuses an array of another dtype, as TF Serving does.
 
         Returns:
             One array per input, in the signature's dtypes. Arrays that fit are passed on without a copy.
@@ -143,7 +144,7 @@ class Signature:
                     break
                 # The common case first: an ndarray of the declared dtype whose shape fits.
                 if type(value) is not np.ndarray or value.dtype is not dtype or dtype.hasobject:
-                    value = self._convert(spec, value)
+                    value = self._convert(spec, value, cast)
                 if shape is not None:
                     given = value.shape
                     if len(given) != len(shape):
@@ -154,7 +155,7 @@ class Signature:
                 bound[name] = value
             else:
                 return bound
-        return self.bind(self._complete(inputs, used_defaults))
+        return self.bind(self._complete(inputs, used_defaults), cast=cast)
 
     def _bare(self, value: Any) -> Mapping[str, Any]:
         if hasattr(value, "columns") and hasattr(value, "to_numpy"):  # A DataFrame: one column per input.
@@ -200,20 +201,27 @@ class Signature:
             )
         return {name: inputs[name] if name in inputs else defaults[name] for name in names}
 
-    def _convert(self, spec: TensorSpec, value: Any) -> Array:
+    def _convert(self, spec: TensorSpec, value: Any, cast: bool) -> Array:
+        if not cast and hasattr(value, "__array__"):
+            value = np.asarray(value)
+            given = short_name(value.dtype)
+            if given != spec.dtype.name:
+                raise self._dtype_error(spec, given)
         try:
             return spec.dtype.convert(value)
         except TypeError as error:
-            given = error.args[0] if error.args else type(value).__name__
-            raise InvalidInputError(
-                f"Expects arg[{self._fed[spec.name]}] to be {spec.dtype.name} but {given} is provided: "
-                f"input {spec.name!r} of signature {self.name!r} is {spec}"
-            ) from None
+            raise self._dtype_error(spec, error.args[0] if error.args else type(value).__name__) from None
         except (ValueError, OverflowError) as error:
             raise InvalidInputError(
                 f"input {spec.name!r} of signature {self.name!r} is {spec}; "
                 f"the given value cannot be read as that: {error}"
             ) from None
+
+    def _dtype_error(self, spec: TensorSpec, given: str) -> InvalidInputError:
+        return InvalidInputError(
+            f"Expects arg[{self._fed[spec.name]}] to be {spec.dtype.name} but {given} is provided: "
+            f"input {spec.name!r} of signature {self.name!r} is {spec}"
+        )
 
     def _shape_error(
         self, spec: TensorSpec, required: tuple[int | None, ...], given: tuple[int, ...]

@@ -71,6 +71,42 @@ def test_values_take_the_declared_dtype_or_are_refused(dtype: str, value: Any, e
     assert bound.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "given"),
+    [
+        ("float", np.array([1.5], np.float64), "double"),
+        ("int64", np.array([1], np.int32), "int32"),
+        ("float", np.float64(1.5), "double"),
+        ("float", pd.Series([1.5]), "double"),
+        ("string", np.array([1], np.int64), "int64"),
+        ("int32", np.array([b"1"], object), "string"),
+        ("quint8", np.array([1], np.uint8), "uint8"),
+    ],
+)
+def test_without_a_cast_an_array_of_another_dtype_is_refused(dtype: str, value: Any, given: str) -> None:
+    words = (
+        rf"^Expects arg\[0\] to be {dtype} but {given} is provided: input 'x' of signature 'serving_default' is {dtype}"
+    )
+    with pytest.raises(InvalidInputError, match=words):
+        signature({"x": (dtype, None)}).bind({"x": value}, cast=False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("float", [1, 2]),
+        ("float", np.array([1], np.float32)),
+        ("float", np.array([1], ">f4")),
+        ("string", ["a"]),
+        ("string", np.array(["a"])),
+        ("string", np.array([b"a"], object)),
+    ],
+)
+def test_without_a_cast_lists_and_arrays_of_the_dtype_are_still_taken(dtype: str, value: Any) -> None:
+    bound_to = signature({"x": (dtype, None), "y": ("int32", ())}, defaults={"y": np.array(1, np.int32)})
+    assert bound_to.bind({"x": value}, cast=False)["x"].dtype == by_name(dtype).numpy
+
+
 def test_wrong_dtype_counts_arguments_by_sorted_tensor_name() -> None:
     both = signature({"aa": ("int32", (None,)), "zz": ("float", (None,))})
     with pytest.raises(InvalidInputError, match=r"^Expects arg\[1\] to be float but string is provided"):

@@ -25,7 +25,7 @@ from embedserve.errors import InvalidInputError, InvalidModelSpecError
 from embedserve.grpc.calls import LARGE, acquire, acquire_spec, unary
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
-from embedserve.tensors import dtypes, proto
+from embedserve.tensors import proto
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
@@ -67,30 +67,19 @@ def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.G
 class _DecodedInputs(Mapping[str, Array]):
     """The inputs of a PredictRequest, each decoded when it is asked for.
 
-    So `Signature.bind` finds wrong names before a broken tensor is looked at, as TF Serving does. A tensor names its
-    dtype itself, so unlike a caller in process it is not cast to the signature's.
+    So `Signature.bind` finds wrong names before a broken tensor is looked at, as TF Serving does.
     """
 
-    __slots__ = ("_protos", "_signature")
+    __slots__ = ("_protos",)
 
-    def __init__(self, protos: Mapping[str, Any], signature: Signature) -> None:
+    def __init__(self, protos: Mapping[str, Any]) -> None:
         self._protos = protos
-        self._signature = signature
 
     def __getitem__(self, name: str) -> Array:
         # Reading an absent key of a protobuf message map would add it.
         if name not in self._protos:
             raise KeyError(name)
-        tensor = self._protos[name]
-        array = proto.decode(tensor, name)
-        spec = self._signature.inputs.get(name)
-        if spec is not None and tensor.dtype != spec.dtype.number:
-            fed = sorted(self._signature.inputs.values(), key=lambda spec: spec.tensor_name or spec.name)
-            raise InvalidInputError(
-                f"Expects arg[{fed.index(spec)}] to be {spec.dtype.name} but {dtypes.by_number(tensor.dtype).name} is "
-                f"provided: input {name!r} of signature {self._signature.name!r} is {spec}"
-            )
-        return array
+        return proto.decode(self._protos[name], name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._protos
@@ -107,14 +96,15 @@ async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, 
         signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
         if _checks_names(registry):
             signature.check_predict_method()
-        inputs: Tensors = _DecodedInputs(request.inputs, signature)
+        inputs: Tensors = _DecodedInputs(request.inputs)
         if large:
-            inputs = await registry.run_in_thread(signature.bind, inputs)
+            inputs = await registry.run_in_thread(partial(signature.bind, inputs, cast=False))
         outputs = await handle.predict(
             inputs,
             signature_name=signature.name,
             output_filter=tuple(request.output_filter) or None,
             timeout=context.time_remaining(),
+            cast=False,  # A tensor names its dtype itself.
         )
         encode = partial(_predict_response, handle, signature, outputs, tensor_content)
         if sum(array.nbytes for array in outputs.values()) > LARGE:
