@@ -124,6 +124,9 @@ class Loader(Protocol):
     def batching(self) -> tuple[Batching, BatchingOptions] | None:
         """How the version loaded last is to be batched; None means as the configuration says."""
 
+    warmup_records: int | None
+    """Recorded warm-up requests that `warm_up` read to the end; None where there is no file, or a request failed."""
+
     def load(self) -> Servable:
         """Load the version.
 

@@ -203,6 +203,7 @@ class Manager:
                 if version.aspired and not self._closing:
                     self.publish(version, servable)
                     break
+                version.predictor = None
                 await self._unload(version, servable)
                 version.error = LoadError("Loading of servable cancelled", code=Code.CANCELLED)
                 self._advance(version, State.END)
@@ -226,10 +227,10 @@ class Manager:
         try:
             servable = await self._load_pool.run_shielded(version.loader.load)
             if version.warm_up:
-                await self._load_pool.run_shielded(version.loader.warm_up, servable)
-                await self._run_pool.run_in_each_thread(lambda: _quietly(version.loader.warm_up_thread, servable))
+                await self._warm_up(version, servable)
             if not await self._load_pool.run_shielded(version.loader.unchanged):
                 raise LoadError(f"{version.path} changed while it was being loaded", code=Code.ABORTED)
+            version.predictor = self._make_predictor(version, servable)
             return servable
         except BaseException as raised:
             if isinstance(raised, Exception):
@@ -239,6 +240,21 @@ class Manager:
         finally:
             if self._observers:
                 self._observers.load_finished(version.id, version.path, loop.time() - started, error)
+
+    async def _warm_up(self, version: ManagedVersion, servable: Servable) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        error: Exception | None = None
+        try:
+            await self._load_pool.run_shielded(version.loader.warm_up, servable)
+        except LoadError as raised:
+            error = raised
+            raise
+        finally:
+            records = version.loader.warmup_records
+            if self._observers and records is not None:
+                self._observers.warmup_finished(version.id, version.path, loop.time() - started, records, error)
+        await self._run_pool.run_in_each_thread(lambda: _quietly(version.loader.warm_up_thread, servable))
 
     async def _unaspired_within(self, version: ManagedVersion, delay: float) -> bool:
         try:
@@ -259,7 +275,6 @@ class Manager:
         """Let requests find a loaded and warm version; synchronous, so that no request sees half of it."""
         version.servable = servable
         version.signatures = servable.signatures
-        version.predictor = self._make_predictor(version, servable)
         version.error = None
         version.failures = 0
         self._serving.setdefault(version.id.name, {})[version.id.version] = version
