@@ -5,6 +5,7 @@ Made by the loader, run in run threads. Can be stopped in the middle of a run. K
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from embedserve.errors import Code, DeadlineExceededError
-from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model import run_time, tensorflow_private
 from embedserve.saved_model.arrays import owned, private_copies
 from embedserve.saved_model.deadlines import Deadlines, TimedRun
 from embedserve.saved_model.status import TIMED_OUT, code_of, inference_error
@@ -23,6 +24,9 @@ from embedserve.signature import Signature
 __all__ = ["FunctionServable"]
 
 _DEADLINES = Deadlines()
+
+# TensorFlow keeps the kernel of each inline signature of an unloaded model, 50-150 KB: so many are let pile up.
+_MAX_KEPT_KERNELS = 256
 
 
 class FunctionServable:
@@ -86,16 +90,48 @@ class FunctionServable:
             if name in wanted
         }
 
+    def choose_threads(self, signature_name: str, inputs: Tensors) -> None:
+        """Measure a run, and keep to the caller's own thread where runs are short.
+
+        Args:
+            signature_name: A stateless signature.
+            inputs: Bound inputs of about a request's size that the signature takes.
+        """
+        function = self._functions[signature_name]
+        arrays = [inputs[name] for name in function.arguments]
+        if run_time.fastest(lambda: function.call(arrays, None)) < run_time.SHORT_RUN:
+            function.run_inline()
+
     def close(self) -> None:
         """Drop the functions, their variables and their tables."""
+        _kept_kernels.add(sum(function.inline for function in self._functions.values()))
         self._functions = {}
         self._loaded = None
+
+
+class _KeptKernels:
+    """Counts the kernels of unloaded models that TensorFlow keeps, and has them dropped when they are many."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._count += count
+            if self._count < _MAX_KEPT_KERNELS:
+                return
+            self._count = 0
+        tensorflow_private.forget_kernels()
+
+
+_kept_kernels = _KeptKernels()
 
 
 class _SignatureFunction:
     """One signature's call and the order in which it takes and gives its tensors."""
 
-    __slots__ = ("arguments", "call", "outputs", "stateless")
+    __slots__ = ("_function", "arguments", "call", "inline", "outputs", "stateless")
 
     def __init__(self, function: Any, signature: Signature) -> None:
         self.arguments = tensorflow_private.argument_names(function)
@@ -110,7 +146,14 @@ class _SignatureFunction:
         # TensorFlow flattens a dict of outputs in the order of its sorted keys.
         self.outputs = [(name, signature.outputs[name].dtype.numpy) for name in names]
         self.stateless = signature.stateless
+        self._function = function
         self.call = tensorflow_private.function_call(function)
+        self.inline = False
+
+    def run_inline(self) -> None:
+        """From now on run in the caller's thread."""
+        self.call = tensorflow_private.function_call(self._function, inline=True)
+        self.inline = True
 
 
 def _call(

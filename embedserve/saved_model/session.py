@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from embedserve.errors import DeadlineExceededError, InvalidInputError
-from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model import run_time, tensorflow_private
 from embedserve.saved_model.arrays import owned, private_copies
 from embedserve.saved_model.graph import GraphReader
 from embedserve.saved_model.status import TIMED_OUT, inference_error
@@ -31,8 +30,6 @@ logger = logging.getLogger("embedserve")
 v1 = tf.compat.v1
 
 _INIT_ATTEMPTS = 5
-# Below this a run is not worth handing to TensorFlow's pool, which costs 17 µs.
-_SHORT_RUN = 0.001
 # A client chooses which outputs are computed, and TensorFlow compiles and keeps the graph of each choice.
 _MAX_OUTPUT_CHOICES = 32
 _MAX_LIMIT_MS = 2**31 - 1
@@ -126,9 +123,9 @@ class SessionServable:
         plan = self._plans.get((signature_name, None)) or self._plan(signature_name, None)
         arrays = [inputs[name] for name in plan.fed]
         # Twice as long in the pool, or more, can only be a long run: no need to compile the graph once more.
-        if plan.fetches and _fastest(lambda: plan.run(arrays, 0)) < 2 * _SHORT_RUN:
+        if plan.fetches and run_time.fastest(lambda: plan.run(arrays, 0)) < 2 * run_time.SHORT_RUN:
             call = tensorflow_private.session_callable(self._session, plan.feeds, plan.fetches)
-            if _fastest(lambda: call(*arrays)) < _SHORT_RUN:
+            if run_time.fastest(lambda: call(*arrays)) < run_time.SHORT_RUN:
                 plan.short = call
                 self._short.add(signature_name)
 
@@ -222,17 +219,6 @@ class _Plan:
 def _limit(timeout: float | None) -> int:
     """Milliseconds for `RunOptions`, where 0 is no limit."""
     return 0 if timeout is None else min(max(1, round(timeout * 1000)), _MAX_LIMIT_MS)
-
-
-def _fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of three calls after a first one, which compiles."""
-    call()
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def _load(path: Path, tags: Iterable[str]) -> Any:

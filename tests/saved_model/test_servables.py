@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError
 from embedserve.saved_model import tensorflow_private
-from embedserve.saved_model.function import FunctionServable
+from embedserve.saved_model.function import FunctionServable, _KeptKernels
 from embedserve.saved_model.session import SessionServable
 from embedserve.servable import Array, Cancellation, Tensors
 from tests import saved_models
@@ -322,8 +322,34 @@ def test_runs_of_many_threads_do_not_disturb_each_other(load: Load, kind: Kind) 
     assert not wrong
 
 
+@pytest.mark.parametrize(("short", "inline"), [(60.0, True), (0.0, False)])
+def test_only_short_function_runs_stay_in_the_callers_thread(
+    load: Load, monkeypatch: pytest.MonkeyPatch, short: float, inline: bool
+) -> None:
+    monkeypatch.setattr("embedserve.saved_model.run_time.SHORT_RUN", short)
+    servable = load("several")
+    assert isinstance(servable, FunctionServable)
+    assert servable._functions["serving_default"].inline is inline
+    inputs = CASES["several"][2]
+    same(servable.run("serving_default", inputs), by_signature_call_of(servable, inputs))
+
+
+def by_signature_call_of(servable: FunctionServable, inputs: Tensors) -> dict[str, Any]:
+    outputs = servable._loaded.signatures["serving_default"](**{n: tf.constant(a) for n, a in inputs.items()})
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def test_kernels_that_tensorflow_keeps_do_not_pile_up(model: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[None] = []
+    monkeypatch.setattr(tensorflow_private, "forget_kernels", lambda: forgotten.append(None))
+    kept = _KeptKernels()
+    for _ in range(3 * 64):
+        kept.add(4)
+    assert len(forgotten) == 3
+
+
 def test_short_session_runs_stay_in_the_callers_thread(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.saved_model.session._SHORT_RUN", 60.0)
+    monkeypatch.setattr("embedserve.saved_model.run_time.SHORT_RUN", 60.0)
     servable = load("dense", servable="session")
     looping = load("endless", servable="session")
     assert isinstance(servable, SessionServable)

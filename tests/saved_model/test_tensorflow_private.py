@@ -21,29 +21,35 @@ def signature(model: ModelPath, name: str, signature_name: str = "serving_defaul
     return function
 
 
-def test_a_direct_call_gives_the_public_calls_bits(model: ModelPath) -> None:
+INLINE = pytest.mark.parametrize("inline", [False, True])
+
+
+@INLINE
+def test_a_direct_call_gives_the_public_calls_bits(model: ModelPath, inline: bool) -> None:
     function = signature(model, "several")
     assert isinstance(tensorflow_private.function_call(function), tensorflow_private.CancellableCall)
     x = [np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3), np.arange(6, dtype=np.int32).reshape(2, 3)]
-    direct = tensorflow_private.CancellableCall(function)(x, None)
+    direct = tensorflow_private.CancellableCall(function, inline=inline)(x, None)
     public = tensorflow_private.PublicFunctionCall(function)(x, None)
     called = function(left=tf.constant(x[0]), right=tf.constant(x[1]))
     for ours, theirs, name in zip(direct, public, sorted(called), strict=True):
         assert ours.tobytes() == theirs.tobytes() == called[name].numpy().tobytes()
 
 
-def test_a_direct_call_passes_captured_variables_and_tables(model: ModelPath) -> None:
+@INLINE
+def test_a_direct_call_passes_captured_variables_and_tables(model: ModelPath, inline: bool) -> None:
     x = [np.ones((2, 4), np.float32)]
     for name, inputs in (("dense", x), ("lookup", [np.array([b"red", b"?"], object)])):
         function = signature(model, name)
         assert function.captured_inputs
-        direct = tensorflow_private.CancellableCall(function)(inputs, None)
+        direct = tensorflow_private.CancellableCall(function, inline=inline)(inputs, None)
         public = tensorflow_private.PublicFunctionCall(function)(inputs, None)
         assert np.array_equal(direct[0], public[0])
 
 
-def test_a_direct_call_can_be_stopped_from_another_thread(model: ModelPath) -> None:
-    call = tensorflow_private.CancellableCall(signature(model, "endless"))
+@INLINE
+def test_a_direct_call_can_be_stopped_from_another_thread(model: ModelPath, inline: bool) -> None:
+    call = tensorflow_private.CancellableCall(signature(model, "endless"), inline=inline)
 
     def started(stop: Any) -> None:
         threading.Thread(target=stop).start()
@@ -62,6 +68,49 @@ def test_without_the_private_call_the_public_one_is_used(
     assert isinstance(call, tensorflow_private.PublicFunctionCall)
     assert "cannot be cancelled" in caplog.text
     assert call([np.zeros((1, 4), np.float32)], None)[0].shape == (1, 3)
+
+
+@INLINE
+def test_forgotten_kernels_are_made_again(model: ModelPath, inline: bool) -> None:
+    call = tensorflow_private.CancellableCall(signature(model, "dense"), inline=inline)
+    x = [np.ones((1, 4), np.float32)]
+    before = call(x, None)[0].copy()
+    tensorflow_private.forget_kernels()
+    assert np.array_equal(call(x, None)[0], before)
+
+
+def test_forgetting_kernels_does_not_disturb_runs(model: ModelPath) -> None:
+    calls = [
+        tensorflow_private.CancellableCall(signature(model, "control_flow", "pure"), inline=i) for i in (False, True)
+    ]
+    x = [np.array([900, 3], np.float32)]
+    expected = calls[0](x, None)[0].copy()
+    done = threading.Event()
+    answers: list[bool] = []
+
+    def run(call: tensorflow_private.CancellableCall) -> None:
+        answers.extend(np.array_equal(call(x, None)[0], expected) for _ in range(100))
+
+    def forget() -> None:
+        while not done.is_set():
+            tensorflow_private.forget_kernels()
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    forgetting = threading.Thread(target=forget)
+    for thread in (forgetting, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    done.set()
+    forgetting.join(60)
+    assert answers == [True] * 200
+
+
+def test_without_the_private_cache_nothing_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorflow.python.eager import context
+
+    monkeypatch.delattr(context, "context")
+    tensorflow_private.forget_kernels()
 
 
 class Hidden:
