@@ -312,6 +312,8 @@ class DirectPredictor:
         """Close, and wait until every request has been answered and every thread is back."""
         self.close()
         await drained(self._unanswered, lambda: len(self._running), self._idle)
+        self._dropped += len(self._waiting)  # Their callers have left.
+        self._waiting.clear()
         self._deadlines.close()
 
     def _unanswered(self) -> set[Answer]:

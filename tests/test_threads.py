@@ -129,7 +129,9 @@ async def test_closing_still_serves_what_was_requested_and_then_ends_every_threa
         await asyncio.sleep(0)
     pool.close()
     gate.set()
-    assert [await client.outcomes.get() for _ in range(5)] == [True, True, "served", "served", "served"]
+    outcomes = [await client.outcomes.get() for _ in range(5)]
+    assert outcomes.count(True) == 2
+    assert outcomes.count("served") == 3
     for thread in threads:
         await asyncio.to_thread(thread.join)
     with pytest.raises(RegistryStateError):
