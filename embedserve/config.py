@@ -147,6 +147,7 @@ class ModelConfig(_Options):
         saved_model_tags: Tag set of the MetaGraph to load.
         input_ranks: Rank per input name, for signatures that declare unknown rank.
         warmup: `auto` runs made-up and recorded requests before a version serves; `none` runs nothing.
+        prefer_tflite_model: Serve a version's `model.tflite`, where it has one, instead of its SavedModel.
     """
 
     name: str = Field(min_length=1)
@@ -159,13 +160,15 @@ class ModelConfig(_Options):
     saved_model_tags: tuple[str, ...] = ("serve",)
     input_ranks: Mapping[str, int] = Field(default_factory=dict)
     warmup: Literal["auto", "none"] | None = None
+    prefer_tflite_model: bool | None = None
 
 
 class RegistryOptions(_Options):
     """Options of a `ModelRegistry` that are not one model's.
 
     Attributes:
-        batching, batching_options, servable, warmup: Defaults for models that do not say.
+        batching, batching_options, servable, warmup, prefer_tflite_model: Defaults for models that do not say.
+        num_tflite_pools: TensorFlow Lite interpreters of each version, so many runs at once; None is one per run thread.
         num_batch_threads: Run threads, shared by all models.
         num_load_threads: Threads for load, unload and directory scans.
         max_pending_requests: Bound of the unbatched path, per loaded version, in requests waiting or running.
@@ -194,6 +197,8 @@ class RegistryOptions(_Options):
     batching_options: BatchingOptions = BatchingOptions()
     servable: Literal["auto", "function", "session"] = "auto"
     warmup: Literal["auto", "none"] = "auto"
+    prefer_tflite_model: bool = False
+    num_tflite_pools: int | None = Field(default=None, ge=1)
     num_batch_threads: int = Field(default_factory=_cpus, ge=1)
     num_load_threads: int = Field(default=2, ge=1)
     max_pending_requests: int = Field(default=1000, ge=1)

@@ -1,7 +1,7 @@
-"""Is a TFLite file whole? Follows the offsets of its tables and looks whether they stay inside the file.
+"""Reads the tables of a flatbuffer, and says whether a TFLite file is whole.
 
 A flatbuffer is written back to front and its first written parts, operator codes, weights and names, end the file; so a
-truncated one points past its end. Called by `completeness`; reads no weights and judges no operator.
+truncated one points past its end. Called by `completeness` and `tflite_model`; judges no operator.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-__all__ = ["torn"]
+__all__ = ["PastEndError", "Table", "root", "torn"]
 
 _IDENTIFIER = b"TFL3"
 # Field numbers of tflite/schema.fbs.
@@ -20,8 +20,80 @@ _OPERATOR_CODE_CUSTOM_NAME = 1
 _TENSOR_SHAPE, _TENSOR_NAME = 0, 3
 
 
-class _PastEndError(Exception):
+class PastEndError(Exception):
     """An offset leads outside the file."""
+
+
+class Table:
+    """One table of a flatbuffer: fields by number, each checked to be inside the file, empty where left out."""
+
+    __slots__ = ("_at", "_data", "_vtable", "_vtable_size")
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self._at = at
+        self._check(at + 4)
+        self._vtable = at - struct.unpack_from("<i", data, at)[0]
+        if self._vtable < 0:
+            raise PastEndError
+        self._vtable_size, size = struct.unpack_from("<HH", data, self._vtable)
+        self._check(self._vtable + self._vtable_size)
+        self._check(at + size)
+
+    def _check(self, end: int) -> None:
+        if not 0 <= end <= len(self._data):
+            raise PastEndError
+
+    def _field(self, number: int) -> int:
+        """Position of a field, 0 where the table leaves it out."""
+        if 4 + 2 * number >= self._vtable_size:
+            return 0
+        offset: int = struct.unpack_from("<H", self._data, self._vtable + 4 + 2 * number)[0]
+        return self._at + offset if offset else 0
+
+    def number(self, number: int, kind: str = "i") -> int:
+        """A scalar field, read as `struct` reads `kind`."""
+        field = self._field(number)
+        return int(struct.unpack_from(f"<{kind}", self._data, field)[0]) if field else 0
+
+    def _vector(self, number: int, width: int) -> tuple[int, int]:
+        """Begin and length of a vector or string field."""
+        field = self._field(number)
+        if not field:
+            return 0, 0
+        begin = field + struct.unpack_from("<I", self._data, field)[0]
+        length = struct.unpack_from("<I", self._data, begin)[0]
+        self._check(begin + 4 + width * length)
+        return begin + 4, length
+
+    def check_vector(self, number: int, width: int) -> None:
+        """Check, without reading it, that a vector of elements of `width` bytes is inside the file."""
+        self._vector(number, width)
+
+    def octets(self, number: int) -> bytes:
+        """A string, or a vector of bytes."""
+        begin, length = self._vector(number, 1)
+        return self._data[begin : begin + length]
+
+    def integers(self, number: int) -> tuple[int, ...]:
+        """A vector of int32."""
+        begin, length = self._vector(number, 4)
+        return struct.unpack_from(f"<{length}i", self._data, begin)
+
+    def tables(self, number: int) -> Iterator[Table]:
+        """A vector of tables."""
+        begin, length = self._vector(number, 4)
+        for at in range(begin, begin + 4 * length, 4):
+            yield Table(self._data, at + struct.unpack_from("<I", self._data, at)[0])
+
+
+def root(data: bytes) -> Table:
+    """The root table of a flatbuffer.
+
+    Raises:
+        PastEndError, struct.error: As every access to a table of a torn file.
+    """
+    return Table(data, struct.unpack_from("<I", data)[0])
 
 
 def torn(data: bytes) -> str | None:
@@ -29,72 +101,23 @@ def torn(data: bytes) -> str | None:
     if data[4:8] != _IDENTIFIER:
         return f"its {len(data)} bytes do not begin as a TFLite model does"
     try:
-        _walk(data)
-    except (_PastEndError, struct.error):
+        _walk(root(data), len(data))
+    except (PastEndError, struct.error):
         return f"it refers to parts past its {len(data)} bytes"
     return None
 
 
-def _walk(data: bytes) -> None:
-    model = _table(data, _target(data, 0))
-    for code in _tables(data, model, _MODEL_OPERATOR_CODES):
-        _vector(data, code, _OPERATOR_CODE_CUSTOM_NAME, 1)
-    for graph in _tables(data, model, _MODEL_SUBGRAPHS):
-        for tensor in _tables(data, graph, _SUBGRAPH_TENSORS):
-            _vector(data, tensor, _TENSOR_SHAPE, 4)
-            _vector(data, tensor, _TENSOR_NAME, 1)
-        for _ in _tables(data, graph, _SUBGRAPH_OPERATORS):
+def _walk(model: Table, size: int) -> None:
+    for code in model.tables(_MODEL_OPERATOR_CODES):
+        code.check_vector(_OPERATOR_CODE_CUSTOM_NAME, 1)
+    for graph in model.tables(_MODEL_SUBGRAPHS):
+        for tensor in graph.tables(_SUBGRAPH_TENSORS):
+            tensor.check_vector(_TENSOR_SHAPE, 4)
+            tensor.check_vector(_TENSOR_NAME, 1)
+        for _ in graph.tables(_SUBGRAPH_OPERATORS):
             pass
-    for buffer in _tables(data, model, _MODEL_BUFFERS):
-        _vector(data, buffer, _BUFFER_DATA, 1)
-        offset, size = (_field(data, buffer, number) for number in (_BUFFER_OFFSET, _BUFFER_SIZE))
-        if offset and size:  # Weights of a model over 2 GiB stand behind the flatbuffer.
-            _inside(data, struct.unpack_from("<Q", data, offset)[0] + struct.unpack_from("<Q", data, size)[0])
-
-
-def _target(data: bytes, at: int) -> int:
-    value: int = struct.unpack_from("<I", data, at)[0]
-    return at + value
-
-
-def _inside(data: bytes, end: int) -> None:
-    if not 0 <= end <= len(data):
-        raise _PastEndError
-
-
-def _table(data: bytes, at: int) -> int:
-    """Check that the table at `at`, and the vtable that describes it, are inside the file."""
-    _inside(data, at + 4)
-    vtable = at - struct.unpack_from("<i", data, at)[0]
-    if vtable < 0:
-        raise _PastEndError
-    vtable_size, table_size = struct.unpack_from("<HH", data, vtable)
-    _inside(data, vtable + vtable_size)
-    _inside(data, at + table_size)
-    return at
-
-
-def _field(data: bytes, table: int, number: int) -> int:
-    """Position of a table's field, 0 where the table leaves it out."""
-    vtable = table - struct.unpack_from("<i", data, table)[0]
-    if 4 + 2 * number >= struct.unpack_from("<H", data, vtable)[0]:
-        return 0
-    offset: int = struct.unpack_from("<H", data, vtable + 4 + 2 * number)[0]
-    return table + offset if offset else 0
-
-
-def _vector(data: bytes, table: int, number: int, width: int) -> tuple[int, int]:
-    """Begin and length of a vector or string field, checked to be inside the file; length 0 where it is left out."""
-    field = _field(data, table, number)
-    if not field:
-        return 0, 0
-    begin = _target(data, field)
-    length = struct.unpack_from("<I", data, begin)[0]
-    _inside(data, begin + 4 + width * length)
-    return begin + 4, length
-
-
-def _tables(data: bytes, table: int, number: int) -> Iterator[int]:
-    begin, length = _vector(data, table, number, 4)
-    for i in range(length):
-        yield _table(data, _target(data, begin + 4 * i))
+    for buffer in model.tables(_MODEL_BUFFERS):
+        buffer.check_vector(_BUFFER_DATA, 1)
+        # Weights of a model over 2 GiB stand behind the flatbuffer.
+        if buffer.number(_BUFFER_OFFSET, "Q") + buffer.number(_BUFFER_SIZE, "Q") > size:
+            raise PastEndError

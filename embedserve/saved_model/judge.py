@@ -33,7 +33,7 @@ _TO_BE_PROBED = BatchingVerdict(False, "not probed")
 def describe(
     signature: Signature,
     operations: Operations,
-    graph: GraphReader,
+    graph: GraphReader | None,
     input_ranks: Mapping[str, int],
     batching: Batching,
 ) -> Signature:
@@ -42,14 +42,15 @@ def describe(
     Args:
         signature: As stored.
         operations: What its part of the graph does.
-        graph: To see what parses its inputs.
+        graph: To see what parses its inputs; None for a model without one.
         input_ranks: Ranks of unknown-rank inputs, set by the user or seen in recorded requests.
         batching: The model's option.
     """
     ranks = {name: rank for name, rank in input_ranks.items() if name in signature.inputs}
     for name, spec in signature.inputs.items():
         if (
-            spec.shape is None
+            graph is not None
+            and spec.shape is None
             and name not in ranks
             and spec.dtype.name == "string"
             and graph.is_parsed(spec.tensor_name)

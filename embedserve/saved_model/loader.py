@@ -9,20 +9,25 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import Code, LoadError, ServingError
-from embedserve.saved_model import custom_ops, judge, memory, warmup
+from embedserve.saved_model import completeness, custom_ops, judge, memory, warmup
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import GraphReader, Operations
-from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph, read_signatures
+from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
 from embedserve.saved_model.samples import Sample, candidates, feature_examples
 from embedserve.saved_model.session import SessionServable
 from embedserve.saved_model.status import clean, code_of
+from embedserve.saved_model.tflite import MissingOperationError, TfliteServable
+from embedserve.saved_model.tflite_model import FILE_NAME as TFLITE_FILE
+from embedserve.saved_model.tflite_model import read_model
 from embedserve.servable import Servable, ServableId
 from embedserve.signature import Signature
 from embedserve.tfs_batching import batching_of_version
@@ -31,10 +36,27 @@ __all__ = ["SavedModelLoader"]
 
 logger = logging.getLogger("embedserve")
 
-SavedModelServable: TypeAlias = FunctionServable | SessionServable
+SavedModelServable: TypeAlias = FunctionServable | SessionServable | TfliteServable
 
 # TensorFlow's cache of called functions never lets go of their constants; a session takes them with it.
 _LARGE_CONSTANTS = 2**20
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A servable, and what is known of its signatures before one has run.
+
+    Attributes:
+        servable: Loaded.
+        described: Signatures by name, not probed yet.
+        operations: What a run of each does.
+        recorded: What recorded requests tell.
+    """
+
+    servable: SavedModelServable
+    described: Mapping[str, Signature]
+    operations: Mapping[str, Operations]
+    recorded: warmup.RecordedInputs
 
 
 class SavedModelLoader:
@@ -58,7 +80,7 @@ class SavedModelLoader:
         self._fingerprint = fingerprint
         self._samples: dict[str, Sample] = {}
         self.batching = options.batching_of(config)
-        """How the version is batched; its own parameters are read when it is loaded."""
+        """How the version is batched; its own file is read when it is loaded."""
         self.warmup_records: int | None = None
         """Recorded warm-up requests that were replayed; None before `warm_up`, or where there is no file."""
 
@@ -71,19 +93,24 @@ class SavedModelLoader:
         Raises:
             LoadError: What is wrong with the directory or the model, and what to do.
         """
-        from embedserve.saved_model import completeness
-
         custom_ops.preload(self._options.preload_modules, self._options.op_libraries)
-        self.batching = batching_of_version(self._path, self._config, self._options)
         custom_ops.use_gpu_as_needed()
         if self._options.gc_freeze:
             memory.freeze_imports()
         if self._fingerprint is None:
             self._fingerprint = completeness.fingerprint(self._path)
+        self.batching = batching_of_version(self._path, self._config, self._options)
+        loaded = self._load_tflite() or self._load_saved_model()
+        try:
+            loaded.servable.signatures = self._judge(loaded)
+        except BaseException:
+            self.unload(loaded.servable)
+            raise
+        return loaded.servable
+
+    def _load_saved_model(self) -> _Loaded:
         meta_graph = read_meta_graph(self._path, self._config.saved_model_tags)
-        missing = completeness.missing(self._path)
-        if missing is not None:
-            raise LoadError(f"{self._path} is not whole: {missing}", code=Code.FAILED_PRECONDITION)
+        self._check_whole()
         graph = GraphReader(meta_graph)
         signatures = read_signatures(meta_graph)
         operations = {
@@ -94,23 +121,57 @@ class SavedModelLoader:
             for name, signature in signatures.items()
         }
         recorded = self._recorded(signatures)
-        ranks = {**recorded.ranks, **self._config.input_ranks}
-        described = {
-            name: judge.describe(signature, operations[name], graph, ranks, self.batching[0])
-            for name, signature in signatures.items()
-        }
+        described = self._described(signatures, operations, graph, recorded)
         try:
             servable = self._load_servable(meta_graph, described, operations)
         except LoadError as error:
             if not custom_ops.import_provider(error.message):
                 raise
             servable = self._load_servable(meta_graph, described, operations)
+        return _Loaded(servable, described, operations, recorded)
+
+    def _load_tflite(self) -> _Loaded | None:
+        """The version's TFLite model, where there is one and it is preferred."""
+        preferred = self._config.prefer_tflite_model
+        file = self._path / TFLITE_FILE
+        if not (self._options.prefer_tflite_model if preferred is None else preferred) or not file.is_file():
+            return None
+        self._check_whole()
+        data = file.read_bytes()
+        model = read_model(data)
+        operations = dict.fromkeys(model.signatures, model.operations)
+        recorded = self._recorded(model.signatures)
+        # Older files do not tell a scalar from a tensor of unknown rank.
+        unranked = {name: 0 for s in model.signatures.values() for name, spec in s.inputs.items() if spec.shape is None}
+        described = self._described(model.signatures, operations, None, recorded, unranked)
         try:
-            servable.signatures = self._judge(servable, described, operations, recorded)
-        except BaseException:
-            self.unload(servable)
-            raise
-        return servable
+            servable = TfliteServable(data, model, self._options.num_tflite_pools or self._options.num_batch_threads)
+        except MissingOperationError as error:
+            if not has_saved_model(self._path):
+                raise
+            logger.warning("%s is served from its SavedModel, its %s cannot be: %s", self._id, TFLITE_FILE, error)
+            return None
+        logger.info("%s runs in TensorFlow Lite: prefer_tflite_model is set", self._id)
+        return _Loaded(servable, described, operations, recorded)
+
+    def _check_whole(self) -> None:
+        missing = completeness.missing(self._path)
+        if missing is not None:
+            raise LoadError(f"{self._path} is not whole: {missing}", code=Code.FAILED_PRECONDITION)
+
+    def _described(
+        self,
+        signatures: Mapping[str, Signature],
+        operations: Mapping[str, Operations],
+        graph: GraphReader | None,
+        recorded: warmup.RecordedInputs,
+        ranks: Mapping[str, int] = MappingProxyType({}),
+    ) -> dict[str, Signature]:
+        ranks = {**ranks, **recorded.ranks, **self._config.input_ranks}
+        return {
+            name: judge.describe(signature, operations[name], graph, ranks, self.batching[0])
+            for name, signature in signatures.items()
+        }
 
     def _recorded(self, signatures: Mapping[str, Signature]) -> warmup.RecordedInputs:
         if self._warmup == "none":
@@ -174,15 +235,10 @@ class SavedModelLoader:
             return LoadError(f"{message.splitlines()[0]}\n{what_to_do} (model at {self._path})", code=code)
         return LoadError(f"{type(error).__name__}: {message} (model at {self._path})", code=code)
 
-    def _judge(
-        self,
-        servable: SavedModelServable,
-        signatures: Mapping[str, Signature],
-        operations: Mapping[str, Operations],
-        recorded: warmup.RecordedInputs,
-    ) -> dict[str, Signature]:
+    def _judge(self, loaded: _Loaded) -> dict[str, Signature]:
+        servable = loaded.servable
         judged = {}
-        for name, signature in signatures.items():
+        for name, signature in loaded.described.items():
             unguarded = judge.unguarded_inputs(signature)
             if unguarded:
                 logger.warning(
@@ -191,12 +247,12 @@ class SavedModelLoader:
                     *(self._id, name, ", ".join(unguarded)),
                 )
             probed = judge.needs_probe(signature)
-            sample = self._find_sample(servable, signature, operations[name], recorded, probed)
+            sample = self._find_sample(loaded, signature, probed)
             if probed:
                 signature = dataclasses.replace(signature, batching=judge.probe(servable, signature, sample))
             if sample is not None:
                 self._samples[name] = sample
-                if isinstance(servable, SessionServable):
+                if isinstance(servable, FunctionServable | SessionServable):
                     servable.choose_threads(name, sample.batch(1))
             verdict = signature.batching
             logger.info(
@@ -206,20 +262,13 @@ class SavedModelLoader:
             judged[name] = signature
         return judged
 
-    def _find_sample(
-        self,
-        servable: SavedModelServable,
-        signature: Signature,
-        operations: Operations,
-        recorded: warmup.RecordedInputs,
-        probed: bool,
-    ) -> Sample | None:
+    def _find_sample(self, loaded: _Loaded, signature: Signature, probed: bool) -> Sample | None:
         if not signature.stateless or (self._warmup == "none" and not probed):
             return None
-        examples = feature_examples(operations.features) if operations.features else []
-        return judge.find_sample(
-            servable, signature, candidates(signature, recorded.inputs.get(signature.name, ()), examples)
-        )
+        features = loaded.operations[signature.name].features
+        examples = feature_examples(features) if features else []
+        recorded = loaded.recorded.inputs.get(signature.name, ())
+        return judge.find_sample(loaded.servable, signature, candidates(signature, recorded, examples))
 
     def warm_up(self, servable: Servable) -> None:
         """Replay the version's recorded warm-up requests.
@@ -243,14 +292,12 @@ class SavedModelLoader:
 
     def unchanged(self) -> bool:
         """Whether the directory still is what was loaded."""
-        from embedserve.saved_model import completeness
-
         return bool(completeness.fingerprint(self._path) == self._fingerprint)
 
     def unload(self, servable: Servable | None) -> None:
         """Drop the model and give its memory back to the system."""
         self._samples = {}
-        if isinstance(servable, FunctionServable | SessionServable):
+        if isinstance(servable, SavedModelServable):
             servable.close()
         del servable
         memory.give_back()

@@ -19,7 +19,14 @@ from embedserve.servable import Array
 from embedserve.signature import Signature, TensorSpec
 from embedserve.tensors import dtypes, proto
 
-__all__ = ["INTERNAL_SIGNATURES", "has_object_graph", "read_meta_graph", "read_signatures", "warmup_file"]
+__all__ = [
+    "INTERNAL_SIGNATURES",
+    "has_object_graph",
+    "has_saved_model",
+    "read_meta_graph",
+    "read_signatures",
+    "warmup_file",
+]
 
 logger = logging.getLogger("embedserve")
 
@@ -54,9 +61,18 @@ def read_meta_graph(path: Path, tags: Iterable[str]) -> Any:
     )
 
 
+def has_saved_model(path: Path) -> bool:
+    """Whether a version directory holds a SavedModel; one for TensorFlow Lite alone does not."""
+    return any(file.is_file() for file in _files(path))
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    return path / "saved_model.pb", path / "saved_model.pbtxt"
+
+
 def _read(path: Path) -> Any:
     saved_model = SavedModel()
-    binary, text = path / "saved_model.pb", path / "saved_model.pbtxt"
+    binary, text = _files(path)
     try:
         if binary.is_file():
             saved_model.ParseFromString(binary.read_bytes())
@@ -81,13 +97,14 @@ def _absent(path: Path) -> LoadError:
             f"Session Bundle is deprecated and removed. {path} holds an export.meta: export the model as a SavedModel",
             code=Code.UNIMPLEMENTED,
         )
+    hint = ": set prefer_tflite_model to serve its model.tflite" if (path / "model.tflite").exists() else ""
     found = "is not a directory" if path.exists() and not path.is_dir() else "does not exist"
     if path.is_dir():
         names = sorted(entry.name for entry in path.iterdir())
         found = f"holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "is empty"
     return LoadError(
         "Specified file path does not appear to contain a SavedModel bundle (should have a file called "
-        f"`saved_model.pb`)\nSpecified file path: {path} {found}",
+        f"`saved_model.pb`)\nSpecified file path: {path} {found}{hint}",
         code=Code.NOT_FOUND,
     )
 
