@@ -40,6 +40,7 @@ from embedserve.registry import ModelRegistry
 from embedserve.runtime import RegistryStatistics
 from embedserve.servable import ServableId, State
 from embedserve.signature import Signature, TensorSpec
+from embedserve.tf_example import InferenceTask
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceededError",
     "InferenceError",
+    "InferenceTask",
     "InvalidInputError",
     "InvalidModelSpecError",
     "LatestVersions",

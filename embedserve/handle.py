@@ -17,6 +17,7 @@ from embedserve.signature import DEFAULT_SIGNATURE, Signature
 
 if TYPE_CHECKING:
     from embedserve.runtime import Runtime
+    from embedserve.tf_example import Classifications, InferenceTask
 
 __all__ = ["Acquisition", "ModelHandle"]
 
@@ -125,8 +126,22 @@ class ModelHandle:
         """
         from embedserve import tf_example
 
-        check = self._runtime.options.enable_signature_method_name_check
-        return await tf_example.classify(self, examples, context, signature_name, timeout, check_method_name=check)
+        return await tf_example.classify(
+            self, examples, context, signature_name, timeout, check_method_name=self._checks_method_names
+        )
+
+    def classify_sync(
+        self,
+        examples: Sequence[Any],
+        *,
+        context: Any = None,
+        signature_name: str = DEFAULT_SIGNATURE,
+        timeout: float | None = None,
+    ) -> list[list[tuple[bytes, float]]]:
+        """As `classify`, from any thread but the registry's loop."""
+        return self._sync(
+            lambda: self.classify(examples, context=context, signature_name=signature_name, timeout=timeout)
+        )
 
     async def regress(
         self,
@@ -143,8 +158,57 @@ class ModelHandle:
         """
         from embedserve import tf_example
 
-        check = self._runtime.options.enable_signature_method_name_check
-        return await tf_example.regress(self, examples, context, signature_name, timeout, check_method_name=check)
+        return await tf_example.regress(
+            self, examples, context, signature_name, timeout, check_method_name=self._checks_method_names
+        )
+
+    def regress_sync(
+        self,
+        examples: Sequence[Any],
+        *,
+        context: Any = None,
+        signature_name: str = DEFAULT_SIGNATURE,
+        timeout: float | None = None,
+    ) -> Array:
+        """As `regress`, from any thread but the registry's loop."""
+        return self._sync(
+            lambda: self.regress(examples, context=context, signature_name=signature_name, timeout=timeout)
+        )
+
+    async def multi_inference(
+        self,
+        tasks: Sequence[InferenceTask],
+        examples: Sequence[Any],
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+    ) -> list[Classifications | Array]:
+        """Evaluate several signatures on the same `tf.Example`s: for each task what `classify` or `regress` gives.
+
+        Raises:
+            InvalidInputError: As those, or a signature is unknown or asked for twice.
+            UnsupportedError: A task is neither a classification nor a regression.
+        """
+        from embedserve import tf_example
+
+        return await tf_example.multi_inference(
+            self, tasks, examples, context, timeout, check_method_name=self._checks_method_names
+        )
+
+    def multi_inference_sync(
+        self,
+        tasks: Sequence[InferenceTask],
+        examples: Sequence[Any],
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+    ) -> list[Classifications | Array]:
+        """As `multi_inference`, from any thread but the registry's loop."""
+        return self._sync(lambda: self.multi_inference(tasks, examples, context=context, timeout=timeout))
+
+    @property
+    def _checks_method_names(self) -> bool:
+        return self._runtime.options.enable_signature_method_name_check
 
     def _sync(self, call: Callable[[], Awaitable[T]]) -> T:
         self._check()

@@ -20,12 +20,12 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from embedserve import tf_example
 from embedserve.errors import InvalidInputError, InvalidModelSpecError
 from embedserve.grpc.calls import LARGE, acquire, acquire_spec, unary
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import proto
+from embedserve.tf_example import InferenceTask
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
@@ -94,7 +94,7 @@ class _DecodedInputs(Mapping[str, Array]):
 async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool) -> bytes:
     with acquire(registry, request) as handle:
         signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
-        if _checks_names(registry):
+        if registry.options.enable_signature_method_name_check:
             signature.check_predict_method()
         inputs: Tensors = _DecodedInputs(request.inputs)
         if large:
@@ -110,10 +110,6 @@ async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, 
         if sum(array.nbytes for array in outputs.values()) > LARGE:
             return await registry.run_in_thread(encode)
         return encode()
-
-
-def _checks_names(registry: ModelRegistry) -> bool:
-    return registry.options.enable_signature_method_name_check
 
 
 def _predict_response(handle: ModelHandle, signature: Signature, outputs: Tensors, tensor_content: bool) -> bytes:
@@ -162,8 +158,8 @@ async def _classify(registry: ModelRegistry, request: Any, context: Any, large: 
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples, shared = await _read_examples(registry, request, large)
-        classified = await tf_example.classify(
-            handle, examples, shared, name, context.time_remaining(), check_method_name=_checks_names(registry)
+        classified = await handle.classify(
+            examples, context=shared, signature_name=name, timeout=context.time_remaining()
         )
 
         def encode() -> bytes:
@@ -182,9 +178,7 @@ async def _regress(registry: ModelRegistry, request: Any, context: Any, large: b
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples, shared = await _read_examples(registry, request, large)
-        values = await tf_example.regress(
-            handle, examples, shared, name, context.time_remaining(), check_method_name=_checks_names(registry)
-        )
+        values = await handle.regress(examples, context=shared, signature_name=name, timeout=context.time_remaining())
 
         def encode() -> bytes:
             response = regression_pb2.RegressionResponse()
@@ -202,14 +196,10 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
     with acquire_spec(registry, first) as handle:
         examples, shared = await _read_examples(registry, request, large)
         tasks = [
-            tf_example.InferenceTask(
-                task.model_spec.signature_name or DEFAULT_SIGNATURE, task.method_name, task.model_spec.name
-            )
+            InferenceTask(task.model_spec.signature_name or DEFAULT_SIGNATURE, task.method_name, task.model_spec.name)
             for task in request.tasks
         ]
-        results = await tf_example.multi_inference(
-            handle, tasks, examples, shared, context.time_remaining(), check_method_name=_checks_names(registry)
-        )
+        results = await handle.multi_inference(tasks, examples, context=shared, timeout=context.time_remaining())
         registry.observers.examples_counted(handle.name, len(examples))
 
         def encode() -> bytes:
