@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
-__all__ = ["LARGE", "Handler", "acquire", "unary"]
+__all__ = ["LARGE", "Handler", "acquire", "parse", "unary"]
 
 LARGE = 256 * 1024
 """Bytes from which parsing and building a message leave the event loop."""
@@ -51,7 +51,7 @@ def unary(
             try:
                 large = size > LARGE
                 request = (
-                    await registry.run_in_thread(_parse, request_type, body) if large else _parse(request_type, body)
+                    await registry.run_in_thread(parse, request_type, body) if large else parse(request_type, body)
                 )
                 response = await handler(request, context, large)
             finally:
@@ -71,7 +71,12 @@ def unary(
     return grpc.unary_unary_rpc_method_handler(call)
 
 
-def _parse(request_type: Any, body: bytes) -> Any:
+def parse(request_type: Any, body: bytes) -> Any:
+    """The message in `body`.
+
+    Raises:
+        InvalidInputError: There is none.
+    """
     try:
         return request_type.FromString(body)
     except DecodeError:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from embedserve.errors import ServableNotFoundError
-from embedserve.grpc.calls import unary
+from embedserve.errors import InvalidInputError, ServableNotFoundError
+from embedserve.grpc.calls import parse, unary
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
@@ -58,7 +58,6 @@ class Health:
                 "Check": unary(self._registry, health_pb2.HealthCheckRequest, self._check),
                 "Watch": grpc.unary_stream_rpc_method_handler(
                     self._watch,
-                    request_deserializer=health_pb2.HealthCheckRequest.FromString,
                     response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
                 ),
             },
@@ -88,7 +87,11 @@ class Health:
         data: bytes = _Status(status=status).SerializeToString()
         return data
 
-    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def _watch(self, body: bytes, context: Any) -> AsyncIterator[Any]:
+        try:
+            request = parse(health_pb2.HealthCheckRequest, body)
+        except InvalidInputError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
         said: int | None = None
         while True:
             status = self.status(request.service)

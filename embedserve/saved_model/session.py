@@ -138,15 +138,20 @@ class SessionServable:
             InferenceError: With the canonical code of TensorFlow's error.
         """
         graph = self._session.graph
+        fed: dict[str, Array] = {}
         for name, array in feeds.items():
-            _check_feed(_tensor(graph, name), name, array)
+            tensor = _tensor(graph, name)
+            _check_feed(tensor, name, array)
+            if tensor.name in fed:
+                raise InvalidInputError(f"duplicate feed: {tensor.name}")
+            fed[tensor.name] = array.copy()
         tensors = [_tensor(graph, name) for name in fetches]
         operations = [_operation(graph, name) for name in targets]
         writer = self._graph_reader().operations([*fetches, *targets], feeds).writes_files
         if writer is not None:
             raise InvalidInputError(f"SessionRun may not write files; the graph's {writer} operation would")
         try:
-            values, _ = self._session.run((tensors, operations), {name: array.copy() for name, array in feeds.items()})
+            values, _ = self._session.run((tensors, operations), fed)
         except tf.errors.OpError as error:
             raise inference_error(error) from None
         return [

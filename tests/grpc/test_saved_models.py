@@ -205,6 +205,8 @@ async def test_session_run_by_tensor_name_and_by_alias(real: Any) -> None:
     response = await session_run(client, session_request("tf1_examples", {"x:0": [[2.0]]}, "y:0", "x:0"))
     assert [(named.name, list(named.tensor.float_val)) for named in response.tensor] == [("y:0", [3.0]), ("x:0", [2.0])]
     assert (response.model_spec.name, response.model_spec.version.value) == ("tf1_examples", 3)
+    response = await session_run(client, session_request("tf1_examples", {"x": [[2.0]]}, "y"))
+    assert [(named.name, list(named.tensor.float_val)) for named in response.tensor] == [("y", [3.0])]
     response = await session_run(client, session_request("session", {"x": [[2.0]]}, "y", alias=True))
     assert [(named.name, list(named.tensor.float_val)) for named in response.tensor] == [("y", [3.0])]
 
@@ -225,6 +227,8 @@ async def test_session_run_errors(real: Any) -> None:
     twice = session_request("tf1_examples", {"x:0": [[1.0]]}, "y:0")
     twice.feed.add().CopyFrom(twice.feed[0])
     assert await fails(twice) == (C.INVALID_ARGUMENT, "duplicate feed: x:0")
+    both = session_request("tf1_examples", {"x:0": [[1.0]], "x": [[1.0]]}, "y:0")
+    assert await fails(both) == (C.INVALID_ARGUMENT, "duplicate feed: x:0")
     broken = session_request("tf1_examples", {"x:0": [[1.0]]}, "y:0")
     broken.feed[0].tensor.tensor_shape.dim[0].size = -1
     assert (await fails(broken))[1].startswith("tensor parsing error: x:0")
