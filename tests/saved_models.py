@@ -339,6 +339,24 @@ def keras_line(path: Path) -> Path:
     return path
 
 
+def keras_saved(path: Path, constant: int = 0) -> Path:
+    """A Keras 3 model written by `tf.saved_model.save`, whose restore op leaves its variables unset in a session.
+
+    With `constant`, its graph holds a constant of so many float32 besides.
+    """
+    import keras
+
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(3)])
+    weights = np.linspace(0, 1, constant, dtype=np.float32)
+
+    @_signature(_spec([None, 6], tf.float32, "x"))
+    def serve(x: Any) -> Any:
+        return {"y": model(x) + tf.reduce_sum(tf.constant(weights))}
+
+    return _save(path, model, serving_default=serve)
+
+
 def save_v1(path: Path, session: Any, signatures: Mapping[str, Any], **options: Any) -> Path:
     """Write what a TF1 session holds, with TF1's builder."""
     builder = v1.saved_model.builder.SavedModelBuilder(str(path))
@@ -478,7 +496,16 @@ MODELS: Mapping[str, Builder] = {
     for builder in (
         *(half_plus_two, dense, integer_matmul, counter, exposed_variable, random_noise, strings, several, identities),
         *(lookup, reads_asset_at_run_time, positive_only, across_rows, endless, control_flow, big_constant, conv2d),
-        *(conv2d_unknown_rank, text_cnn, keras_export, tf1_ref_variables, tf1_counter, tf1_legacy_init, tf1_examples),
+        *(
+            conv2d_unknown_rank,
+            text_cnn,
+            keras_export,
+            keras_saved,
+            tf1_ref_variables,
+            tf1_counter,
+            tf1_legacy_init,
+            tf1_examples,
+        ),
         *(examples, unknown_rank_product, constant_scalars, keras_line),
     )
 }

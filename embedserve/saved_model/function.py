@@ -41,9 +41,18 @@ class FunctionServable:
         signatures: Mapping[str, Signature],
         signature_defs: Mapping[str, Any] = MappingProxyType({}),
         *,
+        inline: bool = True,
         reads_files_at_run_time: bool = False,
     ) -> None:
         """Load the model.
+
+        Args:
+            path: Version directory.
+            tags: Tag set of the MetaGraph.
+            signatures: Signatures to serve.
+            signature_defs: Their protos, and those of signatures that cannot be called.
+            inline: Whether short runs may use kernels that TensorFlow keeps, constants included.
+            reads_files_at_run_time: As in `Servable`.
 
         Raises:
             Exception: Whatever `tf.saved_model.load` raises where it cannot lift the model, and LookupError where a
@@ -51,6 +60,7 @@ class FunctionServable:
         """
         with tensorflow_private.quiet_loading():
             self._loaded: Any = tf.saved_model.load(str(path), tags=sorted(tags))
+        self._inline = inline
         self.signatures = signatures
         self.signature_defs = signature_defs
         self.reads_files_at_run_time = reads_files_at_run_time
@@ -99,7 +109,7 @@ class FunctionServable:
         """
         function = self._functions[signature_name]
         arrays = [inputs[name] for name in function.arguments]
-        if run_time.fastest(lambda: function.call(arrays, None)) < run_time.SHORT_RUN:
+        if self._inline and run_time.fastest(lambda: function.call(arrays, None)) < run_time.SHORT_RUN:
             function.run_inline()
 
     def close(self) -> None:

@@ -38,7 +38,8 @@ logger = logging.getLogger("embedserve")
 
 SavedModelServable: TypeAlias = FunctionServable | SessionServable | TfliteServable
 
-# TensorFlow's cache of called functions never lets go of their constants; a session takes them with it.
+# In a session such a graph can run in the caller's thread: a function that does leaves its constants in TensorFlow's
+# cache for good.
 _LARGE_CONSTANTS = 2**20
 
 
@@ -144,8 +145,9 @@ class SavedModelLoader:
         # Older files do not tell a scalar from a tensor of unknown rank.
         unranked = {name: 0 for s in model.signatures.values() for name, spec in s.inputs.items() if spec.shape is None}
         described = self._described(model.signatures, operations, None, recorded, unranked)
+        pools = self._config.num_tflite_pools or self._options.num_tflite_pools or self._options.num_batch_threads
         try:
-            servable = TfliteServable(data, model, self._options.num_tflite_pools or self._options.num_batch_threads)
+            servable = TfliteServable(data, model, pools)
         except MissingOperationError as error:
             if not has_saved_model(self._path):
                 raise
@@ -184,48 +186,50 @@ class SavedModelLoader:
 
     def _load_servable(
         self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
-    ) -> SavedModelServable:
-        choice = self._config.servable or self._options.servable
-        reason = f'servable="{choice}"'
-        if choice == "auto":
-            constants = max((found.constant_bytes for found in operations.values()), default=0)
-            if not has_object_graph(meta_graph):
-                choice, reason = "session", "TensorFlow 1 wrote it"
-            elif constants >= _LARGE_CONSTANTS:
-                choice, reason = "session", f"its graph holds {constants / 2**20:.1f} MB of constants"
-        if choice == "session":
-            logger.info("%s runs in a graph session: %s", self._id, reason)
-            return self._load_session(meta_graph, signatures, operations)
-        try:
-            return FunctionServable(
-                self._path,
-                self._config.saved_model_tags,
-                signatures,
-                _copied(meta_graph.signature_def),
-                reads_files_at_run_time=_any_reads_files(operations),
-            )
-        except Exception as error:
-            if choice == "function":
-                raise self._load_error(error) from error
-            why = f"{type(error).__name__}: {clean(str(error))}"
-        logger.info("%s runs in a graph session: tf.saved_model.load cannot lift it (%s)", self._id, why)
-        return self._load_session(meta_graph, signatures, operations)
+    ) -> FunctionServable | SessionServable:
+        kinds, reason = self._kinds(meta_graph, operations)
+        failure: Exception | None = None
+        for kind in kinds:
+            try:
+                servable = self._load_kind(kind, meta_graph, signatures, operations)
+            except Exception as error:
+                failure = error
+                way = "tf.saved_model.load cannot lift it" if kind == "function" else "a graph session cannot run it"
+                reason = f"{way} ({type(error).__name__}: {clean(str(error))})"
+            else:
+                if kind == "session" or failure is not None:
+                    where = "in a graph session" if kind == "session" else "as functions"
+                    logger.info("%s runs %s: %s", self._id, where, reason)
+                return servable
+        assert failure is not None
+        raise self._load_error(failure) from failure
 
-    def _load_session(
-        self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
-    ) -> SessionServable:
-        try:
-            return SessionServable(
-                self._path,
-                self._config.saved_model_tags,
-                signatures,
-                _copied(meta_graph.signature_def),
-                looping=frozenset(name for name, found in operations.items() if found.loops),
-                prune=all(found.constant_bytes < _LARGE_CONSTANTS for found in operations.values()),
-                reads_files_at_run_time=_any_reads_files(operations),
-            )
-        except Exception as error:
-            raise self._load_error(error) from error
+    def _kinds(self, meta_graph: Any, operations: Mapping[str, Operations]) -> tuple[tuple[str, ...], str]:
+        """The servables to try in turn, and why that order."""
+        choice = self._config.servable or self._options.servable
+        if choice != "auto":
+            return (choice,), f'servable="{choice}"'
+        if not has_object_graph(meta_graph):
+            return ("session",), "TensorFlow 1 wrote it"
+        constants = max((found.constant_bytes for found in operations.values()), default=0)
+        if constants >= _LARGE_CONSTANTS:
+            return ("session", "function"), f"its graph holds {constants / 2**20:.1f} MB of constants"
+        return ("function", "session"), ""
+
+    def _load_kind(
+        self,
+        kind: str,
+        meta_graph: Any,
+        signatures: Mapping[str, Signature],
+        operations: Mapping[str, Operations],
+    ) -> FunctionServable | SessionServable:
+        given = (self._path, self._config.saved_model_tags, signatures, _copied(meta_graph.signature_def))
+        reads_files = any(found.reads_files for found in operations.values())
+        small = all(found.constant_bytes < _LARGE_CONSTANTS for found in operations.values())
+        if kind == "function":
+            return FunctionServable(*given, inline=small, reads_files_at_run_time=reads_files)
+        looping = frozenset(name for name, found in operations.items() if found.loops)
+        return SessionServable(*given, looping=looping, prune=small, reads_files_at_run_time=reads_files)
 
     def _load_error(self, error: Exception) -> LoadError:
         message = clean(error.message or "") if isinstance(error, tf.errors.OpError) else str(error)
@@ -301,10 +305,6 @@ class SavedModelLoader:
             servable.close()
         del servable
         memory.give_back()
-
-
-def _any_reads_files(operations: Mapping[str, Operations]) -> bool:
-    return any(found.reads_files for found in operations.values())
 
 
 def _copied(definitions: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,12 +63,18 @@ class SessionServable:
             reads_files_at_run_time: As in `Servable`.
 
         Raises:
-            Exception: Whatever TensorFlow's loader raises.
+            Exception: Whatever TensorFlow's loader raises, and LookupError where it leaves a variable unset.
         """
         self.signatures = signatures
         self.signature_defs = signature_defs
         self.reads_files_at_run_time = reads_files_at_run_time
         self._session = _load(path, tags)
+        try:
+            _check_variables(self._session, signatures.values())
+            self._session.graph.finalize()
+        except BaseException:
+            self._session.close()
+            raise
         self._looping = looping
         self._prune = prune
         self._short: set[str] = set()
@@ -243,9 +249,36 @@ def _load(path: Path, tags: Iterable[str]) -> Any:
             session.close()
             raise
         else:
-            session.graph.finalize()
             return session
     raise AssertionError("unreachable")
+
+
+def _check_variables(session: Any, signatures: Iterable[Signature]) -> None:
+    """Raise LookupError if a signature reads a resource variable that the SavedModel's restore op does not set.
+
+    Keras 3 models written by `tf.saved_model.save` are so: TensorFlow Serving loads them and fails at every request.
+    """
+    todo = [
+        _tensor(session.graph, spec.tensor_name).op for signature in signatures for spec in signature.outputs.values()
+    ]
+    seen = set(todo)
+    while todo:
+        operation = todo.pop()
+        sources = {tensor.op for tensor in operation.inputs} | set(operation.control_inputs)
+        todo += sources - seen
+        seen |= sources
+    handles = [operation for operation in seen if operation.type == "VarHandleOp"]
+    if not handles:
+        return
+    with session.graph.as_default():
+        checks = [tf.raw_ops.VarIsInitializedOp(resource=handle.outputs[0]) for handle in handles]
+    unset = sorted(handle.name for handle, is_set in zip(handles, session.run(checks), strict=True) if not is_set)
+    if unset:
+        named = ", ".join(unset[:3]) + (", ..." if len(unset) > 3 else "")
+        raise LookupError(
+            f"the SavedModel's restore op leaves {len(unset)} of {len(handles)} variables unset ({named}), as Keras 3 "
+            'models written by tf.saved_model.save do: export it with Model.export, or set servable="function"'
+        )
 
 
 def _config() -> Any:

@@ -105,6 +105,24 @@ def test_the_function_option_does_not_fall_back(copy: Any) -> None:
     assert str(path) in raised.value.message
 
 
+def test_variables_that_a_session_leaves_unset_are_found_at_load(load: Load, model: ModelPath) -> None:
+    x = {"x": np.ones((2, 6), np.float32)}
+    path = model("keras_saved")
+    assert load(path).kind == "function"
+    with pytest.raises(LoadError, match=r"leaves 2 of 2 variables unset .* export it with Model\.export"):
+        loader(path, servable="session").load()
+    assert load(path).run("serving_default", x)["y"].shape == (2, 3)
+
+
+def test_large_constants_fall_back_to_functions(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "embedserve")
+    servable = load(saved_models.keras_saved(tmp_path / "m" / "1", constant=300_000))
+    assert isinstance(servable, FunctionServable)
+    assert "runs as functions: a graph session cannot run it (LookupError: " in caplog.text
+    # Its constants would stay in TensorFlow's cache.
+    assert not servable._functions["serving_default"].inline
+
+
 def test_a_signature_that_is_not_lifted_as_stored_runs_in_a_session(load: Load, copy: Any) -> None:
     def rename(meta_graph: Any) -> None:
         outputs = meta_graph.signature_def["serving_default"].outputs
@@ -397,7 +415,10 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(("name", "servable"), [("big_constant", "auto"), ("wide", "auto"), ("wide", "session")])
+@pytest.mark.parametrize(
+    ("name", "servable"),
+    [("big_constant", "auto"), ("big_constant", "function"), ("wide", "auto"), ("wide", "session")],
+)
 def test_thirty_reloads_stay_flat(model: ModelPath, tmp_path: Path, name: str, servable: str) -> None:
     path = model(name) if name in saved_models.MODELS else saved_models.dense(tmp_path / "wide" / "1", 1024, 1024)
     done = subprocess.run(
