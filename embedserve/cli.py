@@ -205,6 +205,7 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
     for name, value in (
         ("num_batch_threads", flags.number("num_batch_threads") or platform.num_batch_threads or 0),
         ("num_load_threads", max(flags.number("num_load_threads"), flags.number("num_unload_threads"))),
+        ("num_tflite_pools", flags.number("num_tflite_pools")),
         ("max_inflight_bytes", flags.number("max_inflight_bytes")),
     ):
         if value > 0:
@@ -221,6 +222,7 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         "allow_version_labels_for_unavailable_models",
         "enable_signature_method_name_check",
         "labels_ahead",
+        "prefer_tflite_model",
     ):
         options[name] = flags.on(name)
     if flags.directory is None or "max_num_load_retries" in flags or "load_retry_interval_micros" in flags:

@@ -148,6 +148,7 @@ class ModelConfig(_Options):
         input_ranks: Rank per input name, for signatures that declare unknown rank.
         warmup: `auto` runs made-up and recorded requests before a version serves; `none` runs nothing.
         prefer_tflite_model: Serve a version's `model.tflite`, where it has one, instead of its SavedModel.
+        num_tflite_pools: TensorFlow Lite interpreters of each version, so many runs at once.
     """
 
     name: str = Field(min_length=1)
@@ -161,6 +162,7 @@ class ModelConfig(_Options):
     input_ranks: Mapping[str, int] = Field(default_factory=dict)
     warmup: Literal["auto", "none"] | None = None
     prefer_tflite_model: bool | None = None
+    num_tflite_pools: int | None = Field(default=None, ge=1)
 
 
 class RegistryOptions(_Options):
@@ -168,7 +170,7 @@ class RegistryOptions(_Options):
 
     Attributes:
         batching, batching_options, servable, warmup, prefer_tflite_model: Defaults for models that do not say.
-        num_tflite_pools: TensorFlow Lite interpreters of each version, so many runs at once; None is one per run thread.
+        num_tflite_pools: As well; None is one interpreter per run thread.
         num_batch_threads: Run threads, shared by all models.
         num_load_threads: Threads for load, unload and directory scans.
         max_pending_requests: Bound of the unbatched path, per loaded version, in requests waiting or running.

@@ -234,6 +234,8 @@ def _platform_from_bundle(bundle: Any) -> Platform:
         "batching": batched,
         "saved_model_tags": tuple(bundle.saved_model_tags) or ("serve",),
         "warmup": "auto" if bundle.enable_model_warmup else "none",
+        "prefer_tflite_model": bundle.prefer_tflite_model,
+        "num_tflite_pools": bundle.num_tflite_pools if bundle.num_tflite_pools > 0 else None,
     }
     if batched:
         options["batching_options"] = batching_from_proto(bundle.batching_parameters)

@@ -253,6 +253,8 @@ def test_options_come_from_their_flags(tmp_path: Path) -> None:
         "--max_request_bytes=1000",
         "--max_inflight_bytes=2000",
         "--num_batch_threads=2",
+        "--prefer_tflite_model",
+        "--num_tflite_pools=3",
     ).options
     assert options == RegistryOptions(
         batching=False,
@@ -276,6 +278,8 @@ def test_options_come_from_their_flags(tmp_path: Path) -> None:
         max_request_bytes=1000,
         max_inflight_bytes=2000,
         num_batch_threads=2,
+        prefer_tflite_model=True,
+        num_tflite_pools=3,
     )
 
 

@@ -270,11 +270,13 @@ def test_a_platform_sets_session_batching_and_warm_up(tmp_path: Path) -> None:
         batching_parameters { max_batch_size { value: 4 } num_batch_threads { value: 2 } }
         saved_model_tags: "serve" saved_model_tags: "gpu" enable_model_warmup: true
         model_warmup_options { num_request_iterations { value: 5 } } enable_per_model_batching_params: true
+        prefer_tflite_model: true num_tflite_pools: 3
         """,
     )
     options = dict(found.model_options)
+    tflite = {"prefer_tflite_model": True, "num_tflite_pools": 3}
     assert options.pop("batching_options").max_batch_size == 4
-    assert options == {"batching": True, "saved_model_tags": ("serve", "gpu"), "warmup": "auto"}
+    assert options == {"batching": True, "saved_model_tags": ("serve", "gpu"), "warmup": "auto", **tflite}
     assert (found.num_batch_threads, found.per_model_batching, found.warmup_iterations) == (2, True, 5)
     session: Any = message_class("SessionBundleConfig")().session_config  # type: ignore[attr-defined]
     session.ParseFromString(found.session_config)
@@ -283,7 +285,8 @@ def test_a_platform_sets_session_batching_and_warm_up(tmp_path: Path) -> None:
 
 def test_an_empty_platform_neither_batches_nor_warms_up(tmp_path: Path) -> None:
     found = platform(tmp_path, "")
-    assert found.model_options == {"batching": False, "saved_model_tags": ("serve",), "warmup": "none"}
+    tflite = {"prefer_tflite_model": False, "num_tflite_pools": None}
+    assert found.model_options == {"batching": False, "saved_model_tags": ("serve",), "warmup": "none", **tflite}
     assert (found.num_batch_threads, found.session_config) == (None, b"")
 
 
