@@ -7,12 +7,13 @@ exactly one version. Knows no wire and no directory.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from embedserve.errors import Code, RegistryStateError, ServingError, SignatureNotFoundError
+from embedserve.errors import Code, RegistryStateError, ServingError, SignatureNotFoundError, UnsupportedError
 from embedserve.lifecycle.managed_version import ManagedVersion
-from embedserve.servable import Array, Servable
+from embedserve.servable import Array, Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 
 if TYPE_CHECKING:
@@ -205,6 +206,46 @@ class ModelHandle:
     ) -> list[Classifications | Array]:
         """As `multi_inference`, from any thread but the registry's loop."""
         return self._sync(lambda: self.multi_inference(tasks, examples, context=context, timeout=timeout))
+
+    async def run_graph(
+        self, feeds: Tensors, fetches: Sequence[str], targets: Sequence[str] = (), *, timeout: float | None = None
+    ) -> list[Array]:
+        """Feed and fetch any tensors of a graph session and run the ops `targets`, in a run thread.
+
+        Args:
+            feeds: Arrays by tensor name, in the tensors' dtypes.
+            fetches: Names of the tensors to return, in that order.
+            targets: Names of operations to run besides.
+            timeout: Seconds. A session's run ends early only by this: after a cancellation it goes on in its thread.
+
+        Raises:
+            UnsupportedError: The version does not run in a graph session.
+            InvalidInputError: A name that is not there, a feed that does not fit, or ops that would write files.
+            QueueFullError, DeadlineExceededError, InferenceError: As `predict`.
+        """
+        self._check()
+        runtime, version = self._runtime, self._version
+        if not runtime.on_loop():
+            return await runtime.bridge(self.run_graph(feeds, fetches, targets, timeout=timeout))
+        run_graph = getattr(self._servable, "run_graph", None)
+        if run_graph is None:
+            raise UnsupportedError(
+                f"version {self.version} of {self.name} runs as {self._servable.kind!r}; only a model that runs in a "
+                'graph session has a graph to feed: set servable="session" for this model'
+            )
+        assert version.predictor is not None
+        version.hold()
+        try:
+            deadline = None if timeout is None else runtime.loop.time() + timeout
+            return await version.predictor.submit_call(partial(run_graph, feeds, fetches, targets), deadline)
+        finally:
+            version.release()
+
+    def run_graph_sync(
+        self, feeds: Tensors, fetches: Sequence[str], targets: Sequence[str] = (), *, timeout: float | None = None
+    ) -> list[Array]:
+        """As `run_graph`, from any thread but the registry's loop."""
+        return self._sync(lambda: self.run_graph(feeds, fetches, targets, timeout=timeout))
 
     @property
     def _checks_method_names(self) -> bool:

@@ -10,11 +10,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from functools import partial
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from embedserve.errors import Code, DeadlineExceededError, QueueFullError, RegistryStateError
 from embedserve.observer import Observers
-from embedserve.servable import Array, Cancellation, Servable, ServableId, Tensors
+from embedserve.servable import Array, Cancellation, Servable, ServableId, SlotCall, Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool, Work
 
@@ -29,6 +30,8 @@ __all__ = [
     "refusal",
     "timed_out",
 ]
+
+T = TypeVar("T")
 
 Answer: TypeAlias = asyncio.Future[dict[str, Array]]
 
@@ -151,31 +154,21 @@ async def drained(waiting: Callable[[], set[Answer]], running: Callable[[], int]
 class _DirectRun:
     """One request, from the queue through a run thread to its answer."""
 
-    __slots__ = ("_owner", "cancellation", "deadline", "future", "inputs", "output_names", "signature_name", "timeout")
+    __slots__ = ("_call", "_owner", "cancellation", "deadline", "future", "timeout")
 
     def __init__(
-        self,
-        owner: DirectPredictor,
-        future: Answer,
-        signature_name: str,
-        inputs: Tensors,
-        output_names: tuple[str, ...] | None,
-        deadline: float | None,
+        self, owner: DirectPredictor, future: asyncio.Future[Any], call: SlotCall[Any], deadline: float | None
     ) -> None:
         self._owner = owner
+        self._call = call
         self.future = future
-        self.signature_name = signature_name
-        self.inputs = inputs
-        self.output_names = output_names
         self.deadline = deadline
         self.timeout: float | None = None
         self.cancellation = Cancellation()
 
-    def call(self) -> dict[str, Array]:
+    def call(self) -> Any:
         """In a run thread."""
-        return self._owner.servable.run(
-            self.signature_name, self.inputs, self.output_names, cancellation=self.cancellation, timeout=self.timeout
-        )
+        return self._call(cancellation=self.cancellation, timeout=self.timeout)
 
     def done(self, result: Any, error: Exception | None) -> None:
         """On the loop, when the thread is back."""
@@ -207,7 +200,7 @@ class DirectPredictor:
         self._pool = pool
         self._observers = observers
         self._max_pending = max_pending
-        self._create_future = pool.loop.create_future
+        self._create_future: Callable[[], asyncio.Future[Any]] = pool.loop.create_future
         self._waiting: deque[_DirectRun] = deque()
         self._running: set[_DirectRun] = set()
         self._deadlines = DeadlineTimer(pool.loop, lambda: [*self._waiting, *self._running])
@@ -228,12 +221,16 @@ class DirectPredictor:
         deadline: float | None = None,
     ) -> Answer:
         """As `Predictor.submit`."""
+        return self.submit_call(partial(self.servable.run, signature.name, inputs, output_names), deadline)
+
+    def submit_call(self, call: SlotCall[T], deadline: float | None = None) -> asyncio.Future[T]:
+        """As `Predictor.submit_call`."""
         if self._closed:
             raise refusal(self._id)
         if len(self._waiting) + len(self._running) >= self._max_pending:
             self._make_room()
-        future = self._create_future()
-        self._waiting.append(_DirectRun(self, future, signature.name, inputs, output_names, deadline))
+        future: asyncio.Future[T] = self._create_future()
+        self._waiting.append(_DirectRun(self, future, call, deadline))
         if deadline is not None:
             self._deadlines.watch(deadline)
         if not self._claimed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from embedserve.config import Batching, BatchingOptions
     from embedserve.signature import Signature
 
-__all__ = ["Array", "Cancellation", "Loader", "Predictor", "Servable", "ServableId", "State", "Tensors"]
+__all__ = ["Array", "Cancellation", "Loader", "Predictor", "Servable", "ServableId", "SlotCall", "State", "Tensors"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Array: TypeAlias = npt.NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -154,6 +157,13 @@ class Loader(Protocol):
         """Free the version's resources; `servable` is what `load` returned, or None where it failed."""
 
 
+class SlotCall(Protocol[T_co]):
+    """Work of one version that is not a run of a signature; called in a run thread."""
+
+    def __call__(self, *, cancellation: Cancellation, timeout: float | None) -> T_co:
+        """Do it; both arguments as for `Servable.run`."""
+
+
 class Predictor(Protocol):
     """Runs one loaded version for callers on the loop; direct and batched look the same from here."""
 
@@ -172,6 +182,13 @@ class Predictor(Protocol):
         Raises:
             QueueFullError: The bounded queue is full.
             InvalidInputError: The request can never be batched (too many rows).
+        """
+
+    def submit_call(self, call: SlotCall[T], deadline: float | None = None) -> asyncio.Future[T]:
+        """Queue one call for a run thread, unbatched; bound, cancellation and deadline as for `submit`.
+
+        Raises:
+            QueueFullError: The bounded queue is full.
         """
 
     def abort(self) -> None:

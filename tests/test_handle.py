@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from embedserve import InferenceTask
-from embedserve.errors import DeadlineExceededError, InvalidInputError, RegistryStateError
-from embedserve.servable import Array, Tensors
+from embedserve.errors import DeadlineExceededError, InvalidInputError, RegistryStateError, UnsupportedError
+from embedserve.servable import Array, Cancellation, Servable, Tensors
 from embedserve.testing import FakeLoader, FakeRegistry, Gate, fake_signature
 from embedserve.tf_example import CLASSIFY_METHOD, REGRESS_METHOD
 
@@ -99,3 +100,47 @@ async def test_a_twin_for_threads_refuses_the_loop_it_would_block() -> None:
         ):
             with pytest.raises(RegistryStateError, match="would wait for itself"):
                 call()
+
+
+# Graphs.
+
+
+class GraphLoader(FakeLoader):
+    """Loads a version that has a graph: fetching `name` gives what was fed as `name`, and -1 for each target."""
+
+    def load(self) -> Servable:
+        servable: Any = super().load()
+
+        def run_graph(
+            feeds: Tensors, fetches: Sequence[str], targets: Sequence[str] = (), **limits: Any
+        ) -> list[Array]:
+            self.limits = limits
+            return [*(feeds[name] for name in fetches), *(np.array(-1) for _ in targets)]
+
+        servable.run_graph = run_graph
+        loaded: Servable = servable
+        return loaded
+
+
+async def test_a_graph_runs_in_a_run_thread_within_its_time() -> None:
+    loader = GraphLoader()
+    async with FakeRegistry({"m": {1: loader}}) as registry, registry.acquire("m") as handle:
+        fetched = await handle.run_graph({"x:0": DOUBLES}, ["x:0"], ["init"], timeout=60)
+        assert [array.tolist() for array in fetched] == [[1.0, 2.0], -1]
+        assert isinstance(loader.limits["cancellation"], Cancellation)
+        assert 0 < loader.limits["timeout"] <= 60
+        await handle.run_graph({}, [])
+        assert loader.limits["timeout"] is None
+        with pytest.raises(DeadlineExceededError):
+            await handle.run_graph({}, [], timeout=-1.0)
+
+
+def test_a_graph_run_has_a_twin_for_threads() -> None:
+    with FakeRegistry({"m": {1: GraphLoader()}}) as registry, registry.acquire_sync("m") as handle:
+        assert handle.run_graph_sync({"x:0": DOUBLES}, ["x:0"])[0].tolist() == [1.0, 2.0]
+
+
+async def test_a_version_without_a_graph_says_how_to_get_one() -> None:
+    async with FakeRegistry({"m": {1: FakeLoader()}}) as registry, registry.acquire("m") as handle:
+        with pytest.raises(UnsupportedError, match=r"runs as 'fake'.*set servable=\"session\""):
+            await handle.run_graph({}, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from embedserve.config import BatchingOptions
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, QueueFullError, RegistryStateError
 from embedserve.observer import Observers
 from embedserve.predictor import DeadlineTimer, DirectPredictor
-from embedserve.servable import Array, Tensors
+from embedserve.servable import Array, Cancellation, Tensors
 from tests.batching.fakes import ID, FakeServable, Rig, rig, signature, times_ten
 
 both = pytest.mark.parametrize("batching", [False, True], ids=["direct", "batched"])
@@ -215,3 +216,75 @@ async def test_one_timer_ends_each_request_at_its_own_deadline() -> None:
     for request in requests:
         if request.future.done() and request is not requests[4]:
             assert isinstance(request.future.exception(), DeadlineExceededError)
+
+
+# Calls that are not runs of a signature.
+
+
+class Held:
+    """A call that waits until it is let go or cancelled."""
+
+    def __init__(self) -> None:
+        self.began, self.end = threading.Event(), threading.Event()
+        self.timeout: float | None = None
+
+    def __call__(self, *, cancellation: Cancellation, timeout: float | None) -> str:
+        self.timeout = timeout
+        cancellation.on_cancel(self.end.set)
+        self.began.set()
+        assert self.end.wait(30)
+        cancellation.on_cancel(None)
+        return "cancelled" if cancellation.cancelled else "done"
+
+
+@both
+async def test_a_call_waits_for_a_run_thread_as_requests_do(batching: bool) -> None:
+    async with rig(batching=batching, max_pending=2) as r:
+        first, second = Held(), Held()
+        one, two = r.predictor.submit_call(first), r.predictor.submit_call(second)
+        with pytest.raises(QueueFullError, match="max_pending_requests is 2"):
+            r.predictor.submit_call(Held())
+        assert await asyncio.to_thread(first.began.wait, 30)
+        assert not second.began.is_set()
+        for held in (first, second):
+            held.end.set()
+        assert [await one, await two] == ["done", "done"]
+        assert (first.timeout, r.predictor.statistics().runs) == (None, 2)
+
+
+@both
+async def test_a_call_is_cancelled_when_its_caller_leaves_or_its_time_is_over(batching: bool) -> None:
+    async with rig(batching=batching) as r:
+        left, late = Held(), Held()
+        answer = r.predictor.submit_call(left)
+        assert await asyncio.to_thread(left.began.wait, 30)
+        answer.cancel()
+        with pytest.raises(DeadlineExceededError):
+            await r.predictor.submit_call(late, r.pool.loop.time() + 0.05)
+        assert await asyncio.to_thread(left.end.wait, 30)
+        await r.predictor.aclose()
+        with pytest.raises(RegistryStateError, match="is being unloaded"):
+            r.predictor.submit_call(Held())
+
+
+@both
+async def test_closing_waits_for_the_thread_of_a_call_that_nobody_awaits(batching: bool) -> None:
+    ended = threading.Event()
+    go = threading.Event()
+    began = threading.Event()
+
+    def call(*, cancellation: Cancellation, timeout: float | None) -> None:
+        began.set()
+        assert go.wait(30)
+        ended.set()
+
+    async with rig(batching=batching) as r:
+        answer = r.predictor.submit_call(call)
+        assert await asyncio.to_thread(began.wait, 30)
+        answer.cancel()
+        closing = asyncio.create_task(r.predictor.aclose())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        go.set()
+        await closing
+        assert ended.is_set()

@@ -5,17 +5,21 @@ Made by whoever publishes a version. Each batched signature has a batcher (batch
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import fields
+from typing import TypeVar
 
 from embedserve.batching.batcher import SignatureBatcher
 from embedserve.config import Batching, BatchingOptions
 from embedserve.observer import Observers
 from embedserve.predictor import Answer, DirectPredictor, PredictorStatistics
-from embedserve.servable import Predictor, Servable, ServableId, Tensors
+from embedserve.servable import Predictor, Servable, ServableId, SlotCall, Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool
 
 __all__ = ["BatchingPredictor", "make_predictor"]
+
+T = TypeVar("T")
 
 
 def make_predictor(
@@ -84,6 +88,10 @@ class BatchingPredictor:
         if batcher is None:
             return self._direct.submit(signature, inputs, output_names, deadline)
         return batcher.submit(inputs, output_names, deadline)
+
+    def submit_call(self, call: SlotCall[T], deadline: float | None = None) -> asyncio.Future[T]:
+        """As `Predictor.submit_call`."""
+        return self._direct.submit_call(call, deadline)
 
     def statistics(self) -> PredictorStatistics:
         """Counts so far, and what waits and runs now, over all signatures."""

@@ -1,21 +1,20 @@
 """`tensorflow.serving.SessionService`: SessionRun on versions that run in a graph session.
 
-TensorFlow Serving defines the service and links no implementation of it. Knows nothing of graphs: the servable's
-`run_graph` does; a version without one answers UNIMPLEMENTED.
+TensorFlow Serving defines the service and links no implementation of it. Turns messages into `ModelHandle.run_graph`
+and back; a version without a graph session answers UNIMPLEMENTED.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from tensorflow_serving.apis import session_service_pb2
 
-from embedserve.errors import InvalidInputError, UnsupportedError
-from embedserve.grpc.calls import acquire, unary
+from embedserve.errors import InvalidInputError
+from embedserve.grpc.calls import LARGE, acquire, unary
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import dtypes, proto
@@ -31,49 +30,35 @@ SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full
 
 def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.GenericRpcHandler:
     """The service's handlers; `tensor_content` as for Predict."""
-    # A graph run cannot be cancelled: one at a time, so that it cannot take every codec thread from other requests.
-    turn = asyncio.Semaphore(1)
-    run = partial(_session_run, registry, turn, tensor_content)
+    run = partial(_session_run, registry, tensor_content)
     return grpc.method_handlers_generic_handler(
         SERVICE, {"SessionRun": unary(registry, session_service_pb2.SessionRunRequest, run)}
     )
 
 
-async def _session_run(
-    registry: ModelRegistry, turn: asyncio.Semaphore, tensor_content: bool, request: Any, context: Any, large: bool
-) -> bytes:
-    handle = acquire(registry, request)
-    try:
-        run_graph = getattr(handle.servable, "run_graph", None)
-        if run_graph is None:
-            raise UnsupportedError(
-                "SessionRun needs a model that runs in a graph session; "
-                f"version {handle.version} of {handle.name} runs as {handle.servable.kind!r}: "
-                'set servable="session" for this model'
-            )
-        await turn.acquire()
-    except BaseException:
-        handle.release()
-        raise
-
-    def finished(work: asyncio.Future[bytes]) -> None:
-        handle.release()
-        turn.release()
-        if not work.cancelled():
-            work.exception()  # Seen, also where nobody waits any more.
-
-    # The thread goes on when the client has gone, and needs its version until it ends.
-    work = asyncio.ensure_future(registry.run_in_thread(partial(_run, handle, run_graph, request, tensor_content)))
-    work.add_done_callback(finished)
-    return await asyncio.shield(work)
+async def _session_run(registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool) -> bytes:
+    with acquire(registry, request) as handle:
+        read = partial(_read, handle, request)
+        feeds, tensors = await registry.run_in_thread(read) if large else read()
+        arrays = await handle.run_graph(feeds, tensors, tuple(request.target), timeout=_timeout(request, context))
+        encode = partial(_response, handle, request.fetch, arrays, tensor_content)
+        if sum(array.nbytes for array in arrays) > LARGE:
+            return await registry.run_in_thread(encode)
+        return encode()
 
 
-def _run(handle: ModelHandle, run_graph: Callable[..., list[Array]], request: Any, tensor_content: bool) -> bytes:
-    fetches = list(request.fetch)
-    feeds, tensors = _decode(request), fetches
+def _timeout(request: Any, context: Any) -> float | None:
+    """Seconds until the client's deadline, or fewer where the request's `RunOptions` say so; None without either."""
+    limits = [context.time_remaining(), max(request.options.timeout_in_ms, 0) / 1000 or None]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _read(handle: ModelHandle, request: Any) -> tuple[dict[str, Array], list[str]]:
+    """What to feed and what to fetch, by tensor name."""
+    feeds, fetches = _decode(request), list(request.fetch)
     if request.tensor_name_is_alias:
-        feeds, tensors = _resolve(handle, request.model_spec.signature_name, feeds, fetches)
-    return _response(handle, fetches, run_graph(feeds, tensors, list(request.target)), tensor_content)
+        return _resolve(handle, request.model_spec.signature_name, feeds, fetches)
+    return feeds, fetches
 
 
 def _decode(request: Any) -> dict[str, Array]:
@@ -106,7 +91,7 @@ def _resolve(
     )
 
 
-def _response(handle: ModelHandle, fetches: list[str], arrays: list[Array], tensor_content: bool) -> bytes:
+def _response(handle: ModelHandle, fetches: Sequence[str], arrays: list[Array], tensor_content: bool) -> bytes:
     response = session_service_pb2.SessionRunResponse()
     response.model_spec.name = handle.name
     response.model_spec.version.value = handle.version

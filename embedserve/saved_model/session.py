@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from embedserve.errors import DeadlineExceededError, InvalidInputError
+from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError
 from embedserve.saved_model import run_time, tensorflow_private
 from embedserve.saved_model.arrays import owned, private_copies
 from embedserve.saved_model.graph import GraphReader
@@ -81,6 +81,7 @@ class SessionServable:
         self._reader: GraphReader | None = None
         self._plans: dict[tuple[str, tuple[str, ...] | None], _Plan] = {}
         self._making = threading.Lock()
+        self._reading = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<SessionServable {', '.join(self.signatures) or 'without signatures'}>"
@@ -135,13 +136,24 @@ class SessionServable:
                 plan.short = call
                 self._short.add(signature_name)
 
-    def run_graph(self, feeds: Tensors, fetches: Sequence[str], targets: Sequence[str] = ()) -> list[Array]:
+    def run_graph(
+        self,
+        feeds: Tensors,
+        fetches: Sequence[str],
+        targets: Sequence[str] = (),
+        *,
+        cancellation: Cancellation | None = None,
+        timeout: float | None = None,
+    ) -> list[Array]:
         """Feed and fetch any tensors of the graph and run the ops `targets`, as `SessionService.SessionRun` asks for.
+
+        `timeout` bounds every such run; `cancellation` is looked at before it begins.
 
         Raises:
             InvalidInputError: A tensor or op that is not there, a feed that does not fit the tensor it is for, or a
                 request that would write files.
             InferenceError: With the canonical code of TensorFlow's error.
+            DeadlineExceededError: `timeout` passed.
         """
         graph = self._session.graph
         fed: dict[str, Array] = {}
@@ -153,11 +165,14 @@ class SessionServable:
             fed[tensor.name] = array.copy()
         tensors = [_tensor(graph, name) for name in fetches]
         operations = [_operation(graph, name) for name in targets]
-        writer = self._graph_reader().operations([*fetches, *targets], feeds).writes_files
+        writer = self._file_writer([*fetches, *targets], feeds)
         if writer is not None:
             raise InvalidInputError(f"SessionRun may not write files; the graph's {writer} operation would")
+        if cancellation is not None and cancellation.cancelled:
+            raise InferenceError("the run was cancelled", code=Code.CANCELLED)
+        options = v1.RunOptions(timeout_in_ms=_limit(timeout))
         try:
-            values, _ = self._session.run((tensors, operations), fed)
+            values, _ = self._session.run((tensors, operations), fed, options=options)
         except tf.errors.OpError as error:
             raise inference_error(error) from None
         return [
@@ -184,10 +199,12 @@ class SessionServable:
                 self._plans[signature_name, choice] = plan
             return plan
 
-    def _graph_reader(self) -> GraphReader:
-        if self._reader is None:
-            self._reader = GraphReader(v1.MetaGraphDef(graph_def=self._session.graph.as_graph_def()))
-        return self._reader
+    def _file_writer(self, fetched: Sequence[str], fed: Iterable[str]) -> str | None:
+        """An operation that would write files, if there is one. A reader half way through knows less: one at a time."""
+        with self._reading:
+            if self._reader is None:
+                self._reader = GraphReader(v1.MetaGraphDef(graph_def=self._session.graph.as_graph_def()))
+            return self._reader.operations(fetched, fed).writes_files
 
 
 class _Plan:

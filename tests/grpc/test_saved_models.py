@@ -36,7 +36,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "examples": saved_models.examples,
     "tf1_examples": saved_models.tf1_examples,
     "session": saved_models.half_plus_two,
+    "endless": saved_models.endless,
 }
+SESSIONS = {"session", "endless"}
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[ModelConfig]:
     configs = []
     for name, build in BUILDERS.items():
         build(root / name / "3")
-        servable: Any = "session" if name == "session" else None
+        servable: Any = "session" if name in SESSIONS else None
         configs.append(ModelConfig(name=name, base_path=root / name, servable=servable))
     return configs
 
@@ -54,9 +56,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[ModelConfig]:
 def real(models: list[ModelConfig], start: Start) -> Callable[..., Any]:
     """Serve some of the models."""
 
-    async def run(*names: str, **options: Any) -> Client:
+    async def run(*names: str, threads: int = 2, **options: Any) -> Client:
         chosen = [model for model in models if model.name in names]
-        return await start(ModelRegistry(models=chosen, settle=0.0, watch=False), **options)
+        registry = ModelRegistry(models=chosen, settle=0.0, watch=False, num_batch_threads=threads)
+        return await start(registry, **options)
 
     return run
 
@@ -190,13 +193,14 @@ def session_request(name: str, feeds: dict[str, Any], *fetches: str, alias: bool
     request = session_service_pb2.SessionRunRequest(fetch=fetches, tensor_name_is_alias=alias)
     request.model_spec.name = name
     for feed, value in feeds.items():
-        array = np.asarray(value, np.float32)
+        array = value if isinstance(value, np.ndarray) else np.asarray(value, np.float32)
         proto.encode_into(request.feed.add(name=feed).tensor, array, dtypes.by_numpy(array.dtype))
     return request
 
 
-async def session_run(client: Client, request: Any) -> Any:
-    body = await client.raw("/tensorflow.serving.SessionService/SessionRun", request.SerializeToString())
+async def session_run(client: Client, request: Any, timeout: float | None = None) -> Any:
+    call = client.channel.unary_unary("/tensorflow.serving.SessionService/SessionRun")
+    body = await call(request.SerializeToString(), timeout=timeout)
     return session_service_pb2.SessionRunResponse.FromString(body)
 
 
@@ -219,7 +223,9 @@ async def test_session_run_errors(real: Any) -> None:
 
     code, message = await fails(session_request("half_plus_two", {"x": [[1.0]]}, "y", alias=True))
     assert code is C.UNIMPLEMENTED
-    assert "SessionRun needs a model that runs in a graph session" in message
+    assert message.startswith(
+        "version 3 of half_plus_two runs as 'function'; only a model that runs in a graph session"
+    )
     assert await fails(session_service_pb2.SessionRunRequest()) == (C.INVALID_ARGUMENT, "Missing ModelSpec")
     assert (await fails(session_request("none", {})))[0] is C.NOT_FOUND
     assert (await fails(session_request("tf1_examples", {}, "no/such:0")))[0] is C.INVALID_ARGUMENT
@@ -234,6 +240,37 @@ async def test_session_run_errors(real: Any) -> None:
     assert (await fails(broken))[1].startswith("tensor parsing error: x:0")
 
 
+def endless_request(steps: int) -> Any:
+    return session_request("endless", {"steps": np.array([steps])}, "done", alias=True)
+
+
+async def test_an_endless_graph_gives_its_thread_back_when_its_time_is_over(real: Any) -> None:
+    client = await real("endless", threads=1)
+    limited = endless_request(2**62)
+    limited.options.timeout_in_ms = 100
+    assert (await failure(session_run(client, limited)))[0] is C.DEADLINE_EXCEEDED
+    assert (await failure(session_run(client, endless_request(2**62), timeout=0.2)))[0] is C.DEADLINE_EXCEEDED
+    response = await session_run(client, endless_request(3), timeout=60)
+    assert list(response.tensor[0].tensor.int64_val) == [12]
+
+
+async def test_graph_runs_go_on_beside_each_other(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from embedserve.saved_model.session import SessionServable
+
+    together = threading.Barrier(2, timeout=60)
+    run_graph = SessionServable.run_graph
+
+    def meeting(self: Any, *args: Any, **options: Any) -> Any:
+        together.wait()
+        return run_graph(self, *args, **options)
+
+    monkeypatch.setattr(SessionServable, "run_graph", meeting)
+    client = await real("session")
+    request = session_request("session", {"x": [[2.0]]}, "y", alias=True)
+    for response in await asyncio.gather(session_run(client, request), session_run(client, request)):
+        assert list(response.tensor[0].tensor.float_val) == [3.0]
+
+
 async def test_a_session_run_keeps_its_version_until_its_thread_ends(
     real: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,11 +279,11 @@ async def test_a_session_run_keeps_its_version_until_its_thread_ends(
     started, go, closed = threading.Event(), threading.Event(), threading.Event()
     run_graph, close = SessionServable.run_graph, SessionServable.close
 
-    def slow(self: Any, *args: Any) -> Any:
+    def slow(self: Any, *args: Any, **options: Any) -> Any:
         started.set()
         assert go.wait(60)
         assert not closed.is_set(), "the session was closed under the run"
-        return run_graph(self, *args)
+        return run_graph(self, *args, **options)
 
     def seen_close(self: Any) -> None:
         closed.set()

@@ -405,6 +405,20 @@ class TestRunGraph:
         with pytest.raises(InvalidInputError, match=words):
             servable.run_graph(feeds, fetches, targets)
 
+    def test_time_and_departure_end_it(self, load: Load) -> None:
+        servable = load("endless", servable="session")
+        assert isinstance(servable, SessionServable)
+        signature = servable.signatures["serving_default"]
+        feeds = {signature.inputs["steps"].tensor_name: ENDLESS["steps"]}
+        fetches = [signature.outputs["done"].tensor_name]
+        with pytest.raises(DeadlineExceededError):
+            servable.run_graph(feeds, fetches, timeout=0.1)
+        left = Cancellation()
+        left.cancel()
+        with pytest.raises(InferenceError) as raised:
+            servable.run_graph(feeds, fetches, cancellation=left)
+        assert raised.value.code is Code.CANCELLED
+
     def test_an_unfed_placeholder_is_tensorflows_error(self, load: Load) -> None:
         servable = load("tf1_ref_variables")
         assert isinstance(servable, SessionServable)
