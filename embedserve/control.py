@@ -55,8 +55,9 @@ class Control:
             self._runtime.labels_of = {name: dict(config.version_labels) for name, config in configs.items()}
             self._keep_pins(configs)
             await self._runtime.source.scan_now()
-            if wait and added:
-                await self._wait_for_added(added)
+        # A model that never comes must not keep the next configuration, its cure, from being applied.
+        if wait and added:
+            await self._wait_for_added(added)
 
     def _keep_pins(self, configs: Mapping[str, ModelConfig]) -> None:
         """Follow the new configuration; a pin ends when its model's version policy was changed, or the model left."""
@@ -91,6 +92,8 @@ class Control:
             raise ServingError(f"{len(missing)} model(s) did not become available: {{{listed}}}", code=Code.UNKNOWN)
 
     def _why_missing(self, name: str) -> str:
+        if name not in self._runtime.configs:
+            return f"{{name: {name}}} due to error: ABORTED: a later configuration does not list it}}"
         versions = self._runtime.manager.versions_of(name)
         decisive = max(versions, key=lambda v: v.id.version, default=None)
         if decisive is None or decisive.error is None:

@@ -272,6 +272,18 @@ async def test_reconfigure_adds_removes_and_reports_failures() -> None:
             await registry.reconfigure([labelled])
 
 
+async def test_a_model_that_never_comes_does_not_keep_the_next_configuration_waiting() -> None:
+    m, none = (ModelConfig(name=name, base_path=f"/fake/{name}") for name in ("m", "none"))
+    async with FakeRegistry({"m": {1: FakeLoader()}, "none": {}}, models=[m]) as registry:
+        stuck = asyncio.create_task(registry.reconfigure([m, none]))
+        while "none" not in registry.readiness():
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await registry.reconfigure([m])
+            with pytest.raises(ServingError, match=r"\{name: none\} due to error: ABORTED: a later configuration"):
+                await stuck
+
+
 async def test_entering_fails_with_the_reason_per_model() -> None:
     found = {"good": {1: FakeLoader()}, "bad": {1: FakeLoader(failures=-1)}}
     registry = FakeRegistry(found, retry=FAST)
