@@ -189,12 +189,16 @@ class RunPool:
             if self._closed:
                 self._end_idle()
 
-    async def run_in_each_thread(self, call: Callable[[], object]) -> None:
+    async def run_in_each_thread(self, call: Callable[[], object], patience: float | None = None) -> int:
         """Run `call` once in every run thread, one after the other; for warm-up.
 
         Only one thread at a time is taken from the requests of other models. Raises what `call` raised first. When
         cancelled it first waits for the thread that is in `call`, so that nothing runs a servable behind its owner.
+
+        Returns:
+            How many threads were left out, because what they ran went on for `patience` seconds more.
         """
+        left_out = 0
         for thread in tuple(self._threads):
             ended: asyncio.Future[None] = self.loop.create_future()
 
@@ -207,11 +211,13 @@ class RunPool:
                     ended.set_exception(error)
 
             work: Work = (call, finish)
+            limit: float | None = None
             if thread in self._idle:
                 self._idle.remove(thread)
                 thread.todo.put(work)
             elif thread in self._threads:
                 thread.reserved.append(work)
+                limit = patience
             else:
                 raise RegistryStateError("the registry has been left; its run threads have ended")
 
@@ -221,7 +227,15 @@ class RunPool:
                 thread.reserved.remove(work)
                 return True
 
-            await _outlast(ended, withdraw)
+            try:
+                async with asyncio.timeout(limit):
+                    await _outlast(ended, withdraw)
+            except TimeoutError:
+                if ended.done():  # It had begun just in time, or raised this itself.
+                    ended.result()
+                else:
+                    left_out += 1
+        return left_out
 
     def close(self) -> None:
         """Let the threads end when nothing is left to run; what was requested before is still served."""

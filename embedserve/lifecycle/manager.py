@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ from embedserve.threads import LoadPool, RunPool
 __all__ = ["AspiredVersion", "Manager"]
 
 logger = logging.getLogger("embedserve")
+
+# Seconds that warm-up waits for a busy run thread: a request without end must not hold up every new version.
+WARM_UP_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,11 @@ class Manager:
         self._aspired: dict[str, dict[int, AspiredVersion]] = {}
         self._serving: dict[str, dict[int, ManagedVersion]] = {}
         self._latest: dict[str, ManagedVersion] = {}
+        self._all_serving: tuple[ManagedVersion, ...] = ()
         self._generations: dict[ServableId, int] = {}
         self._kept: set[tuple[ServableId, Any]] = set()
         self._moves: set[asyncio.Task[None]] = set()
+        self._drains: set[asyncio.Timeout] = set()
         self._closing = False
 
     def __repr__(self) -> str:
@@ -115,8 +121,8 @@ class Manager:
         return tuple(self._managed.get(name, ()))
 
     def serving(self) -> tuple[ManagedVersion, ...]:
-        """Every generation that answers requests now."""
-        return tuple(version for versions in self._serving.values() for version in versions.values())
+        """Every generation that answers requests now; readable from any thread."""
+        return self._all_serving
 
     def aspired(self, name: str) -> tuple[int, ...]:
         """Versions of `name` the source wants now, ascending."""
@@ -152,6 +158,8 @@ class Manager:
         for version in managed:
             wanted = aspired.get(version.id.version)
             version.set_aspired(wanted is not None and wanted.fingerprint == version.fingerprint)
+            if version.state is State.START and not version.aspired:
+                self._advance(version, State.END)  # Nothing has begun, so there is nothing to take down.
         # Ended ones that nobody wants are forgotten; the monitor remembers their last status.
         managed[:] = [v for v in managed if v.state is not State.END or (v.aspired and v.error is not None)]
         for number, wanted in aspired.items():
@@ -254,15 +262,20 @@ class Manager:
             records = version.loader.warmup_records
             if self._observers and records is not None:
                 self._observers.warmup_finished(version.id, version.path, loop.time() - started, records, error)
-        await self._run_pool.run_in_each_thread(lambda: _quietly(version.loader.warm_up_thread, servable))
+        cold = await self._run_pool.run_in_each_thread(
+            lambda: _quietly(version.loader.warm_up_thread, servable), WARM_UP_PATIENCE
+        )
+        if cold:
+            logger.warning(
+                "Servable version %s goes without warm-up in %d of %d run threads, which a run has kept busy for %g s",
+                *(version.id, cold, self._run_pool.size, WARM_UP_PATIENCE),
+            )
 
     async def _unaspired_within(self, version: ManagedVersion, delay: float) -> bool:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await version.unaspired.wait()
-        except TimeoutError:
-            return False
-        return True
+        return not version.aspired
 
     def _log_failure(self, version: ManagedVersion, error: ServingError, delay: float | None) -> None:
         logger.error("Loading servable: %s failed: %s: %s", version.id, Code(error.code).name, error)
@@ -297,9 +310,13 @@ class Manager:
         """Wait for requests in flight, close the queue, unload."""
         assert version.predictor is not None
         try:
-            async with asyncio.timeout(self._drain_timeout if self._closing else None):
-                await version.drained()
-                await version.predictor.aclose()
+            async with asyncio.timeout(self._drain_timeout if self._closing else None) as drain:
+                self._drains.add(drain)
+                try:
+                    await version.drained()
+                    await version.predictor.aclose()
+                finally:
+                    self._drains.discard(drain)
         except TimeoutError:
             # Only when the registry closes. A thread still runs the model, so its memory must stay.
             logger.error("Servable version %s is still in use (%r); it is left loaded", version.id, version)
@@ -325,6 +342,7 @@ class Manager:
         else:
             self._serving.pop(name, None)
             self._latest.pop(name, None)
+        self._all_serving = tuple(version for versions in self._serving.values() for version in versions.values())
 
     def _start(self, move: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(move)
@@ -337,9 +355,12 @@ class Manager:
             logger.error("a version's move ended with a bug", exc_info=error)
         self._monitor.publish()
 
-    async def aclose(self, deadline: float | None = None) -> None:
+    async def aclose(self) -> None:
         """Unload everything; waits for requests in flight for at most `drain_timeout`."""
         self._closing = True
+        if self._drain_timeout is not None:
+            for drain in self._drains:  # Versions that were retired before have no more time than the others.
+                drain.reschedule(asyncio.get_running_loop().time() + self._drain_timeout)
         for name in list(self._aspired):
             self.set_aspired_versions(name, {})
         while self._moves:
@@ -354,7 +375,9 @@ def _quietly(call: Callable[[Servable], object], servable: Servable) -> None:
 
 
 def _load_error(id: ServableId, raised: Exception) -> ServingError:
-    if isinstance(raised, ServingError):
-        return raised
-    logger.error("loading %s failed unexpectedly", id, exc_info=raised)
-    return LoadError(f"{type(raised).__name__}: {raised}")
+    if not isinstance(raised, ServingError):
+        logger.error("loading %s failed unexpectedly", id, exc_info=raised)
+        return LoadError(f"{type(raised).__name__}: {raised}")
+    # Kept as long as the failure is; the frames of its traceback would keep what had been loaded.
+    raised.__cause__ = raised.__context__ = None
+    return raised.with_traceback(None)

@@ -1,0 +1,101 @@
+"""What the manager does when its aims change while it works, over fake versions."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+
+from embedserve import LatestVersions, LoadError, RetryPolicy, SpecificVersions, State
+from embedserve.lifecycle import manager
+from embedserve.servable import Servable
+from embedserve.testing import FakeLoader, FakeRegistry, Gate
+from tests.integration.waiting import state_of, until_state
+
+X = {"x": [1.0]}
+
+
+async def test_resource_preserving_passes_over_a_version_that_was_overtaken_before_its_turn() -> None:
+    overtaken = FakeLoader()
+    async with FakeRegistry({"m": {1: FakeLoader()}}, transition="resource") as registry:
+        async with registry.acquire("m"):
+            await registry.put("m", 2, overtaken)
+            assert state_of(registry, "m", 2) is State.START
+            await registry.put("m", 3, FakeLoader())
+            assert state_of(registry, "m", 2) is State.END
+        await until_state(registry, "m", 3, State.AVAILABLE)
+    assert overtaken.loads == 0
+
+
+async def test_what_a_failed_load_had_made_is_not_kept_with_its_error() -> None:
+    class Half:
+        pass
+
+    class FailsHalfway(FakeLoader):
+        def load(self) -> Servable:
+            half = Half()
+            made.append(weakref.ref(half))
+            try:
+                raise OSError("disk full")
+            except OSError as error:
+                raise LoadError("half a model") from error
+
+    made: list[weakref.ref[Half]] = []
+    async with FakeRegistry({"m": {1: FakeLoader()}}, retry=RetryPolicy(max_retries=0)) as registry:
+        await registry.put("m", 2, FailsHalfway())
+        await until_state(registry, "m", 2, State.END)
+        gc.collect()
+        assert [half() for half in made] == [None]
+        assert (await registry.predict("m", X))["y"].tolist() == [11.0]
+
+
+async def test_a_version_that_is_wanted_again_at_once_is_retried() -> None:
+    failing = FakeLoader(failures=1)
+    async with FakeRegistry({"m": {1: FakeLoader()}}, retry=RetryPolicy(initial=60.0)) as registry:
+        await registry.put("m", 2, failing)
+        assert registry._runtime is not None
+        await registry._runtime.monitor.wait_until(lambda: bool(registry.status("m")["m"][0].message), 20)
+        assert registry.source is not None
+        for policy in (SpecificVersions(versions=(1,)), LatestVersions()):
+            registry.source.set_policy("m", policy)
+            await registry.source.scan_now()
+        await until_state(registry, "m", 2, State.AVAILABLE)
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(1, 1.0), (2, 2.0), (3, 4.0), (6, 32.0), (7, 60.0), (5000, 60.0)])
+def test_retries_come_after_one_second_doubling_to_sixty(failures: int, seconds: float) -> None:
+    assert RetryPolicy().delay(failures) == seconds
+
+
+async def test_leaving_bounds_the_wait_for_a_version_that_was_retired_before_too() -> None:
+    old = FakeLoader()
+    registry = FakeRegistry({"m": {1: old}}, drain_timeout=0.02)
+    await registry.start()
+    handle = registry.acquire_now("m")
+    await registry.put("m", 2, FakeLoader())
+    await until_state(registry, "m", 1, State.UNLOADING)
+    await registry.aclose()
+    assert old.loaded  # Its holder may still be in the model.
+    handle.release()
+
+
+async def test_a_request_without_end_does_not_hold_up_new_versions(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(manager, "WARM_UP_PATIENCE", 0.02)
+    gate = Gate()
+    found = {"endless": {1: FakeLoader(gate=gate)}, "m": {1: FakeLoader()}}
+    async with FakeRegistry(found, num_batch_threads=2) as registry:
+        endless = asyncio.create_task(registry.predict("endless", X))
+        while not gate.waiting:
+            await asyncio.sleep(0)
+        new = FakeLoader()
+        await registry.put("m", 2, new)
+        await until_state(registry, "m", 2, State.AVAILABLE)
+        assert len(new.warm_threads) == 1
+        assert "goes without warm-up in 1 of 2 run threads" in caplog.text
+        assert (await registry.predict("m", X))["y"].tolist() == [12.0]
+        gate.open()
+        assert (await endless)["y"].tolist() == [11.0]
