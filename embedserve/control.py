@@ -26,8 +26,9 @@ SETTLE_GRACE = 5.0
 class Control:
     """The one place that changes what an entered registry serves."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, configured: Iterable[str]) -> None:
         self._runtime = runtime
+        self._configured = set(configured)
         self._pins: dict[str, int] = {}
         self._changing = asyncio.Lock()
 
@@ -52,8 +53,12 @@ class Control:
             for config in configs.values():
                 self._check_labels(config)
             added = [name for name in configs if name not in self._runtime.configs]
-            self._runtime.labels_of = {name: dict(config.version_labels) for name, config in configs.items()}
+            # Labels and pins of discovered models are nobody's configuration, so they outlive a new one.
+            configured = self._configured | configs.keys()
+            labels = {name: kept for name, kept in self._runtime.labels_of.items() if name not in configured}
+            self._runtime.labels_of = labels | {name: dict(config.version_labels) for name, config in configs.items()}
             self._keep_pins(configs)
+            self._configured = set(configs)
             await self._runtime.source.scan_now()
         # A model that never comes must not keep the next configuration, its cure, from being applied.
         if wait and added:
@@ -65,7 +70,8 @@ class Control:
         source.set_models(list(configs.values()))
         for name, version in list(self._pins.items()):
             policy = configs[name].version_policy if name in configs else None
-            if policy is not None and name in before and policy == before[name].version_policy:
+            discovered = name not in configs and name not in self._configured
+            if discovered or (policy is not None and name in before and policy == before[name].version_policy):
                 source.set_policy(name, SpecificVersions(versions=(version,)))
             else:
                 del self._pins[name]
@@ -128,9 +134,14 @@ class Control:
                 raise
             self._pins[name] = version
             await self._aspire(name, SpecificVersions(versions=(version,)))
-            # The old versions leave the serving map within this scan; `latest` is the target from here on.
+            # The old versions leave the serving map within this scan; `latest` is the target from here on, unless its
+            # directory has gone meanwhile.
             await self._runtime.monitor.wait_until(
-                lambda: self._runtime.manager.available(name)[-1:] == (version,), None
+                lambda: (
+                    self._runtime.manager.available(name)[-1:] == (version,)
+                    or version not in self._runtime.manager.available(name)
+                ),
+                None,
             )
 
     async def unpin(self, name: str) -> None:

@@ -6,6 +6,7 @@ exactly one version. Knows no wire and no directory.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -284,14 +285,40 @@ class ModelHandle:
 class Acquisition:
     """What `ModelRegistry.acquire` returns: an async context manager that holds one version."""
 
-    __slots__ = ("_acquire", "_handle")
+    __slots__ = ("_handle", "_runtime", "_spec")
 
-    def __init__(self, acquire: Callable[[], Awaitable[ModelHandle]]) -> None:
-        self._acquire = acquire
+    def __init__(self, runtime: Callable[[], Runtime], *spec: Any) -> None:
+        self._runtime = runtime
+        self._spec = spec
         self._handle: ModelHandle | None = None
 
     async def __aenter__(self) -> ModelHandle:
-        self._handle = await self._acquire()
+        runtime = self._runtime()
+        if runtime.on_loop():
+            self._handle = ModelHandle(runtime, runtime.resolve(*self._spec))
+            return self._handle
+        acquired: ModelHandle | None = None
+        left = False
+
+        async def acquire() -> ModelHandle:
+            nonlocal acquired
+            if left:
+                raise asyncio.CancelledError
+            acquired = ModelHandle(runtime, runtime.resolve(*self._spec))
+            return acquired
+
+        def leave() -> None:
+            nonlocal left
+            left = True
+            if acquired is not None:
+                acquired.release()
+
+        try:
+            self._handle = await runtime.bridge(acquire())
+        except asyncio.CancelledError:
+            # The handle may be on its way here, or yet to be acquired: asyncio starts what was cancelled too early.
+            runtime.call_soon(leave)
+            raise
         return self._handle
 
     async def __aexit__(

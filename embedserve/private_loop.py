@@ -35,10 +35,10 @@ class PrivateLoop:
         """Stop the loop, cancel what is left on it, and join the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        pending = asyncio.all_tasks(self._loop)
-        for task in pending:
-            task.cancel()
-        if pending:
+        self._loop.run_until_complete(asyncio.sleep(0))  # What other threads asked for just now becomes tasks.
+        while pending := asyncio.all_tasks(self._loop):
+            for task in pending:
+                task.cancel()
             self._loop.run_until_complete(asyncio.wait(pending))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()

@@ -101,8 +101,7 @@ class ModelRegistry:
             StartError: A configured model did not become available; the registry is left again.
             RegistryStateError: Already entered.
         """
-        if self._runtime is not None or self._entering:
-            raise RegistryStateError(f"{self!r} is entered already; leave it first")
+        self._check_not_entered()
         self._entering = True
         try:
             runtime = self._make_runtime()
@@ -115,6 +114,17 @@ class ModelRegistry:
         finally:
             self._entering = False
 
+    def _check_not_entered(self) -> None:
+        if self._runtime is not None and self._runtime.dead:
+            self._abandon(self._runtime)
+        if self._runtime is not None or self._entering:
+            raise RegistryStateError(f"{self!r} is entered already; leave it first")
+
+    def _abandon(self, runtime: Runtime) -> None:
+        """Forget an entry whose loop is closed or in another process: nothing of it can be ended in order."""
+        runtime.abandon()
+        self._runtime = self._private = None
+
     def _make_runtime(self) -> Runtime:
         return Runtime(self.options, self._root, self._models, self.observers)
 
@@ -124,7 +134,8 @@ class ModelRegistry:
         Raises:
             StartError: The time (`start_timeout` if None) is over, or no model that is missing can still succeed.
         """
-        await self._here().wait_until_ready(self.options.start_timeout if timeout is None else timeout)
+        limit = self.options.start_timeout if timeout is None else timeout
+        await self._on_loop(lambda runtime: runtime.wait_until_ready(limit))
 
     def begin_drain(self) -> None:
         """Take readiness down while requests are still answered; the first step of a shutdown."""
@@ -132,8 +143,10 @@ class ModelRegistry:
 
     async def aclose(self) -> None:
         """Leave: requests in flight end (at most `drain_timeout`), every version is unloaded."""
+        if self._runtime is not None and self._runtime.dead:
+            self._abandon(self._runtime)
         if self._runtime is not None:
-            await self._end(self._here())
+            await self._on_loop(self._end)
 
     async def _end(self, runtime: Runtime) -> None:
         closing = asyncio.ensure_future(runtime.aclose())
@@ -143,8 +156,9 @@ class ModelRegistry:
             await asyncio.wait([closing])  # Bounded by drain_timeout; half a shutdown would leak threads and memory.
             raise
         finally:
-            self._last_status = runtime.monitor.snapshot
-            self._runtime = None
+            if self._runtime is runtime:
+                self._last_status = runtime.monitor.snapshot
+                self._runtime = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -164,8 +178,7 @@ class ModelRegistry:
 
     def __enter__(self) -> Self:
         """Enter on a private loop thread, for scripts, Flask, Django, Celery; use the `_sync` methods."""
-        if self._runtime is not None or self._entering:
-            raise RegistryStateError(f"{self!r} is entered already; leave it first")
+        self._check_not_entered()
         private = PrivateLoop()
         try:
             private.run(self.start())
@@ -289,18 +302,7 @@ class ModelRegistry:
         Raises:
             ServableNotFoundError, InvalidModelSpecError, RegistryStateError: On entering, as `predict`.
         """
-
-        async def acquire() -> ModelHandle:
-            runtime = self._here()
-            if runtime.on_loop():
-                return self.acquire_now(name, version=version, label=label)
-
-            async def on_loop() -> ModelHandle:
-                return self.acquire_now(name, version=version, label=label)
-
-            return await runtime.bridge(on_loop())
-
-        return Acquisition(acquire)
+        return Acquisition(self._here, name, version, label)
 
     def acquire_sync(self, name: str, *, version: int | None = None, label: str | None = None) -> ModelHandle:
         """`with registry.acquire_sync(name) as handle`: as `acquire`, from any thread but the registry's loop."""

@@ -1,7 +1,7 @@
 """Everything that exists between entering a registry and leaving it: loop, pools, manager, source and labels.
 
 One coroutine starts it (`start`) and one ends it (`aclose`). Made by `ModelRegistry` at entry, so that a registry can
-be entered again on another loop. Loop only, but for `bridge`, `call_sync` and the snapshots.
+be entered again on another loop. Loop only, but for what `HomeLoop` offers and the snapshots.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from embedserve.batching.predictor import make_predictor
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.control import Control
-from embedserve.errors import Code, InvalidModelSpecError, RegistryStateError, ServingError, StartError
+from embedserve.errors import Code, InvalidModelSpecError, ServingError, StartError
 from embedserve.handle import unknown_signature
+from embedserve.home_loop import HomeLoop
 from embedserve.inflight import InflightBytes
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
@@ -109,7 +110,7 @@ def load_saved_model(
     return SavedModelLoader(id, directory.path, config, options, directory.fingerprint)
 
 
-class Runtime:
+class Runtime(HomeLoop):
     """One entry of a registry."""
 
     def __init__(
@@ -121,13 +122,11 @@ class Runtime:
         make_loader: MakeLoader | None = None,
         make_source: MakeSource | None = None,
     ) -> None:
-        self.loop = asyncio.get_running_loop()
+        super().__init__()
         self.options = options
         self.observers = observers
-        self.pid = os.getpid()
         self._check_method_names = options.enable_signature_method_name_check
         self.draining = False
-        self.closed = False
         self.inflight = InflightBytes(options.max_inflight_bytes, options.max_request_bytes)
         self.monitor = Monitor()
         self.configs: dict[str, ModelConfig] = {}
@@ -147,73 +146,10 @@ class Runtime:
             retry=options.retry,
             drain_timeout=options.drain_timeout,
         )
-        self.control = Control(self)
+        self.control = Control(self, [model.name for model in models])
         self.source = (make_source or watch_directories)(options, self._scan_pool, root, self)
         if models:
             self.source.set_models(models)
-
-    # Called by whoever is on another loop or thread.
-
-    def on_loop(self) -> bool:
-        """Whether the caller runs on the registry's loop."""
-        return asyncio._get_running_loop() is self.loop
-
-    def check_reachable(self) -> None:
-        """Raise, with the remedy, where a call from outside the loop could only hang.
-
-        Raises:
-            RegistryStateError: A forked child, a closed loop or a loop that does not run.
-        """
-        if os.getpid() != self.pid:
-            raise RegistryStateError(
-                f"the registry was entered in process {self.pid}, this is a forked child (process {os.getpid()}): "
-                "TensorFlow does not survive a fork; enter a registry of its own in the child, or spawn workers"
-            )
-        if self.closed:
-            raise RegistryStateError("the registry has been left; enter it again with `async with` or `with`")
-        if self.loop.is_closed() or not self.loop.is_running():
-            state = "closed" if self.loop.is_closed() else "not running"
-            raise RegistryStateError(
-                f"the event loop that entered the registry is {state}; enter it again on the loop that runs, or use "
-                "`with registry` for a private one"
-            )
-
-    async def bridge(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the registry's loop for a caller on another; cancellation is carried over."""
-        try:
-            self.check_reachable()
-        except RegistryStateError:
-            call.close()
-            raise
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self.loop))
-
-    def call_sync(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run a call on the registry's loop for a thread that waits.
-
-        Raises:
-            RegistryStateError: The caller is on that loop, which would wait for itself.
-        """
-        if self.on_loop():
-            raise RegistryStateError(
-                "a `_sync` call on the registry's own event loop would wait for itself for ever: await the call "
-                "without `_sync`, or make it from a thread (a plain `def` endpoint, asyncio.to_thread)"
-            )
-        self.check_reachable()
-
-        async def on_loop() -> T:
-            return await call()
-
-        future = asyncio.run_coroutine_threadsafe(on_loop(), self.loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # KeyboardInterrupt in the waiting thread gives the request up.
-            raise
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        """Run `call` on the loop from any thread; nothing is left to do once the loop is closed."""
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(call)
 
     async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Run a large decode or encode off the loop."""
@@ -401,7 +337,7 @@ class Runtime:
         serving = self.manager.serving()
         return RegistryStatistics(
             in_flight={(v.id.name, v.id.version): v.handles for v in serving},
-            queues={(v.id.name, v.id.version): v.predictor.statistics() for v in serving if v.predictor is not None},
+            queues={(v.id.name, v.id.version): p.statistics() for v in serving if (p := v.predictor) is not None},
             busy_threads=self._run_pool.busy,
             run_threads=self._run_pool.size,
             reserved_bytes=self.inflight.reserved,
@@ -412,8 +348,17 @@ class Runtime:
         self.draining = True
         await self.source.aclose()
         await self.manager.aclose()
+        self._close_pools()
+
+    def _close_pools(self) -> None:
         self.closed = True
         self._run_pool.close()
         self._load_pool.close()
         self._codec_pool.close()
         self._scan_pool.close()
+
+    def abandon(self) -> None:
+        """Let the threads of a dead entry end; in a forked child there are none."""
+        self.draining = self.closed = True
+        if os.getpid() == self.pid:
+            self._close_pools()

@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "saved_model",
         "predictor batching",
         "lifecycle",
-        "handle control tf_example private_loop runtime",
+        "handle control tf_example home_loop private_loop runtime",
         "registry",
         "metrics testing",
         "rest grpc",

@@ -238,6 +238,8 @@ class FileSystemSource:
             if notice not in self._noticed:
                 logger.warning("%s", notice)
         self._noticed = set(result.notices)
+        for name in before.configs.keys() - result.configs.keys():
+            self._policies.pop(name, None)  # One that comes back under this name is another model.
         if result.configs != before.configs:
             self._call(self._listener.on_models, result.configs)
         for name, model in result.models.items():
