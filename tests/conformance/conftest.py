@@ -20,11 +20,11 @@ from tensorflow_serving.apis import (
 from embedserve.grpc import serve as serve_grpc
 from embedserve.testing import FakeRegistry
 from tests import saved_models
-from tests.conformance.exports import VERSION
 from tests.e2e.conftest import ServerProcess
 from tests.grpc.conftest import Client
 from tests.programs import free_port, run_program
 
+VERSION = "00000123"
 VERSION_NUMBER = int(VERSION)
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
@@ -66,7 +66,7 @@ Serve = Callable[..., Serving]
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`NAME/00000123` of each model of section 12."""
     directory = tmp_path_factory.mktemp("exported")
-    run_program("-m", "tests.conformance.exports", directory)
+    run_program("-m", "tests.conformance.exports", *(directory / name / VERSION for name in ("distributed", "text")))
     for name, build in BUILDERS.items():
         build(directory / name / VERSION)
     return directory

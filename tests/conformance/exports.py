@@ -1,7 +1,7 @@
-"""`python -m tests.conformance.exports DIRECTORY`: the models whose export needs a TensorFlow process of its own.
+"""`python -m tests.conformance.exports DISTRIBUTED TEXT` writes two models that need a TensorFlow process of their own.
 
-`distributed` is a Keras model made under MirroredStrategy on two virtual CPUs, which must be set up before TensorFlow
-is used; `text` has TensorFlow Text's operations, which must not be registered in the tests' process.
+DISTRIBUTED is a Keras model made under MirroredStrategy on two virtual CPUs, which must be set up before TensorFlow is
+used. TEXT has TensorFlow Text's operations, which must not be registered in the tests' process.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 import tensorflow_text as text
-
-VERSION = "00000123"
 
 
 def distributed(path: Path) -> None:
@@ -45,6 +43,5 @@ def tokens(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    directory = Path(sys.argv[1])
-    distributed(directory / "distributed" / VERSION)
-    tokens(directory / "text" / VERSION)
+    distributed(Path(sys.argv[1]))
+    tokens(Path(sys.argv[2]))

@@ -19,7 +19,7 @@ from tests.tensors.test_json_parser import ERRORS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-DTYPES = sorted({vector[0] for vector in (*ACCEPTED, *REFUSED)})
+DTYPES = sorted({str(vector[0]) for vector in (*ACCEPTED, *REFUSED)})
 
 
 def same(version: int, inputs: Tensors) -> dict[str, Array]:
