@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from tensorflow_serving.apis import model_management_pb2
@@ -33,10 +34,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def container(models: Path, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Serving:
-    """As `docker run -e MODEL_NAME=half_plus_two`, where only the first version is mounted below `MODEL_BASE_PATH`."""
+    """As `docker run -e MODEL_NAME=half_plus_two ...`, with arguments for the server after the image's name."""
     mounted = tmp_path_factory.mktemp("models")
     shutil.copytree(models / "half_plus_two" / "1", mounted / "half_plus_two" / "1")
-    return serve(MODEL_NAME="half_plus_two", MODEL_BASE_PATH=str(mounted))
+    return serve(
+        "--rest_api_num_threads=1",
+        "--enable_serialization_as_tensor_content=true",
+        MODEL_NAME="half_plus_two",
+        MODEL_BASE_PATH=str(mounted),
+    )
 
 
 def curl(server: Serving, line: str) -> str:
@@ -90,6 +96,15 @@ def test_curl_shows_the_headers_of_an_error(container: Serving) -> None:
     assert lines[0] == "http/1.1 404 not found"
     assert "content-type: application/json" in lines
     assert json.loads(body)["error"].startswith("Servable not found for request: Latest(half)")
+
+
+def test_the_containers_arguments_count(container: Serving) -> None:
+    """Both break REST in TensorFlow Serving, where the other tests of this server would not pass."""
+    with container.stubs() as (stub, _):
+        output = stub.Predict(predict_request("half_plus_two", rows=True), timeout=60).outputs["y"]
+    assert output.tensor_content == np.float32(3.0).tobytes()
+    assert not output.float_val
+    assert "--rest_api_num_threads is ignored" in container.process.log
 
 
 # A config with two models, versions and labels, and its reload.
