@@ -79,6 +79,7 @@ class SavedModelLoader:
         self._config = config
         self._options = options
         self._fingerprint = fingerprint
+        self._judged = fingerprint is not None
         self._samples: dict[str, Sample] = {}
         self.batching = options.batching_of(config)
         """How the version is batched; its own file is read when it is loaded."""
@@ -157,6 +158,8 @@ class SavedModelLoader:
         return _Loaded(servable, described, operations, recorded)
 
     def _check_whole(self) -> None:
+        if self._judged and self.unchanged():
+            return  # The source has found exactly these contents whole.
         missing = completeness.missing(self._path)
         if missing is not None:
             raise LoadError(f"{self._path} is not whole: {missing}", code=Code.FAILED_PRECONDITION)
