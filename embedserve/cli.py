@@ -214,7 +214,12 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         options[name] = flags.text(name)
     for name in ("settle", "drain_timeout"):
         options[name] = flags.real(name)
-    for name in ("max_pending_requests", "max_request_bytes"):
+    for name in (
+        "max_pending_requests",
+        "max_request_bytes",
+        "request_log_max_file_bytes",
+        "request_log_max_total_bytes",
+    ):
         options[name] = flags.number(name)
     # Events would bring a second scan where one was asked for.
     options["watch"] = flags.on("watch") if "watch" in flags else not math.isinf(options["poll_interval"])

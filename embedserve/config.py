@@ -20,6 +20,7 @@ __all__ = [
     "AllVersions",
     "BatchingOptions",
     "LatestVersions",
+    "LoggingOptions",
     "ModelConfig",
     "RegistryOptions",
     "RetryPolicy",
@@ -133,6 +134,21 @@ class RetryPolicy(_Options):
 Batching = Literal["auto"] | bool
 
 
+class LoggingOptions(_Options):
+    """Which requests of a model are logged, and where; see `embedserve.request_log`.
+
+    Attributes:
+        filename_prefix: Directory and beginning of the names of the log files; made absolute. Models may share it.
+        sampling_rate: Share of the successful requests that is logged; 1 is all.
+        max_file_bytes, max_total_bytes: As `RegistryOptions.request_log_max_file_bytes`... say, where None.
+    """
+
+    filename_prefix: AbsolutePath
+    sampling_rate: float = Field(default=1.0, ge=0, le=1)
+    max_file_bytes: int | None = Field(default=None, ge=1)
+    max_total_bytes: int | None = Field(default=None, ge=1)
+
+
 class ModelConfig(_Options):
     """One model: where its versions are and how they are served. None means: as the registry's option says.
 
@@ -149,6 +165,7 @@ class ModelConfig(_Options):
         warmup: `auto` runs made-up and recorded requests before a version serves; `none` runs nothing.
         prefer_tflite_model: Serve a version's `model.tflite`, where it has one, instead of its SavedModel.
         num_tflite_pools: TensorFlow Lite interpreters of each version, so many runs at once.
+        logging_config: Which requests are logged; None logs none.
     """
 
     name: str = Field(min_length=1)
@@ -163,6 +180,7 @@ class ModelConfig(_Options):
     warmup: Literal["auto", "none"] | None = None
     prefer_tflite_model: bool | None = None
     num_tflite_pools: int | None = Field(default=None, ge=1)
+    logging_config: LoggingOptions | None = None
 
 
 class RegistryOptions(_Options):
@@ -193,6 +211,8 @@ class RegistryOptions(_Options):
             are short; it concerns the whole process, so a host decides.
         max_request_bytes: Largest request body, also after decompression.
         max_inflight_bytes: Bytes of request bodies held at once by the adapters; None is a quarter of memory.
+        request_log_max_file_bytes: Size at which a request log goes on in another file.
+        request_log_max_total_bytes: Size of all files of one request log together; the oldest are deleted.
     """
 
     batching: Batching = "auto"
@@ -221,6 +241,8 @@ class RegistryOptions(_Options):
     gc_freeze: bool = False
     max_request_bytes: int = Field(default=2**31 - 1, ge=1)
     max_inflight_bytes: int | None = Field(default=None, ge=1)
+    request_log_max_file_bytes: int = Field(default=64 * 2**20, ge=1)
+    request_log_max_total_bytes: int = Field(default=2**30, ge=1)
 
     def batching_of(self, model: ModelConfig) -> tuple[Batching, BatchingOptions]:
         """How a model is batched: as it says itself, else as the registry says."""

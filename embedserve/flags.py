@@ -251,6 +251,8 @@ _OWN: tuple[Flag, ...] = (
     _own("gc_freeze", "bool", True, "Keep what exists before the first load out of the garbage collector's sight."),
     _own("labels_ahead", "bool", False, "Accept labels for versions that are not there yet."),
     _own("max_request_bytes", "int64", 2**31 - 1, "Largest request body, also after decompression."),
+    _own("request_log_max_file_bytes", "int64", 64 * 2**20, "Size at which a request log goes on in another file."),
+    _own("request_log_max_total_bytes", "int64", 2**30, "Size of all files of one request log; the oldest go first."),
     _own("max_inflight_bytes", "int64", 0, "Bytes of request bodies held at once; 0 for a quarter of memory."),
 )
 
@@ -284,6 +286,8 @@ OPTION_FLAGS: dict[str, tuple[str, ...]] = {
     "labels_ahead": ("labels_ahead",),
     "max_request_bytes": ("max_request_bytes",),
     "max_inflight_bytes": ("max_inflight_bytes",),
+    "request_log_max_file_bytes": ("request_log_max_file_bytes",),
+    "request_log_max_total_bytes": ("request_log_max_total_bytes",),
 }
 """Which flags set which field of `RegistryOptions`."""
 

@@ -18,6 +18,7 @@ from embedserve.servable import Array, Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 
 if TYPE_CHECKING:
+    from embedserve.request_log import ModelLog
     from embedserve.runtime import Runtime
     from embedserve.tf_example import Classifications, InferenceTask
 
@@ -251,6 +252,14 @@ class ModelHandle:
     @property
     def _checks_method_names(self) -> bool:
         return self._runtime.options.enable_signature_method_name_check
+
+    def request_log(self) -> ModelLog | None:
+        """Where to log a request that was answered under this handle; None when it is not to be logged. For adapters.
+
+        Each call draws anew from the model's `sampling_rate`: ask once for each answer, on the registry's loop.
+        """
+        logs = self._runtime.request_logs
+        return logs.sampled(self.name) if logs else None
 
     def _sync(self, call: Callable[[], Awaitable[T]]) -> T:
         self._check()

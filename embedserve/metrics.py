@@ -274,6 +274,10 @@ class Metrics(Observer, Collector):
         self._examples.observe((name,), examples)
         self._examples_total.add((name,), examples)
 
+    def request_logged(self, model_name: str, code: Code, requests: int) -> None:
+        """Count sampled requests by what became of their record."""
+        self._logged.add((self._bounded(model_name), code.name), requests)
+
     def _know(self, name: str) -> None:
         if name not in self._known:
             self._known.add(name)

@@ -58,6 +58,9 @@ class Observer:
     def examples_counted(self, model_name: str, examples: int) -> None:
         """A MultiInference request of `examples` examples ran."""
 
+    def request_logged(self, model_name: str, code: Code, requests: int) -> None:
+        """So many sampled requests were logged (OK), or dropped: RESOURCE_EXHAUSTED or the code of the failure."""
+
 
 class Observers(Observer):
     """Fans each call out to several observers; falsy when there are none, so a hot path may skip the call."""
@@ -115,3 +118,6 @@ class Observers(Observer):
 
     def examples_counted(self, model_name: str, examples: int) -> None:
         self._each("examples_counted", model_name, examples)
+
+    def request_logged(self, model_name: str, code: Code, requests: int) -> None:
+        self._each("request_logged", model_name, code, requests)

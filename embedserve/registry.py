@@ -266,7 +266,7 @@ class ModelRegistry:
                 )
             )
         found = runtime.resolve(name, version, label)
-        return await runtime.predict_on(found, inputs, signature_name, output_filter, timeout)
+        return await runtime.predict_logged(found, inputs, signature_name, output_filter, timeout)
 
     def predict_sync(
         self,

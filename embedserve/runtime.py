@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -26,6 +27,8 @@ from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import availability_preserving, resource_preserving
 from embedserve.observer import Observers
+from embedserve.request_log import RequestLogs
+from embedserve.request_log.records import predict_exchange
 from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State
 from embedserve.threads import LoadPool, RunPool
 
@@ -128,6 +131,7 @@ class Runtime(HomeLoop):
         self._check_method_names = options.enable_signature_method_name_check
         self.draining = False
         self.inflight = InflightBytes(options.max_inflight_bytes, options.max_request_bytes)
+        self.request_logs = RequestLogs(options, observers, self.call_soon)
         self.monitor = Monitor()
         self.configs: dict[str, ModelConfig] = {}
         self.labels_of: dict[str, dict[str, int]] = {}
@@ -233,6 +237,25 @@ class Runtime(HomeLoop):
             if self.observers:
                 self.observers.run_finished(version.id, signature.name, self.loop.time() - started, error)
 
+    async def predict_logged(
+        self,
+        version: ManagedVersion,
+        inputs: Any,
+        signature_name: str,
+        output_filter: Sequence[str] | None,
+        timeout: float | None,
+    ) -> dict[str, Array]:
+        """As `predict_on`, for a request that came in process, which no adapter logs."""
+        outputs = await self.predict_on(version, inputs, signature_name, output_filter, timeout)
+        log = self.request_logs.sampled(version.id.name) if self.request_logs else None
+        if log is not None:
+            signature = version.signatures[signature_name or "serving_default"]
+            with suppress(ServingError):  # Whoever changes an input during the call is not logged.
+                sides = (signature.bind(inputs), outputs)
+                kept = [{name: array.copy() for name, array in side.items()} for side in sides]
+                log.add(predict_exchange(version.id.name, version.id.version, signature, *kept))
+        return outputs
+
     def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
         batching, options = version.loader.batching or self.options.batching_of(self.configs[version.id.name])
         return make_predictor(
@@ -260,6 +283,7 @@ class Runtime(HomeLoop):
                 logger.info("Adding model: %s at %s", name, config.base_path)
             self.labels_of.setdefault(name, dict(config.version_labels))
         self.configs = dict(configs)
+        self.request_logs.set_models(self.configs)
 
     def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
         """The versions of one model that should be served changed."""
@@ -348,10 +372,13 @@ class Runtime(HomeLoop):
         self.draining = True
         await self.source.aclose()
         await self.manager.aclose()
+        self.request_logs.close()
+        await self._load_pool.run(self.request_logs.wait_closed)
         self._close_pools()
 
     def _close_pools(self) -> None:
         self.closed = True
+        self.request_logs.close()
         self._run_pool.close()
         self._load_pool.close()
         self._codec_pool.close()

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from embedserve.config import (
     AllVersions,
     LatestVersions,
+    LoggingOptions,
     ModelConfig,
     SpecificVersions,
     VersionPolicy,
@@ -161,8 +162,6 @@ def _model(model: Any, platforms: Mapping[str, Platform]) -> ModelConfig:
     options = platforms[_platform(model, platforms)].model_options
     if not model.name:
         raise ConfigError(f"the model with base_path {model.base_path} has no name, so no request could reach it")
-    if model.HasField("logging_config"):
-        raise ConfigError(f"No request-logger-creator provided. Model {model.name} sets logging_config")
     return validated(
         ModelConfig,
         {
@@ -171,8 +170,36 @@ def _model(model: Any, platforms: Mapping[str, Platform]) -> ModelConfig:
             "base_path": _local_path(model.name, model.base_path),
             "version_policy": _version_policy(model),
             "version_labels": dict(model.version_labels),
+            "logging_config": _logging(model) if model.HasField("logging_config") else None,
         },
     )
+
+
+def _logging(model: Any) -> LoggingOptions:
+    """A `LoggingConfig`; the only log collector there is has the type `file`, or none."""
+    config = model.logging_config
+    kind, prefix = config.log_collector_config.type, config.log_collector_config.filename_prefix
+    if kind not in ("", "file"):
+        raise ConfigError(
+            f"Cannot find LogCollector::Factory for type: {kind}. Model {model.name}: the only type is `file`",
+            code=Code.NOT_FOUND,
+        )
+    if config.HasField("custom_logging_config"):
+        raise ConfigError(
+            f"Model {model.name}: custom_logging_config of type {config.custom_logging_config.type_url} is not known",
+            code=Code.UNIMPLEMENTED,
+        )
+    if not os.path.isabs(prefix):
+        raise ConfigError(
+            f"Model {model.name}: log_collector_config needs a filename_prefix with an absolute path; got {prefix!r}"
+        )
+    sampling = config.sampling_config
+    # This process is in no data centre and has no task number, so of the rates for some only those for all apply.
+    rates = (task for task in sampling.per_task_sampling_configs if not task.dc and not task.HasField("task_index"))
+    rate = next((task.sampling_rate for task in rates), sampling.sampling_rate)
+    if not 0 <= rate <= 1:
+        raise ConfigError(f"Model {model.name}: sampling_rate must be between 0 and 1; was {rate:g}")
+    return LoggingOptions(filename_prefix=prefix, sampling_rate=rate)
 
 
 def _local_path(name: str, base_path: str) -> str:

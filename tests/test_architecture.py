@@ -31,7 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "signature",
         "tfs_protos tfs_batching",
         "saved_model",
-        "predictor batching",
+        "predictor batching request_log",
         "lifecycle",
         "handle control tf_example home_loop private_loop runtime",
         "registry",

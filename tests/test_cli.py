@@ -255,6 +255,8 @@ def test_options_come_from_their_flags(tmp_path: Path) -> None:
         "--num_batch_threads=2",
         "--prefer_tflite_model",
         "--num_tflite_pools=3",
+        "--request_log_max_file_bytes=100",
+        "--request_log_max_total_bytes=200",
     ).options
     assert options == RegistryOptions(
         batching=False,
@@ -280,6 +282,8 @@ def test_options_come_from_their_flags(tmp_path: Path) -> None:
         num_batch_threads=2,
         prefer_tflite_model=True,
         num_tflite_pools=3,
+        request_log_max_file_bytes=100,
+        request_log_max_total_bytes=200,
     )
 
 

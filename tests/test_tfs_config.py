@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from embedserve.config import AllVersions, LatestVersions, ModelConfig, SpecificVersions
+from embedserve.config import AllVersions, LatestVersions, LoggingOptions, ModelConfig, SpecificVersions
 from embedserve.errors import Code, ConfigError
 from embedserve.tfs_config import (
     Platform,
@@ -166,6 +166,28 @@ def test_local_paths_and_file_uris(path: str) -> None:
     assert models_from_proto(config)[0].base_path == Path("/models/a b")
 
 
+LOGGING = 'logging_config { log_collector_config { type: "file" filename_prefix: "/logs/m" }'
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rate"),
+    [
+        ("", 0.0),
+        ("sampling_config { sampling_rate: 0.25 }", 0.25),
+        ("sampling_config { sampling_rate: 0.25 per_task_sampling_configs { sampling_rate: 0.5 } }", 0.5),
+        (
+            "sampling_config { sampling_rate: 0.25 per_task_sampling_configs { dc: 'x' sampling_rate: 0.5 } "
+            "per_task_sampling_configs { task_index: 0 sampling_rate: 0.75 } }",
+            0.25,
+        ),
+    ],
+)
+def test_a_logging_config_says_where_and_how_often(sampling: str, rate: float) -> None:
+    (model,) = models_from_proto(listed(f"{GOOD} {LOGGING} {sampling} }}"))
+    assert model.logging_config == LoggingOptions(filename_prefix=Path("/logs/m"), sampling_rate=rate)
+    assert models_from_proto(listed(GOOD))[0].logging_config is None
+
+
 SETTING = "ModelServerConfig::model_type (deprecated) {} ModelServerConfig::model_platform, model name is m"
 
 
@@ -190,7 +212,26 @@ SETTING = "ModelServerConfig::model_type (deprecated) {} ModelServerConfig::mode
             Code.INVALID_ARGUMENT,
             "Model m requests unsupported platform pytorch",
         ),
-        ([GOOD + " logging_config {}"], Code.INVALID_ARGUMENT, "No request-logger-creator provided."),
+        (
+            [GOOD + ' logging_config { log_collector_config { type: "kafka" filename_prefix: "/logs/m" } }'],
+            Code.NOT_FOUND,
+            "Cannot find LogCollector::Factory for type: kafka",
+        ),
+        (
+            [GOOD + ' logging_config { log_collector_config { type: "file" filename_prefix: "logs/m" } }'],
+            Code.INVALID_ARGUMENT,
+            "Model m: log_collector_config needs a filename_prefix with an absolute path; got 'logs/m'",
+        ),
+        (
+            [f"{GOOD} {LOGGING} sampling_config {{ sampling_rate: 1.5 }} }}"],
+            Code.INVALID_ARGUMENT,
+            "Model m: sampling_rate must be between 0 and 1; was 1.5",
+        ),
+        (
+            [f'{GOOD} {LOGGING} custom_logging_config {{ type_url: "x.y/Z" }} }}'],
+            Code.UNIMPLEMENTED,
+            "Model m: custom_logging_config of type x.y/Z is not known",
+        ),
         (
             ['name: "m" base_path: "gs://bucket/m" model_platform: "tensorflow"'],
             Code.UNIMPLEMENTED,

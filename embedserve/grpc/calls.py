@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -15,22 +16,34 @@ from google.protobuf.message import DecodeError
 
 from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError
 from embedserve.grpc.errors import STATUS_CODES, status_of
+from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
-__all__ = ["LARGE", "Handler", "acquire", "parse", "unary"]
+__all__ = ["LARGE", "Handler", "Log", "acquire", "parse", "unary"]
 
 LARGE = 256 * 1024
 """Bytes from which parsing and building a message leave the event loop."""
 
-Handler: TypeAlias = Callable[[Any, Any, bool], Awaitable[bytes]]
-"""Takes the request message, the `grpc.aio.ServicerContext` and whether the request is large; gives response bytes."""
+Handler: TypeAlias = Callable[..., Awaitable[bytes]]
+"""Takes the request message, the `grpc.aio.ServicerContext` and whether the request is large; gives response bytes.
+
+One that `unary` makes `logged_as` something takes a `Log` besides.
+"""
+
+Log: TypeAlias = "Callable[[ModelHandle, str, bytes], bytes]"
+"""Takes handle, signature name and response bytes of a request that was answered; gives the response bytes back."""
 
 
 def unary(
-    registry: ModelRegistry, request_type: Any, handler: Handler, *, observed_as: str | None = None
+    registry: ModelRegistry,
+    request_type: Any,
+    handler: Handler,
+    *,
+    observed_as: str | None = None,
+    logged_as: Kind | None = None,
 ) -> grpc.RpcMethodHandler:
     """Make the method handler of one unary RPC.
 
@@ -39,6 +52,7 @@ def unary(
         request_type: Message class of the request.
         handler: Answers one parsed request.
         observed_as: API name under which observers hear of each call; None for calls that are not counted.
+        logged_as: What a request log calls such an exchange; None for calls that are not logged.
     """
 
     async def call(body: bytes, context: Any) -> bytes:
@@ -53,7 +67,10 @@ def unary(
                 request = (
                     await registry.run_in_thread(parse, request_type, body) if large else parse(request_type, body)
                 )
-                response = await handler(request, context, large)
+                if logged_as is None:
+                    response = await handler(request, context, large)
+                else:
+                    response = await handler(request, context, large, partial(_log, logged_as, body))
             finally:
                 registry.inflight.release(size)
             code = Code.OK
@@ -69,6 +86,14 @@ def unary(
         raise AssertionError("abort always raises")
 
     return grpc.unary_unary_rpc_method_handler(call)
+
+
+def _log(kind: Kind, request: bytes, handle: ModelHandle, signature_name: str, response: bytes) -> bytes:
+    log = handle.request_log()
+    if log is not None:
+        size = len(request) + len(response)
+        log.add(Exchange(kind, handle.name, handle.version, signature_name, request, response, size))
+    return response
 
 
 def parse(request_type: Any, body: bytes) -> Any:

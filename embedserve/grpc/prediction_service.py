@@ -21,7 +21,8 @@ from tensorflow_serving.apis import (
 )
 
 from embedserve.errors import InvalidInputError, InvalidModelSpecError
-from embedserve.grpc.calls import LARGE, acquire, acquire_spec, unary
+from embedserve.grpc.calls import LARGE, Handler, Log, acquire, acquire_spec, unary
+from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import proto
@@ -48,18 +49,34 @@ def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.G
         registry: What answers.
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
     """
-    requests = {
-        "Predict": (predict_pb2.PredictRequest, partial(_predict, registry, tensor_content), "Predict"),
-        "Classify": (classification_pb2.ClassificationRequest, partial(_classify, registry), "Classify"),
-        "Regress": (regression_pb2.RegressionRequest, partial(_regress, registry), "Regress"),
-        "MultiInference": (inference_pb2.MultiInferenceRequest, partial(_multi_inference, registry), None),
-        "GetModelMetadata": (get_model_metadata_pb2.GetModelMetadataRequest, partial(_metadata, registry), None),
+    metadata = get_model_metadata_pb2.GetModelMetadataRequest
+    requests: dict[str, tuple[Any, Handler, str | None, Kind | None]] = {
+        "Predict": (
+            predict_pb2.PredictRequest,
+            partial(_predict, registry, tensor_content),
+            "Predict",
+            "predict_log",
+        ),
+        "Classify": (
+            classification_pb2.ClassificationRequest,
+            partial(_classify, registry),
+            "Classify",
+            "classify_log",
+        ),
+        "Regress": (regression_pb2.RegressionRequest, partial(_regress, registry), "Regress", "regress_log"),
+        "MultiInference": (
+            inference_pb2.MultiInferenceRequest,
+            partial(_multi_inference, registry),
+            None,
+            "multi_inference_log",
+        ),
+        "GetModelMetadata": (metadata, partial(_metadata, registry), None, None),
     }
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
-            name: unary(registry, message, handler, observed_as=api)
-            for name, (message, handler, api) in requests.items()
+            name: unary(registry, message, handler, observed_as=api, logged_as=kind)
+            for name, (message, handler, api, kind) in requests.items()
         },
     )
 
@@ -91,7 +108,9 @@ class _DecodedInputs(Mapping[str, Array]):
         return len(self._protos)
 
 
-async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool) -> bytes:
+async def _predict(
+    registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool, log: Log
+) -> bytes:
     with acquire(registry, request) as handle:
         signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
         if registry.options.enable_signature_method_name_check:
@@ -107,9 +126,8 @@ async def _predict(registry: ModelRegistry, tensor_content: bool, request: Any, 
             cast=False,  # A tensor names its dtype itself.
         )
         encode = partial(_predict_response, handle, signature, outputs, tensor_content)
-        if sum(array.nbytes for array in outputs.values()) > LARGE:
-            return await registry.run_in_thread(encode)
-        return encode()
+        large = sum(array.nbytes for array in outputs.values()) > LARGE
+        return log(handle, signature.name, await registry.run_in_thread(encode) if large else encode())
 
 
 def _predict_response(handle: ModelHandle, signature: Signature, outputs: Tensors, tensor_content: bool) -> bytes:
@@ -154,7 +172,7 @@ def _write_regressions(result: Any, values: Array) -> None:
         result.regressions.add(value=value)
 
 
-async def _classify(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+async def _classify(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples, shared = await _read_examples(registry, request, large)
@@ -169,12 +187,11 @@ async def _classify(registry: ModelRegistry, request: Any, context: Any, large: 
             data: bytes = response.SerializeToString()
             return data
 
-        if sum(map(len, classified)) > LARGE_RESULTS:
-            return await registry.run_in_thread(encode)
-        return encode()
+        large = sum(map(len, classified)) > LARGE_RESULTS
+        return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
 
-async def _regress(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+async def _regress(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples, shared = await _read_examples(registry, request, large)
@@ -187,10 +204,11 @@ async def _regress(registry: ModelRegistry, request: Any, context: Any, large: b
             data: bytes = response.SerializeToString()
             return data
 
-        return await registry.run_in_thread(encode) if len(values) > LARGE_RESULTS else encode()
+        large = len(values) > LARGE_RESULTS
+        return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
 
-async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
     # The first task's model spec decides alone; no task at all reads as a spec without a name.
     first = request.tasks[0].model_spec if request.tasks else inference_pb2.InferenceTask().model_spec
     with acquire_spec(registry, first) as handle:
@@ -216,7 +234,9 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
             data: bytes = response.SerializeToString()
             return data
 
-        return await registry.run_in_thread(encode) if len(examples) * len(tasks) > LARGE_RESULTS else encode()
+        large = len(examples) * len(tasks) > LARGE_RESULTS
+        # One model may have answered by several signatures: the record's own model spec names none.
+        return log(handle, "", await registry.run_in_thread(encode) if large else encode())
 
 
 async def _metadata(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:

@@ -14,7 +14,7 @@ import grpc
 from tensorflow_serving.apis import session_service_pb2
 
 from embedserve.errors import InvalidInputError
-from embedserve.grpc.calls import LARGE, acquire, unary
+from embedserve.grpc.calls import LARGE, Log, acquire, unary
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import dtypes, proto
@@ -32,19 +32,22 @@ def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.G
     """The service's handlers; `tensor_content` as for Predict."""
     run = partial(_session_run, registry, tensor_content)
     return grpc.method_handlers_generic_handler(
-        SERVICE, {"SessionRun": unary(registry, session_service_pb2.SessionRunRequest, run)}
+        SERVICE,
+        {"SessionRun": unary(registry, session_service_pb2.SessionRunRequest, run, logged_as="session_run_log")},
     )
 
 
-async def _session_run(registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool) -> bytes:
+async def _session_run(
+    registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool, log: Log
+) -> bytes:
     with acquire(registry, request) as handle:
         read = partial(_read, handle, request)
         feeds, tensors = await registry.run_in_thread(read) if large else read()
         arrays = await handle.run_graph(feeds, tensors, tuple(request.target), timeout=_timeout(request, context))
         encode = partial(_response, handle, request.fetch, arrays, tensor_content)
-        if sum(array.nbytes for array in arrays) > LARGE:
-            return await registry.run_in_thread(encode)
-        return encode()
+        large = sum(array.nbytes for array in arrays) > LARGE
+        answer = await registry.run_in_thread(encode) if large else encode()
+        return log(handle, request.model_spec.signature_name, answer)
 
 
 def _timeout(request: Any, context: Any) -> float | None:

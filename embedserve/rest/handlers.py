@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedserve.errors import InvalidInputError, ServableNotFoundError
+from embedserve.request_log.records import Exchange, classify_exchange, predict_exchange, regress_exchange
 from embedserve.rest import payload
 from embedserve.rest.target import Route
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -71,9 +72,13 @@ async def _predict(registry: ModelRegistry, route: Route, body: bytes, timeout: 
             )
         inputs, row_format = await run(request.decode, signature) if large else request.decode(signature)
         outputs = await handle.predict(inputs, signature_name=name, timeout=timeout)
-        if _cost(outputs) > _LARGE_OUTPUTS:
-            return await run(payload.encode_predict, outputs, signature, row_format)
-        return payload.encode_predict(outputs, signature, row_format)
+        large = _cost(outputs) > _LARGE_OUTPUTS
+        encode = payload.encode_predict
+        answer = await run(encode, outputs, signature, row_format) if large else encode(outputs, signature, row_format)
+        log = handle.request_log()
+        if log is not None:
+            log.add(predict_exchange(handle.name, handle.version, signature, inputs, outputs))
+        return answer
 
 
 def _cost(outputs: Tensors) -> int:
@@ -89,7 +94,17 @@ async def _run_examples(registry: ModelRegistry, route: Route, body: bytes, time
         result = await call(
             request.examples, context=request.context, signature_name=request.signature_name, timeout=timeout
         )
-        return await registry.run_in_thread(encode, result) if len(result) > _MANY_RESULTS else encode(result)
+        many = len(result) > _MANY_RESULTS
+        answer = await registry.run_in_thread(encode, result) if many else encode(result)
+        log = handle.request_log()
+        if log is not None:
+            exchange: Callable[..., Exchange] = classify_exchange if route.action == "classify" else regress_exchange
+            log.add(exchange(_spec(handle, request.signature_name), request.examples, request.context, result))
+        return answer
+
+
+def _spec(handle: ModelHandle, signature_name: str) -> tuple[str, int, str]:
+    return handle.name, handle.version, signature_name or DEFAULT_SIGNATURE
 
 
 def status_document(registry: ModelRegistry, route: Route) -> bytes:

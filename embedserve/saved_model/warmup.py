@@ -24,7 +24,7 @@ from embedserve.servable import Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import proto
 
-__all__ = ["MAX_RECORDS", "RecordedInputs", "recorded_inputs", "replay"]
+__all__ = ["MAX_RECORDS", "RecordedInputs", "read_logs", "recorded_inputs", "replay"]
 
 logger = logging.getLogger("embedserve")
 
@@ -50,7 +50,7 @@ def recorded_inputs(path: Path, signatures: Mapping[str, Signature], most: int =
     found = RecordedInputs()
     contradicted: set[str] = set()
     try:
-        for count, log in enumerate(_logs(warmup_file(path))):
+        for count, log in enumerate(read_logs(warmup_file(path))):
             if count >= MAX_RECORDS:
                 break
             if log.WhichOneof("log_type") != "predict_log":
@@ -87,7 +87,7 @@ def replay(path: Path, servable: Servable, iterations: int = 1) -> int | None:
         return None
     started = time.perf_counter()
     records = 0
-    for log in _logs(file):
+    for log in read_logs(file):
         records += 1
         try:
             run = _request(log, servable)
@@ -108,7 +108,12 @@ def replay(path: Path, servable: Servable, iterations: int = 1) -> int | None:
     return records
 
 
-def _logs(file: Path) -> Iterator[Any]:
+def read_logs(file: Path) -> Iterator[Any]:
+    """The `PredictionLog`s of a TFRecord file, none where there is no file.
+
+    Raises:
+        LoadError: A record is broken (DATA_LOSS) or no `PredictionLog` (INVALID_ARGUMENT).
+    """
     if not file.is_file():
         return
     from google.protobuf.message import DecodeError

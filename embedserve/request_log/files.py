@@ -1,0 +1,126 @@
+"""TFRecord files of one prefix: the newest is written, the oldest are deleted, all together stay within a bound.
+
+Used by the writer's thread; every method blocks. Knows no record's contents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RecordTooLargeError", "RotatingFiles"]
+
+# Length, its checksum and the record's checksum.
+FRAME_BYTES = 16
+
+_NUMBERS = itertools.count(1)
+
+
+class RecordTooLargeError(Exception):
+    """A record that no file may hold."""
+
+
+class RotatingFiles:
+    """Files named `<prefix>-<UTC time>-<process>-<number>.tfrecord`, uncompressed.
+
+    The bound holds over all files of the prefix, also those of runs before this one; other files are left alone.
+    Several processes may share a prefix: each makes room for itself among the files of all.
+
+    Args:
+        prefix: Directory and beginning of the names.
+        max_file_bytes: Size at which the next file is begun.
+        max_total_bytes: Size of all files together.
+    """
+
+    def __init__(self, prefix: Path, max_file_bytes: int, max_total_bytes: int) -> None:
+        self.prefix = prefix
+        self._max_file_bytes = min(max_file_bytes, max_total_bytes)
+        self._max_total_bytes = max_total_bytes
+        self._name = re.compile(re.escape(prefix.name) + r"-\d{8}T\d{6}\.\d{6}Z-\d+-\d+\.tfrecord")
+        self._writer: Any = None
+        self._size = 0
+
+    def __repr__(self) -> str:
+        return f"<RotatingFiles {self.prefix}-*.tfrecord>"
+
+    def prepare(self) -> None:
+        """Make the directory.
+
+        Raises:
+            OSError: It cannot be made or written to.
+        """
+        self.prefix.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.prefix.parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"{self.prefix.parent} is not writable")
+
+    def write(self, record: bytes) -> None:
+        """Append a record, to a new file where it does not fit the present one.
+
+        Raises:
+            RecordTooLargeError: It is larger than a file may be.
+            Exception: The system's or TensorFlow's error; the next record goes to a new file.
+        """
+        size = len(record) + FRAME_BYTES
+        if size > self._max_file_bytes:
+            raise RecordTooLargeError(f"a record of {len(record)} bytes does not fit a file of {self._max_file_bytes}")
+        if self._writer is None or self._size + size > self._max_file_bytes:
+            self._begin_file()
+        try:
+            self._writer.write(record)
+        except BaseException:
+            self._abandon_file()
+            raise
+        self._size += size
+
+    def flush(self) -> None:
+        """Let readers see every record."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.flush()
+        except BaseException:
+            self._abandon_file()
+            raise
+
+    def close(self) -> None:
+        """End the present file; a record after this begins another."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def _begin_file(self) -> None:
+        import tensorflow as tf
+
+        self.close()
+        self.prepare()
+        self._make_room()
+        now = time.time_ns()
+        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9))
+        name = f"{self.prefix.name}-{moment}.{now // 1000 % 10**6:06}Z-{os.getpid()}-{next(_NUMBERS):06}.tfrecord"
+        self._writer = tf.io.TFRecordWriter(str(self.prefix.with_name(name)))
+        self._size = 0
+
+    def _abandon_file(self) -> None:
+        """Leave a file that may end in half a record to its readers."""
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _make_room(self) -> None:
+        """Delete the oldest files until a whole new one fits."""
+        files = []
+        for path in self.prefix.parent.iterdir():
+            if self._name.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError):  # Another process makes room as well.
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, path, status.st_size))
+        total = sum(size for _, _, size in files)
+        for _, path, size in sorted(files):
+            if total <= self._max_total_bytes - self._max_file_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size

@@ -1,0 +1,194 @@
+"""An answered request as a `PredictionLog` record.
+
+What came and went over gRPC is copied as it is; what came as JSON or in process is written as the message that would
+have said the same. Called by the writer's thread and by adapters. Knows no file and no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+from embedserve.servable import Array, Tensors
+from embedserve.signature import Signature
+from embedserve.tensors import proto
+
+__all__ = ["Exchange", "Kind", "classify_exchange", "predict_exchange", "record_of", "regress_exchange"]
+
+Kind: TypeAlias = Literal["classify_log", "regress_log", "multi_inference_log", "session_run_log", "predict_log"]
+"""Field of `PredictionLog`."""
+
+_FIELDS: Mapping[Kind, int] = {
+    "classify_log": 2,
+    "regress_log": 3,
+    "multi_inference_log": 4,
+    "session_run_log": 5,
+    "predict_log": 6,
+}
+_METADATA, _REQUEST, _RESPONSE = 1, 1, 2
+
+Contents: TypeAlias = bytes | Callable[[], bytes]
+"""A serialized message, or what makes it; called once, in the writer's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        kind: Which of `PredictionLog`'s logs it is.
+        model_name, version, signature_name: What answered.
+        request, response: The messages.
+        size: Bytes that it keeps in memory, about.
+    """
+
+    kind: Kind
+    model_name: str
+    version: int
+    signature_name: str
+    request: Contents
+    response: Contents
+    size: int
+
+
+def record_of(exchange: Exchange, sampling_rate: float, tags: Sequence[str], seconds: int) -> bytes:
+    """The serialized `PredictionLog` of an exchange.
+
+    Args:
+        exchange: Request and answer.
+        sampling_rate: How many of the model's exchanges are logged, 1 for all.
+        tags: Tag set that the model was loaded by.
+        seconds: When it was answered, in seconds since 1970.
+    """
+    from tensorflow_serving.apis.logging_pb2 import LogMetadata
+
+    metadata = LogMetadata(saved_model_tags=tags, timestamp_secs=seconds)
+    metadata.sampling_config.sampling_rate = sampling_rate
+    _write_spec(metadata.model_spec, exchange.model_name, exchange.version, exchange.signature_name)
+    log = _field(_REQUEST, _contents(exchange.request)) + _field(_RESPONSE, _contents(exchange.response))
+    return _field(_METADATA, metadata.SerializeToString()) + _field(_FIELDS[exchange.kind], log)
+
+
+def _contents(given: Contents) -> bytes:
+    return given if isinstance(given, bytes) else given()
+
+
+def _field(number: int, contents: bytes) -> bytes:
+    """A message field on the wire: parts of a message may be put together from serialized ones."""
+    head = bytearray((number << 3 | 2,))
+    length = len(contents)
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head) + contents
+
+
+def _write_spec(spec: Any, name: str, version: int, signature_name: str) -> None:
+    spec.name = name
+    spec.version.value = version
+    spec.signature_name = signature_name
+
+
+# Messages for what did not come as one.
+
+_Spec: TypeAlias = tuple[str, int, str]
+
+
+def predict_exchange(name: str, version: int, signature: Signature, inputs: Tensors, outputs: Tensors) -> Exchange:
+    """A Predict exchange of arrays that nobody writes to any more."""
+    spec = (name, version, signature.name)
+    return Exchange(
+        "predict_log",
+        *spec,
+        partial(_predict_request, spec, signature, inputs),
+        partial(_predict_response, spec, signature, outputs),
+        sum(map(_size, inputs.values())) + sum(map(_size, outputs.values())),
+    )
+
+
+def _size(array: Array) -> int:
+    return sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
+
+
+def _predict_request(spec: _Spec, signature: Signature, inputs: Tensors) -> bytes:
+    from tensorflow_serving.apis.predict_pb2 import PredictRequest
+
+    request = PredictRequest()
+    _write_spec(request.model_spec, *spec)
+    for alias, array in inputs.items():
+        proto.encode_into(request.inputs[alias], array, signature.inputs[alias].dtype, as_content=True)
+    data: bytes = request.SerializeToString()
+    return data
+
+
+def _predict_response(spec: _Spec, signature: Signature, outputs: Tensors) -> bytes:
+    from tensorflow_serving.apis.predict_pb2 import PredictResponse
+
+    response = PredictResponse()
+    _write_spec(response.model_spec, *spec)
+    for alias, array in outputs.items():
+        proto.encode_into(response.outputs[alias], array, signature.outputs[alias].dtype, as_content=True)
+    data: bytes = response.SerializeToString()
+    return data
+
+
+def classify_exchange(
+    spec: _Spec, examples: Sequence[bytes], context: bytes | None, result: Sequence[Sequence[tuple[bytes, float]]]
+) -> Exchange:
+    """A Classify exchange; `spec` is model, version and signature."""
+
+    def request() -> bytes:
+        from tensorflow_serving.apis.classification_pb2 import ClassificationRequest
+
+        return _examples_request(ClassificationRequest(), spec, examples, context)
+
+    def response() -> bytes:
+        from tensorflow_serving.apis.classification_pb2 import ClassificationResponse
+
+        message = ClassificationResponse()
+        _write_spec(message.model_spec, *spec)
+        for classes in result:
+            add = message.result.classifications.add().classes.add
+            for label, score in classes:
+                add(label=label.decode("utf-8", "replace"), score=score)
+        data: bytes = message.SerializeToString()
+        return data
+
+    return Exchange("classify_log", *spec, request, response, sum(map(len, examples)) + 32 * sum(map(len, result)))
+
+
+def regress_exchange(spec: _Spec, examples: Sequence[bytes], context: bytes | None, values: Array) -> Exchange:
+    """A Regress exchange; `spec` is model, version and signature."""
+
+    def request() -> bytes:
+        from tensorflow_serving.apis.regression_pb2 import RegressionRequest
+
+        return _examples_request(RegressionRequest(), spec, examples, context)
+
+    def response() -> bytes:
+        from tensorflow_serving.apis.regression_pb2 import RegressionResponse
+
+        message = RegressionResponse()
+        _write_spec(message.model_spec, *spec)
+        for value in values.tolist():
+            message.result.regressions.add(value=value)
+        data: bytes = message.SerializeToString()
+        return data
+
+    return Exchange("regress_log", *spec, request, response, sum(map(len, examples)) + values.nbytes)
+
+
+def _examples_request(message: Any, spec: _Spec, examples: Sequence[bytes], context: bytes | None) -> bytes:
+    _write_spec(message.model_spec, *spec)
+    if context is None:
+        chosen = message.input.example_list
+    else:
+        chosen = message.input.example_list_with_context
+        chosen.context.MergeFromString(context)
+    for example in examples:
+        chosen.examples.add().MergeFromString(example)
+    data: bytes = message.SerializeToString()
+    return data

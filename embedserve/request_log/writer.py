@@ -1,0 +1,151 @@
+"""The thread that writes one prefix's files, and the bounded queue before it.
+
+The loop puts exchanges in and never waits: what does not fit is dropped, counted and, now and then, warned about. Knows
+no model.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from embedserve.errors import Code
+from embedserve.request_log.files import RecordTooLargeError, RotatingFiles
+from embedserve.request_log.records import Exchange, record_of
+
+__all__ = ["LogWriter", "Report"]
+
+logger = logging.getLogger("embedserve")
+
+MAX_QUEUED_BYTES = 64 * 2**20
+# What an exchange costs besides its messages; it bounds the number of empty ones.
+_OVERHEAD = 1024
+_WARNING_INTERVAL = 10.0
+# After a failure the disk is left alone for so long.
+_RETRY_AFTER = 1.0
+_REPORT_EVERY = 100
+
+Report = Callable[[Counter[tuple[str, Code]]], None]
+"""Takes how many records of each model ended with each code; called in the writer's thread."""
+
+
+class _Taken(NamedTuple):
+    exchange: Exchange
+    sampling_rate: float
+    tags: tuple[str, ...]
+    seconds: int
+
+
+class LogWriter:
+    """Writes exchanges in the order in which they came, from construction to `close`.
+
+    Args:
+        files: Where to; nobody else uses it.
+        report: Hears what became of every exchange that was taken.
+    """
+
+    def __init__(self, files: RotatingFiles, report: Report, max_queued_bytes: int = MAX_QUEUED_BYTES) -> None:
+        self._files = files
+        self._report = report
+        self._max_queued_bytes = max_queued_bytes
+        self._queue: queue.SimpleQueue[_Taken | None] = queue.SimpleQueue()
+        # Each is written by one thread only, so that their difference needs no lock.
+        self._taken_bytes = 0
+        self._written_bytes = 0
+        self._closed = False
+        self._retry_at = 0.0
+        self._dropped = _Warnings(f"exchanges for {files.prefix} were not logged: the disk does not keep up")
+        self._failed = _Warnings(f"records could not be written to {files.prefix}")
+        self._thread = threading.Thread(target=self._work, name="embedserve-request-log", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<LogWriter {self._files.prefix}, {self._taken_bytes - self._written_bytes} bytes queued>"
+
+    def put(self, exchange: Exchange, sampling_rate: float, tags: tuple[str, ...]) -> bool:
+        """Take an exchange to be written, unless too much is waiting already; loop only."""
+        size = exchange.size + _OVERHEAD
+        if self._closed or self._taken_bytes - self._written_bytes + size > self._max_queued_bytes:
+            self._dropped.add()
+            return False
+        self._taken_bytes += size
+        self._queue.put(_Taken(exchange, sampling_rate, tags, int(time.time())))
+        return True
+
+    def close(self) -> None:
+        """Write what was taken, then end; returns at once."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end after `close`; False where the disk takes longer than `timeout` seconds."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        try:
+            self._files.prepare()
+        except OSError as error:
+            self._failed.add(error)
+        ended = Counter[tuple[str, Code]]()
+        while (taken := self._queue.get()) is not None:
+            ended[taken.exchange.model_name, self._write(taken)] += 1
+            self._written_bytes += taken.exchange.size + _OVERHEAD
+            del taken
+            if self._queue.empty() or ended.total() >= _REPORT_EVERY:
+                self._attempt(self._files.flush)
+                self._report(ended)
+                ended = Counter()
+        self._attempt(self._files.close)
+        self._report(ended)
+
+    def _write(self, taken: _Taken) -> Code:
+        if time.monotonic() < self._retry_at:
+            self._failed.add()
+            return Code.UNAVAILABLE
+        try:
+            record = record_of(*taken)
+        except Exception:
+            logger.exception("an exchange with %s cannot be written as a record", taken.exchange.model_name)
+            return Code.INTERNAL
+        try:
+            self._files.write(record)
+        except RecordTooLargeError as error:
+            self._failed.add(error)
+            return Code.RESOURCE_EXHAUSTED
+        except Exception as error:
+            self._failed.add(error)
+            self._retry_at = time.monotonic() + _RETRY_AFTER
+            return Code.UNAVAILABLE
+        return Code.OK
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._failed.add(error)
+            self._retry_at = time.monotonic() + _RETRY_AFTER
+
+
+class _Warnings:
+    """Counts what happens too often to log each time."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._count = 0
+        self._next = 0.0
+
+    def add(self, error: Exception | None = None) -> None:
+        """Count one more; a warning with the number so far is logged now and then."""
+        self._count += 1
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _WARNING_INTERVAL
+            why = "" if error is None else f": {type(error).__name__}: {error}"
+            logger.warning("%d %s%s", self._count, self._what, why)
