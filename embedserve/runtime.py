@@ -373,7 +373,7 @@ class Runtime(HomeLoop):
         await self.source.aclose()
         await self.manager.aclose()
         self.request_logs.close()
-        await self._load_pool.run(self.request_logs.wait_closed)
+        await self._codec_pool.run(self.request_logs.wait_closed)  # A load that hangs may have the load threads.
         self._close_pools()
 
     def _close_pools(self) -> None:
