@@ -320,7 +320,7 @@ def keras_export(path: Path) -> Path:
     keras.utils.set_random_seed(3)
     model = keras.Sequential(
         [
-            keras.layers.Input((6,)),
+            keras.layers.Input((6,), name="features"),
             keras.layers.Dense(8, activation="relu"),
             keras.layers.Dense(3, activation="softmax"),
         ]

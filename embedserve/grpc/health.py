@@ -94,11 +94,12 @@ class Health:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
         said: int | None = None
         while True:
+            closing = self._closing.is_set()  # Before the look: what closes while a word is said still gets the last.
             status = self.status(request.service)
             if status != said:
                 said = status
                 yield _Status(status=status)
-            if self._closing.is_set():
+            if closing:
                 return
             try:
                 async with asyncio.timeout(LOOK_INTERVAL):

@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, str, Tensors]] = {
     "large constant": ("big_constant", "serving_default", {"x": floats(2, 1024)}),
     "convolution": ("conv2d", "serving_default", {"image": floats(2, 9, 8, 1)}),
     "text": ("text_cnn", "serving_default", {"tokens": np.arange(12, dtype=np.int32).reshape(2, 6)}),
-    "keras": ("keras_export", "serving_default", {"keras_tensor": floats(4, 6)}),
+    "keras": ("keras_export", "serving_default", {"features": floats(4, 6)}),
     "tf1 references": ("tf1_ref_variables", "serving_default", {"x": floats(3, 2)}),
     "tf1 legacy init": ("tf1_legacy_init", "serving_default", {"words": strings(b"dog", b"cow")}),
     "tf1 fed inner tensor": ("tf1_examples", "serving_default", {"x": floats(3, 1)}),
