@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from embedserve.errors import RequestTooLargeError
 
@@ -51,6 +53,19 @@ class InflightBytes:
                 f"{size} more would be over max_inflight_bytes, {self.limit}"
             )
         self.reserved += size
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes while the body runs.
+
+        Raises:
+            RequestTooLargeError: As `reserve`.
+        """
+        self.reserve(size)
+        try:
+            yield
+        finally:
+            self.release(size)
 
     def release(self, size: int) -> None:
         """Give `size` reserved bytes back."""

@@ -115,19 +115,26 @@ async def _predict(
         signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
         if registry.options.enable_signature_method_name_check:
             signature.check_predict_method()
-        inputs: Tensors = _DecodedInputs(request.inputs)
-        if large:
-            inputs = await registry.run_in_thread(partial(signature.bind, inputs, cast=False))
-        outputs = await handle.predict(
-            inputs,
-            signature_name=signature.name,
-            output_filter=tuple(request.output_filter) or None,
-            timeout=context.time_remaining(),
-            cast=False,  # A tensor names its dtype itself.
-        )
+        # A tensor names its dtype itself, so nothing is cast.
+        bind = partial(signature.bind, _DecodedInputs(request.inputs), cast=False)
+        inputs: Tensors = await registry.run_in_thread(bind) if large else bind()
+        with registry.inflight.holding(_unpacked(request, inputs)):
+            outputs = await handle.predict(
+                inputs,
+                signature_name=signature.name,
+                output_filter=tuple(request.output_filter) or None,
+                timeout=context.time_remaining(),
+                cast=False,
+            )
         encode = partial(_predict_response, handle, signature, outputs, tensor_content)
         large = sum(array.nbytes for array in outputs.values()) > LARGE
         return log(handle, signature.name, await registry.run_in_thread(encode) if large else encode())
+
+
+def _unpacked(request: Any, inputs: Tensors) -> int:
+    """Bytes that the inputs hold beyond the message's: a few bytes on the wire may declare a large tensor."""
+    held = sum(array.nbytes for array in inputs.values())
+    return max(held - request.ByteSize(), 0) if held > LARGE else 0
 
 
 def _predict_response(handle: ModelHandle, signature: Signature, outputs: Tensors, tensor_content: bool) -> bytes:

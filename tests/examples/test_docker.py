@@ -23,13 +23,10 @@ def test_the_entrypoint_serves_what_the_environment_names_and_later_arguments_wi
     saved_models.half_plus_two(tmp_path / "half_plus_two" / "1")
     grpc, rest = free_port(), free_port()
     entrypoint = ("-c", BECOME, str(DOCKER / "tf_serving_entrypoint.sh"), f"--port={grpc}", f"--rest_api_port={rest}")
-    environment = {
-        "MODEL_NAME": "half_plus_two",
-        "MODEL_BASE_PATH": str(tmp_path),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    models = str(tmp_path)
     url = f"http://localhost:{rest}/v1/models/half_plus_two"
-    with program(*entrypoint, until=answers(url), **environment):
+    with program(*entrypoint, until=answers(url), MODEL_NAME="half_plus_two", MODEL_BASE_PATH=models, PATH=path):
         assert fetch(f"{url}:predict", {"instances": [1.0, 2.0, 5.0]}) == (200, {"predictions": [2.5, 3.0, 4.5]})
 
 

@@ -239,6 +239,17 @@ async def test_bytes_in_flight_are_bounded_and_given_back(start: Start) -> None:
     await client.prediction.Predict(request)
 
 
+async def test_what_a_small_message_unpacks_to_counts_as_bytes_in_flight(start: Start) -> None:
+    reg = registry(max_inflight_bytes=1_000_000)
+    client = await start(reg)
+    request = predict_request(x=np.zeros(1, np.float32))
+    request.inputs["x"].tensor_shape.dim[0].size = 1_000_000
+    code, message = await failure(client.prediction.Predict(request))
+    assert code is C.RESOURCE_EXHAUSTED
+    assert "max_inflight_bytes" in message
+    assert reg.inflight.reserved == 0
+
+
 # Cancellation and deadlines.
 
 
