@@ -213,6 +213,8 @@ class Manager:
                     break
                 version.predictor = None
                 await self._unload(version, servable)
+                if version.aspired and not self._closing:  # It is wanted again since.
+                    continue
                 version.error = LoadError("Loading of servable cancelled", code=Code.CANCELLED)
                 self._advance(version, State.END)
                 break
