@@ -111,9 +111,7 @@ class Monitor:
     def _of(self, name: str) -> tuple[VersionStatus, ...]:
         statuses = dict(self._statuses.get(name, {}))
         for version, reason in self._waiting.get(name, {}).items():
-            known = statuses.get(version)
-            if known is not None:
-                statuses[version] = replace(known, note=reason)
+            statuses[version] = replace(statuses.get(version, VersionStatus(version, State.START)), note=reason)
         return tuple(statuses[version] for version in sorted(statuses, reverse=True))
 
     async def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
