@@ -20,7 +20,16 @@ class PrivateLoop:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(asyncio.sleep(0))  # What was asked for just now becomes tasks.
+            while pending := asyncio.all_tasks(self._loop):
+                for task in pending:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.wait(pending))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
 
     def run(self, call: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on the loop and wait for it; an interrupted wait cancels it."""
@@ -35,10 +44,3 @@ class PrivateLoop:
         """Stop the loop, cancel what is left on it, and join the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(asyncio.sleep(0))  # What other threads asked for just now becomes tasks.
-        while pending := asyncio.all_tasks(self._loop):
-            for task in pending:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.wait(pending))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()

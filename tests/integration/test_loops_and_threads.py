@@ -9,7 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from embedserve import ModelRegistry, NotReadyError, RegistryStateError, ServableNotFoundError, StartError, State
+from embedserve import (
+    ModelRegistry,
+    NotReadyError,
+    RegistryStateError,
+    RetryPolicy,
+    ServableNotFoundError,
+    StartError,
+    State,
+)
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.integration.waiting import until_state
 
@@ -142,3 +150,12 @@ async def test_snapshots_are_readable_from_any_thread_while_versions_change() ->
             await until_state(registry, "m", version - 1, State.END)
         stop = True
         assert min(await asyncio.gather(*readers)) > 0
+
+
+async def test_plain_with_works_in_a_cell_of_a_notebook_whose_loop_runs() -> None:
+    with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
+        assert registry.predict_sync("m", X)["y"].tolist() == [11.0]
+        assert (await registry.predict("m", X))["y"].tolist() == [11.0]
+    broken = FakeRegistry({"m": {1: FakeLoader(failures=-1)}}, retry=RetryPolicy(max_retries=0))
+    with pytest.raises(StartError), broken:
+        pass
