@@ -174,7 +174,7 @@ class Control:
             waiting = self._runtime.monitor.waiting(name).get(version)
             raise ServableNotFoundError(
                 f"Could not find version {version} of model {name}"
-                + (f": {waiting}" if waiting else f" under {self._runtime.configs[name].base_path}")
+                + (f": {waiting}" if waiting else f" under {self._config_of(name).base_path}")
             )
 
         def failure() -> ServingError | None:
@@ -191,9 +191,14 @@ class Control:
             self._runtime.options.start_timeout,
         )
         if version not in self._runtime.manager.available(name):
-            error = failure()
-            code = Code(error.code) if error is not None else Code.DEADLINE_EXCEEDED
-            raise LoadError(f"version {version} of model {name} did not become available: {error}", code=code)
+            error, code = failure(), Code.DEADLINE_EXCEEDED
+            reason: object = f"not within {self._runtime.options.start_timeout:g} s"
+            if error is not None:
+                reason, code = error, Code(error.code)
+            elif gone():
+                reason = "the registry was left" if self._runtime.draining else "it is not wanted any more"
+                code = Code.ABORTED
+            raise LoadError(f"version {version} of model {name} did not become available: {reason}", code=code)
 
     def _config_of(self, name: str) -> ModelConfig:
         try:

@@ -132,6 +132,8 @@ class Manager:
 
     def set_aspired_versions(self, name: str, aspired: Mapping[int, AspiredVersion]) -> None:
         """Aim for exactly these versions of `name`: leaving one out is the instruction to unload it."""
+        if self._closing and aspired:
+            return  # Told by a change that was under way.
         self._aspired[name] = {number: self._kept_generation(name, number, new) for number, new in aspired.items()}
         self._reconcile(name)
 

@@ -104,6 +104,7 @@ class FileSystemSource:
         self._wake = asyncio.Event()
         self._watch = DirectoryWatch(self._wake.set)
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         state = "watching" if self._task is not None and not self._task.done() else "stopped"
@@ -158,6 +159,8 @@ class FileSystemSource:
         Directories that were complete before the call are taken when it returns: where one has to be watched for the
         settle window first, this waits so long, but no longer if it keeps changing.
         """
+        if self._closed:
+            return
         if self._task is None or self._task.done():
             await self._scan()
         else:
@@ -170,6 +173,7 @@ class FileSystemSource:
 
     async def aclose(self) -> None:
         """Stop; the listener is told nothing any more."""
+        self._closed = True
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

@@ -174,3 +174,19 @@ def test_every_change_has_a_twin_for_threads(tmp_path: Path, models: Path, line:
         assert registry.predict_sync("given", [[0.0]])["y"].item() == 3.0
         with registry.acquire_sync("m") as handle:
             assert (handle.version, handle.predict_sync([[0.0]])["y"].item()) == (2, 2.0)
+
+
+async def test_leaving_in_the_middle_of_a_roll_back_leaves_nothing_running(
+    models: Path, line: Line, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in (1, 2):
+        deploy(line(version), models / "m" / str(version))
+    for turns in (0, 5, 50, 500):
+        async with ModelRegistry(models, **QUICK) as registry:
+            pinning = asyncio.create_task(registry.pin("m", 1))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        await asyncio.wait([pinning], timeout=20)
+        assert isinstance(pinning.exception(), ServingError | None)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

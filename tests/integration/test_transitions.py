@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from embedserve import LatestVersions, LoadError, RetryPolicy, SpecificVersions, State
+from embedserve import LatestVersions, LoadError, ModelConfig, RetryPolicy, SpecificVersions, State
 from embedserve.lifecycle import manager
 from embedserve.servable import Servable
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
@@ -99,3 +99,47 @@ async def test_a_request_without_end_does_not_hold_up_new_versions(
         assert (await registry.predict("m", X))["y"].tolist() == [12.0]
         gate.open()
         assert (await endless)["y"].tolist() == [11.0]
+
+
+async def test_leaving_ends_a_change_that_is_under_way() -> None:
+    gate = Gate()
+    target = FakeLoader(load_gate=gate)
+    registry = FakeRegistry({"m": {1: target, 2: FakeLoader()}})
+    await registry.start()
+    pinning = asyncio.create_task(registry.pin("m", 1))
+    while not gate.waiting:
+        await asyncio.sleep(0)
+    leaving = asyncio.create_task(registry.aclose())
+    with pytest.raises(LoadError, match="version 1 of model m did not become available: the registry was left"):
+        await pinning
+    assert not leaving.done()
+    gate.open()
+    await leaving
+    assert (target.loads, target.unloads) == (1, 1)
+
+
+async def test_requests_in_flight_are_answered_when_the_registry_is_left() -> None:
+    gate = Gate()
+    async with FakeRegistry({"m": {1: FakeLoader(gate=gate)}}, warmup="none") as registry:
+        calls = [asyncio.create_task(registry.predict("m", X)) for _ in range(4)]
+        while not gate.waiting:
+            await asyncio.sleep(0)
+        leaving = asyncio.create_task(registry.aclose())
+        await until_state(registry, "m", 1, State.UNLOADING)
+        assert registry.draining
+        gate.open()
+        assert [(await call)["y"].tolist() for call in calls] == [[11.0]] * 4
+        await leaving
+
+
+async def test_an_unpin_whose_version_fails_keeps_what_serves() -> None:
+    found = {"m": {1: FakeLoader(), 2: FakeLoader(failures=-1)}}
+    only_1 = ModelConfig(name="m", base_path="/fake/m", version_policy=SpecificVersions(versions=(1,)))
+    async with FakeRegistry(found, models=[only_1], retry=RetryPolicy(max_retries=0)) as registry:
+        await registry.reconfigure([only_1.model_copy(update={"version_policy": LatestVersions()})])
+        await registry.pin("m", 1)
+        with pytest.raises(LoadError, match="version 2 of model m did not become available: the fake loader"):
+            await registry.unpin("m")
+        assert (await registry.predict("m", X))["y"].tolist() == [11.0]
+        await registry.put("m", 3, FakeLoader())
+        await until_state(registry, "m", 3, State.AVAILABLE)
