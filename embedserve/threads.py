@@ -21,6 +21,9 @@ __all__ = ["Done", "LoadPool", "RunPool", "SlotClient", "Work"]
 
 T = TypeVar("T")
 
+# Seconds after which a thread of a closed pool sees that nobody will tell it to end.
+LOOK_FOR_LOOP = 0.5
+
 Done: TypeAlias = Callable[[Any, Exception | None], None]
 Work: TypeAlias = tuple[Callable[[], Any], Done]
 
@@ -51,7 +54,7 @@ class _RunThread:
             bell.leave()
 
     def _work_until_ended(self, ring: Callable[[tuple[Any, ...]], bool]) -> None:
-        while (work := self.todo.get()) is not None:
+        while (work := self._next()) is not None:
             call, done = work
             result: Any = None
             error: Exception | None = None
@@ -63,6 +66,17 @@ class _RunThread:
             if not ring((self, done, result, error)):
                 return
             del done, result, error
+
+
+    def _next(self) -> Work | None:
+        """What to do next, or None to end."""
+        while self._pool.closed:  # Its loop may be closed before it sees that this thread is back.
+            try:
+                return self.todo.get(timeout=LOOK_FOR_LOOP)
+            except queue.Empty:
+                if self._pool.loop.is_closed():
+                    return None
+        return self.todo.get()
 
 
 class _Bell:
@@ -131,14 +145,14 @@ class RunPool:
         self.size = size
         self._waiting: deque[SlotClient] = deque()
         self._dispatching = False
-        self._closed = False
+        self.closed = False
         self.bell = _Bell(loop, self._finished, size)
         self._threads = [_RunThread(self, f"{name}-{i}") for i in range(size)]
         # Last in, first out: the thread that ran last has its caches warm.
         self._idle = list(self._threads)
 
     def __repr__(self) -> str:
-        return f"<RunPool {self.busy}/{self.size} busy, {len(self._waiting)} waiting{', closed' * self._closed}>"
+        return f"<RunPool {self.busy}/{self.size} busy, {len(self._waiting)} waiting{', closed' * self.closed}>"
 
     @property
     def busy(self) -> int:
@@ -172,7 +186,7 @@ class RunPool:
         finally:  # A client that raises, against its promise, must not keep the others waiting.
             self._dispatching = False
             self._dispatch_soon()
-            if self._closed:
+            if self.closed:
                 self._end_idle()
 
     def _finished(self, thread: _RunThread, done: Done, result: Any, error: Exception | None) -> None:
@@ -186,7 +200,7 @@ class RunPool:
         finally:
             # Not at once: answers go out first, and their callers' next requests join the next batch.
             self._dispatch_soon()
-            if self._closed:
+            if self.closed:
                 self._end_idle()
 
     async def run_in_each_thread(self, call: Callable[[], object], patience: float | None = None) -> int:
@@ -239,7 +253,7 @@ class RunPool:
 
     def close(self) -> None:
         """Let the threads end when nothing is left to run; what was requested before is still served."""
-        self._closed = True
+        self.closed = True
         self._end_idle()
 
     def _end_idle(self) -> None:

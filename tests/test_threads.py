@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -266,6 +267,31 @@ async def test_the_threads_end_when_the_loop_was_closed_under_them() -> None:
 
     thread = await asyncio.to_thread(entered)
     await asyncio.to_thread(thread.join)
+
+
+@pytest.mark.may_block
+async def test_a_thread_that_comes_back_as_the_loop_is_closed_ends_too() -> None:
+    def entered() -> threading.Thread:
+        gate = threading.Event()
+
+        async def main() -> threading.Thread:
+            pool = RunPool(asyncio.get_running_loop(), 1)
+            client = Client(pool)
+            client.add(gate.wait)
+            while pool.busy == 0:
+                await asyncio.sleep(0)
+            thread = pool._threads[0]
+            pool.close()
+            gate.set()
+            while not pool.bell._ended:  # It has told a loop that has no turn left to hear it.
+                time.sleep(0)
+            return thread.thread
+
+        return asyncio.run(main())
+
+    thread = await asyncio.to_thread(entered)
+    await asyncio.to_thread(thread.join, 20)
+    assert not thread.is_alive()
 
 
 @pytest.fixture
