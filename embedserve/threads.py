@@ -67,7 +67,6 @@ class _RunThread:
                 return
             del done, result, error
 
-
     def _next(self) -> Work | None:
         """What to do next, or None to end."""
         while self._pool.closed:  # Its loop may be closed before it sees that this thread is back.

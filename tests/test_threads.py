@@ -284,7 +284,7 @@ async def test_a_thread_that_comes_back_as_the_loop_is_closed_ends_too() -> None
             pool.close()
             gate.set()
             while not pool.bell._ended:  # It has told a loop that has no turn left to hear it.
-                time.sleep(0)
+                time.sleep(0)  # noqa: ASYNC251 - the loop must have no turn
             return thread.thread
 
         return asyncio.run(main())

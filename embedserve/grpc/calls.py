@@ -1,34 +1,90 @@
-"""One unary call from request bytes to response bytes: limits, parsing, the handler, and the status of a failure.
+"""One RPC from request bytes to response bytes, on whichever transport: limits, parsing, the handler, the status.
 
-Every service makes its method handlers here. grpc gets raw bytes both ways, so that large messages can be parsed and
-built in a thread. Knows no service.
+Every service makes its methods here, and every transport (`server` over grpcio, `asgi`) calls them. Transports hand raw
+bytes both ways, so that large messages can be parsed and built in a thread. Knows no service and no transport.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import grpc
 from google.protobuf.message import DecodeError
 
-from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError
-from embedserve.grpc.errors import STATUS_CODES, status_of
+from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, UnsupportedError
+from embedserve.grpc.errors import StatusError, status_of
 from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
-__all__ = ["LARGE", "Handler", "Log", "acquire", "parse", "unary"]
+__all__ = [
+    "LARGE",
+    "Context",
+    "Handler",
+    "Log",
+    "Methods",
+    "Streaming",
+    "Unary",
+    "acquire",
+    "one_of",
+    "parse",
+    "paths",
+    "streaming",
+    "unary",
+]
 
 LARGE = 256 * 1024
 """Bytes from which parsing and building a message leave the event loop."""
 
+
+class Context(Protocol):
+    """What a call may ask of its transport; `grpc.aio.ServicerContext` is one."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the client's deadline, or None without one."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """What the client sent besides the message; keys are in lower case, values of `-bin` keys are bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """A method that takes one message and gives one.
+
+    Attributes:
+        answer: Takes request bytes and context, gives response bytes.
+
+    Raises:
+        StatusError: From `answer`, in place of any error.
+    """
+
+    answer: Callable[[bytes, Context], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """A method with any number of messages either way.
+
+    Attributes:
+        stream: Takes the requests' bytes and the context, yields responses' bytes.
+
+    Raises:
+        StatusError: From `stream`, in place of any error.
+    """
+
+    stream: Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]
+
+
+Methods: TypeAlias = Mapping[str, Unary | Streaming]
+"""Methods by path, `/package.Service/Method`."""
+
 Handler: TypeAlias = Callable[..., Awaitable[bytes]]
-"""Takes the request message, the `grpc.aio.ServicerContext` and whether the request is large; gives response bytes.
+"""Takes the request message, the `Context` and whether the request is large; gives response bytes.
 
 One that `unary` makes `logged_as` something takes a `Log` besides.
 """
@@ -44,8 +100,8 @@ def unary(
     *,
     observed_as: str | None = None,
     logged_as: Kind | None = None,
-) -> grpc.RpcMethodHandler:
-    """Make the method handler of one unary RPC.
+) -> Unary:
+    """Make a unary method.
 
     Args:
         registry: Whose limits and observers count.
@@ -55,7 +111,7 @@ def unary(
         logged_as: What a request log calls such an exchange; None for calls that are not logged.
     """
 
-    async def call(body: bytes, context: Any) -> bytes:
+    async def answer(body: bytes, context: Context) -> bytes:
         started = time.perf_counter()
         code, message = Code.CANCELLED, ""
         request: Any = None
@@ -82,10 +138,47 @@ def unary(
                 registry.observers.request_finished(
                     request.model_spec.name, observed_as, "GRPC", code, time.perf_counter() - started
                 )
-        await context.abort(STATUS_CODES[code], message)
-        raise AssertionError("abort always raises")
+        raise StatusError(code, message)
 
-    return grpc.unary_unary_rpc_method_handler(call)
+    return Unary(answer)
+
+
+def streaming(stream: Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]) -> Streaming:
+    """Make a method with any number of messages either way; whatever `stream` raises becomes its status."""
+
+    async def guarded(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        try:
+            async for response in stream(requests, context):
+                yield response
+        except StatusError:  # From the transport, while a request was read.
+            raise
+        except Exception as error:
+            raise StatusError(*status_of(error)) from None
+
+    return Streaming(guarded)
+
+
+async def one_of(requests: AsyncIterator[bytes], request_type: Any) -> Any:
+    """The message of a stream that must hold exactly one.
+
+    Raises:
+        InvalidInputError: The bytes are not such a message.
+        UnsupportedError: None, or more than one.
+    """
+    found: list[bytes] = []
+    async for body in requests:
+        found.append(body)
+        if len(found) > 1:
+            break
+    if len(found) != 1:
+        # gRPC's own code where a method takes another number of requests than the client sent.
+        raise UnsupportedError(f"the method takes one message, {'none' if not found else 'more than one'} came")
+    return parse(request_type, found[0])
+
+
+def paths(service: str, methods: Mapping[str, Unary | Streaming]) -> Methods:
+    """Methods of one service by path instead of by name."""
+    return {f"/{service}/{name}": method for name, method in methods.items()}
 
 
 def _log(kind: Kind, request: bytes, handle: ModelHandle, signature_name: str, response: bytes) -> bytes:

@@ -1,23 +1,28 @@
 """From any error to the gRPC status a client sees: the code of a ServingError 1:1, everything else a hidden INTERNAL.
 
-Called once per failed call by `calls.py`; knows no service.
+Called once per failed call by `calls.py`; knows no service and no transport.
 """
 
 from __future__ import annotations
 
 import logging
 
-import grpc
-
 from embedserve.errors import Code, ServingError
 
-__all__ = ["STATUS_CODES", "status_of", "truncated"]
+__all__ = ["StatusError", "status_of", "truncated"]
 
 logger = logging.getLogger("embedserve")
 
 MAX_MESSAGE_BYTES = 1024
 
-STATUS_CODES: dict[Code, grpc.StatusCode] = {Code(status.value[0]): status for status in grpc.StatusCode}
+
+class StatusError(Exception):
+    """What a call ends with instead of an answer; the transport writes it as it stands."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(f"{code.name}: {message}")
+        self.code = code
+        self.message = message
 
 
 def truncated(message: str) -> str:

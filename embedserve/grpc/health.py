@@ -10,11 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from grpc_health.v1 import health_pb2
 
-from embedserve.errors import InvalidInputError, ServableNotFoundError
-from embedserve.grpc.calls import parse, unary
+from embedserve.errors import ServableNotFoundError
+from embedserve.grpc.calls import Context, Methods, one_of, paths, streaming, unary
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
@@ -50,16 +49,13 @@ class Health:
     def __repr__(self) -> str:
         return f"<Health {_Status.ServingStatus.Name(self.status(''))}{' (closed)' if self._closing.is_set() else ''}>"
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service's handlers."""
-        return grpc.method_handlers_generic_handler(
+    def methods(self) -> Methods:
+        """The service's methods."""
+        return paths(
             SERVICE,
             {
                 "Check": unary(self._registry, health_pb2.HealthCheckRequest, self._check),
-                "Watch": grpc.unary_stream_rpc_method_handler(
-                    self._watch,
-                    response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-                ),
+                "Watch": streaming(self._watch),
             },
         )
 
@@ -87,18 +83,17 @@ class Health:
         data: bytes = _Status(status=status).SerializeToString()
         return data
 
-    async def _watch(self, body: bytes, context: Any) -> AsyncIterator[Any]:
-        try:
-            request = parse(health_pb2.HealthCheckRequest, body)
-        except InvalidInputError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+    async def _watch(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        request = await one_of(requests, health_pb2.HealthCheckRequest)
         said: int | None = None
         while True:
-            closing = self._closing.is_set()  # Before the look: what closes while a word is said still gets the last.
+            # A draining registry ends the watch too: an ASGI host tells its applications nothing before they are idle.
+            # Before the look: what closes while a word is said still gets the last.
+            closing = self._closing.is_set() or self._registry.draining
             status = self.status(request.service)
             if status != said:
                 said = status
-                yield _Status(status=status)
+                yield _Status(status=status).SerializeToString()
             if closing:
                 return
             try:

@@ -11,16 +11,15 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import grpc
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2
 
 from embedserve.errors import ConfigError, InvalidModelSpecError, ServableNotFoundError
-from embedserve.grpc.calls import unary
+from embedserve.grpc.calls import Methods, paths, unary
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
 
-__all__ = ["SERVICE", "MetricReader", "Reload", "handlers"]
+__all__ = ["SERVICE", "MetricReader", "Reload", "methods"]
 
 SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 
@@ -33,10 +32,8 @@ Reload: TypeAlias = Callable[[Any], Awaitable[None]]
 """Applies a `ModelServerConfig` message."""
 
 
-def handlers(
-    registry: ModelRegistry, *, reload: Reload | None = None, metric: MetricReader | None = None
-) -> grpc.GenericRpcHandler:
-    """The service's handlers.
+def methods(registry: ModelRegistry, *, reload: Reload | None = None, metric: MetricReader | None = None) -> Methods:
+    """The service's methods.
 
     Args:
         registry: What is asked for status.
@@ -45,7 +42,7 @@ def handlers(
         metric: Reads a metric for a reload's `metric_names`; without it they all count as 0.
     """
     apply = partial(_reload, reload or partial(_reconfigure, registry), metric or _no_metric)
-    return grpc.method_handlers_generic_handler(
+    return paths(
         SERVICE,
         {
             "GetModelStatus": unary(registry, get_model_status_pb2.GetModelStatusRequest, partial(_status, registry)),

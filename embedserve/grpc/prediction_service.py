@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -21,7 +20,7 @@ from tensorflow_serving.apis import (
 )
 
 from embedserve.errors import InvalidInputError, InvalidModelSpecError
-from embedserve.grpc.calls import LARGE, Handler, Log, acquire, acquire_spec, unary
+from embedserve.grpc.calls import LARGE, Handler, Log, Methods, acquire, acquire_spec, paths, unary
 from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
     from embedserve.signature import Signature
 
-__all__ = ["SERVICE", "handlers"]
+__all__ = ["SERVICE", "methods"]
 
 SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 
@@ -42,8 +41,8 @@ SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"
 LARGE_RESULTS = LARGE // 50
 
 
-def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.GenericRpcHandler:
-    """The service's handlers for `grpc.aio.Server.add_generic_rpc_handlers`.
+def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods:
+    """The service's methods.
 
     Args:
         registry: What answers.
@@ -72,7 +71,7 @@ def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.G
         ),
         "GetModelMetadata": (metadata, partial(_metadata, registry), None, None),
     }
-    return grpc.method_handlers_generic_handler(
+    return paths(
         SERVICE,
         {
             name: unary(registry, message, handler, observed_as=api, logged_as=kind)

@@ -14,11 +14,10 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from embedserve.errors import Code, InvalidInputError, ServingError, UnsupportedError
-from embedserve.grpc.calls import unary
+from embedserve.grpc.calls import Methods, paths, unary
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
@@ -87,9 +86,9 @@ class Profiler:
     def __repr__(self) -> str:
         return f"<Profiler {'idle' if self._work is None else f'in session {self._session_id!r}'}>"
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service's handlers."""
-        return grpc.method_handlers_generic_handler(
+    def methods(self) -> Methods:
+        """The service's methods."""
+        return paths(
             SERVICE,
             {
                 "Profile": unary(self._registry, message_class("ProfileRequest"), self._profile),

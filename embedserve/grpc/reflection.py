@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-__all__ = ["SERVICE", "add_to"]
+from embedserve.grpc.calls import Context, Methods, parse, paths, streaming
+
+__all__ = ["SERVICE", "methods"]
 
 SERVICE = reflection.SERVICE_NAME
 
 
-def add_to(server: Any, names: Sequence[str]) -> None:
-    """Let `server` describe the services called `names`, and itself."""
-    reflection.enable_server_reflection((*names, SERVICE), server)
+def methods(names: Sequence[str]) -> Methods:
+    """The service's method, which describes the services called `names`, and itself."""
+    servicer = reflection.aio.ReflectionServicer((*names, SERVICE))
+
+    async def info(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        parsed = (parse(reflection_pb2.ServerReflectionRequest, body) async for body in requests)
+        response: Any
+        async for response in servicer.ServerReflectionInfo(parsed, context):
+            yield response.SerializeToString()
+
+    return paths(SERVICE, {"ServerReflectionInfo": streaming(info)})

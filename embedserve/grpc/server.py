@@ -1,4 +1,4 @@
-"""Bind and run TensorFlow Serving's gRPC services for a registry: ports, sockets, TLS, limits, start and stop.
+"""The services over grpcio: ports, sockets, TLS, limits, start and stop.
 
 `serve` is the whole life of one server, in the registry's event loop. Knows no message.
 """
@@ -11,19 +11,19 @@ import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 import grpc.aio
 
-from embedserve.errors import ConfigError, RegistryStateError
-from embedserve.grpc import model_service, prediction_service, session_service
+from embedserve.errors import Code, ConfigError, RegistryStateError
 from embedserve.grpc.addresses import UnixSocket, bind_error, tcp_address
+from embedserve.grpc.calls import Methods, Streaming, Unary
+from embedserve.grpc.errors import StatusError
+from embedserve.grpc.services import Services
 
 if TYPE_CHECKING:
-    from embedserve.grpc.health import Health
-    from embedserve.grpc.profiler import Profiler
+    from embedserve.grpc.model_service import MetricReader, Reload
     from embedserve.registry import ModelRegistry
 
 __all__ = ["GrpcServer", "TlsConfig", "serve"]
@@ -31,6 +31,8 @@ __all__ = ["GrpcServer", "TlsConfig", "serve"]
 logger = logging.getLogger("embedserve")
 
 MAX_MESSAGE_BYTES = 2**31 - 1
+
+STATUS_CODES: dict[Code, grpc.StatusCode] = {Code(status.value[0]): status for status in grpc.StatusCode}
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,14 +96,12 @@ class GrpcServer:
         host: str,
         port: int | None,
         socket: UnixSocket | None,
-        health: Health | None,
-        profiler: Profiler | None,
+        services: Services,
     ) -> None:
         self._server = server
         self._host = host
         self._socket = socket
-        self._health = health
-        self._profiler = profiler
+        self._services = services
         self._closed = False
         self.port = port
         self.socket_path = None if socket is None else socket.path
@@ -118,11 +118,7 @@ class GrpcServer:
     async def aclose(self, grace: float | None = None) -> None:
         """Take no more calls, and give those in flight `grace` seconds before they are cancelled."""
         self._closed = True
-        # Watches and profiles last for as long as their clients like: they would use up any grace.
-        if self._health is not None:
-            self._health.close()
-        if self._profiler is not None:
-            await self._profiler.aclose()
+        await self._services.aclose()
         await self._server.stop(grace)
         if self._socket is not None:
             await asyncio.to_thread(self._socket.remove)
@@ -145,8 +141,8 @@ async def serve(
     reflection: bool = True,
     profiler: bool = False,
     tensor_content: bool = False,
-    reload: model_service.Reload | None = None,
-    metric: model_service.MetricReader | None = None,
+    reload: Reload | None = None,
+    metric: MetricReader | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Serve the registry over gRPC while the context lasts; leaving it drains for `drain_timeout` seconds.
 
@@ -188,7 +184,16 @@ async def serve(
         compression=_COMPRESSION[compression],
         maximum_concurrent_rpcs=max_concurrent_calls,
     )
-    watched, profiling = _add_services(server, registry, health, reflection, profiler, tensor_content, reload, metric)
+    services = Services(
+        registry,
+        health=health,
+        reflection=reflection,
+        profiler=profiler,
+        tensor_content=tensor_content,
+        reload=reload,
+        metric=metric,
+    )
+    server.add_generic_rpc_handlers((_Router(services.methods),))
     socket: UnixSocket | None = None
     try:
         bound = None if port is None else await _bind(server, tcp_address(host, port), credentials, host, port)
@@ -203,7 +208,7 @@ async def serve(
         if socket is not None:
             await asyncio.to_thread(socket.remove)
         raise
-    running = GrpcServer(server, host, bound, socket, watched, profiling)
+    running = GrpcServer(server, host, bound, socket, services)
     if bound is not None:
         logger.info("Running gRPC ModelServer at %s ...", tcp_address(host, bound))
     if socket is not None:
@@ -244,45 +249,35 @@ async def _bind(
         raise reason from error
 
 
-def _add_services(
-    server: Any,
-    registry: ModelRegistry,
-    health: bool,
-    reflection: bool,
-    profiler: bool,
-    tensor_content: bool,
-    reload: model_service.Reload | None,
-    metric: model_service.MetricReader | None,
-) -> tuple[Health | None, Profiler | None]:
-    names = [prediction_service.SERVICE, model_service.SERVICE, session_service.SERVICE]
-    services = [
-        prediction_service.handlers(registry, tensor_content=tensor_content),
-        model_service.handlers(registry, reload=reload, metric=metric),
-        session_service.handlers(registry, tensor_content=tensor_content),
-    ]
-    watched: Health | None = None
-    if health:
-        watched = _optional("health", "grpcio-health-checking").Health(registry)
-        services.append(watched.handlers())
-        names.append("grpc.health.v1.Health")
-    profiling: Profiler | None = None
-    if profiler:
-        profiling = _optional("profiler", "tensorflow").Profiler(registry)
-        services.append(profiling.handlers())
-    server.add_generic_rpc_handlers(tuple(services))
-    if reflection:
-        _optional("reflection", "grpcio-reflection").add_to(server, names)
-    return watched, profiling
+class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds the method of a call by its path, for grpcio."""
+
+    def __init__(self, methods: Methods) -> None:
+        self._handlers = {path: _handler(method) for path, method in methods.items()}
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self._handlers.get(details.method)
 
 
-def _optional(module: str, distribution: str) -> ModuleType:
-    """A module of this package whose third-party package may be missing."""
-    from importlib import import_module
+def _handler(method: Unary | Streaming) -> grpc.RpcMethodHandler:
+    if isinstance(method, Unary):
+        answer = method.answer
 
-    try:
-        return import_module(f"embedserve.grpc.{module}")
-    except ImportError as error:
-        raise ConfigError(
-            f"gRPC {module} needs the package {distribution}: pip install {distribution}, or serve with {module}=False "
-            f"({error})"
-        ) from error
+        async def call(body: bytes, context: Any) -> bytes:
+            try:
+                return await answer(body, context)
+            except StatusError as error:
+                await context.abort(STATUS_CODES[error.code], error.message)
+                raise AssertionError("abort always raises") from None
+
+        return grpc.unary_unary_rpc_method_handler(call)
+    stream = method.stream
+
+    async def calls(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        try:
+            async for response in stream(requests, context):
+                yield response
+        except StatusError as error:
+            await context.abort(STATUS_CODES[error.code], error.message)
+
+    return grpc.stream_stream_rpc_method_handler(calls)

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from tensorflow_serving.apis import session_service_pb2
 
 from embedserve.errors import InvalidInputError
-from embedserve.grpc.calls import LARGE, Log, acquire, unary
+from embedserve.grpc.calls import LARGE, Log, Methods, acquire, paths, unary
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import dtypes, proto
@@ -23,15 +22,15 @@ if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
-__all__ = ["SERVICE", "handlers"]
+__all__ = ["SERVICE", "methods"]
 
 SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 
 
-def handlers(registry: ModelRegistry, *, tensor_content: bool = False) -> grpc.GenericRpcHandler:
-    """The service's handlers; `tensor_content` as for Predict."""
+def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods:
+    """The service's methods; `tensor_content` as for Predict."""
     run = partial(_session_run, registry, tensor_content)
-    return grpc.method_handlers_generic_handler(
+    return paths(
         SERVICE,
         {"SessionRun": unary(registry, session_service_pb2.SessionRunRequest, run, logged_as="session_run_log")},
     )

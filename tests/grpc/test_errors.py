@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from embedserve.errors import Code, InvalidInputError, ServingError
-from embedserve.grpc.errors import STATUS_CODES, status_of, truncated
+from embedserve.grpc.errors import status_of, truncated
+from embedserve.grpc.server import STATUS_CODES
 
 
 @pytest.mark.parametrize("code", Code)
