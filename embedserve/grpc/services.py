@@ -1,0 +1,89 @@
+"""Which RPCs there are: the table of methods that every transport serves.
+
+Made once per server or application; knows no transport.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from embedserve.errors import ConfigError
+from embedserve.grpc import model_service, prediction_service, session_service
+from embedserve.grpc.calls import Methods, Streaming, Unary
+
+if TYPE_CHECKING:
+    from embedserve.grpc.health import Health
+    from embedserve.grpc.profiler import Profiler
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["Services"]
+
+
+class Services:
+    """The methods over one registry; `aclose` ends the calls that last for as long as their clients like.
+
+    Attributes:
+        methods: By path, `/package.Service/Method`.
+        names: Full names of the services.
+
+    Raises:
+        ConfigError: A service is wanted whose package is not installed.
+    """
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        *,
+        health: bool,
+        reflection: bool,
+        profiler: bool,
+        tensor_content: bool,
+        reload: model_service.Reload | None,
+        metric: model_service.MetricReader | None,
+    ) -> None:
+        methods: dict[str, Unary | Streaming] = {
+            **prediction_service.methods(registry, tensor_content=tensor_content),
+            **model_service.methods(registry, reload=reload, metric=metric),
+            **session_service.methods(registry, tensor_content=tensor_content),
+        }
+        self._health: Health | None = None
+        self._profiler: Profiler | None = None
+        if health:
+            self._health = _optional("health", "grpcio-health-checking").Health(registry)
+            methods |= self._health.methods()
+        described = _services(methods)
+        if profiler:  # Not described by reflection: its messages are in no descriptor pool that clients share.
+            self._profiler = _optional("profiler", "tensorflow").Profiler(registry)
+            methods |= self._profiler.methods()
+        if reflection:
+            methods |= _optional("reflection", "grpcio-reflection").methods(described)
+        self.methods: Methods = methods
+        self.names = frozenset(_services(methods))
+
+    def __repr__(self) -> str:
+        return f"<Services {' '.join(sorted(self.names))}>"
+
+    async def aclose(self) -> None:
+        """End watches and profiles: they would use up any grace."""
+        if self._health is not None:
+            self._health.close()
+        if self._profiler is not None:
+            await self._profiler.aclose()
+
+
+def _services(methods: Methods) -> tuple[str, ...]:
+    """Names of the services that have these methods, each once, in their order."""
+    return tuple(dict.fromkeys(path[1:].partition("/")[0] for path in methods))
+
+
+def _optional(module: str, distribution: str) -> ModuleType:
+    """A module of this package whose third-party package may be missing."""
+    try:
+        return import_module(f"embedserve.grpc.{module}")
+    except ImportError as error:
+        raise ConfigError(
+            f"gRPC {module} needs the package {distribution}: pip install {distribution}, or serve with {module}=False "
+            f"({error})"
+        ) from error
