@@ -18,9 +18,12 @@ from typing import Any
 from embedserve import tensorflow_setup
 from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions, RetryPolicy, validated
 from embedserve.errors import Code, ConfigError, ServingError
-from embedserve.flags import FLAGS, FlagError, ParsedFlags, parse, usage
-from embedserve.server import report_failed_start, run_server
-from embedserve.server_config import ConfigFile, GrpcConfig, RestConfig, ServerConfig, TlsContents, TlsFiles
+from embedserve.flags import FLAGS, FlagError, ParsedFlags, comma_separated, parse, usage
+from embedserve.port_flags import grpc_config, rest_config
+from embedserve.server import run_server
+from embedserve.server_config import ConfigFile, ServerConfig
+from embedserve.server_log import configure_logging
+from embedserve.standalone import report_failed_start
 from embedserve.tfs_batching import batching_from_proto, num_batch_threads
 from embedserve.tfs_config import (
     Platform,
@@ -36,7 +39,6 @@ logger = logging.getLogger("embedserve")
 
 PROGRAM = "python -m embedserve"
 EXIT_BAD_FLAGS = 255
-DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"TensorFlow ModelServer: {_version('embedserve')} (embedserve)")
         print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
         return 0
-    _configure_logging()
+    configure_logging()
     try:
         config = server_config(flags, os.environ)
     except ServingError as error:
@@ -68,8 +70,8 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
     Raises:
         ConfigError: A flag or a file says what cannot be; in TensorFlow Serving's words where it has some.
     """
-    grpc = _grpc_config(flags)
-    rest = _rest_config(flags, grpc)
+    grpc = grpc_config(flags)
+    rest = rest_config(flags, grpc)
     session_config = tensorflow_setup.session_config_from_flags(flags)
     platform = _platform_from_flags(flags)
     platforms: Mapping[str, Platform] = {"tensorflow": platform}
@@ -177,7 +179,7 @@ def _platform_from_flags(flags: ParsedFlags) -> Platform:
         )
     options["warmup"] = "auto" if flags.on("enable_model_warmup") else "none"
     if "saved_model_tags" in flags:
-        options["saved_model_tags"] = _list(flags.text("saved_model_tags"))
+        options["saved_model_tags"] = comma_separated(flags.text("saved_model_tags"))
     return Platform(
         options,
         num_batch_threads=threads,
@@ -197,8 +199,8 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         "enable_per_model_batching_parameters": platform.per_model_batching,
         "num_warmup_iterations": max(platform.warmup_iterations or 1, 1),
         "start_timeout": flags.real("start_timeout") if flags.real("start_timeout") > 0 else math.inf,
-        "preload_modules": _list(flags.text("preload_modules")),
-        "op_libraries": _list(flags.text("op_libraries")),
+        "preload_modules": comma_separated(flags.text("preload_modules")),
+        "op_libraries": comma_separated(flags.text("op_libraries")),
         "poll_interval": _poll_interval(flags.number("file_system_poll_wait_seconds")),
         "gc_freeze": flags.on("gc_freeze"),
     }
@@ -245,115 +247,6 @@ def _poll_interval(seconds: int) -> float:
     return seconds or math.inf
 
 
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-# Ports.
-
-
-def _grpc_config(flags: ParsedFlags) -> GrpcConfig:
-    port, socket_path = _port(flags, "port"), flags.text("grpc_socket_path") or None
-    if port is None and socket_path is None:
-        raise ConfigError("At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.")
-    ssl_file = flags.text("ssl_config_file")
-    if flags.on("use_alts_credentials") and ssl_file:
-        raise ConfigError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
-    return GrpcConfig(
-        port=port,
-        socket_path=socket_path,
-        tls=_tls_contents(ssl_file) if ssl_file else None,
-        alts=flags.on("use_alts_credentials"),
-        channel_arguments=_channel_arguments(flags.text("grpc_channel_arguments")),
-        health=flags.on("enable_grpc_healthcheck_service"),
-        reflection=flags.on("grpc_reflection"),
-        profiler=flags.on("enable_profiler"),
-        tensor_content=flags.on("enable_serialization_as_tensor_content"),
-    )
-
-
-def _port(flags: ParsedFlags, name: str) -> int | None:
-    port = flags.number(name)
-    if not 0 <= port < 2**16:
-        raise ConfigError(f"--{name}={port} is not a port: 0 for none, or 1 to 65535")
-    return port or None
-
-
-def _tls_contents(file: str) -> TlsContents:
-    proto: Any = read_text_proto(file, message_class("SSLConfig")())
-    if not proto.server_key or not proto.server_cert:
-        raise ConfigError(f"{file} needs server_key and server_cert, both as PEM contents")
-    return TlsContents(
-        server_key=proto.server_key,
-        server_cert=proto.server_cert,
-        custom_ca=proto.custom_ca,
-        client_verify=proto.client_verify,
-    )
-
-
-def _channel_arguments(text: str) -> dict[str, int | str]:
-    arguments: dict[str, int | str] = {}
-    for part in _list(text):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"--grpc_channel_arguments: {part!r} has no value; write name=value,name=value")
-        try:
-            arguments[name] = int(value)
-        except ValueError:
-            arguments[name] = value
-    return arguments
-
-
-def _rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
-    port, asked = _port(flags, "rest_api_port"), "rest_api_port" in flags
-    if port is not None and port == grpc.port:
-        message = "server_options.http_port cannot be same as grpc_port. Please use a different port for HTTP/REST API."
-        if asked:
-            raise ConfigError(message)
-        logger.warning("%s Skipped exporting HTTP/REST API.", message)
-        port = None
-    timeout = flags.number("rest_api_timeout_in_ms")
-    return RestConfig(
-        port=port,
-        required=asked,
-        early=flags.on("rest_early"),
-        cors=flags.on("rest_api_enable_cors_support"),
-        timeout=timeout / 1e3 if timeout > 0 else None,
-        tls=_tls_files(flags),
-        metrics_path=_metrics_path(flags.text("monitoring_config_file"), port),
-    )
-
-
-def _tls_files(flags: ParsedFlags) -> TlsFiles | None:
-    paths = {kind: flags.text(f"rest_tls_{kind}_file") for kind in ("cert", "key", "client_ca")}
-    if not any(paths.values()):
-        return None
-    if not paths["cert"] or not paths["key"]:
-        raise ConfigError("TLS on the REST port needs both --rest_tls_cert_file and --rest_tls_key_file")
-    for kind, path in paths.items():
-        if path and not os.path.isfile(path):
-            raise ConfigError(f"--rest_tls_{kind}_file: there is no file {path}", code=Code.NOT_FOUND)
-    return TlsFiles(
-        cert=Path(paths["cert"]),
-        key=Path(paths["key"]),
-        client_ca=Path(paths["client_ca"]) if paths["client_ca"] else None,
-    )
-
-
-def _metrics_path(file: str, port: int | None) -> str | None:
-    if not file:
-        return None
-    proto: Any = read_text_proto(file, message_class("MonitoringConfig")())
-    if not proto.prometheus_config.enable:
-        return None
-    if port is None:
-        logger.warning(
-            "--monitoring_config_file is ignored: the metrics are served on the REST port, and there is none"
-        )
-        return None
-    return proto.prometheus_config.path or DEFAULT_METRICS_PATH
-
-
 # The process.
 
 
@@ -364,28 +257,6 @@ def _version(*distributions: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
-
-
-class _LogFormatter(logging.Formatter):
-    """`2026-07-01 12:00:00.000000: I embedserve/grpc/server.py:12] message`, as TensorFlow's C++ code logs."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One record as text."""
-        record.letter = record.levelname[0]
-        record.micros = int(record.created % 1 * 1e6)
-        _, package, inside = record.pathname.rpartition("/embedserve/")
-        record.place = package[1:] + inside if package else record.filename
-        return super().format(record)
-
-
-def _configure_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _LogFormatter("%(asctime)s.%(micros)06d: %(letter)s %(place)s:%(lineno)d] %(message)s", "%Y-%m-%d %H:%M:%S")
-    )
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("uvicorn", "watchfiles", "asyncio", "absl", "tensorflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _run(server: Coroutine[Any, Any, int]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-__all__ = ["FLAGS", "OPTION_FLAGS", "Flag", "FlagError", "ParsedFlags", "parse", "usage"]
+__all__ = ["FLAGS", "OPTION_FLAGS", "Flag", "FlagError", "ParsedFlags", "comma_separated", "parse", "usage"]
 
 Value: TypeAlias = bool | int | float | str
 Kind: TypeAlias = Literal["bool", "int32", "int64", "float", "string"]
@@ -368,6 +368,11 @@ def _split(argument: str) -> tuple[Flag, str]:
     if flag.kind == "bool":
         return flag, "true"
     raise FlagError(f"flag --{name} needs a value: --{name}={flag.default or '...'}")
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The parts of a flag's value that is a list, without the empty ones."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def usage(program: str) -> str:

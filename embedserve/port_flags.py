@@ -1,0 +1,124 @@
+"""What the flags say of ports: addresses, TLS, the services behind them → `GrpcConfig` and `RestConfig`.
+
+Called by `cli`; reads the files that the flags name. Knows no model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from embedserve.errors import Code, ConfigError
+from embedserve.flags import ParsedFlags, comma_separated
+from embedserve.server_config import GrpcConfig, RestConfig, TlsContents, TlsFiles
+from embedserve.tfs_protos import message_class, read_text_proto
+
+__all__ = ["grpc_config", "rest_config"]
+
+logger = logging.getLogger("embedserve")
+
+DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
+
+
+def grpc_config(flags: ParsedFlags) -> GrpcConfig:
+    port, socket_path = _port(flags, "port"), flags.text("grpc_socket_path") or None
+    if port is None and socket_path is None:
+        raise ConfigError("At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.")
+    ssl_file = flags.text("ssl_config_file")
+    if flags.on("use_alts_credentials") and ssl_file:
+        raise ConfigError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
+    return GrpcConfig(
+        port=port,
+        socket_path=socket_path,
+        tls=_tls_contents(ssl_file) if ssl_file else None,
+        alts=flags.on("use_alts_credentials"),
+        channel_arguments=_channel_arguments(flags.text("grpc_channel_arguments")),
+        health=flags.on("enable_grpc_healthcheck_service"),
+        reflection=flags.on("grpc_reflection"),
+        profiler=flags.on("enable_profiler"),
+        tensor_content=flags.on("enable_serialization_as_tensor_content"),
+    )
+
+
+def _port(flags: ParsedFlags, name: str) -> int | None:
+    port = flags.number(name)
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--{name}={port} is not a port: 0 for none, or 1 to 65535")
+    return port or None
+
+
+def _tls_contents(file: str) -> TlsContents:
+    proto: Any = read_text_proto(file, message_class("SSLConfig")())
+    if not proto.server_key or not proto.server_cert:
+        raise ConfigError(f"{file} needs server_key and server_cert, both as PEM contents")
+    return TlsContents(
+        server_key=proto.server_key,
+        server_cert=proto.server_cert,
+        custom_ca=proto.custom_ca,
+        client_verify=proto.client_verify,
+    )
+
+
+def _channel_arguments(text: str) -> dict[str, int | str]:
+    arguments: dict[str, int | str] = {}
+    for part in comma_separated(text):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--grpc_channel_arguments: {part!r} has no value; write name=value,name=value")
+        try:
+            arguments[name] = int(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
+
+
+def rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
+    port, asked = _port(flags, "rest_api_port"), "rest_api_port" in flags
+    if port is not None and port == grpc.port:
+        message = "server_options.http_port cannot be same as grpc_port. Please use a different port for HTTP/REST API."
+        if asked:
+            raise ConfigError(message)
+        logger.warning("%s Skipped exporting HTTP/REST API.", message)
+        port = None
+    timeout = flags.number("rest_api_timeout_in_ms")
+    return RestConfig(
+        port=port,
+        required=asked,
+        early=flags.on("rest_early"),
+        cors=flags.on("rest_api_enable_cors_support"),
+        timeout=timeout / 1e3 if timeout > 0 else None,
+        tls=_tls_files(flags),
+        metrics_path=_metrics_path(flags.text("monitoring_config_file"), port),
+    )
+
+
+def _tls_files(flags: ParsedFlags) -> TlsFiles | None:
+    paths = {kind: flags.text(f"rest_tls_{kind}_file") for kind in ("cert", "key", "client_ca")}
+    if not any(paths.values()):
+        return None
+    if not paths["cert"] or not paths["key"]:
+        raise ConfigError("TLS on the REST port needs both --rest_tls_cert_file and --rest_tls_key_file")
+    for kind, path in paths.items():
+        if path and not os.path.isfile(path):
+            raise ConfigError(f"--rest_tls_{kind}_file: there is no file {path}", code=Code.NOT_FOUND)
+    return TlsFiles(
+        cert=Path(paths["cert"]),
+        key=Path(paths["key"]),
+        client_ca=Path(paths["client_ca"]) if paths["client_ca"] else None,
+    )
+
+
+def _metrics_path(file: str, port: int | None) -> str | None:
+    if not file:
+        return None
+    proto: Any = read_text_proto(file, message_class("MonitoringConfig")())
+    if not proto.prometheus_config.enable:
+        return None
+    if port is None:
+        logger.warning(
+            "--monitoring_config_file is ignored: the metrics are served on the REST port, and there is none"
+        )
+        return None
+    return proto.prometheus_config.path or DEFAULT_METRICS_PATH

@@ -1,0 +1,34 @@
+"""How a standalone server logs: to stderr, in the form of TensorFlow's C++ code, which log collectors know.
+
+Called once per process, by its program. An embedded registry never sets logging up.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+__all__ = ["configure_logging"]
+
+
+class _LogFormatter(logging.Formatter):
+    """`2026-07-01 12:00:00.000000: I embedserve/grpc/server.py:12] message`, as TensorFlow's C++ code logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as text."""
+        record.letter = record.levelname[0]
+        record.micros = int(record.created % 1 * 1e6)
+        _, package, inside = record.pathname.rpartition("/embedserve/")
+        record.place = package[1:] + inside if package else record.filename
+        return super().format(record)
+
+
+def configure_logging() -> None:
+    """Log to stderr, from INFO on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _LogFormatter("%(asctime)s.%(micros)06d: %(letter)s %(place)s:%(lineno)d] %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in ("uvicorn", "watchfiles", "asyncio", "absl", "tensorflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
