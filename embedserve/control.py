@@ -56,7 +56,7 @@ class Control:
             # Labels and pins of discovered models are nobody's configuration, so they outlive a new one.
             configured = self._configured | configs.keys()
             labels = {name: kept for name, kept in self._runtime.labels_of.items() if name not in configured}
-            self._runtime.labels_of = labels | {name: dict(config.version_labels) for name, config in configs.items()}
+            self._runtime.set_labels(labels | {name: dict(config.version_labels) for name, config in configs.items()})
             self._keep_pins(configs)
             self._configured = set(configs)
             await self._runtime.source.scan_now()
@@ -219,13 +219,14 @@ class Control:
         """
         async with self._changing:
             self._config_of(name)
-            labels = self._runtime.labels_of.setdefault(name, {})
+            labels = dict(self._runtime.labels_of.get(name, {}))
             if version is None:
                 labels.pop(label, None)
             elif self._runtime.options.labels_ahead or version in self._runtime.manager.available(name):
                 labels[label] = version
             else:
                 raise label_error(name, version)
+            self._runtime.set_labels(self._runtime.labels_of | {name: labels})
 
 
 def label_error(name: str, version: int) -> ServingError:

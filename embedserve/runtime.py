@@ -25,7 +25,7 @@ from embedserve.inflight import InflightBytes
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
-from embedserve.lifecycle.transition_policy import availability_preserving, resource_preserving
+from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
 from embedserve.observer import Observers
 from embedserve.request_log import RequestLogs
 from embedserve.request_log.records import predict_exchange
@@ -33,6 +33,7 @@ from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, 
 from embedserve.threads import LoadPool, RunPool
 
 if TYPE_CHECKING:
+    from embedserve.lifecycle.coordinator import Coordinator
     from embedserve.lifecycle.source import SourceListener, VersionDirectory
 
 __all__ = ["MakeLoader", "RegistryStatistics", "Runtime"]
@@ -93,6 +94,8 @@ class Source(Protocol):
 MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]"
 MakeSource: TypeAlias = "Callable[[RegistryOptions, LoadPool, Path | None, SourceListener], Source]"
 
+_POLICIES = {"availability": availability_preserving, "resource": resource_preserving}
+
 # So many failed attempts in a row make a start give up on a version, although its load is still retried.
 ATTEMPTS_AT_START = 3
 
@@ -124,6 +127,8 @@ class Runtime(HomeLoop):
         observers: Observers,
         make_loader: MakeLoader | None = None,
         make_source: MakeSource | None = None,
+        policy: TransitionPolicy | None = None,
+        coordinator: Coordinator | None = None,
     ) -> None:
         super().__init__()
         self.options = options
@@ -146,9 +151,10 @@ class Runtime(HomeLoop):
             run_pool=self._run_pool,
             monitor=self.monitor,
             observers=observers,
-            policy=availability_preserving if options.transition == "availability" else resource_preserving,
+            policy=policy or _POLICIES[options.transition],
             retry=options.retry,
             drain_timeout=options.drain_timeout,
+            coordinator=coordinator,
         )
         self.control = Control(self, [model.name for model in models])
         self.source = (make_source or watch_directories)(options, self._scan_pool, root, self)
@@ -186,6 +192,10 @@ class Runtime(HomeLoop):
             version = labels[label]
         assert version is not None
         return self.manager.specific(name, version)
+
+    def set_labels(self, labels: dict[str, dict[str, int]]) -> None:
+        """Let labels mean these versions from now on, by model."""
+        self.labels_of = labels
 
     async def predict_on(
         self,

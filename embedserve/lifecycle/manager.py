@@ -15,6 +15,7 @@ from typing import Any
 
 from embedserve.config import RetryPolicy
 from embedserve.errors import Code, LoadError, ServableNotFoundError, ServingError
+from embedserve.lifecycle.coordinator import Coordinator
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import Action, TransitionPolicy, availability_preserving
@@ -54,6 +55,7 @@ class Manager:
         policy: TransitionPolicy = availability_preserving,
         retry: RetryPolicy | None = None,
         drain_timeout: float | None = None,
+        coordinator: Coordinator | None = None,
     ) -> None:
         self._make_predictor = make_predictor
         self._load_pool = load_pool
@@ -63,6 +65,7 @@ class Manager:
         self._policy = policy
         self._retry = retry or RetryPolicy()
         self._drain_timeout = drain_timeout
+        self._coordinator = coordinator
         self._managed: dict[str, list[ManagedVersion]] = {}
         self._aspired: dict[str, dict[int, AspiredVersion]] = {}
         self._serving: dict[str, dict[int, ManagedVersion]] = {}
@@ -176,8 +179,7 @@ class Manager:
                     self._advance(version, State.LOADING)
                     self._start(self._bring_up(version))
                 case Action.UNLOAD:
-                    self._withdraw(version)
-                    self._start(self._take_down(version))
+                    self.withdraw(version)
         if not managed:
             del self._managed[name]
         self._monitor.publish()
@@ -210,6 +212,10 @@ class Manager:
             except Exception as raised:
                 version.error = error = _load_error(version.id, raised)
             else:
+                if self._coordinator is not None:
+                    await self._coordinator.hold(version, servable)
+                    if version.state is not State.LOADING:  # Published meanwhile, and perhaps withdrawn again.
+                        break
                 if version.aspired and not self._closing:
                     self.publish(version, servable)
                     break
@@ -301,14 +307,18 @@ class Manager:
 
     # One generation's way down.
 
-    def _withdraw(self, version: ManagedVersion) -> None:
-        """Take a version away from new requests; those that hold it keep it. Synchronous."""
+    def withdraw(self, version: ManagedVersion) -> None:
+        """Take a version away from new requests; synchronous. Those that hold it keep it, then it is unloaded.
+
+        One that is still aspired is loaded anew after that.
+        """
         self._advance(version, State.UNLOADING)
         serving = self._serving.get(version.id.name, {})
         if serving.get(version.id.version) is version:
             del serving[version.id.version]
             self._refresh_latest(version.id.name)
         logger.info("Quiescing servable version %s", version.id)
+        self._start(self._take_down(version))
 
     async def _take_down(self, version: ManagedVersion) -> None:
         """Wait for requests in flight, close the queue, unload."""
@@ -347,6 +357,8 @@ class Manager:
             self._serving.pop(name, None)
             self._latest.pop(name, None)
         self._all_serving = tuple(version for versions in self._serving.values() for version in versions.values())
+        if self._coordinator is not None:
+            self._coordinator.serving_changed()
 
     def _start(self, move: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(move)

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from embedserve.servable import State
 
-__all__ = ["Action", "TransitionPolicy", "VersionSnapshot", "availability_preserving", "resource_preserving"]
+__all__ = [
+    "Action",
+    "TransitionPolicy",
+    "VersionSnapshot",
+    "as_told",
+    "availability_preserving",
+    "resource_preserving",
+]
 
 
 class Action(enum.Enum):
@@ -70,3 +77,16 @@ def resource_preserving(versions: Iterable[VersionSnapshot]) -> tuple[Action, Ve
         return None
     new = [v for v in versions if v.aspired and v.state is State.START]
     return (Action.LOAD, new[-1]) if new else None
+
+
+def as_told(versions: Iterable[VersionSnapshot]) -> tuple[Action, VersionSnapshot] | None:
+    """Unload whatever is not aspired and load whatever is, in any order: whoever tells what is aspired keeps the order.
+
+    A serving generation still waits for the one that replaces it.
+    """
+    versions = sorted(versions)
+    replacing = {v.version for v in versions if v.aspired and v.state is not State.AVAILABLE}
+    for v in versions:
+        if not v.aspired and v.state is State.AVAILABLE and v.version not in replacing:
+            return Action.UNLOAD, v
+    return next(((Action.LOAD, v) for v in versions if v.aspired and v.state is State.START), None)

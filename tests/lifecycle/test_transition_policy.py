@@ -7,6 +7,7 @@ import pytest
 from embedserve.lifecycle.transition_policy import (
     Action,
     VersionSnapshot,
+    as_told,
     availability_preserving,
     resource_preserving,
 )
@@ -66,3 +67,25 @@ def test_a_replaced_generation_is_kept_until_its_successor_serves() -> None:
     assert availability_preserving([old, failed, other]) is None
     serving = VersionSnapshot(1, 2, A, True)
     assert availability_preserving([old, serving, other]) == (Action.UNLOAD, old)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(1, A, False), (2, N, True)], (Action.UNLOAD, 1)),
+        ([(1, U, False), (2, N, True)], (Action.LOAD, 2)),
+        ([(1, A, False), (2, L, True)], (Action.UNLOAD, 1)),
+        ([(1, A, True), (2, L, False)], None),
+        ([], None),
+    ],
+)
+def test_as_told(rows: list[Row], expected: tuple[Action, int] | None) -> None:
+    action = as_told(snapshots(*rows))
+    assert (action and (action[0], action[1].version)) == expected
+
+
+def test_as_told_keeps_a_generation_until_its_successor_serves() -> None:
+    old = VersionSnapshot(1, 1, A, False)
+    assert as_told([old, VersionSnapshot(1, 2, L, True)]) is None
+    assert as_told([old, VersionSnapshot(1, 2, E, True)]) is None
+    assert as_told([old, VersionSnapshot(1, 2, A, True)]) == (Action.UNLOAD, old)
