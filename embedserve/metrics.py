@@ -6,10 +6,12 @@ collector in its own prometheus registry. Knows no wire and no model.
 
 from __future__ import annotations
 
+import operator
 import re
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -19,7 +21,7 @@ from embedserve.errors import Code, ServingError
 from embedserve.observer import Observer, running_api
 from embedserve.servable import ServableId, State
 
-__all__ = ["OTHER_MODELS", "Metrics"]
+__all__ = ["OTHER_MODELS", "Cells", "Metrics"]
 
 OTHER_MODELS = "(other)"
 """The `model_name` of requests for unknown models, once too many different ones have been asked for."""
@@ -42,6 +44,9 @@ _WAIT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.0
 _Labels = tuple[str, ...]
 _Sample = tuple[str, dict[str, str], float]
 
+Cells: TypeAlias = Mapping[str, Mapping[_Labels, Any]]
+"""What a process has counted, by family and label values; plain values that another process may add to its own."""
+
 
 class _Family:
     """One metric with its cells by label values."""
@@ -60,6 +65,13 @@ class _Family:
 
     def drop(self, leading: _Labels) -> None:
         """Forget the cells whose first label values are these."""
+
+    def cells(self) -> Mapping[_Labels, Any]:
+        """A copy of every cell."""
+        return {}
+
+    def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
+        """Add another process's cells to these."""
 
     def named(self, values: _Labels) -> dict[str, str]:
         return dict(zip(self.labels, values, strict=True))
@@ -83,6 +95,13 @@ class _Counter(_Family):
     def drop(self, leading: _Labels) -> None:
         for values in [values for values in self._cells if values[: len(leading)] == leading]:
             del self._cells[values]
+
+    def cells(self) -> Mapping[_Labels, Any]:
+        return self._cells.copy()
+
+    def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
+        for values, amount in cells.items():
+            self.add(values, amount)
 
 
 class _Histogram(_Family):
@@ -118,6 +137,15 @@ class _Histogram(_Family):
     def drop(self, leading: _Labels) -> None:
         for values in [values for values in self._cells if values[: len(leading)] == leading]:
             del self._cells[values]
+
+    def cells(self) -> Mapping[_Labels, Any]:
+        return {values: (counts.copy(), total[0]) for values, (counts, total) in self._cells.copy().items()}
+
+    def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
+        for values, (counts, total) in cells.items():
+            mine, sum_of_mine = self._cells.setdefault(values, ([0] * (len(self._limits) + 1), [0.0]))
+            mine[:] = map(operator.add, mine, counts)
+            sum_of_mine[0] += total
 
 
 def _micros(seconds: float) -> int:
@@ -320,6 +348,19 @@ class Metrics(Observer, Collector):
                 lines.append(f"# TYPE {family.name} {family.kind}")
             lines += (f"{family.name}{suffix}{_braces(labels)} {_number(value)}" for suffix, labels, value in samples)
         return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+
+    async def page(self) -> bytes:
+        """What REST shows: `exposition`, unless there is more to know than this process has counted."""
+        return self.exposition()
+
+    def cells(self) -> Cells:
+        """Everything counted so far, for the `add_cells` of another process."""
+        return {family.name: cells for family in self._families if (cells := family.cells())}
+
+    def add_cells(self, cells: Cells) -> None:
+        """Count what another process has counted."""
+        for family in self._families:
+            family.add_cells(cells.get(family.name, {}))
 
     def collect(self) -> Iterable[Metric]:
         """For prometheus_client: the same samples under the same names."""

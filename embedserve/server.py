@@ -33,9 +33,10 @@ from embedserve.standalone import (
 if TYPE_CHECKING:
     import grpc
 
+    from embedserve.grpc.model_service import MetricReader, Reload
     from embedserve.metrics import Metrics
 
-__all__ = ["run_server"]
+__all__ = ["check_port_is_free", "enter", "run_server", "serve_grpc"]
 
 logger = logging.getLogger("embedserve")
 
@@ -47,7 +48,7 @@ async def run_server(config: ServerConfig) -> int:
     with stop_on_signals() as stop:
         try:
             with listening_socket(config.rest) as listener:
-                _check_port_is_free(config.grpc.port)
+                check_port_is_free(config.grpc.port)
                 metrics = make_metrics(config.rest)
                 registry = make_registry(config, metrics)
                 rest = serve_rest(registry, config.rest, listener, metrics)
@@ -75,12 +76,13 @@ async def _serve(
         await asyncio.to_thread(tensorflow_setup.apply, config.session_config)
         await registry.start(wait=False)
         if config.rest.early:
-            await _enter(tasks, rest, leaving)
+            await enter(tasks, rest, leaving)
         follower: asyncio.Task[None] | None = None
         if await wait_until_ready(registry, stop):
-            await _enter(tasks, _serve_grpc(registry, config.grpc, applied, metrics), leaving)
+            metric = None if metrics is None else partial(_own_metric, metrics)
+            await enter(tasks, serve_grpc(registry, config.grpc, applied.apply, metric), leaving)
             if not config.rest.early:
-                await _enter(tasks, rest, leaving)
+                await enter(tasks, rest, leaving)
             logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")
             follower = tasks.create_task(applied.follow())
         await stop.wait()
@@ -90,7 +92,7 @@ async def _serve(
         leaving.set()
 
 
-async def _enter(tasks: asyncio.TaskGroup, adapter: AbstractAsyncContextManager[None], leaving: asyncio.Event) -> None:
+async def enter(tasks: asyncio.TaskGroup, adapter: AbstractAsyncContextManager[None], leaving: asyncio.Event) -> None:
     """Return when `adapter` is open; it is left when `leaving` is set."""
     opened = asyncio.Event()
 
@@ -107,9 +109,14 @@ async def _enter(tasks: asyncio.TaskGroup, adapter: AbstractAsyncContextManager[
 
 
 @asynccontextmanager
-async def _serve_grpc(
-    registry: ModelRegistry, config: GrpcConfig, applied: AppliedConfig, metrics: Metrics | None
+async def serve_grpc(
+    registry: ModelRegistry, config: GrpcConfig, reload: Reload, metric: MetricReader | None
 ) -> AsyncIterator[None]:
+    """Answer gRPC while the context lasts; nothing happens without a port and a socket.
+
+    Raises:
+        StartError: The port or socket cannot be had.
+    """
     if config.port is None and config.socket_path is None:
         yield
         return
@@ -130,8 +137,8 @@ async def _serve_grpc(
             reflection=config.reflection,
             profiler=config.profiler,
             tensor_content=config.tensor_content,
-            reload=applied.apply,
-            metric=None if metrics is None else partial(read_metric, metrics),
+            reload=reload,
+            metric=metric,
         ):
             if config.profiler:
                 logger.info("Profiler service is enabled")
@@ -140,13 +147,17 @@ async def _serve_grpc(
         raise StartError(f"Failed to BuildAndStart gRPC server: {error.strerror or error}") from error
 
 
+async def _own_metric(metrics: Metrics, name: str) -> int:
+    return read_metric(metrics, name)
+
+
 def _alts() -> grpc.ServerCredentials:
     import grpc
 
     return grpc.alts_server_credentials()
 
 
-def _check_port_is_free(port: int | None) -> None:
+def check_port_is_free(port: int | None) -> None:
     """Find a taken gRPC port before the models are loaded, not after."""
     if port is None:
         return

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -131,13 +131,14 @@ def first_failure(failures: BaseExceptionGroup[Any]) -> Exception:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[asyncio.Event]:
-    """The event that the first SIGTERM or SIGINT sets; the second ends the process at once."""
+def stop_on_signals(at_once: Callable[[], object] = bool) -> Iterator[asyncio.Event]:
+    """The event that the first SIGTERM or SIGINT sets; the second calls `at_once` and ends the process."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
             logger.warning("%s again: leaving at once", number.name)
+            at_once()
             exit_now(128 + number)
         logger.info("%s: finishing the requests in flight; a second signal leaves at once", number.name)
         stop.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import re
 
 import numpy as np
@@ -282,3 +283,22 @@ async def test_a_run_that_was_given_up_is_not_timed(metrics: Metrics) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert len(lines_of(metrics, ":tensorflow:serving:runtime_latency")) == 1
+
+
+def test_what_several_processes_have_counted_adds_up() -> None:
+    processes = [Metrics(), Metrics()]
+    for number, metrics in enumerate(processes, 1):
+        for _ in range(number):
+            metrics.request_finished("m", "predict", "REST", Code.OK, 1e-5)
+        metrics.queue_wait(M1, "serving_default", 0.25)
+    total = Metrics()
+    for metrics in processes:
+        total.add_cells(pickle.loads(pickle.dumps(metrics.cells())))
+    assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 3' in page(total)
+    assert lines_of(total, "embedserve_queue_wait_seconds")[-2:] == [
+        'embedserve_queue_wait_seconds_sum{model="m",version="1",signature="serving_default"} 0.5',
+        'embedserve_queue_wait_seconds_count{model="m",version="1",signature="serving_default"} 2',
+    ]
+    alone = Metrics()
+    alone.add_cells(processes[1].cells())
+    assert page(alone) == page(processes[1])

@@ -25,7 +25,7 @@ SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_nam
 
 logger = logging.getLogger("embedserve")
 
-MetricReader: TypeAlias = Callable[[str], int]
+MetricReader: TypeAlias = Callable[[str], Awaitable[int]]
 """Value of a metric by TF Serving's name (`/tensorflow/serving/request_count`)."""
 
 Reload: TypeAlias = Callable[[Any], Awaitable[None]]
@@ -57,7 +57,7 @@ async def _reconfigure(registry: ModelRegistry, config: Any) -> None:
     await registry.reconfigure(models_from_proto(config))
 
 
-def _no_metric(name: str) -> int:
+async def _no_metric(name: str) -> int:
     return 0
 
 
@@ -89,7 +89,7 @@ async def _reload(reload: Reload, metric: MetricReader, request: Any, context: A
             "Only ModelConfigList is currently supported"
         )
     names = sorted(set(request.metric_names))
-    before = {name: metric(name) for name in names}
+    before = {name: await metric(name) for name in names}
     # The caller's deadline ends the call, not the work.
     work = asyncio.ensure_future(reload(request.config))
     work.add_done_callback(_log_failure)
@@ -97,7 +97,7 @@ async def _reload(reload: Reload, metric: MetricReader, request: Any, context: A
     response = model_management_pb2.ReloadConfigResponse()
     response.status.error_code = 0
     for name in names:
-        response.metric.add(name=name, int64_value_increase=metric(name) - before[name])
+        response.metric.add(name=name, int64_value_increase=await metric(name) - before[name])
     data: bytes = response.SerializeToString()
     return data
 

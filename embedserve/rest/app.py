@@ -148,7 +148,7 @@ class RestApp:
         if not is_strict_uri(target):
             return self._html(scope, 400)
         if self._metrics is not None and self._is_metrics(target):
-            return Response(200, self._metrics.exposition(), ((b"content-type", b"text/plain"),))
+            return Response(200, await self._metrics.page(), ((b"content-type", b"text/plain"),))
         if _is_rest(target):
             response = await self._rest(scope, method, target, receive)
             return response._replace(headers=response.headers + self._cors) if self._cors else response

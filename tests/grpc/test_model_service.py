@@ -115,7 +115,10 @@ async def test_an_own_reload_and_metrics_are_used(start: Start) -> None:
         seen.append(config)
         values["/tensorflow/serving/request_count"] = 5
 
-    client = await start(FakeRegistry({"a": {1: FakeLoader()}}), reload=reload, metric=lambda name: values.get(name, 0))
+    async def metric(name: str) -> int:
+        return values.get(name, 0)
+
+    client = await start(FakeRegistry({"a": {1: FakeLoader()}}), reload=reload, metric=metric)
     names = ("/tensorflow/serving/request_count", "/unknown", "/unknown")
     response = await client.model.HandleReloadConfigRequest(reload_request("a", metrics=names))
     assert [model.name for model in seen[0].model_config_list.config] == ["a"]
