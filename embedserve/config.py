@@ -8,9 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from embedserve.errors import ConfigError
 
@@ -41,11 +50,11 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-AbsolutePath = Annotated[Path, BeforeValidator(absolute)]
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class LatestVersions(_Options):
@@ -65,6 +74,13 @@ class SpecificVersions(_Options):
 
 
 VersionPolicy = LatestVersions | AllVersions | SpecificVersions
+
+# In JSON a policy stands under its name, as in a ModelServerConfig: without it, `all` and `latest` would look the same.
+_POLICIES: dict[str, type[VersionPolicy]] = {
+    "latest": LatestVersions,
+    "all": AllVersions,
+    "specific": SpecificVersions,
+}
 
 
 class BatchingOptions(_Options):
@@ -181,6 +197,18 @@ class ModelConfig(_Options):
     prefer_tflite_model: bool | None = None
     num_tflite_pools: int | None = Field(default=None, ge=1)
     logging_config: LoggingOptions | None = None
+
+    @field_serializer("version_policy", when_used="json")
+    def _policy_under_its_name(self, policy: VersionPolicy) -> dict[str, Any]:
+        name = next(name for name, kind in _POLICIES.items() if isinstance(policy, kind))
+        return {name: policy.model_dump(mode="json")}
+
+    @field_validator("version_policy", mode="before")
+    @classmethod
+    def _policy_by_its_name(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and len(value) == 1 and (kind := _POLICIES.get(next(iter(value)))) is not None:
+            return kind.model_validate(next(iter(value.values())))
+        return value
 
 
 class RegistryOptions(_Options):

@@ -1,24 +1,34 @@
 """Everything the standalone server is told: ports, TLS, the config file, the registry's options.
 
-Made by `cli` from flags, read by `server`. Knows no flag and does nothing.
+Made by `cli` from flags, read by `server`, and carried to another process as JSON. Knows no flag and does nothing.
 """
 
 from __future__ import annotations
 
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from embedserve.config import ModelConfig, RegistryOptions
-from embedserve.tfs_config import DEFAULT_PLATFORMS, Platform
+from embedserve.tfs_config import DEFAULT_PLATFORMS, Platform, models_from_proto
 
 __all__ = ["ConfigFile", "GrpcConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        ser_json_bytes="base64",
+        val_json_bytes="base64",
+        ser_json_inf_nan="constants",
+    )
 
 
 class TlsFiles(_Config):
@@ -97,6 +107,19 @@ class ConfigFile(_Config):
     poll_interval: float | None
     applied: Any
 
+    @field_serializer("applied", when_used="json")
+    def _packed(self, applied: Any) -> str:
+        return b64encode(zlib.compress(applied.SerializeToString(deterministic=True))).decode()
+
+    @field_validator("applied", mode="before")
+    @classmethod
+    def _unpacked(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        from tensorflow_serving.config import model_server_config_pb2
+
+        return model_server_config_pb2.ModelServerConfig.FromString(zlib.decompress(b64decode(value)))
+
 
 class ServerConfig(_Config):
     """Everything `run_server` needs.
@@ -119,3 +142,33 @@ class ServerConfig(_Config):
     grpc: GrpcConfig = GrpcConfig()
     rest: RestConfig = RestConfig()
     session_config: bytes = b""
+
+    def to_json(self) -> str:
+        """The whole as JSON, keys and certificates included.
+
+        The models of a config file are left out: they are many, and `from_json` makes them again from the file's
+        contents, which are there in compressed form.
+        """
+        return (self if self.config_file is None else self.model_copy(update={"models": None})).model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `to_json` was called on."""
+        config = cls.model_validate_json(text)
+        if config.config_file is None:
+            return config
+        models = models_from_proto(config.config_file.applied, platforms=config.platforms)
+        return config.model_copy(update={"models": tuple(models)})
+
+    @field_validator("platforms", mode="after")
+    @classmethod
+    def _typed(cls, platforms: Mapping[str, Platform]) -> Mapping[str, Platform]:
+        """JSON has no tuples and no models, but each of a platform's options is one of `ModelConfig`."""
+
+        def typed(options: Mapping[str, Any]) -> Mapping[str, Any]:
+            model = ModelConfig(**{"name": "any", "base_path": "/", **options})
+            return {name: getattr(model, name) for name in options}
+
+        return {
+            name: replace(platform, model_options=typed(platform.model_options)) for name, platform in platforms.items()
+        }

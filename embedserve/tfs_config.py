@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from pydantic import ConfigDict
+
 from embedserve.config import (
     AllVersions,
     LatestVersions,
@@ -51,6 +53,8 @@ class Platform:
         per_model_batching: Each version directory has its own `batching_params.pbtxt`, or is not batched.
         warmup_iterations: How often each recorded warm-up request is replayed, or None.
     """
+
+    __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
     model_options: Mapping[str, Any]
     num_batch_threads: int | None = None
