@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from embedserve.errors import RequestTooLargeError
 
-__all__ = ["InflightBytes", "default_limit"]
+__all__ = ["InflightBytes", "Reservation", "default_limit"]
 
 
 def default_limit() -> int:
@@ -70,3 +71,33 @@ class InflightBytes:
     def release(self, size: int) -> None:
         """Give `size` reserved bytes back."""
         self.reserved -= size
+
+
+class Reservation:
+    """The bytes that one request holds of `max_inflight_bytes`; leaving the context gives them back."""
+
+    __slots__ = ("_held", "_inflight")
+
+    def __init__(self, inflight: InflightBytes) -> None:
+        self._inflight = inflight
+        self._held = 0
+
+    def add(self, size: int) -> None:
+        """Hold `size` more bytes.
+
+        Raises:
+            RequestTooLargeError: The process holds too much already.
+        """
+        self._inflight.reserve(size)
+        self._held += size
+
+    def release(self) -> None:
+        """Give back what is held."""
+        self._inflight.release(self._held)
+        self._held = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()

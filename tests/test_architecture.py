@@ -36,6 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "handle control tf_example home_loop private_loop runtime",
         "registry",
         "metrics testing",
+        "asgi",
         "rest grpc",
         "tfs_config flags tensorflow_setup rest_port server_config server_log",
         "port_flags applied_config standalone",

@@ -1,5 +1,6 @@
-"""TensorFlow Serving's gRPC API over a registry, on grpc.aio in the registry's own event loop."""
+"""TensorFlow Serving's gRPC API over a registry: on grpc.aio in the registry's own loop, or as an ASGI application."""
 
+from embedserve.grpc.asgi import GrpcApp, GrpcMiddleware
 from embedserve.grpc.server import GrpcServer, TlsConfig, serve
 
-__all__ = ["GrpcServer", "TlsConfig", "serve"]
+__all__ = ["GrpcApp", "GrpcMiddleware", "GrpcServer", "TlsConfig", "serve"]

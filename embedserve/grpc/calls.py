@@ -7,7 +7,7 @@ bytes both ways, so that large messages can be parsed and built in a thread. Kno
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -77,7 +77,7 @@ class Streaming:
         StatusError: From `stream`, in place of any error.
     """
 
-    stream: Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]
+    stream: Callable[[AsyncIterator[bytes], Context], AsyncGenerator[bytes, None]]
 
 
 Methods: TypeAlias = Mapping[str, Unary | Streaming]
@@ -146,7 +146,7 @@ def unary(
 def streaming(stream: Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]) -> Streaming:
     """Make a method with any number of messages either way; whatever `stream` raises becomes its status."""
 
-    async def guarded(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def guarded(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
         try:
             async for response in stream(requests, context):
                 yield response

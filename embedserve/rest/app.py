@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Literal, overload
 
-from embedserve.errors import Code, InvalidInputError, NotReadyError, RegistryStateError, ServingError
+from embedserve.asgi.calls import Calls, Receive, Scope, Send
+from embedserve.asgi.hosting import check_usable, run_lifespan
+from embedserve.errors import Code, InvalidInputError, ServingError
+from embedserve.inflight import Reservation
 from embedserve.rest import handlers, health
-from embedserve.rest.body import Receive, Reservation, read_body
-from embedserve.rest.disconnect import CancelOnDisconnect
+from embedserve.rest.body import read_body
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
 from embedserve.rest.target import METHODS, Route, is_strict_uri, path_of, raw_target, route
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
+    from embedserve.grpc import GrpcMiddleware
     from embedserve.metrics import Metrics
     from embedserve.registry import ModelRegistry
 
 __all__ = ["DEFAULT_METRICS_PATH", "RestApp", "create_app", "routes"]
 
 logger = logging.getLogger("embedserve.rest")
-
-Scope: TypeAlias = Mapping[str, Any]
-Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
@@ -43,16 +41,43 @@ _CORS = (
 )
 
 
+@overload
 def create_app(
     registry: ModelRegistry,
     *,
+    grpc: Literal[False] = False,
+    cors: bool = ...,
+    timeout: float | None = ...,
+    metrics: Metrics | None = ...,
+    metrics_path: str = ...,
+    health: bool = ...,
+) -> RestApp: ...
+
+
+@overload
+def create_app(
+    registry: ModelRegistry,
+    *,
+    grpc: bool,
+    cors: bool = ...,
+    timeout: float | None = ...,
+    metrics: Metrics | None = ...,
+    metrics_path: str = ...,
+    health: bool = ...,
+) -> RestApp | GrpcMiddleware: ...
+
+
+def create_app(
+    registry: ModelRegistry,
+    *,
+    grpc: bool = False,
     cors: bool = False,
     timeout: float | None = 30.0,
     metrics: Metrics | None = None,
     metrics_path: str = DEFAULT_METRICS_PATH,
     health: bool = True,
-) -> RestApp:
-    """The REST API of a registry, as an ASGI application.
+) -> RestApp | GrpcMiddleware:
+    """The REST API of a registry, and its gRPC API too if asked for, as one ASGI application.
 
     Mounted in a host application, the host enters the registry, because no framework runs a mounted application's
     lifespan: `Starlette(routes=[Mount("/ml", create_app(registry))], lifespan=registry.lifespan)`. Run by itself
@@ -60,13 +85,22 @@ def create_app(
 
     Args:
         registry: Entered or not yet; on the loop that the application runs on.
-        cors: Add TF Serving's CORS headers to every answer of the REST API.
+        grpc: Answer gRPC and gRPC-Web calls on the same port, as `embedserve.grpc.GrpcMiddleware` does before an
+            application of your own. Below a prefix only gRPC-Web clients reach it.
+        cors: Add TF Serving's CORS headers to every answer of the REST API, and let any origin make gRPC-Web calls.
         timeout: Seconds that a run of predict, classify or regress may take; None or 0 waits as long as it takes.
         metrics: Serve this exposition at `metrics_path`, and let it observe the registry.
         metrics_path: Exact path of the exposition, below the mount point.
-        health: Serve `/-/live`, `/-/ready` and `/-/ready/NAME`.
+        health: Serve `/-/live`, `/-/ready` and `/-/ready/NAME`, and gRPC's health service.
     """
-    return RestApp(registry, cors=cors, timeout=timeout, metrics=metrics, metrics_path=metrics_path, health=health)
+    app = RestApp(registry, cors=cors, timeout=timeout, metrics=metrics, metrics_path=metrics_path, health=health)
+    if not grpc:
+        return app
+    # The only word that REST has with gRPC: one application of both, for users who want nothing else.
+    from embedserve.grpc import GrpcMiddleware
+
+    metric = None if metrics is None else metrics.value
+    return GrpcMiddleware(app, registry, all_calls=True, cors=cors, health=health, metric=metric)
 
 
 def routes(
@@ -90,7 +124,7 @@ def routes(
 
 
 class RestApp:
-    """ASGI application over one registry; holds no state of its own."""
+    """ASGI application over one registry; holds no state of its own but which calls are under way."""
 
     def __init__(
         self,
@@ -108,6 +142,7 @@ class RestApp:
         self._metrics = metrics
         self._metrics_path = metrics_path
         self._health = health
+        self._calls = Calls()
         if metrics is not None and metrics not in registry.observers:
             registry.observers.add(metrics)
 
@@ -119,7 +154,7 @@ class RestApp:
         if scope["type"] == "http":
             await self._send(scope, await self._respond(scope, receive), send)
         elif scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
+            await run_lifespan(self._registry, self, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1000})
@@ -167,7 +202,7 @@ class RestApp:
         name = api = ""
         code = Code.OK
         try:
-            self._check_usable()
+            check_usable(self._registry)
             if method == "OPTIONS":
                 return _preflight(scope)
             found = route(method, target)
@@ -200,36 +235,8 @@ class RestApp:
                 check_size=registry.inflight.check_request,
                 run_in_thread=registry.run_in_thread,
             )
-            async with CancelOnDisconnect(receive):
+            with self._calls.enter(receive):
                 return await handlers.post(registry, found, body, self._timeout)
-
-    def _check_usable(self) -> None:
-        """Refuse, with what to change, to use a registry that is not entered, or that is another loop's."""
-        loop = self._registry.loop
-        if loop is None:
-            raise NotReadyError(health.NOT_ENTERED)
-        if loop is not asyncio.get_running_loop():
-            raise RegistryStateError(
-                "this application runs on another event loop than its registry: enter the registry on the loop that "
-                "serves (`lifespan=registry.lifespan`), not by plain `with registry` and not in another thread"
-            )
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        """Enter the registry where nobody else did: this is the whole application, not a mounted one."""
-        await receive()
-        step = "startup"
-        try:
-            async with AsyncExitStack() as stack:
-                if self._registry.loop is None:
-                    await stack.enter_async_context(self._registry.lifespan(self))
-                self._check_usable()
-                await send({"type": "lifespan.startup.complete"})
-                step = "shutdown"
-                await receive()
-        except ServingError as error:
-            await send({"type": f"lifespan.{step}.failed", "message": str(error)})
-        else:
-            await send({"type": "lifespan.shutdown.complete"})
 
 
 def _is_rest(target: str) -> bool:

@@ -8,52 +8,23 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
+from embedserve.asgi.calls import ClientDisconnected, Receive
+from embedserve.asgi.gunzip import Gunzip
 from embedserve.errors import InvalidInputError
-from embedserve.rest.errors import ClientDisconnected
+from embedserve.inflight import Reservation
 
-if TYPE_CHECKING:
-    from embedserve.inflight import InflightBytes
+__all__ = ["MAX_UNZIPPED", "read_body"]
 
-__all__ = ["MAX_UNZIPPED", "Gunzip", "Receive", "Reservation", "read_body"]
-
-Receive: TypeAlias = Callable[[], Awaitable[Any]]
 RunInThread: TypeAlias = Callable[..., Awaitable[Any]]
 
 MAX_UNZIPPED = 100 * 1024 * 1024
 """TF Serving's bound on a gzip body, in decompressed bytes."""
 
 _SMALL = 16 * 1024
-_SLICE = 256 * 1024
 _FIRST_STEP = 64 * 1024
 _STEP = 4 * 1024 * 1024
-
-
-class Reservation:
-    """The bytes that one request holds of `max_inflight_bytes`; leaving the context gives them back."""
-
-    __slots__ = ("_held", "_inflight")
-
-    def __init__(self, inflight: InflightBytes) -> None:
-        self._inflight = inflight
-        self._held = 0
-
-    def add(self, size: int) -> None:
-        """Hold `size` more bytes.
-
-        Raises:
-            RequestTooLargeError: The process holds too much already.
-        """
-        self._inflight.reserve(size)
-        self._held += size
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._inflight.release(self._held)
-        self._held = 0
 
 
 async def read_body(
@@ -134,44 +105,3 @@ async def _unzip(
 def _unreadable(reason: str) -> InvalidInputError:
     # TF Serving goes on with an empty body, and clients know the error that this ends in.
     return InvalidInputError(f"JSON Parse error: The document is empty: {reason}")
-
-
-class Gunzip:
-    """Decompresses gzip in steps of bounded size; several members are one stream, as `gunzip` reads them."""
-
-    def __init__(self, body: bytes, slice_size: int = _SLICE) -> None:
-        self._body = memoryview(body)
-        self._slice = slice_size
-        self._at = 0
-        self._pending = b""
-        self._stream = zlib.decompressobj(wbits=31)
-        self.done = False
-
-    def step(self, size: int) -> bytes:
-        """The next bytes, `size` of them unless the stream ends before.
-
-        Raises:
-            zlib.error: Corrupt or truncated.
-        """
-        pieces = []
-        while size > 0 and not self.done:
-            data: bytes | memoryview = self._pending
-            if not data:
-                data = self._body[self._at : self._at + self._slice]
-                self._at += len(data)
-            piece = self._stream.decompress(data, size)
-            self._pending = self._stream.unconsumed_tail
-            size -= len(piece)
-            pieces.append(piece)
-            if self._stream.eof:
-                self._next_member()
-            elif not data and not piece:
-                raise zlib.error("incomplete or truncated stream")
-        return b"".join(pieces)
-
-    def _next_member(self) -> None:
-        self._pending = self._stream.unused_data
-        if self._pending or self._at < len(self._body):
-            self._stream = zlib.decompressobj(wbits=31)
-        else:
-            self.done = True

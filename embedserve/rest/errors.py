@@ -11,7 +11,7 @@ from typing import NamedTuple
 from embedserve.errors import Code, DeadlineExceededError, RegistryStateError, ServingError
 from embedserve.rest.payload import encode_error
 
-__all__ = ["HTTP_STATUS", "ClientDisconnected", "Response", "error_response", "html_page", "json_response", "wire_code"]
+__all__ = ["HTTP_STATUS", "Response", "error_response", "html_page", "json_response", "wire_code"]
 
 # TF Serving: http_server.cc. Codes that are not here are 500.
 HTTP_STATUS: dict[Code, int] = {
@@ -35,12 +35,6 @@ HTTP_STATUS: dict[Code, int] = {
 }
 
 TIMED_OUT = "Timed out waiting for notification"
-
-
-class ClientDisconnected(ServingError):
-    """The client went away before its answer was there; nobody reads what is sent now."""
-
-    code = Code.CANCELLED
 
 
 class Response(NamedTuple):

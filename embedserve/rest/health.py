@@ -10,19 +10,13 @@ from urllib.parse import unquote
 
 import orjson
 
+from embedserve.asgi.hosting import NOT_ENTERED
 from embedserve.rest.errors import Response, json_response
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
 
-__all__ = ["NOT_ENTERED", "answer", "is_health_path"]
-
-NOT_ENTERED = (
-    "the registry has not been entered. If it stays so, the host application does not run its lifespan: add "
-    "`lifespan=registry.lifespan` to the application that embedserve is mounted in, as in "
-    "`Starlette(routes=[Mount('/ml', create_app(registry))], lifespan=registry.lifespan)`, or "
-    "`async with registry.lifespan(app):` to its own lifespan"
-)
+__all__ = ["answer", "is_health_path"]
 
 
 def is_health_path(path: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -9,23 +11,53 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+import hypercorn.asyncio
+import hypercorn.config
 import numpy as np
 import pytest
 from tensorflow_serving.apis import model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc
 
-from embedserve.grpc import GrpcServer, serve
+from embedserve.grpc import GrpcApp, GrpcServer, serve
 from embedserve.registry import ModelRegistry
 from embedserve.tensors import proto
 from embedserve.tensors.dtypes import by_numpy
+from embedserve.testing import FakeLoader, FakeRegistry, Gate
 
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+
+class AsgiServer:
+    """The ASGI application on hypercorn, in the test's own loop; has what tests ask of a `GrpcServer`."""
+
+    socket_path = None
+
+    def __init__(self, app: GrpcApp) -> None:
+        self.app = app
+        self._stop = asyncio.Event()
+
+    async def start(self) -> None:
+        config = hypercorn.config.Config()
+        config.accesslog = config.errorlog = None
+        config.graceful_timeout = 30
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        config.bind = [f"fd://{listener.detach()}"]
+        config.h2_max_inbound_frame_size = 1 << 20
+        app: Any = self.app
+        self._task = asyncio.create_task(
+            hypercorn.asyncio.serve(app, config, shutdown_trigger=self._stop.wait, mode="asgi")
+        )
+
+    async def aclose(self, grace: float | None = None) -> None:
+        self._stop.set()
+        await self._task
 
 
 @dataclass
 class Client:
     """The official stubs on one channel to one server."""
 
-    server: GrpcServer
+    server: GrpcServer | AsgiServer
     channel: Any
     registry: ModelRegistry
 
@@ -42,15 +74,27 @@ class Client:
 Start: TypeAlias = Callable[..., Awaitable[Client]]
 
 
+@pytest.fixture(params=["grpcio", "asgi"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """What serves: every test of the services runs on each. A module that is about one of them overrides this."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def start() -> AsyncIterator[Start]:
+async def start(transport: str) -> AsyncIterator[Start]:
     """`await start(registry, **options)` enters the registry, serves it on a free port and connects to it."""
     async with AsyncExitStack() as stack:
 
         async def run(registry: ModelRegistry, **options: Any) -> Client:
             if not registry.started:
                 await stack.enter_async_context(registry)
-            server = await stack.enter_async_context(serve(registry, host="127.0.0.1", **{"port": 0} | options))
+            server: GrpcServer | AsgiServer
+            if transport == "grpcio":
+                server = await stack.enter_async_context(serve(registry, host="127.0.0.1", **{"port": 0} | options))
+            else:
+                server = AsgiServer(GrpcApp(registry, **options))
+                await server.start()
+                stack.push_async_callback(server.aclose)
             target = f"127.0.0.1:{server.port}" if server.port is not None else f"unix:{server.socket_path}"
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(target, options=UNLIMITED))
             return Client(server, channel, registry)
@@ -75,3 +119,29 @@ async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
         await call
     error: Any = raised.value
     return error.code(), error.details()
+
+
+def registry(**options: Any) -> FakeRegistry:
+    return FakeRegistry({"m": {1: FakeLoader()}}, **options)
+
+
+def gated(**options: Any) -> tuple[FakeRegistry, FakeLoader, Gate]:
+    """A model whose runs wait for the gate. Without batching, so that each request is a run of its own."""
+    gate = Gate(opened=True)
+    loader = FakeLoader(gate=gate)
+    return FakeRegistry({"m": {1: loader}}, batching=False, **options), loader, gate
+
+
+async def until_running(gate: Gate) -> None:
+    while not gate.waiting:
+        await asyncio.sleep(0.001)
+
+
+async def until_idle(gate: Gate) -> None:
+    while gate.waiting:
+        await asyncio.sleep(0.001)
+
+
+async def answers(client: Client) -> bool:
+    response = await client.prediction.Predict(predict_request(x=[1]))
+    return list(response.outputs["y"].float_val) == [11]

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedserve.asgi.calls import ClientDisconnected, Receive
+from embedserve.asgi.gunzip import Gunzip
 from embedserve.errors import InvalidInputError, RequestTooLargeError
-from embedserve.inflight import InflightBytes
+from embedserve.inflight import InflightBytes, Reservation
 from embedserve.rest import body as body_module
-from embedserve.rest.body import Gunzip, Receive, Reservation, read_body
-from embedserve.rest.errors import ClientDisconnected
+from embedserve.rest.body import read_body
 
 
 def receiving(*pieces: bytes, disconnect: bool = False) -> Receive:

@@ -13,8 +13,6 @@ import pytest
 from embedserve.errors import Code
 from embedserve.observer import Observer
 from embedserve.rest import RestApp, create_app
-from embedserve.rest.disconnect import CancelOnDisconnect
-from embedserve.rest.errors import ClientDisconnected
 from embedserve.testing import FakeLoader, FakeRegistry, Gate, fake_signature
 from tests.rest.conftest import Connection, Serve
 
@@ -225,60 +223,3 @@ async def test_the_bare_asgi_interface_needs_no_raw_path() -> None:
     assert start["status"] == 200
     assert json.loads(body["body"]) == ANSWER
     assert (b"content-length", b"%d" % len(body["body"])) in start["headers"]
-
-
-class TestCancelOnDisconnect:
-    """The context by itself, with no delay."""
-
-    @staticmethod
-    async def disconnect() -> Any:
-        return {"type": "http.disconnect"}
-
-    async def test_cancels_what_it_wraps(self) -> None:
-        with pytest.raises(ClientDisconnected):
-            async with CancelOnDisconnect(self.disconnect, delay=0):
-                await asyncio.get_running_loop().create_future()
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
-        await asyncio.sleep(0)
-
-    async def test_work_that_ends_first_keeps_its_result(self) -> None:
-        async with CancelOnDisconnect(self.disconnect, delay=60):
-            result = 1
-        assert result == 1
-        await asyncio.sleep(0)
-
-    @pytest.mark.parametrize("turns", range(8))
-    async def test_whatever_comes_first_no_cancellation_is_left_over(self, turns: int) -> None:
-        try:
-            async with CancelOnDisconnect(self.disconnect, delay=0):
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-        except ClientDisconnected:
-            pass
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-
-    async def test_an_error_of_the_work_is_passed_on(self) -> None:
-        with pytest.raises(ValueError, match="mine"):
-            async with CancelOnDisconnect(self.disconnect, delay=60):
-                raise ValueError("mine")
-
-    async def test_a_stray_message_ends_the_listening_and_nothing_else(self) -> None:
-        calls = 0
-
-        async def receive() -> Any:
-            nonlocal calls
-            calls += 1
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async with CancelOnDisconnect(receive, delay=0):
-            while not calls:
-                await asyncio.sleep(0)
-            for _ in range(5):
-                await asyncio.sleep(0)
-        assert calls == 1

@@ -1,0 +1,132 @@
+"""Ends a call early when its client goes away or its deadline passes, at almost no cost to calls that end soon.
+
+The applications wrap the work of each call in it. Knows ASGI's receive channel and nothing of what is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from embedserve.errors import Code, DeadlineExceededError, ServingError
+
+__all__ = ["Call", "Calls", "ClientDisconnected", "Receive", "Scope", "Send"]
+
+Scope: TypeAlias = Mapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Any]]
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+# Seconds between two questions to a host that does not wait with its answer.
+_FIRST_PAUSE = 0.03
+_LAST_PAUSE = 0.25
+
+
+class ClientDisconnected(ServingError):
+    """The client went away before its answer was there; nobody reads what is sent now."""
+
+    code = Code.CANCELLED
+
+
+class Calls:
+    """The calls of one application that are being worked on.
+
+    Listening for a client costs a task, a deadline costs a timer, and most calls have ended before either is of use: so
+    one timer for all of them looks again and again, and watches the calls that it sees twice.
+    """
+
+    def __init__(self, patience: float = 0.02) -> None:
+        self._patience = patience
+        self._seen: set[Call] = set()
+        self._new: set[Call] = set()
+        self._ticking = False
+
+    def __repr__(self) -> str:
+        return f"<Calls {len(self._new) + len(self._seen)} not watched yet>"
+
+    def enter(self, receive: Receive, deadline: float | None = None) -> Call:
+        """Context of one call, whose body has been read.
+
+        It is watched after `patience` to twice `patience` seconds; the task that is in the context is cancelled once
+        `receive` says `http.disconnect`, or the loop's clock reads `deadline`.
+
+        Raises:
+            ClientDisconnected, DeadlineExceededError: From the end of the context, in place of the CancelledError.
+        """
+        return Call(self, receive, deadline)
+
+    def _add(self, call: Call) -> None:
+        self._new.add(call)
+        if not self._ticking:
+            self._ticking = True
+            asyncio.get_running_loop().call_later(self._patience, self._tick)
+
+    def _remove(self, call: Call) -> None:
+        self._new.discard(call)
+        self._seen.discard(call)
+
+    def _tick(self) -> None:
+        for call in self._seen:
+            call._watch()
+        self._seen, self._new = self._new, set()
+        self._ticking = bool(self._seen)
+        if self._ticking:
+            asyncio.get_running_loop().call_later(self._patience, self._tick)
+
+
+class Call:
+    """One call; made by `Calls.enter`."""
+
+    __slots__ = ("_calls", "_cancelling", "_deadline", "_listener", "_reason", "_receive", "_task", "_timer")
+
+    def __init__(self, calls: Calls, receive: Receive, deadline: float | None) -> None:
+        self._calls = calls
+        self._receive = receive
+        self._deadline = deadline
+        self._listener: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._reason: ServingError | None = None
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._calls._add(self)
+        return self
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._listener = loop.create_task(self._listen())
+        if self._deadline is not None:
+            self._timer = loop.call_at(self._deadline, self._end, DeadlineExceededError("Deadline Exceeded"))
+
+    async def _listen(self) -> None:
+        pause = _FIRST_PAUSE
+        # Most hosts wait here until the client goes. Some answer at once that the body has ended, again and again.
+        while (await self._receive())["type"] != "http.disconnect":
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LAST_PAUSE)
+        self._end(ClientDisconnected("the client disconnected before the answer was there"))
+
+    def _end(self, reason: ServingError) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._calls._remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._listener is not None and not self._listener.done():
+            self._listener.cancel()
+        if self._reason is None:
+            return
+        # A task is cancelled while it waits, so the CancelledError has come by now, whatever the work made of it.
+        mine = self._task.uncancel() <= self._cancelling
+        if mine and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise self._reason from None

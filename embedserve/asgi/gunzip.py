@@ -1,0 +1,50 @@
+"""Decompresses gzip in bounded steps, so that a small body cannot fill the memory. Knows no protocol."""
+
+from __future__ import annotations
+
+import zlib
+
+__all__ = ["Gunzip"]
+
+_SLICE = 256 * 1024
+
+
+class Gunzip:
+    """Decompresses gzip in steps of bounded size; several members are one stream, as `gunzip` reads them."""
+
+    def __init__(self, body: bytes, slice_size: int = _SLICE) -> None:
+        self._body = memoryview(body)
+        self._slice = slice_size
+        self._at = 0
+        self._pending = b""
+        self._stream = zlib.decompressobj(wbits=31)
+        self.done = False
+
+    def step(self, size: int) -> bytes:
+        """The next bytes, `size` of them unless the stream ends before.
+
+        Raises:
+            zlib.error: Corrupt or truncated.
+        """
+        pieces = []
+        while size > 0 and not self.done:
+            data: bytes | memoryview = self._pending
+            if not data:
+                data = self._body[self._at : self._at + self._slice]
+                self._at += len(data)
+            piece = self._stream.decompress(data, size)
+            self._pending = self._stream.unconsumed_tail
+            size -= len(piece)
+            pieces.append(piece)
+            if self._stream.eof:
+                self._next_member()
+            elif not data and not piece:
+                raise zlib.error("incomplete or truncated stream")
+        return b"".join(pieces)
+
+    def _next_member(self) -> None:
+        self._pending = self._stream.unused_data
+        if self._pending or self._at < len(self._body):
+            self._stream = zlib.decompressobj(wbits=31)
+        else:
+            self.done = True

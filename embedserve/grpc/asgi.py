@@ -1,0 +1,358 @@
+"""The gRPC services as an ASGI application: gRPC where the server has trailers, gRPC-Web on any.
+
+Decides which calls there are and how each ends; what a method does is in the services, how a call looks is in `wire`.
+One coroutine per call and no task, except to watch a call that takes long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, aclosing
+from typing import TYPE_CHECKING, Any, Literal
+
+from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
+from embedserve.asgi.hosting import check_usable, run_lifespan
+from embedserve.errors import Code, DeadlineExceededError, ServingError
+from embedserve.grpc.calls import LARGE, Streaming, Unary
+from embedserve.grpc.cors import Cors
+from embedserve.grpc.errors import StatusError, status_of
+from embedserve.grpc.frames import PREFIX_BYTES, MessageReader, too_large
+from embedserve.grpc.metadata import custom_metadata, read_timeout
+from embedserve.grpc.services import Services
+from embedserve.grpc.wire import Wire, wire_of
+
+if TYPE_CHECKING:
+    from embedserve.grpc.model_service import MetricReader, Reload
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["GrpcApp", "GrpcMiddleware"]
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+
+# What is read of a request that is refused.
+DRAIN_BYTES = 1 << 20
+DRAIN_TIMEOUT = 1.0
+
+NO_TRAILERS = (
+    "this server cannot answer gRPC: it does not offer the ASGI extension http.response.trailers, as pyvoy and "
+    "hypercorn do; uvicorn does not. gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC on a port of its own"
+)
+
+
+class GrpcApp:
+    """ASGI application that answers the calls of a registry's gRPC services, and gRPC-Web's.
+
+    Run by itself it enters the registry in its lifespan, unless that has happened. Mounted below a prefix it is for
+    gRPC-Web clients, which can be given one; gRPC clients cannot: see `GrpcMiddleware`.
+
+    Args:
+        registry: Entered or not yet; on the loop that the application runs on.
+        max_message_bytes: Largest message in or out, after decompression; `max_request_bytes` bounds requests too.
+        compression: How answers are compressed for clients that accept it; compressed requests are always understood.
+        max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
+        cors: Let web pages of any origin call (True), or of those listed.
+        health: Serve `grpc.health.v1.Health`.
+        reflection: Serve server reflection.
+        profiler: Serve `tensorflow.ProfilerService`. Its clients name the directory that profiles are written to.
+        tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
+        reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
+        metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
+
+    Raises:
+        ConfigError: A service is wanted whose package is not installed.
+    """
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        compression: Literal["none", "gzip"] = "none",
+        max_concurrent_calls: int | None = None,
+        cors: bool | Iterable[str] = False,
+        health: bool = True,
+        reflection: bool = True,
+        profiler: bool = False,
+        tensor_content: bool = False,
+        reload: Reload | None = None,
+        metric: MetricReader | None = None,
+    ) -> None:
+        self._registry = registry
+        self._services = Services(
+            registry,
+            health=health,
+            reflection=reflection,
+            profiler=profiler,
+            tensor_content=tensor_content,
+            reload=reload,
+            metric=metric,
+        )
+        self._methods = self._services.methods
+        self._limit = min(max_message_bytes, registry.options.max_request_bytes)
+        self._send_limit = max_message_bytes
+        self._gzip = compression == "gzip"
+        self._max_calls = max_concurrent_calls
+        self._cors = Cors(cors)
+        self._calls = Calls()
+        self._active = 0
+
+    def __repr__(self) -> str:
+        return f"<GrpcApp of {self._registry!r}, {self._active} calls>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection."""
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            wire = wire_of(headers.get(b"content-type", b""))
+            if wire is None or scope["method"] != "POST":
+                await self._no_call(scope, headers, send)
+            elif wire.web or "http.response.trailers" in (scope.get("extensions") or ()):
+                await self._call(_Request(scope, headers, wire, receive), send)
+            else:
+                await _refuse_for_trailers(send)
+        elif scope["type"] == "lifespan":
+            await run_lifespan(self._registry, self, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    def takes(self, scope: Scope, all_calls: bool = False) -> bool:
+        """Whether a request is a call of one of the services, or a browser's question before it.
+
+        A method that a service does not have counts as its call; everything else is the host's, unless `all_calls`.
+        """
+        path: str = scope["path"]
+        if not all_calls and path[1:].rpartition("/")[0] not in self._services.names:
+            return False
+        if scope["method"] == "POST":
+            return any(name == b"content-type" and wire_of(value) is not None for name, value in scope["headers"])
+        return scope["method"] == "OPTIONS" and bool(self._cors) and path in self._methods
+
+    def _method(self, scope: Scope) -> Unary | Streaming | None:
+        path: str = scope["path"]
+        method = self._methods.get(path)
+        if method is None and scope.get("root_path"):
+            method = self._methods.get(path.removeprefix(scope["root_path"]))
+        return method
+
+    # One call.
+
+    async def _call(self, request: _Request, send: Send) -> None:
+        wire = request.wire
+        extra = self._cors.headers(request.headers) if self._cors else ()
+        flags = 0
+        self._active += 1
+        try:
+            method = self._method(request.scope)
+            self._check(method)
+            request.read_timeout()
+            if isinstance(method, Streaming):
+                await self._stream(method, request, send, extra)
+                return
+            assert isinstance(method, Unary)
+            message = await self._answer(method, request)
+            if len(message) > self._send_limit:
+                raise too_large(len(message), self._send_limit, "Sent")
+            if self._gzip and b"gzip" in request.headers.get(b"grpc-accept-encoding", b""):
+                message, flags = await self._zipped(message), 1
+        except ClientDisconnected:
+            return
+        except StatusError as error:
+            code, text = error.code, error.message
+        except Exception as error:
+            code, text = status_of(error)
+        else:
+            await wire.answer(send, message, flags, extra)
+            return
+        finally:
+            self._active -= 1
+        await request.drain()
+        await wire.start(send, 0, extra)
+        await wire.end(send, code, text)
+
+    def _check(self, method: Unary | Streaming | None) -> None:
+        check_usable(self._registry)
+        if method is None:
+            raise ServingError("Method not found!", code=Code.UNIMPLEMENTED)
+        if self._max_calls is not None and self._active > self._max_calls:
+            raise ServingError("Concurrent RPC limit exceeded!", code=Code.RESOURCE_EXHAUSTED)
+
+    async def _answer(self, method: Unary, request: _Request) -> bytes:
+        event = await request.receive()
+        body: bytes = event.get("body", b"")
+        if (
+            not event.get("more_body")
+            and not request.wire.text
+            and body[:1] == b"\0"
+            and len(body) - PREFIX_BYTES == int.from_bytes(body[1:PREFIX_BYTES], "big") <= self._limit
+        ):
+            request.ended = True
+            message = body[PREFIX_BYTES:]
+        else:
+            request.first = event
+            message = await self._read(request)
+        with self._calls.enter(request.receive, request.deadline):
+            return await method.answer(message, request)
+
+    async def _read(self, request: _Request) -> bytes:
+        """The message of a request that did not come in one plain piece."""
+        try:
+            async with asyncio.timeout_at(request.deadline):
+                with self._reader(request) as reader:
+                    # The method reserves the message once more, before anything else runs.
+                    return await reader.only()
+        except TimeoutError:
+            raise DeadlineExceededError("Deadline Exceeded") from None
+
+    def _reader(self, request: _Request) -> MessageReader:
+        return MessageReader(self._registry, request.next_event, self._limit, request.encoding, request.wire.text)
+
+    async def _zipped(self, message: bytes) -> bytes:
+        if len(message) > LARGE // 16:
+            zipped: bytes = await self._registry.run_in_thread(gzip.compress, message, 6)
+            return zipped
+        return gzip.compress(message, 6)
+
+    async def _stream(
+        self, method: Streaming, request: _Request, send: Send, extra: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        """Pass messages on either way until the method ends, its deadline passes or the client goes."""
+        wire = request.wire
+        code, text = Code.OK, ""
+        with ExitStack() as stack:
+            reader = stack.enter_context(self._reader(request))
+
+            async def messages() -> AsyncIterator[bytes]:
+                try:
+                    async for message in reader.messages():
+                        yield message
+                except ServingError as error:
+                    raise StatusError(*status_of(error)) from None
+                # Only now does whatever else the client does mean that it goes.
+                stack.enter_context(self._calls.enter(request.receive))
+
+            await wire.start(send, 0, extra)
+            try:
+                answers = method.stream(messages(), request)
+                async with asyncio.timeout_at(request.deadline), aclosing(answers):
+                    async for answer in answers:
+                        await wire.message(send, answer, 0)
+            except TimeoutError:
+                code, text = Code.DEADLINE_EXCEEDED, "Deadline Exceeded"
+            except StatusError as error:
+                code, text = error.code, error.message
+            if code != Code.CANCELLED:
+                await wire.end(send, code, text)
+
+    # What is no call.
+
+    async def _no_call(self, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> None:
+        if scope["method"] == "OPTIONS" and self._cors and b"access-control-request-method" in headers:
+            await _respond(send, 204, b"", self._cors.preflight(headers))
+        elif scope["method"] != "POST":
+            await _respond(send, 405, b"gRPC calls are POST requests\n", [(b"allow", b"POST")])
+        else:
+            given = headers.get(b"content-type", b"")[:100].decode("latin-1")
+            text = f"content-type is {given!r}; calls have application/grpc, application/grpc-web or its text form\n"
+            await _respond(send, 415, text.encode(), [])
+
+
+class _Request:
+    """One call as its client made it, and what a method may ask of it, as it asks a `grpc.aio.ServicerContext`."""
+
+    __slots__ = ("deadline", "ended", "first", "headers", "receive", "scope", "wire")
+
+    def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], wire: Wire, receive: Receive) -> None:
+        self.scope = scope
+        self.headers = headers
+        self.wire = wire
+        self.receive = receive
+        self.first: Any = None  # What was received and not read yet.
+        self.ended = False
+        self.deadline: float | None = None
+
+    @property
+    def encoding(self) -> bytes:
+        return self.headers.get(b"grpc-encoding", b"")
+
+    def read_timeout(self) -> None:
+        timeout = self.headers.get(b"grpc-timeout")
+        if timeout is not None:
+            self.deadline = asyncio.get_running_loop().time() + read_timeout(timeout)
+
+    async def next_event(self) -> Any:
+        """The next of the body's events."""
+        event = self.first
+        self.first = None
+        if event is None:
+            event = await self.receive()
+        self.ended = not event.get("more_body", False)
+        return event
+
+    async def drain(self) -> None:
+        """Read what is left of a body before it is answered: servers lose the connection over what comes after.
+
+        Only so much, and only so long: clients that send more are answered all the same.
+        """
+        size = 0
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                while not self.ended and size < DRAIN_BYTES:
+                    size += len((await self.next_event()).get("body", b""))
+        except TimeoutError:
+            pass
+
+    def time_remaining(self) -> float | None:
+        if self.deadline is None:
+            return None
+        return max(self.deadline - asyncio.get_running_loop().time(), 0.0)
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        return custom_metadata(self.scope["headers"])
+
+
+class GrpcMiddleware:
+    """Wraps a host application: takes the calls of a registry's gRPC services, and hands everything else on.
+
+    A middleware and not a mounted application, because gRPC clients cannot be given a path prefix.
+
+    Args:
+        app: The host application. It enters the registry in its lifespan.
+        registry: What answers the calls.
+        all_calls: Take calls of other services too, and say that they are not there: for a host without its own.
+        options: As `GrpcApp` has them.
+    """
+
+    def __init__(self, app: Any, registry: ModelRegistry, *, all_calls: bool = False, **options: Any) -> None:
+        self._app = app
+        self._all_calls = all_calls
+        self._grpc = GrpcApp(registry, **options)
+
+    def __repr__(self) -> str:
+        return f"<GrpcMiddleware {self._grpc!r} before {self._app!r}>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection, or let the host do it."""
+        if scope["type"] == "http" and self._grpc.takes(scope, self._all_calls):
+            await self._grpc(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _refuse_for_trailers(send: Send) -> None:
+    """Say in the headers what cannot be said in trailers: clients read a status there too."""
+    headers = [
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", b"%d" % Code.UNIMPLEMENTED),
+        (b"grpc-message", NO_TRAILERS.encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

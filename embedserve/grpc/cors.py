@@ -1,0 +1,52 @@
+"""Which web pages of other origins may call: CORS answers for gRPC-Web. Knows no method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from embedserve.grpc.wire import Headers
+
+__all__ = ["Cors"]
+
+_EXPOSED = (b"access-control-expose-headers", b"grpc-status, grpc-message, grpc-encoding, grpc-accept-encoding")
+_MAX_AGE = (b"access-control-max-age", b"86400")
+
+
+class Cors:
+    """The origins that are let in: any (`True`), none (`False`), or those listed, as in `https://app.example`."""
+
+    def __init__(self, origins: bool | Iterable[str]) -> None:
+        self._any = origins is True
+        self._origins = frozenset() if isinstance(origins, bool) else frozenset(each.encode() for each in origins)
+
+    def __bool__(self) -> bool:
+        return self._any or bool(self._origins)
+
+    def headers(self, request: Mapping[bytes, bytes]) -> Headers:
+        """What an answer carries so that the page that asked may read it."""
+        allowed = self._allowed(request)
+        return [*allowed, _EXPOSED] if allowed else []
+
+    def preflight(self, request: Mapping[bytes, bytes]) -> Headers:
+        """The headers that answer a preflight; without any, the browser makes no call."""
+        allowed = self._allowed(request)
+        if not allowed:
+            return []
+        # Metadata keys are the caller's to choose, so what it asks for is what it may send.
+        wanted = request.get(b"access-control-request-headers", b"content-type, x-grpc-web, x-user-agent, grpc-timeout")
+        return [
+            *allowed,
+            (b"access-control-allow-methods", b"POST"),
+            (b"access-control-allow-headers", wanted),
+            _MAX_AGE,
+        ]
+
+    def _allowed(self, request: Mapping[bytes, bytes]) -> Headers:
+        origin = request.get(b"origin")
+        if origin is None:
+            return []
+        if self._any:
+            return [(b"access-control-allow-origin", b"*")]
+        if origin in self._origins:
+            return [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
+        return []

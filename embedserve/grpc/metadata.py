@@ -1,0 +1,67 @@
+"""gRPC's headers as values: deadlines, custom metadata, and the percent-encoding of a status message.
+
+Called by the ASGI transport; grpcio does the same in its core. Follows the gRPC-over-HTTP/2 protocol description.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from embedserve.errors import InvalidInputError
+
+__all__ = ["custom_metadata", "encoded_message", "read_timeout"]
+
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+# Printable ASCII but for the per cent sign travels as it is.
+_UNESCAPED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+_RESERVED = frozenset({b"te", b"host", b"content-type", b"content-length", b"user-agent", b"connection"})
+
+
+def read_timeout(value: bytes) -> float:
+    """Seconds that a `grpc-timeout` header gives.
+
+    Raises:
+        InvalidInputError: It is not one to eight digits and a unit.
+    """
+    found = _TIMEOUT.fullmatch(value)
+    if found is None:
+        raise InvalidInputError(
+            f"grpc-timeout {value.decode('latin-1')!r} is not 1 to 8 digits and one of the units H, M, S, m, u, n"
+        )
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+def encoded_message(message: str) -> bytes:
+    """A status message as the value of `grpc-message`."""
+    text = quote(message, safe=_UNESCAPED, errors="replace")
+    bare = text.strip(" ")
+    if bare != text:  # HTTP does not keep the spaces around a value.
+        head = text[: len(text) - len(text.lstrip(" "))]
+        text = f"{'%20' * len(head)}{bare}{'%20' * (len(text) - len(bare) - len(head))}"
+    return text.encode()
+
+
+def custom_metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str | bytes], ...]:
+    """The headers that are the client's own, as grpcio hands them out: `-bin` values decoded, one entry per value."""
+    metadata: list[tuple[str, str | bytes]] = []
+    for name, value in headers:
+        if name in _RESERVED or name.startswith((b":", b"grpc-")):
+            continue
+        key = name.decode("latin-1")
+        if not key.endswith("-bin"):
+            metadata.append((key, value.decode("latin-1")))
+            continue
+        for part in value.split(b","):
+            part = part.strip()
+            try:
+                metadata.append((key, base64.b64decode(part + b"=" * (-len(part) % 4))))
+            except binascii.Error:  # What is no base64 is no metadata; a call does not fail for it.
+                continue
+    return tuple(metadata)
