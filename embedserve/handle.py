@@ -6,14 +6,14 @@ exactly one version. Knows no wire and no directory.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from embedserve.errors import Code, RegistryStateError, ServingError, SignatureNotFoundError, UnsupportedError
+from embedserve.errors import RegistryStateError, SignatureNotFoundError, UnsupportedError
 from embedserve.lifecycle.managed_version import ManagedVersion
+from embedserve.priority import PriorityName, priority_named
 from embedserve.servable import Array, Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from embedserve.runtime import Runtime
     from embedserve.tf_example import Classifications, InferenceTask
 
-__all__ = ["Acquisition", "ModelHandle"]
+__all__ = ["ModelHandle", "unknown_signature"]
 
 T = TypeVar("T")
 
@@ -79,6 +79,7 @@ class ModelHandle:
         signature_name: str = DEFAULT_SIGNATURE,
         output_filter: Sequence[str] | None = None,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
         cast: bool = True,
     ) -> dict[str, Array]:
         """Answer one request on this version; arguments, result and errors as `ModelRegistry.predict`.
@@ -89,10 +90,17 @@ class ModelHandle:
         if not self._runtime.on_loop():
             return await self._runtime.bridge(
                 self.predict(
-                    inputs, signature_name=signature_name, output_filter=output_filter, timeout=timeout, cast=cast
+                    inputs,
+                    signature_name=signature_name,
+                    output_filter=output_filter,
+                    timeout=timeout,
+                    priority=priority,
+                    cast=cast,
                 )
             )
-        return await self._runtime.predict_on(self._version, inputs, signature_name, output_filter, timeout, cast)
+        return await self._runtime.predict_on(
+            self._version, inputs, signature_name, output_filter, timeout, cast, priority
+        )
 
     def predict_sync(
         self,
@@ -101,6 +109,7 @@ class ModelHandle:
         signature_name: str = DEFAULT_SIGNATURE,
         output_filter: Sequence[str] | None = None,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
         cast: bool = True,
     ) -> dict[str, Array]:
         """As `predict`, from any thread but the registry's loop.
@@ -110,7 +119,12 @@ class ModelHandle:
         """
         return self._sync(
             lambda: self.predict(
-                inputs, signature_name=signature_name, output_filter=output_filter, timeout=timeout, cast=cast
+                inputs,
+                signature_name=signature_name,
+                output_filter=output_filter,
+                timeout=timeout,
+                priority=priority,
+                cast=cast,
             )
         )
 
@@ -121,6 +135,7 @@ class ModelHandle:
         context: Any = None,
         signature_name: str = DEFAULT_SIGNATURE,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> list[list[tuple[bytes, float]]]:
         """Classify `tf.Example`s (protos or their bytes): for each example its (label, score) pairs.
 
@@ -130,7 +145,13 @@ class ModelHandle:
         from embedserve import tf_example
 
         return await tf_example.classify(
-            self, examples, context, signature_name, timeout, check_method_name=self._checks_method_names
+            self,
+            examples,
+            context,
+            signature_name,
+            timeout,
+            priority=priority,
+            check_method_name=self._checks_method_names,
         )
 
     def classify_sync(
@@ -140,10 +161,13 @@ class ModelHandle:
         context: Any = None,
         signature_name: str = DEFAULT_SIGNATURE,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> list[list[tuple[bytes, float]]]:
         """As `classify`, from any thread but the registry's loop."""
         return self._sync(
-            lambda: self.classify(examples, context=context, signature_name=signature_name, timeout=timeout)
+            lambda: self.classify(
+                examples, context=context, signature_name=signature_name, timeout=timeout, priority=priority
+            )
         )
 
     async def regress(
@@ -153,6 +177,7 @@ class ModelHandle:
         context: Any = None,
         signature_name: str = DEFAULT_SIGNATURE,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> Array:
         """Regress `tf.Example`s (protos or their bytes): float32, shape `[examples]`.
 
@@ -162,7 +187,13 @@ class ModelHandle:
         from embedserve import tf_example
 
         return await tf_example.regress(
-            self, examples, context, signature_name, timeout, check_method_name=self._checks_method_names
+            self,
+            examples,
+            context,
+            signature_name,
+            timeout,
+            priority=priority,
+            check_method_name=self._checks_method_names,
         )
 
     def regress_sync(
@@ -172,10 +203,13 @@ class ModelHandle:
         context: Any = None,
         signature_name: str = DEFAULT_SIGNATURE,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> Array:
         """As `regress`, from any thread but the registry's loop."""
         return self._sync(
-            lambda: self.regress(examples, context=context, signature_name=signature_name, timeout=timeout)
+            lambda: self.regress(
+                examples, context=context, signature_name=signature_name, timeout=timeout, priority=priority
+            )
         )
 
     async def multi_inference(
@@ -185,6 +219,7 @@ class ModelHandle:
         *,
         context: Any = None,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> list[Classifications | Array]:
         """Evaluate several signatures on the same `tf.Example`s: for each task what `classify` or `regress` gives.
 
@@ -195,7 +230,13 @@ class ModelHandle:
         from embedserve import tf_example
 
         return await tf_example.multi_inference(
-            self, tasks, examples, context, timeout, check_method_name=self._checks_method_names
+            self,
+            tasks,
+            examples,
+            context,
+            timeout,
+            priority=priority,
+            check_method_name=self._checks_method_names,
         )
 
     def multi_inference_sync(
@@ -205,12 +246,21 @@ class ModelHandle:
         *,
         context: Any = None,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> list[Classifications | Array]:
         """As `multi_inference`, from any thread but the registry's loop."""
-        return self._sync(lambda: self.multi_inference(tasks, examples, context=context, timeout=timeout))
+        return self._sync(
+            lambda: self.multi_inference(tasks, examples, context=context, timeout=timeout, priority=priority)
+        )
 
     async def run_graph(
-        self, feeds: Tensors, fetches: Sequence[str], targets: Sequence[str] = (), *, timeout: float | None = None
+        self,
+        feeds: Tensors,
+        fetches: Sequence[str],
+        targets: Sequence[str] = (),
+        *,
+        timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> list[Array]:
         """Feed and fetch any tensors of a graph session and run the ops `targets`, in a run thread.
 
@@ -228,7 +278,7 @@ class ModelHandle:
         self._check()
         runtime, version = self._runtime, self._version
         if not runtime.on_loop():
-            return await runtime.bridge(self.run_graph(feeds, fetches, targets, timeout=timeout))
+            return await runtime.bridge(self.run_graph(feeds, fetches, targets, timeout=timeout, priority=priority))
         run_graph = getattr(self._servable, "run_graph", None)
         if run_graph is None:
             raise UnsupportedError(
@@ -239,15 +289,22 @@ class ModelHandle:
         version.hold()
         try:
             deadline = None if timeout is None else runtime.loop.time() + timeout
-            return await version.predictor.submit_call(partial(run_graph, feeds, fetches, targets), deadline)
+            call = partial(run_graph, feeds, fetches, targets)
+            return await version.predictor.submit_call(call, deadline, priority_named(priority))
         finally:
             version.release()
 
     def run_graph_sync(
-        self, feeds: Tensors, fetches: Sequence[str], targets: Sequence[str] = (), *, timeout: float | None = None
+        self,
+        feeds: Tensors,
+        fetches: Sequence[str],
+        targets: Sequence[str] = (),
+        *,
+        timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> list[Array]:
         """As `run_graph`, from any thread but the registry's loop."""
-        return self._sync(lambda: self.run_graph(feeds, fetches, targets, timeout=timeout))
+        return self._sync(lambda: self.run_graph(feeds, fetches, targets, timeout=timeout, priority=priority))
 
     @property
     def _checks_method_names(self) -> bool:
@@ -291,62 +348,9 @@ class ModelHandle:
         self.release()
 
 
-class Acquisition:
-    """What `ModelRegistry.acquire` returns: an async context manager that holds one version."""
-
-    __slots__ = ("_handle", "_runtime", "_spec")
-
-    def __init__(self, runtime: Callable[[], Runtime], *spec: Any) -> None:
-        self._runtime = runtime
-        self._spec = spec
-        self._handle: ModelHandle | None = None
-
-    async def __aenter__(self) -> ModelHandle:
-        runtime = self._runtime()
-        if runtime.on_loop():
-            self._handle = ModelHandle(runtime, runtime.resolve(*self._spec))
-            return self._handle
-        acquired: ModelHandle | None = None
-        left = False
-
-        async def acquire() -> ModelHandle:
-            nonlocal acquired
-            if left:
-                raise asyncio.CancelledError
-            acquired = ModelHandle(runtime, runtime.resolve(*self._spec))
-            return acquired
-
-        def leave() -> None:
-            nonlocal left
-            left = True
-            if acquired is not None:
-                acquired.release()
-
-        try:
-            self._handle = await runtime.bridge(acquire())
-        except asyncio.CancelledError:
-            # The handle may be on its way here, or yet to be acquired: asyncio starts what was cancelled too early.
-            runtime.call_soon(leave)
-            raise
-        return self._handle
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._handle is not None:
-            self._handle.release()
-
-
 def unknown_signature(name: str, signatures: Mapping[str, Signature]) -> SignatureNotFoundError:
     """The error for a signature that is not there, with those that are."""
     known = ", ".join(sorted(signatures)) or "none"
     return SignatureNotFoundError(
         f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found. Available signatures: {known}'
     )
-
-
-def canonical_code(error: BaseException | None) -> Code:
-    """The canonical code a request ended with."""
-    if error is None:
-        return Code.OK
-    return Code(error.code) if isinstance(error, ServingError) else Code.INTERNAL

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from embedserve.errors import Code, DeadlineExceededError, QueueFullError, RegistryStateError
 from embedserve.observer import Observers
+from embedserve.priority import OVERTAKEN, Lanes, Priority
 from embedserve.servable import Array, Cancellation, Servable, ServableId, SlotCall, Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool, Work
@@ -50,7 +50,7 @@ class PredictorStatistics:
         requests: Requests, or pieces, that those runs served.
         rows: Rows of batched runs, without padding.
         padding_rows: Rows that were added to reach an allowed batch size.
-        refused: Requests turned away by a full queue.
+        refused: Requests turned away by a full queue, those among them that had to leave it for one of higher priority.
         dropped: Requests that cost no run, because their deadline had passed or their caller had left.
         cancelled: Runs that were asked to stop because nobody was left to answer.
         rerun: Requests that ran again, alone, because a batch that they were in failed.
@@ -186,7 +186,7 @@ class _DirectRun:
 
 
 class DirectPredictor:
-    """Runs every request on its own, in the order in which they came; implements `Predictor`.
+    """Runs every request on its own, in the order in which they came but for priorities; implements `Predictor`.
 
     Lives as long as its version is loaded. It holds one place in the line for run threads at a time, so many requests
     of one version do not keep the others waiting.
@@ -201,7 +201,7 @@ class DirectPredictor:
         self._observers = observers
         self._max_pending = max_pending
         self._create_future: Callable[[], asyncio.Future[Any]] = pool.loop.create_future
-        self._waiting: deque[_DirectRun] = deque()
+        self._waiting: Lanes[_DirectRun] = Lanes()
         self._running: set[_DirectRun] = set()
         self._deadlines = DeadlineTimer(pool.loop, lambda: [*self._waiting, *self._running])
         self._claimed = False
@@ -219,18 +219,21 @@ class DirectPredictor:
         inputs: Tensors,
         output_names: tuple[str, ...] | None = None,
         deadline: float | None = None,
+        priority: int = Priority.NORMAL,
     ) -> Answer:
         """As `Predictor.submit`."""
-        return self.submit_call(partial(self.servable.run, signature.name, inputs, output_names), deadline)
+        return self.submit_call(partial(self.servable.run, signature.name, inputs, output_names), deadline, priority)
 
-    def submit_call(self, call: SlotCall[T], deadline: float | None = None) -> asyncio.Future[T]:
+    def submit_call(
+        self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL
+    ) -> asyncio.Future[T]:
         """As `Predictor.submit_call`."""
         if self._closed:
             raise refusal(self._id)
         if len(self._waiting) + len(self._running) >= self._max_pending:
-            self._make_room()
+            self._make_room(priority)
         future: asyncio.Future[T] = self._create_future()
-        self._waiting.append(_DirectRun(self, future, call, deadline))
+        self._waiting.append(_DirectRun(self, future, call, deadline), priority)
         if deadline is not None:
             self._deadlines.watch(deadline)
         if not self._claimed:
@@ -238,16 +241,19 @@ class DirectPredictor:
             self._pool.request(self)
         return future
 
-    def _make_room(self) -> None:
-        live = [request for request in self._waiting if not request.future.done()]
-        self._dropped += len(self._waiting) - len(live)
-        self._waiting = deque(live)
-        if len(live) + len(self._running) >= self._max_pending:
-            self._refused += 1
-            raise QueueFullError(
-                f"The queue of servable {self._id} is full; currently {len(live)} requests wait, {len(self._running)} "
-                f"run and max_pending_requests is {self._max_pending}"
-            )
+    def _make_room(self, priority: int) -> None:
+        self._dropped += self._waiting.retain(lambda request: not request.future.done())
+        if len(self._waiting) + len(self._running) < self._max_pending:
+            return
+        self._refused += 1
+        full = (
+            f"The queue of servable {self._id} is full; currently {len(self._waiting)} requests wait, "
+            f"{len(self._running)} run and max_pending_requests is {self._max_pending}"
+        )
+        evicted = self._waiting.evict(priority)
+        if evicted is None:
+            raise QueueFullError(full)
+        evicted.future.set_exception(QueueFullError(f"{full}; {OVERTAKEN}"))
 
     def take_work(self) -> Work | None:
         """As `SlotClient.take_work`."""

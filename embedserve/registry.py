@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from embedserve.acquisition import Acquisition
 from embedserve.config import ModelConfig, RegistryOptions, absolute, validated
-from embedserve.errors import ConfigError, NotReadyError, RegistryStateError
-from embedserve.handle import Acquisition, ModelHandle
-from embedserve.inflight import InflightBytes
-from embedserve.lifecycle.monitor import VersionStatus
+from embedserve.errors import ConfigError, RegistryStateError
+from embedserve.handle import ModelHandle
 from embedserve.observer import Observer, Observers
+from embedserve.priority import PriorityName
 from embedserve.private_loop import PrivateLoop
+from embedserve.registry_view import RegistryView
 from embedserve.runtime import RegistryStatistics, Runtime
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -30,7 +31,7 @@ __all__ = ["ModelRegistry", "RegistryStatistics"]
 T = TypeVar("T")
 
 
-class ModelRegistry:
+class ModelRegistry(RegistryView):
     """Loads SavedModels, follows their directories, and answers requests.
 
     Args:
@@ -62,37 +63,10 @@ class ModelRegistry:
             raise ConfigError(f"Illegal to list model {twice[0]} multiple times in config list")
         self.options = validated(RegistryOptions, options)
         self.observers = Observers(observers)
-        self._root = None if root is None else absolute(root)
-        self._models = tuple(models or ())
-        self._runtime: Runtime | None = None
-        self._entering = False
+        super().__init__(None if root is None else absolute(root), models or ())
         self._private: PrivateLoop | None = None
-        self._last_status: Mapping[str, tuple[VersionStatus, ...]] = {}
-
-    def __repr__(self) -> str:
-        what = repr(str(self._root)) if self._root is not None else f"models={[model.name for model in self._models]}"
-        runtime = self._runtime
-        if runtime is None:
-            return f"<ModelRegistry {what}, {'starting' if self._entering else 'not entered'}>"
-        serving = ", ".join(runtime.monitor.available()) or "nothing"
-        return f"<ModelRegistry {what}, {'draining' if runtime.draining else 'serving'} {serving}>"
 
     # Entering and leaving.
-
-    @property
-    def started(self) -> bool:
-        """Whether the registry has been entered and not been left."""
-        return self._runtime is not None
-
-    @property
-    def draining(self) -> bool:
-        """Whether shutdown has begun: readiness is down, requests are still answered."""
-        return self._runtime is not None and self._runtime.draining
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that owns the registry; None before entry and after leaving."""
-        return None if self._runtime is None else self._runtime.loop
 
     async def start(self, *, wait: bool = True) -> None:
         """Enter on the running loop; `wait=False` returns before the first load has ended.
@@ -203,15 +177,6 @@ class ModelRegistry:
         finally:
             private.close()
 
-    def _here(self) -> Runtime:
-        runtime = self._runtime
-        if runtime is None:
-            raise NotReadyError(
-                "the registry has not been entered: use `async with registry`, `with registry`, or give the host app "
-                "`lifespan=registry.lifespan`"
-            )
-        return runtime
-
     # Requests.
 
     async def predict(
@@ -224,6 +189,7 @@ class ModelRegistry:
         signature_name: str = DEFAULT_SIGNATURE,
         output_filter: Sequence[str] | None = None,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> dict[str, Array]:
         """Answer one request with the latest available version, or the one asked for.
 
@@ -237,6 +203,8 @@ class ModelRegistry:
             signature_name: Which signature of the version.
             output_filter: Names of the outputs to return; None or empty returns all.
             timeout: Seconds; None waits as long as it takes. Cancelling the call gives the request up.
+            priority: `high` overtakes what waits with `normal`, and that overtakes `low`; where the queue is full, the
+                newest of the lowest priority gives way. Of eight runs in a row one goes to who has waited longest.
 
         Returns:
             Outputs by name, dtypes and shapes as TensorFlow made them; string outputs are object arrays of `bytes`. The
@@ -246,8 +214,8 @@ class ModelRegistry:
             ServableNotFoundError: No such model or version is available.
             InvalidModelSpecError: Unknown label.
             SignatureNotFoundError: The version has no such signature.
-            InvalidInputError: Names, dtypes or shapes do not fit.
-            QueueFullError: Too many requests wait already.
+            InvalidInputError: Names, dtypes or shapes do not fit, or there is no such priority.
+            QueueFullError: Too many requests wait already, or one of higher priority took this one's place.
             DeadlineExceededError: `timeout` passed.
             InferenceError: TensorFlow failed; the code is TensorFlow's.
             RegistryStateError: Not entered, closed, or in a forked child.
@@ -263,10 +231,11 @@ class ModelRegistry:
                     signature_name=signature_name,
                     output_filter=output_filter,
                     timeout=timeout,
+                    priority=priority,
                 )
             )
         found = runtime.resolve(name, version, label)
-        return await runtime.predict_logged(found, inputs, signature_name, output_filter, timeout)
+        return await runtime.predict_logged(found, inputs, signature_name, output_filter, timeout, priority)
 
     def predict_sync(
         self,
@@ -278,6 +247,7 @@ class ModelRegistry:
         signature_name: str = DEFAULT_SIGNATURE,
         output_filter: Sequence[str] | None = None,
         timeout: float | None = None,
+        priority: PriorityName = "normal",
     ) -> dict[str, Array]:
         """As `predict`, from any thread but the registry's loop (a plain `def` endpoint, a script, Flask).
 
@@ -293,6 +263,7 @@ class ModelRegistry:
                 signature_name=signature_name,
                 output_filter=output_filter,
                 timeout=timeout,
+                priority=priority,
             )
         )
 
@@ -387,33 +358,3 @@ class ModelRegistry:
     async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Run a large decode or encode off the registry's loop; for adapters."""
         return await self._here().run_in_thread(call, *args)
-
-    # Snapshots, readable from any thread.
-
-    @property
-    def inflight(self) -> InflightBytes:
-        """The bound on request bytes that adapters hold; loop only."""
-        return self._here().inflight
-
-    def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
-        """Every version ever known in this entry, by model, versions descending; of one model if named."""
-        snapshot = self._last_status if self._runtime is None else self._runtime.monitor.snapshot
-        return {model: statuses for model, statuses in snapshot.items() if name is None or model == name}
-
-    def models(self) -> tuple[str, ...]:
-        """Names of the configured and discovered models."""
-        return () if self._runtime is None else tuple(sorted(self._runtime.readiness()))
-
-    def readiness(self) -> dict[str, str | None]:
-        """For each configured model None when it has an available, warm version, else the reason it has not."""
-        if self._runtime is None:
-            return {model.name: "the registry has not been entered" for model in self._models}
-        return self._runtime.readiness()
-
-    def labels(self, name: str) -> dict[str, int]:
-        """Label → version of one model."""
-        return {} if self._runtime is None else dict(self._runtime.labels_of.get(name, {}))
-
-    def statistics(self) -> RegistryStatistics:
-        """What the registry does now."""
-        return self._here().statistics()

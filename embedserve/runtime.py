@@ -27,6 +27,7 @@ from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
 from embedserve.observer import Observers
+from embedserve.priority import Priority, PriorityName, priority_named
 from embedserve.request_log import RequestLogs
 from embedserve.request_log.records import predict_exchange
 from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State
@@ -205,6 +206,7 @@ class Runtime(HomeLoop):
         output_filter: Sequence[str] | None,
         timeout: float | None,
         cast: bool = True,
+        priority: PriorityName = "normal",
     ) -> dict[str, Array]:
         """Bind, run and return one request on a version, which is held meanwhile. The hot path."""
         signature = version.signatures.get(signature_name or "serving_default")
@@ -214,13 +216,14 @@ class Runtime(HomeLoop):
             signature.check_predict_method()
         bound = signature.bind(inputs, cast=cast)
         names = signature.pick(output_filter) if output_filter else None
+        level = Priority.NORMAL if priority == "normal" else priority_named(priority)
         predictor = version.predictor
         assert predictor is not None
         version.hold()
         try:
             if timeout is None and not self.observers:
-                return await predictor.submit(signature, bound, names)
-            return await self._observed(predictor, version, signature, bound, names, timeout)
+                return await predictor.submit(signature, bound, names, None, level)
+            return await self._observed(predictor, version, signature, bound, names, timeout, level)
         finally:
             version.release()
 
@@ -232,11 +235,13 @@ class Runtime(HomeLoop):
         bound: Mapping[str, Array],
         names: tuple[str, ...] | None,
         timeout: float | None,
+        level: Priority,
     ) -> dict[str, Array]:
         started = self.loop.time()
+        deadline = None if timeout is None else started + timeout
         error: Exception | None = None
         try:
-            return await predictor.submit(signature, bound, names, None if timeout is None else started + timeout)
+            return await predictor.submit(signature, bound, names, deadline, level)
         except asyncio.CancelledError:
             error = ServingError("the caller gave the request up", code=Code.CANCELLED)
             raise
@@ -254,9 +259,10 @@ class Runtime(HomeLoop):
         signature_name: str,
         output_filter: Sequence[str] | None,
         timeout: float | None,
+        priority: PriorityName,
     ) -> dict[str, Array]:
         """As `predict_on`, for a request that came in process, which no adapter logs."""
-        outputs = await self.predict_on(version, inputs, signature_name, output_filter, timeout)
+        outputs = await self.predict_on(version, inputs, signature_name, output_filter, timeout, priority=priority)
         log = self.request_logs.sampled(version.id.name) if self.request_logs else None
         if log is not None:
             signature = version.signatures[signature_name or "serving_default"]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
+from embedserve.priority import Priority
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -173,19 +175,23 @@ class Predictor(Protocol):
         inputs: Tensors,
         output_names: tuple[str, ...] | None = None,
         deadline: float | None = None,
+        priority: int = Priority.NORMAL,
     ) -> asyncio.Future[dict[str, Array]]:
         """Queue one bound request and return the future of its outputs; loop only, never blocks.
 
         Cancelling the future gives the request up: it is dropped before it costs a run, and a run whose requests have
-        all gone is cancelled. At `deadline` (a `loop.time()`) the future fails with DeadlineExceededError.
+        all gone is cancelled. At `deadline` (a `loop.time()`) the future fails with DeadlineExceededError, and with
+        QueueFullError when a request of higher `priority` takes its place in a full queue.
 
         Raises:
-            QueueFullError: The bounded queue is full.
+            QueueFullError: The bounded queue is full, and nothing of lower priority waits there.
             InvalidInputError: The request can never be batched (too many rows).
         """
 
-    def submit_call(self, call: SlotCall[T], deadline: float | None = None) -> asyncio.Future[T]:
-        """Queue one call for a run thread, unbatched; bound, cancellation and deadline as for `submit`.
+    def submit_call(
+        self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL
+    ) -> asyncio.Future[T]:
+        """Queue one call for a run thread, unbatched; bound, cancellation, deadline and priority as for `submit`.
 
         Raises:
             QueueFullError: The bounded queue is full.

@@ -14,6 +14,7 @@ import numpy as np
 
 from embedserve.errors import InvalidInputError, UnsupportedError
 from embedserve.observer import running_api
+from embedserve.priority import PriorityName
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import dtypes
@@ -78,6 +79,7 @@ async def classify(
     signature_name: str = DEFAULT_SIGNATURE,
     timeout: float | None = None,
     *,
+    priority: PriorityName = "normal",
     check_method_name: bool = False,
 ) -> Classifications:
     """Classify Examples; `context` is merged under each of them (an example's own features win).
@@ -89,7 +91,7 @@ async def classify(
     """
     signature = _signature(handle, signature_name)
     names = _classification_outputs(signature, check_method_name)
-    outputs = await _run(handle, signature, names, _feed(examples, context), timeout, "Classify")
+    outputs = await _run(handle, signature, names, _feed(examples, context), timeout, priority, "Classify")
     return _classifications(outputs, len(examples))
 
 
@@ -100,6 +102,7 @@ async def regress(
     signature_name: str = DEFAULT_SIGNATURE,
     timeout: float | None = None,
     *,
+    priority: PriorityName = "normal",
     check_method_name: bool = False,
 ) -> Array:
     """Regress Examples: float32 of shape `[examples]`; `context` as for `classify`.
@@ -109,7 +112,7 @@ async def regress(
     """
     signature = _signature(handle, signature_name)
     names = _regression_outputs(signature, check_method_name)
-    outputs = await _run(handle, signature, names, _feed(examples, context), timeout, "Regress")
+    outputs = await _run(handle, signature, names, _feed(examples, context), timeout, priority, "Regress")
     return _regressions(outputs, len(examples))
 
 
@@ -120,6 +123,7 @@ async def multi_inference(
     context: Example | None = None,
     timeout: float | None = None,
     *,
+    priority: PriorityName = "normal",
     check_method_name: bool = False,
 ) -> list[Classifications | Array]:
     """Evaluate several signatures on the same Examples, at the same time; one failing task fails them all.
@@ -136,7 +140,7 @@ async def multi_inference(
     try:
         async with asyncio.TaskGroup() as group:
             runs = [
-                group.create_task(_run(handle, signature, names, feed, timeout, "MultiInference"))
+                group.create_task(_run(handle, signature, names, feed, timeout, priority, "MultiInference"))
                 for _, signature, names in checked
             ]
     except ExceptionGroup as failures:
@@ -252,14 +256,24 @@ def _serialized(example: Example) -> bytes:
 
 
 async def _run(
-    handle: ModelHandle, signature: Signature, names: tuple[str, ...], feed: Array, timeout: float | None, api: str
+    handle: ModelHandle,
+    signature: Signature,
+    names: tuple[str, ...],
+    feed: Array,
+    timeout: float | None,
+    priority: PriorityName,
+    api: str,
 ) -> dict[str, Array]:
     # All outputs need no filter, and requests without one share batches with plain predictions.
     output_filter = None if len(names) == len(signature.outputs) else names
     token = running_api.set(api)
     try:
         return await handle.predict(
-            {INPUT: feed}, signature_name=signature.name, output_filter=output_filter, timeout=timeout
+            {INPUT: feed},
+            signature_name=signature.name,
+            output_filter=output_filter,
+            timeout=timeout,
+            priority=priority,
         )
     finally:
         running_api.reset(token)

@@ -51,9 +51,16 @@ class FakeHandle:
         signature_name: str,
         output_filter: Sequence[str] | None,
         timeout: float | None,
+        priority: str,
     ) -> dict[str, Array]:
         self.asked.append(
-            {"inputs": inputs, "signature_name": signature_name, "output_filter": output_filter, "timeout": timeout}
+            {
+                "inputs": inputs,
+                "signature_name": signature_name,
+                "output_filter": output_filter,
+                "timeout": timeout,
+                "priority": priority,
+            }
         )
         await asyncio.sleep(0)
         return dict(self.outputs(inputs) if callable(self.outputs) else self.outputs)
@@ -122,11 +129,12 @@ async def test_examples_are_fed_as_a_vector_of_bytes_with_the_context_in_front()
             return b"proto"
 
     h = handle(REGRESSOR, outputs={"outputs": floats([1, 2])})
-    await regress(h, [b"one", Example()], b"ctx+", timeout=2.5)
+    await regress(h, [b"one", Example()], b"ctx+", timeout=2.5, priority="low")
     (call,) = asked(h)
     assert call["inputs"]["inputs"].tolist() == [b"ctx+one", b"ctx+proto"]
     assert call["inputs"]["inputs"].dtype == object
     assert call["timeout"] == 2.5
+    assert call["priority"] == "low"
     assert call["output_filter"] is None
 
 

@@ -1,23 +1,28 @@
 """Which requests of one signature share a batch, and when a batch leaves: plain decisions over plain data.
 
-Driven by predictor.py on the loop, which passes the time in. Knows no clock, no thread, no model and no numpy:
-`Key` stands for everything that two requests must have in common. TF Serving: shared_batch_scheduler.h.
+Driven by batcher.py on the loop, which passes the time in. Knows no clock, no thread, no model and no numpy. A request
+of higher priority overtakes those of lower ones, and takes their place where the queue is full; of `TURNS` batches in a
+row one begins with whatever has waited longest. TF Serving: shared_batch_scheduler.h.
 """
 
 from __future__ import annotations
 
-import asyncio
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
+from embedserve.batching.batch import Batch, BatchTask, Cut, Key
 from embedserve.config import BatchingOptions
 from embedserve.errors import InvalidInputError, QueueFullError
-from embedserve.servable import Array, Tensors
+from embedserve.priority import OVERTAKEN, TURNS, Priority
 
-__all__ = ["Batch", "BatchQueue", "BatchTask", "Key", "Whole"]
+__all__ = ["SLACK", "BatchQueue"]
 
-Key: TypeAlias = tuple[Any, ...]
+# In the order of their turns. Every line has at least one batch, and every batch at least one task.
+_Lines: TypeAlias = dict[Key, deque[Batch]]
+
+FULL = "The batch scheduling queue to which this task was submitted is full"
 
 # A run that is usually shorter than this gains nothing from a second one beside it: they fight for the interpreter.
 # So while one runs, an open batch grows until it is full, the run ends, or the run has lasted this long.
@@ -30,65 +35,10 @@ SLACK = 0.0005
 SEARCH_INTERVAL = 0.01
 
 
-class Whole:
-    """A request that was cut into several tasks: their outputs by position, until none is missing."""
-
-    __slots__ = ("missing", "parts")
-
-    def __init__(self, pieces: int) -> None:
-        self.parts: list[Tensors] = [{}] * pieces
-        self.missing = pieces
-
-
-class BatchTask:
-    """One request in the queue, or one piece of a request that was cut; pieces share the request's future."""
-
-    __slots__ = ("deadline", "entered", "future", "inputs", "position", "rows", "whole")
-
-    def __init__(
-        self,
-        future: asyncio.Future[dict[str, Array]],
-        inputs: Tensors,
-        rows: int,
-        deadline: float | None = None,
-        entered: float = 0.0,
-    ) -> None:
-        self.future = future
-        self.inputs = inputs
-        self.rows = rows
-        self.deadline = deadline
-        self.entered = entered
-        self.whole: Whole | None = None
-        self.position = 0
-
-    def pieces(self, sizes: list[int], cut: Callable[[Tensors, int, int], Tensors]) -> Iterator[BatchTask]:
-        """This request as tasks of `sizes` rows."""
-        whole, end = Whole(len(sizes)), 0
-        for position, rows in enumerate(sizes):
-            start, end = end, end + rows
-            piece = BatchTask(self.future, cut(self.inputs, start, end), rows, self.deadline, self.entered)
-            piece.whole = whole
-            piece.position = position
-            yield piece
-
-
-class Batch:
-    """Tasks that run together. The last batch of its group is open: it still takes tasks."""
-
-    __slots__ = ("key", "opened_at", "reason", "rows", "tasks")
-
-    def __init__(self, key: Key, task: BatchTask, opened_at: float) -> None:
-        self.key = key
-        self.tasks = [task]
-        self.rows = task.rows
-        self.opened_at = opened_at
-        self.reason = ""
-
-
 class BatchQueue:
-    """The queue of one signature of one loaded version: a line of batches per key, served in turn."""
+    """The queue of one signature of one loaded version: for each priority a line of batches per key, served in turn."""
 
-    def __init__(self, options: BatchingOptions, cut: Callable[[Tensors, int, int], Tensors]) -> None:
+    def __init__(self, options: BatchingOptions, cut: Cut) -> None:
         self._cut = cut
         self._splits = options.enable_large_batch_splitting
         self._rejects = options.oversize == "reject"
@@ -96,8 +46,10 @@ class BatchQueue:
         self._limit = options.execution_size
         self._max_batches = options.max_enqueued_batches
         self._timeout = options.batch_timeout_micros / 1e6
-        # In the order of their turns. Every line has at least one batch, so there are at most `max_batches` lines.
-        self._lines: dict[Key, deque[Batch]] = {}
+        self._levels: Sequence[_Lines] = tuple({} for _ in Priority)
+        # Rows up to which an open batch takes more; none while evictions keep the queue over its bound.
+        self._joinable = self._limit
+        self._overtakes = 0
         self._reruns: deque[Batch] = deque()
         self._closing = False
         self._search_at = 0.0
@@ -106,6 +58,7 @@ class BatchQueue:
         self._typical = 0.0  # Seconds of a run, the fast ones counting most: slow ones may have waited for the GIL.
         self.batches = 0
         self.waiting = 0
+        self.evicted = 0
 
     def __repr__(self) -> str:
         return f"<BatchQueue {self.waiting} tasks in {self.batches} batches waiting, {self._running} running>"
@@ -122,98 +75,132 @@ class BatchQueue:
             return False
         return rows > 0
 
-    def put(self, key: Key, task: BatchTask, now: float) -> bool:
+    def put(self, key: Key, task: BatchTask, now: float, level: int = Priority.NORMAL) -> bool:
         """Queue an admitted request, cut into several tasks where splitting is on; whether a full batch waits.
 
         Raises:
-            QueueFullError: It fits in no open batch, and `max_enqueued_batches` are waiting.
+            QueueFullError: It fits in no open batch, `max_enqueued_batches` are waiting, and none of lower priority.
         """
-        line = self._lines.get(key)
+        line = self._levels[level].get(key)
         if line is not None:
             batch = line[-1]
             rows = batch.rows + task.rows
-            if rows <= self._limit:
+            if rows <= self._joinable:
                 batch.tasks.append(task)
                 batch.rows = rows
                 self.waiting += 1
                 return rows == self._limit
         if self._splits:
-            return self._put_pieces(key, task, now)
+            return self._put_pieces(key, task, now, level)
         if self.batches >= self._max_batches:
-            if not self._make_room(now):
+            if self._make_room(now):
+                return self.put(key, task, now, level)
+            if not self._evict(task.rows, level):
                 raise self._full()
-            return self.put(key, task, now)
-        return self._open(key, task, now)
+            return self._join_or_open(key, task, now, level)
+        return self._open(key, task, now, level)
 
-    def _open(self, key: Key, task: BatchTask, now: float) -> bool:
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = deque()
-        line.append(Batch(key, task, now))
-        self.batches += 1
+    def _join_or_open(self, key: Key, task: BatchTask, opened_at: float, level: int) -> bool:
+        line = self._levels[level].get(key)
+        if line is None or line[-1].rows + task.rows > self._limit:
+            return self._open(key, task, opened_at, level)
+        line[-1].tasks.append(task)
+        line[-1].rows += task.rows
         self.waiting += 1
+        return line[-1].rows == self._limit
+
+    def _open(self, key: Key, task: BatchTask, opened_at: float, level: int) -> bool:
+        lines = self._levels[level]
+        line = lines.get(key)
+        if line is None:
+            line = lines[key] = deque()
+        line.append(Batch(key, task, opened_at))
+        self.waiting += 1
+        self.batches += 1
+        if self.batches > self._max_batches:
+            self._joinable = 0
         return len(line) > 1 or task.rows == self._limit
 
-    def _put_pieces(self, key: Key, task: BatchTask, now: float) -> bool:
+    def _gone(self) -> None:
+        """A batch is no more in its line."""
+        self.batches -= 1
+        if self.batches <= self._max_batches:
+            self._joinable = self._limit
+
+    def _put_pieces(self, key: Key, task: BatchTask, now: float, level: int) -> bool:
         limit = self._limit
-        line = self._lines.get(key)
+        line = self._levels[level].get(key)
         # A line without an open batch may open one: as if it were there, empty and counted.
         opened, batches = (line[-1].rows, self.batches) if line else (0, self.batches + 1)
         room = limit - opened
         capacity = (self._max_batches - batches) * limit + room
         if task.rows > capacity:
-            if not self._make_room(now):
+            if self._make_room(now):
+                return self.put(key, task, now, level)
+            if not self._evict(task.rows - max(capacity, 0), level):
                 raise self._full(task.rows, max(capacity, 0), opened)
-            return self.put(key, task, now)
         if task.rows <= limit and not opened:
-            return self._open(key, task, now)
-        sizes = [room] if opened and room else []
+            return self._open(key, task, now, level)
+        sizes = [min(room, task.rows)] if opened and room else []
         rest = task.rows - sum(sizes)
         sizes += [limit] * (rest // limit) + ([rest % limit] if rest % limit else [])
         if len(sizes) == 1:
-            return self._open(key, task, now)
+            return self._join_or_open(key, task, now, level)
         pieces = task.pieces(sizes, self._cut)
-        if opened and room and line:
-            line[-1].tasks.append(next(pieces))
-            line[-1].rows = limit
-            self.waiting += 1
+        if opened and room:
+            self._join_or_open(key, next(pieces), now, level)
         for piece in pieces:
-            self._open(key, piece, now)
+            self._open(key, piece, now, level)
         return True
 
     def _full(self, rows: int = 0, capacity: int = 0, opened: int = 0) -> QueueFullError:
-        words = "The batch scheduling queue to which this task was submitted is full"
         batches, most = self.batches, self._max_batches
         if self._splits:
             return QueueFullError(
-                f"{words}; task size is {rows} but scheduling capacity is only {capacity} "
+                f"{FULL}; task size is {rows} but scheduling capacity is only {capacity} "
                 f"(num_enqueued_batches={batches}, max_enqueued_batches={most}, open_batch_size={opened}, "
                 f"max_execution_batch_size={self._limit})"
             )
-        return QueueFullError(f"{words}; currently {batches} batches enqueued and max_enqueued_batches is {most}")
+        return QueueFullError(f"{FULL}; currently {batches} batches enqueued and max_enqueued_batches is {most}")
 
     def _make_room(self, now: float) -> bool:
         """Drop tasks whose callers have left, and pack the rest anew; whether there were any."""
         if now < self._search_at:
             return False
         self._search_at = now + SEARCH_INTERVAL
-        before, lines = self.waiting, self._lines
-        self._lines, self.batches, self.waiting = {}, 0, len(self._reruns)
-        for key, line in lines.items():
-            for batch in line:
-                for task in batch.tasks:
-                    if not task.future.done():
-                        self._pack(key, task, batch.opened_at)
+        before, levels = self.waiting, self._levels
+        self._levels = tuple({} for _ in Priority)
+        self.batches, self.waiting, self._joinable = 0, len(self._reruns), self._limit
+        for level, lines in enumerate(levels):
+            for key, line in lines.items():
+                for batch in line:
+                    for task in batch.tasks:
+                        if not task.future.done():
+                            self._join_or_open(key, task, batch.opened_at, level)
         return self.waiting < before
 
-    def _pack(self, key: Key, task: BatchTask, opened_at: float) -> None:
-        line = self._lines.get(key)
-        if line is None or line[-1].rows + task.rows > self._limit:
-            self._open(key, task, opened_at)
-            return
-        line[-1].tasks.append(task)
-        line[-1].rows += task.rows
-        self.waiting += 1
+    def _evict(self, rows: int, level: int) -> bool:
+        """Refuse the newest tasks of the lowest priorities below `level`, as many as have `rows`, if there are such."""
+        below = self._levels[level + 1 :]
+        if sum(batch.rows for lines in below for line in lines.values() for batch in line) < rows:
+            return False
+        for lines in reversed(below):
+            while lines and rows > 0:
+                key, line = max(lines.items(), key=lambda item: item[1][-1].tasks[-1].entered)
+                batch = line[-1]
+                task = batch.tasks.pop()
+                batch.rows -= task.rows
+                rows -= task.rows
+                self.waiting -= 1
+                if not task.future.done():
+                    self.evicted += 1
+                    task.future.set_exception(QueueFullError(f"{FULL}; {OVERTAKEN}"))
+                if not batch.tasks:
+                    line.pop()
+                    self._gone()
+                if not line:
+                    del lines[key]
+        return True
 
     def rerun(self, key: Key, tasks: list[BatchTask]) -> None:
         """Queue each task of a failed batch again, alone and before all others; they were admitted once already."""
@@ -224,11 +211,13 @@ class BatchQueue:
         """When the next batch should leave (0 for at once), or None while nothing waits."""
         if self._reruns:
             return 0.0
-        if not self._lines:
-            return None
-        if len(self._lines) == 1:
-            return self._ready(next(iter(self._lines.values())))
-        return min(map(self._ready, self._lines.values()))
+        first: float | None = None
+        for lines in self._levels:
+            for line in lines.values():
+                at = self._ready(line)
+                if first is None or at < first:
+                    first = at
+        return first
 
     def _ready(self, line: deque[Batch]) -> float:
         batch = line[0]
@@ -240,7 +229,7 @@ class BatchQueue:
         return at
 
     def pop(self, now: float) -> Batch | None:
-        """Take the next batch that is ready, from the line whose turn it is; None if none is.
+        """Take the next batch that is ready, of the highest priority and from the line whose turn it is; None if none.
 
         The batch may hold tasks whose callers have left; the caller drops them, and says `started` if it runs the rest.
         """
@@ -249,17 +238,51 @@ class BatchQueue:
             batch.reason = "rerun"
             self.waiting -= 1
             return batch
-        for key, line in self._lines.items():
-            if self._ready(line) <= now + SLACK:
-                batch = line.popleft()
-                batch.reason = self._reason(batch, bool(line))
-                del self._lines[key]
-                if line:  # To the end of the turns.
-                    self._lines[key] = line
-                self.batches -= 1
-                self.waiting -= len(batch.tasks)
-                return batch
+        due = now + SLACK
+        for lines in self._levels if self._overtakes < TURNS - 1 else sorted(self._levels, key=_oldest):
+            for key, line in lines.items():
+                if self._ready(line) <= due:
+                    return self._take(lines, key, line)
         return None
+
+    def _take(self, lines: _Lines, key: Key, line: deque[Batch]) -> Batch:
+        batch = line.popleft()
+        self._gone()
+        del lines[key]
+        if line:  # To the end of the turns.
+            lines[key] = line
+        high, normal, low = self._levels
+        if high or low or lines is not normal:
+            overtaken = (low and lines is not low) or (normal and lines is high)
+            self._overtakes = self._overtakes + 1 if overtaken and self._overtakes < TURNS - 1 else 0
+            self._fill(batch, self._limit)
+        elif line and batch.rows < self._limit:  # It may have filled up another.
+            self._fill(batch, self._limit)
+        batch.reason = self._reason(batch, bool(line))
+        self.waiting -= len(batch.tasks)
+        return batch
+
+    def _fill(self, batch: Batch, limit: int) -> None:
+        """Give the room left in a batch to those who wait with the same key, the most urgent first."""
+        for lines in self._levels:
+            line = lines.get(batch.key)
+            while line:
+                front, count, rows = line[0], 0, batch.rows
+                for task in front.tasks:
+                    if rows + task.rows > limit:
+                        break
+                    rows += task.rows
+                    count += 1
+                front.rows -= rows - batch.rows
+                batch.rows = rows
+                batch.tasks += front.tasks[:count]
+                del front.tasks[:count]
+                if front.tasks:
+                    break
+                line.popleft()
+                self._gone()
+                if not line:
+                    del lines[batch.key]
 
     def _reason(self, batch: Batch, closed: bool) -> str:
         if closed or batch.rows >= self._limit:
@@ -290,6 +313,11 @@ class BatchQueue:
         """Every task that waits."""
         for batch in self._reruns:
             yield from batch.tasks
-        for line in self._lines.values():
-            for batch in line:
-                yield from batch.tasks
+        for lines in self._levels:
+            for line in lines.values():
+                for batch in line:
+                    yield from batch.tasks
+
+
+def _oldest(lines: _Lines) -> float:
+    return min((line[0].opened_at for line in lines.values()), default=math.inf)

@@ -1,7 +1,7 @@
 """Drives the queue of one signature: asks for a run thread when a batch is ready, and hands the answers out.
 
-The queue (batch_queue.py) decides, this module waits and calls; merging and splitting happen in the run thread.
-Nobody's failure, deadline or departure touches a batch mate. Loop only, but for the `call` methods.
+The queue (batch_queue.py) decides, this module waits and calls; what a run thread does is in batch_run.py. Nobody's
+failure, deadline or departure touches a batch mate. Loop only.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
-from embedserve.batching.batch_queue import SLACK, Batch, BatchQueue, BatchTask, Key
-from embedserve.batching.merge import MAX_PADDED_RANK, cut, join, merge, split, target_rows
+from embedserve.batching.batch import BatchTask, Key
+from embedserve.batching.batch_queue import SLACK, BatchQueue
+from embedserve.batching.batch_run import BatchRun, Join
+from embedserve.batching.merge import MAX_PADDED_RANK, cut, target_rows
 from embedserve.config import BatchingOptions
 from embedserve.errors import InvalidInputError, QueueFullError
 from embedserve.observer import Observers
@@ -29,87 +31,12 @@ from embedserve.predictor import (
     refusal,
     timed_out,
 )
-from embedserve.servable import Array, Cancellation, ServableId, Tensors
+from embedserve.priority import Priority
+from embedserve.servable import ServableId, Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool, Work
 
 __all__ = ["SignatureBatcher"]
-
-
-class _BatchRun:
-    """One batch, from the queue through a run thread to its tasks' answers."""
-
-    __slots__ = ("_owner", "cancellation", "key", "padding", "ran", "rows", "tasks", "timeout", "watched")
-
-    def __init__(self, owner: SignatureBatcher, batch: Batch, tasks: list[BatchTask], rows: int, padding: int) -> None:
-        self._owner = owner
-        self.key = batch.key
-        self.tasks = tasks
-        self.rows = rows
-        self.padding = padding
-        self.timeout: float | None = None
-        self.cancellation = Cancellation()
-        self.ran = False
-        self.watched = 0
-
-    def call(self) -> tuple[list[dict[str, Array]], float]:
-        """In a run thread: merge, run, split; the outputs of each task, and how long that took."""
-        began = perf_counter()
-        tasks, owner = self.tasks, self._owner
-        alone = len(tasks) == 1 and not self.padding
-        inputs = tasks[0].inputs if alone else merge([task.inputs for task in tasks], self.padding, ragged=owner.ragged)
-        outputs = owner.servable.run(
-            owner.signature.name,
-            inputs,
-            self.key[0],
-            cancellation=self.cancellation,
-            timeout=self.timeout,
-        )
-        self.ran = True
-        # An unmerged request is answered as it would be without batching: its outputs need no rows.
-        if alone and tasks[0].whole is None:
-            return [outputs], perf_counter() - began
-        pieces = split(outputs, [task.rows for task in tasks], self.rows + self.padding)
-        return pieces, perf_counter() - began
-
-    def done(self, result: Any, error: Exception | None) -> None:
-        """On the loop, when the thread is back."""
-        tasks, self.tasks = self.tasks, []  # No cycle through the traceback of an error, and nothing left to watch.
-        self._owner.ended(self, tasks, result, error)
-
-    def watch(self, _: Answer | None = None) -> None:
-        """Keep an eye on one task whose caller still waits; when none is left, stop the run."""
-        tasks = self.tasks
-        for i in range(self.watched, len(tasks)):
-            if not tasks[i].future.done():
-                self.watched = i
-                tasks[i].future.add_done_callback(self.watch)
-                return
-        if tasks:
-            self._owner.abandoned(self)
-
-
-class _Join:
-    """The outputs of a request that was cut, being put together in a run thread."""
-
-    __slots__ = ("_owner", "deadline", "future", "parts")
-
-    def __init__(self, owner: SignatureBatcher, future: Answer, deadline: float | None, parts: list[Tensors]) -> None:
-        self._owner = owner
-        self.future = future
-        self.deadline = deadline
-        self.parts = parts
-
-    def call(self) -> dict[str, Array]:
-        return join(self.parts)
-
-    def done(self, result: Any, error: Exception | None) -> None:
-        if not self.future.done():
-            if error is None:
-                self.future.set_result(result)
-            else:
-                self.future.set_exception(error)
-        self._owner.joined(self)
 
 
 class SignatureBatcher:
@@ -144,8 +71,8 @@ class SignatureBatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._claimed = False
         self._closed = False
-        self._running: set[_BatchRun | _Join] = set()
-        self._joins: deque[_Join] = deque()
+        self._running: set[BatchRun | Join] = set()
+        self._joins: deque[Join] = deque()
         self._idle = asyncio.Event()
         self._deadlines = DeadlineTimer(loop, self._pending)
         self._runs = self._requests = self._rows = self._padding_rows = 0
@@ -154,7 +81,13 @@ class SignatureBatcher:
     def __repr__(self) -> str:
         return f"<{self.signature.name}: {self._queue.waiting} waiting, {len(self._running)} running>"
 
-    def submit(self, inputs: Tensors, output_names: tuple[str, ...] | None, deadline: float | None) -> Answer:
+    def submit(
+        self,
+        inputs: Tensors,
+        output_names: tuple[str, ...] | None = None,
+        deadline: float | None = None,
+        priority: int = Priority.NORMAL,
+    ) -> Answer:
         """As `Predictor.submit`. The hot path: one future and one task per request, a slot per batch."""
         if self._closed:
             raise refusal(self._id)
@@ -163,12 +96,12 @@ class SignatureBatcher:
         else:
             rows, key = self._measure(inputs, output_names)
         if rows == 0 or (rows > self._max_rows and not self._queue.admits(rows)):
-            return self._direct.submit(self.signature, inputs, output_names, deadline)
+            return self._direct.submit(self.signature, inputs, output_names, deadline, priority)
         future = self._create_future()
         now = self._now()
         task = BatchTask(future, inputs, rows, deadline, perf_counter())
         try:
-            full = self._queue.put(key, task, now)
+            full = self._queue.put(key, task, now, priority)
         except QueueFullError:
             self._refused += 1
             raise
@@ -253,7 +186,7 @@ class SignatureBatcher:
             return None
         rows = batch.rows if tasks is batch.tasks else sum(task.rows for task in tasks)
         padding = target_rows(rows, self._allowed) - rows if self._allowed else 0
-        run = _BatchRun(self, batch, tasks, rows, padding)
+        run = BatchRun(self, batch, tasks, rows, padding)
         run.timeout = _longest(tasks, now)
         self._queue.started(now)
         self._running.add(run)
@@ -286,7 +219,7 @@ class SignatureBatcher:
         for task in tasks:
             self._observers.queue_wait(id, name, now - task.entered)
 
-    def ended(self, run: _BatchRun, tasks: list[BatchTask], result: Any, error: Exception | None) -> None:
+    def ended(self, run: BatchRun, tasks: list[BatchTask], result: Any, error: Exception | None) -> None:
         """The thread that ran a batch is back."""
         self._over(run)
         if error is None:
@@ -304,7 +237,7 @@ class SignatureBatcher:
         if self._queue.waiting or self._joins:
             self._look(self._now())
 
-    def _over(self, run: _BatchRun | _Join) -> None:
+    def _over(self, run: BatchRun | Join) -> None:
         self._running.discard(run)
         if not self._running:
             self._idle.set()
@@ -315,13 +248,13 @@ class SignatureBatcher:
         whole.parts[task.position] = outputs
         whole.missing -= 1
         if not whole.missing:
-            self._joins.append(_Join(self, task.future, task.deadline, whole.parts))
+            self._joins.append(Join(self, task.future, task.deadline, whole.parts))
 
-    def joined(self, join: _Join) -> None:
+    def joined(self, join: Join) -> None:
         """The thread that put a cut request's outputs together is back."""
         self._over(join)
 
-    def _fail(self, run: _BatchRun, tasks: list[BatchTask], error: Exception) -> None:
+    def _fail(self, run: BatchRun, tasks: list[BatchTask], error: Exception) -> None:
         live = [task for task in tasks if not task.future.done()]
         if timed_out(error, run.timeout):
             error = expired()
@@ -334,7 +267,7 @@ class SignatureBatcher:
             if not task.future.done():  # Pieces of one request share a future.
                 task.future.set_exception(_copy(error) if i else error)
 
-    def abandoned(self, run: _BatchRun) -> None:
+    def abandoned(self, run: BatchRun) -> None:
         """Nobody waits for any task of a running batch; stop it. Its slot is free when the thread is back."""
         self._cancelled += 1
         run.cancellation.cancel()
@@ -348,17 +281,17 @@ class SignatureBatcher:
             requests=self._requests,
             rows=self._rows,
             padding_rows=self._padding_rows,
-            refused=self._refused,
+            refused=self._refused + self._queue.evicted,
             dropped=self._dropped,
             cancelled=self._cancelled,
             rerun=self._rerun,
         )
 
-    def _pending(self) -> Iterator[BatchTask | _Join]:
+    def _pending(self) -> Iterator[BatchTask | Join]:
         yield from self._queue.tasks()
         yield from self._joins
         for run in self._running:
-            if isinstance(run, _BatchRun):
+            if isinstance(run, BatchRun):
                 yield from run.tasks
             else:
                 yield run

@@ -13,6 +13,7 @@ from embedserve.batching.batcher import SignatureBatcher
 from embedserve.config import Batching, BatchingOptions
 from embedserve.observer import Observers
 from embedserve.predictor import Answer, DirectPredictor, PredictorStatistics
+from embedserve.priority import Priority
 from embedserve.servable import Predictor, Servable, ServableId, SlotCall, Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool
@@ -82,16 +83,19 @@ class BatchingPredictor:
         inputs: Tensors,
         output_names: tuple[str, ...] | None = None,
         deadline: float | None = None,
+        priority: int = Priority.NORMAL,
     ) -> Answer:
         """As `Predictor.submit`."""
         batcher = self._batchers.get(signature.name)
         if batcher is None:
-            return self._direct.submit(signature, inputs, output_names, deadline)
-        return batcher.submit(inputs, output_names, deadline)
+            return self._direct.submit(signature, inputs, output_names, deadline, priority)
+        return batcher.submit(inputs, output_names, deadline, priority)
 
-    def submit_call(self, call: SlotCall[T], deadline: float | None = None) -> asyncio.Future[T]:
+    def submit_call(
+        self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL
+    ) -> asyncio.Future[T]:
         """As `Predictor.submit_call`."""
-        return self._direct.submit_call(call, deadline)
+        return self._direct.submit_call(call, deadline, priority)
 
     def statistics(self) -> PredictorStatistics:
         """Counts so far, and what waits and runs now, over all signatures."""

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, UnsupportedError
 from embedserve.grpc.errors import StatusError, status_of
+from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "one_of",
     "parse",
     "paths",
+    "priority_of",
     "streaming",
     "unary",
 ]
@@ -187,6 +189,18 @@ def _log(kind: Kind, request: bytes, handle: ModelHandle, signature_name: str, r
         size = len(request) + len(response)
         log.add(Exchange(kind, handle.name, handle.version, signature_name, request, response, size))
     return response
+
+
+def priority_of(context: Context) -> PriorityName:
+    """The priority that the client asks for in its metadata.
+
+    Raises:
+        InvalidInputError: There is no such priority.
+    """
+    for key, value in context.invocation_metadata() or ():
+        if key == PRIORITY_KEY:
+            return sent_priority(value)
+    return "normal"
 
 
 def parse(request_type: Any, body: bytes) -> Any:

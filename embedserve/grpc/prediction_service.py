@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
 )
 
 from embedserve.errors import InvalidInputError, InvalidModelSpecError
-from embedserve.grpc.calls import LARGE, Handler, Log, Methods, acquire, acquire_spec, paths, unary
+from embedserve.grpc.calls import LARGE, Handler, Log, Methods, acquire, acquire_spec, paths, priority_of, unary
 from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -123,6 +123,7 @@ async def _predict(
                 signature_name=signature.name,
                 output_filter=tuple(request.output_filter) or None,
                 timeout=context.time_remaining(),
+                priority=priority_of(context),
                 cast=False,
             )
         encode = partial(_predict_response, handle, signature, outputs, tensor_content)
@@ -183,7 +184,11 @@ async def _classify(registry: ModelRegistry, request: Any, context: Any, large: 
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples, shared = await _read_examples(registry, request, large)
         classified = await handle.classify(
-            examples, context=shared, signature_name=name, timeout=context.time_remaining()
+            examples,
+            context=shared,
+            signature_name=name,
+            timeout=context.time_remaining(),
+            priority=priority_of(context),
         )
 
         def encode() -> bytes:
@@ -201,7 +206,13 @@ async def _regress(registry: ModelRegistry, request: Any, context: Any, large: b
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples, shared = await _read_examples(registry, request, large)
-        values = await handle.regress(examples, context=shared, signature_name=name, timeout=context.time_remaining())
+        values = await handle.regress(
+            examples,
+            context=shared,
+            signature_name=name,
+            timeout=context.time_remaining(),
+            priority=priority_of(context),
+        )
 
         def encode() -> bytes:
             response = regression_pb2.RegressionResponse()
@@ -223,7 +234,9 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
             InferenceTask(task.model_spec.signature_name or DEFAULT_SIGNATURE, task.method_name, task.model_spec.name)
             for task in request.tasks
         ]
-        results = await handle.multi_inference(tasks, examples, context=shared, timeout=context.time_remaining())
+        results = await handle.multi_inference(
+            tasks, examples, context=shared, timeout=context.time_remaining(), priority=priority_of(context)
+        )
         registry.observers.examples_counted(handle.name, len(examples))
 
         def encode() -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tensorflow_serving.apis import session_service_pb2
 
 from embedserve.errors import InvalidInputError
-from embedserve.grpc.calls import LARGE, Log, Methods, acquire, paths, unary
+from embedserve.grpc.calls import LARGE, Log, Methods, acquire, paths, priority_of, unary
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import dtypes, proto
@@ -42,7 +42,13 @@ async def _session_run(
     with acquire(registry, request) as handle:
         read = partial(_read, handle, request)
         feeds, tensors = await registry.run_in_thread(read) if large else read()
-        arrays = await handle.run_graph(feeds, tensors, tuple(request.target), timeout=_timeout(request, context))
+        arrays = await handle.run_graph(
+            feeds,
+            tensors,
+            tuple(request.target),
+            timeout=_timeout(request, context),
+            priority=priority_of(context),
+        )
         encode = partial(_response, handle, request.fetch, arrays, tensor_content)
         large = sum(array.nbytes for array in arrays) > LARGE
         answer = await registry.run_in_thread(encode) if large else encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -16,6 +17,7 @@ from embedserve.asgi.calls import Calls, Receive, Scope, Send
 from embedserve.asgi.hosting import check_usable, run_lifespan
 from embedserve.errors import Code, InvalidInputError, ServingError
 from embedserve.inflight import Reservation
+from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers, health
 from embedserve.rest.body import read_body
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
@@ -33,6 +35,8 @@ __all__ = ["DEFAULT_METRICS_PATH", "RestApp", "create_app", "routes"]
 logger = logging.getLogger("embedserve.rest")
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
+
+_PRIORITY_HEADER = PRIORITY_KEY.encode()
 
 _CORS = (
     (b"access-control-allow-origin", b"*"),
@@ -227,6 +231,7 @@ class RestApp:
 
     async def _post(self, scope: Scope, receive: Receive, found: Route) -> bytes:
         registry = self._registry
+        priority = _priority(scope["headers"])
         with Reservation(registry.inflight) as held:
             body = await read_body(
                 scope["headers"],
@@ -236,11 +241,18 @@ class RestApp:
                 run_in_thread=registry.run_in_thread,
             )
             with self._calls.enter(receive):
-                return await handlers.post(registry, found, body, self._timeout)
+                return await handlers.post(registry, found, body, self._timeout, priority)
 
 
 def _is_rest(target: str) -> bool:
     return target[:4].lower() == "/v1/"
+
+
+def _priority(headers: Iterable[tuple[bytes, bytes]]) -> PriorityName:
+    for name, value in headers:
+        if name == _PRIORITY_HEADER:
+            return sent_priority(value)
+    return "normal"
 
 
 def _preflight(scope: Scope) -> Response:

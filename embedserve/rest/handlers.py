@@ -17,6 +17,7 @@ from embedserve.signature import DEFAULT_SIGNATURE
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
+    from embedserve.priority import PriorityName
     from embedserve.registry import ModelRegistry
     from embedserve.servable import Tensors
 
@@ -31,14 +32,16 @@ _STRING_COST = 64
 _MANY_RESULTS = 500
 
 
-async def post(registry: ModelRegistry, route: Route, body: bytes, timeout: float | None) -> bytes:
+async def post(
+    registry: ModelRegistry, route: Route, body: bytes, timeout: float | None, priority: PriorityName = "normal"
+) -> bytes:
     """Answer `:predict`, `:classify` or `:regress` under one handle.
 
     The body is parsed before the model is looked up, so malformed JSON for an unknown model is malformed JSON.
     """
     if route.action == "predict":
-        return await _predict(registry, route, body, timeout)
-    return await _run_examples(registry, route, body, timeout)
+        return await _predict(registry, route, body, timeout, priority)
+    return await _run_examples(registry, route, body, timeout, priority)
 
 
 async def get(registry: ModelRegistry, route: Route) -> bytes:
@@ -55,7 +58,9 @@ def _acquire(registry: ModelRegistry, route: Route) -> ModelHandle:
     return registry.acquire_now(route.name, version=route.version, label=route.label)
 
 
-async def _predict(registry: ModelRegistry, route: Route, body: bytes, timeout: float | None) -> bytes:
+async def _predict(
+    registry: ModelRegistry, route: Route, body: bytes, timeout: float | None, priority: PriorityName
+) -> bytes:
     large = len(body) > _LARGE_BODY
 
     async def run(call: Callable[..., T], *args: Any) -> T:
@@ -71,7 +76,7 @@ async def _predict(registry: ModelRegistry, route: Route, body: bytes, timeout: 
                 f'Serving signature name: "{name}" not found in signature def. Available signatures: {known}'
             )
         inputs, row_format = await run(request.decode, signature) if large else request.decode(signature)
-        outputs = await handle.predict(inputs, signature_name=name, timeout=timeout)
+        outputs = await handle.predict(inputs, signature_name=name, timeout=timeout, priority=priority)
         large = _cost(outputs) > _LARGE_OUTPUTS
         encode = payload.encode_predict
         answer = await run(encode, outputs, signature, row_format) if large else encode(outputs, signature, row_format)
@@ -85,14 +90,20 @@ def _cost(outputs: Tensors) -> int:
     return sum(array.size * _STRING_COST if array.dtype.hasobject else array.nbytes for array in outputs.values())
 
 
-async def _run_examples(registry: ModelRegistry, route: Route, body: bytes, timeout: float | None) -> bytes:
+async def _run_examples(
+    registry: ModelRegistry, route: Route, body: bytes, timeout: float | None, priority: PriorityName
+) -> bytes:
     large = len(body) > _LARGE_BODY
     request = await registry.run_in_thread(payload.parse_examples, body) if large else payload.parse_examples(body)
     with _acquire(registry, route) as handle:
         call = handle.classify if route.action == "classify" else handle.regress
         encode: Callable[..., bytes] = payload.encode_classify if route.action == "classify" else payload.encode_regress
         result = await call(
-            request.examples, context=request.context, signature_name=request.signature_name, timeout=timeout
+            request.examples,
+            context=request.context,
+            signature_name=request.signature_name,
+            timeout=timeout,
+            priority=priority,
         )
         many = len(result) > _MANY_RESULTS
         answer = await registry.run_in_thread(encode, result) if many else encode(result)

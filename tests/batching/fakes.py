@@ -16,6 +16,7 @@ from embedserve.config import Batching, BatchingOptions
 from embedserve.errors import Code, InferenceError
 from embedserve.observer import Observer, Observers
 from embedserve.predictor import DirectPredictor
+from embedserve.priority import Priority
 from embedserve.servable import Array, Cancellation, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.tensors.dtypes import by_name
@@ -127,12 +128,13 @@ class Rig:
         timeout: float | None = None,
         output_names: tuple[str, ...] | None = None,
         name: str = "serving_default",
+        priority: int = Priority.NORMAL,
         **inputs: Any,
     ) -> asyncio.Future[dict[str, Array]]:
         """`submit(1, 2)` is one request with two rows; keywords are arrays by input name."""
         arrays = {key: np.asarray(value) for key, value in inputs.items()} or {"x": np.array(values, np.int64)}
         deadline = None if timeout is None else self.pool.loop.time() + timeout
-        return self.predictor.submit(self.servable.signatures[name], arrays, output_names, deadline)
+        return self.predictor.submit(self.servable.signatures[name], arrays, output_names, deadline, priority)
 
     async def began(self, runs: int = 1) -> None:
         """Wait until so many (more) runs are in their threads."""

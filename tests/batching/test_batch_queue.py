@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedserve.batching.batch_queue import PATIENCE, SEARCH_INTERVAL, BatchQueue, BatchTask
+from embedserve.batching.batch import BatchTask
+from embedserve.batching.batch_queue import PATIENCE, SEARCH_INTERVAL, BatchQueue
 from embedserve.batching.merge import cut
 from embedserve.config import BatchingOptions
 from embedserve.errors import Code, InvalidInputError, QueueFullError
+from embedserve.priority import OVERTAKEN, TURNS, Priority
 
+HIGH, NORMAL, LOW = Priority
 A, B, C = ("a",), ("b",), ("c",)
 
 
@@ -35,11 +38,11 @@ class Line:
         self._next = 0
         self.queue = BatchQueue(BatchingOptions(**options), cut)
 
-    def put(self, rows: int, key: tuple[str, ...] = A, now: float = 0.0) -> BatchTask:
+    def put(self, rows: int, key: tuple[str, ...] = A, now: float = 0.0, level: int = Priority.NORMAL) -> BatchTask:
         inputs = {"x": np.arange(self._next, self._next + rows)}
         self._next += rows
-        task = BatchTask(self._loop.create_future(), inputs, rows)
-        self.full = self.queue.put(key, task, now)
+        task = BatchTask(self._loop.create_future(), inputs, rows, entered=float(self._next))
+        self.full = self.queue.put(key, task, now, level)
         return task
 
     def pop(self, now: float = 0.0) -> tuple[str, list[int], str] | None:
@@ -317,14 +320,127 @@ def test_room_is_made_for_a_request_that_is_cut(loop: asyncio.AbstractEventLoop)
     assert line.pop_all() == [[2, 2], [3]]
 
 
+# Priorities. A task is told by its rows.
+
+
+def refused(*tasks: BatchTask) -> list[bool]:
+    return [task.future.done() and OVERTAKEN in str(task.future.exception()) for task in tasks]
+
+
+def test_a_batch_begins_with_the_highest_priority_and_is_filled_up_with_the_next(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    line = Line(loop, max_batch_size=8)
+    for rows, level in ((5, LOW), (4, NORMAL), (3, NORMAL), (2, HIGH), (1, HIGH)):
+        line.put(rows, level=level)
+    assert line.queue.batches == 3
+    assert line.pop() == ("a", [2, 1, 4], "slot")
+    assert line.pop() == ("a", [3, 5], "full")
+    assert (line.queue.waiting, line.queue.batches, line.queue.ready_at()) == (0, 0, None)
+
+
+def test_a_batch_is_filled_up_from_several_batches_of_the_next_priority(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, max_batch_size=4)
+    for rows in (3, 2, 2, 1):
+        line.put(rows)
+    line.pop()
+    line.put(1, level=HIGH)
+    line.put(1)
+    assert (line.queue.waiting, line.queue.batches) == (5, 3)
+    assert [line.pop() for _ in range(3)] == [("a", [1, 2], "slot"), ("a", [2, 1, 1], "full"), None]
+    assert (line.queue.waiting, line.queue.batches) == (0, 0)
+
+
+def test_priorities_of_different_keys_do_not_meet(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, max_batch_size=8)
+    line.put(1, A, level=LOW)
+    line.put(2, B, level=NORMAL)
+    line.put(3, C, level=HIGH)
+    assert [line.pop() for _ in range(3)] == [("c", [3], "slot"), ("b", [2], "slot"), ("a", [1], "slot")]
+
+
+def test_of_eight_batches_in_a_row_one_begins_with_who_has_waited_longest(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, max_batch_size=2)
+    line.put(1, B, now=1.0, level=LOW)
+    line.put(1, C, now=2.0)
+    for i in range(20):
+        line.put(2, A, now=3.0 + i, level=HIGH)
+    keys = [line.pop()[0] for _ in range(22)]  # type: ignore[index]
+    assert keys.index("b") == TURNS - 1
+    assert keys.index("c") == 2 * TURNS - 1
+
+
+def test_a_full_queue_evicts_the_newest_of_the_lowest_priority_and_no_more_than_needed(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    line = Line(loop, max_batch_size=4, max_enqueued_batches=3)
+    low = [line.put(1, level=LOW) for _ in range(4)]
+    other = [line.put(2, B, level=LOW) for _ in range(2)]
+    normal = [line.put(1) for _ in range(4)]
+    with pytest.raises(QueueFullError):
+        line.put(1, level=LOW)
+    high = line.put(1, level=HIGH)
+    assert refused(*low, *other, *normal) == [False] * 5 + [True] + [False] * 4
+    line.put(3, level=HIGH)  # There is room in the batch that was opened for `high`, and none in the queue.
+    assert refused(*low, *other) == [False] * 3 + [True] * 3
+    with pytest.raises(QueueFullError):
+        line.put(4)
+    line.put(3)
+    assert refused(*low, *other) == [True] * 6
+    assert line.queue.evicted == 6
+    line.put(1)
+    with pytest.raises(QueueFullError):
+        line.put(1)
+    assert not any(refused(high, *normal))
+    assert line.queue.waiting == 8
+    assert line.pop_all() == [[1, 3], [1, 1, 1, 1], [3, 1]]
+
+
+def test_evictions_keep_the_rows_that_wait_within_the_bound(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, max_batch_size=4, max_enqueued_batches=3)
+    tasks = [line.put(1) for _ in range(12)]
+    high = [line.put(1, level=HIGH) for _ in range(12)]
+    assert all(refused(*tasks))
+    with pytest.raises(QueueFullError):
+        line.put(1, level=HIGH)
+    assert not any(refused(*high))
+    assert (line.queue.waiting, line.queue.batches) == (12, 3)
+    line.pop()
+    line.put(1, level=LOW)
+    assert (line.queue.waiting, line.queue.batches) == (9, 3)
+
+
+def test_whoever_left_makes_room_before_anyone_is_evicted(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, max_batch_size=2, max_enqueued_batches=2)
+    tasks = [line.put(2), line.put(2, level=LOW)]
+    tasks[0].future.cancel()
+    line.put(2, level=HIGH, now=1.0)
+    assert not tasks[1].future.done()
+    assert line.pop_all() == [[2], [2]]
+
+
+def test_a_request_that_is_cut_evicts_what_it_needs(loop: asyncio.AbstractEventLoop) -> None:
+    line = splitting(loop, max_enqueued_batches=3)
+    low = [line.put(2, level=LOW) for _ in range(6)]
+    line.put(5, level=HIGH)
+    assert refused(*low) == [False, False, False, True, True, True]
+    with pytest.raises(QueueFullError, match="scheduling capacity is only"):
+        line.put(9)
+    cut_request = line.put(6, level=HIGH)
+    assert not any(refused(cut_request))
+    assert all(refused(*low))
+    assert line.pop_all() == [[4], [1, 3], [3]]
+
+
 @given(
     sizes=st.lists(st.integers(1, 10), max_size=30),
     keys=st.lists(st.sampled_from([A, B, C]), min_size=30, max_size=30),
     pops=st.lists(st.booleans(), min_size=30, max_size=30),
     splits=st.booleans(),
+    levels=st.one_of(st.none(), st.lists(st.sampled_from(Priority), min_size=30, max_size=30)),
 )
 def test_every_row_leaves_once_in_order_and_no_batch_is_too_large(
-    sizes: list[int], keys: list[tuple[str]], pops: list[bool], splits: bool
+    sizes: list[int], keys: list[tuple[str]], pops: list[bool], splits: bool, levels: list[Priority] | None
 ) -> None:
     loop = asyncio.new_event_loop()
     line = splitting(loop) if splits else Line(loop, max_batch_size=10)
@@ -340,13 +456,15 @@ def test_every_row_leaves_once_in_order_and_no_batch_is_too_large(
             seen.setdefault(batch.key, []).extend(task.inputs["x"].tolist())
         return True
 
-    for size, key, popping in zip(sizes, keys, pops, strict=False):
-        task = line.put(size, key)
+    for i, (size, key, popping) in enumerate(zip(sizes, keys, pops, strict=False)):
+        task = line.put(size, key, level=levels[i] if levels else NORMAL)
         expected.setdefault(key, []).extend(task.inputs["x"].tolist())
         if popping:
             pop()
     while pop():
         pass
+    if levels:  # Order is kept within a priority only.
+        seen = {key: sorted(rows) for key, rows in seen.items()}
     assert seen == expected
     assert (line.queue.waiting, line.queue.batches, line.queue.ready_at()) == (0, 0, None)
     loop.close()

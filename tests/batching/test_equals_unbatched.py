@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from embedserve.config import BatchingOptions
 from embedserve.errors import DeadlineExceededError, InferenceError, InvalidInputError, QueueFullError
+from embedserve.priority import Priority
 from embedserve.servable import Array, Tensors
 from tests.batching.fakes import FakeServable, rig, signature
 
@@ -36,6 +37,7 @@ class Ask:
         timeout: Seconds; None for no deadline.
         pause: Turns of the loop before the next request comes.
         filtered: Asks for one output only.
+        priority: May take the place of another where the queue is full.
     """
 
     rows: int
@@ -45,6 +47,7 @@ class Ask:
     timeout: float | None
     pause: int
     filtered: bool
+    priority: Priority
 
     def inputs(self, number: int) -> dict[str, Array]:
         x = np.full((self.rows, self.width), number * 100) + np.arange(self.width)
@@ -65,6 +68,7 @@ asks = st.lists(
         timeout=st.sampled_from([None] * 4 + [-1.0, 0.0, 0.0005, 30.0]),
         pause=st.integers(0, 3),
         filtered=st.sampled_from([False, False, True]),
+        priority=st.sampled_from([Priority.NORMAL, *Priority]),
     ),
     min_size=1,
     max_size=40,
@@ -90,7 +94,7 @@ async def play(asks: list[Ask], options: BatchingOptions, threads: int) -> None:
             inputs = ask.inputs(number)
             deadline = None if ask.timeout is None else r.pool.loop.time() + ask.timeout
             try:
-                future = r.predictor.submit(specs, inputs, ("y",) if ask.filtered else None, deadline)
+                future = r.predictor.submit(specs, inputs, ("y",) if ask.filtered else None, deadline, ask.priority)
             except QueueFullError:
                 assert options.max_enqueued_batches < 64
                 return
@@ -109,6 +113,9 @@ async def play(asks: list[Ask], options: BatchingOptions, threads: int) -> None:
             except DeadlineExceededError:
                 assert ask.timeout is not None
                 assert ask.timeout < 1
+            except QueueFullError:
+                assert ask.priority is not Priority.HIGH
+                assert options.max_enqueued_batches < 64
             except InferenceError:
                 assert ask.guilty
                 assert inputs["x"].size

@@ -1,0 +1,89 @@
+"""What a registry shows of itself, readable from any thread: state, models, versions, labels, statistics.
+
+The half of `ModelRegistry` that changes nothing; its snapshots are of the entry that is on, or of the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from embedserve.config import ModelConfig
+from embedserve.errors import NotReadyError
+from embedserve.inflight import InflightBytes
+from embedserve.lifecycle.monitor import VersionStatus
+from embedserve.runtime import RegistryStatistics, Runtime
+
+__all__ = ["RegistryView"]
+
+
+class RegistryView:
+    """The base of `ModelRegistry`."""
+
+    def __init__(self, root: Path | None, models: Sequence[ModelConfig]) -> None:
+        self._root = root
+        self._models = tuple(models)
+        self._runtime: Runtime | None = None
+        self._entering = False
+        self._last_status: Mapping[str, tuple[VersionStatus, ...]] = {}
+
+    def __repr__(self) -> str:
+        what = repr(str(self._root)) if self._root is not None else f"models={[model.name for model in self._models]}"
+        runtime = self._runtime
+        if runtime is None:
+            return f"<ModelRegistry {what}, {'starting' if self._entering else 'not entered'}>"
+        serving = ", ".join(runtime.monitor.available()) or "nothing"
+        return f"<ModelRegistry {what}, {'draining' if runtime.draining else 'serving'} {serving}>"
+
+    @property
+    def started(self) -> bool:
+        """Whether the registry has been entered and not been left."""
+        return self._runtime is not None
+
+    @property
+    def draining(self) -> bool:
+        """Whether shutdown has begun: readiness is down, requests are still answered."""
+        return self._runtime is not None and self._runtime.draining
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that owns the registry; None before entry and after leaving."""
+        return None if self._runtime is None else self._runtime.loop
+
+    def _here(self) -> Runtime:
+        runtime = self._runtime
+        if runtime is None:
+            raise NotReadyError(
+                "the registry has not been entered: use `async with registry`, `with registry`, or give the host app "
+                "`lifespan=registry.lifespan`"
+            )
+        return runtime
+
+    @property
+    def inflight(self) -> InflightBytes:
+        """The bound on request bytes that adapters hold; loop only."""
+        return self._here().inflight
+
+    def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
+        """Every version ever known in this entry, by model, versions descending; of one model if named."""
+        snapshot = self._last_status if self._runtime is None else self._runtime.monitor.snapshot
+        return {model: statuses for model, statuses in snapshot.items() if name is None or model == name}
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the configured and discovered models."""
+        return () if self._runtime is None else tuple(sorted(self._runtime.readiness()))
+
+    def readiness(self) -> dict[str, str | None]:
+        """For each configured model None when it has an available, warm version, else the reason it has not."""
+        if self._runtime is None:
+            return {model.name: "the registry has not been entered" for model in self._models}
+        return self._runtime.readiness()
+
+    def labels(self, name: str) -> dict[str, int]:
+        """Label → version of one model."""
+        return {} if self._runtime is None else dict(self._runtime.labels_of.get(name, {}))
+
+    def statistics(self) -> RegistryStatistics:
+        """What the registry does now."""
+        return self._here().statistics()
