@@ -13,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.models import Spec, Tiny, save
+from benchmarks.models import Mlp, Tiny, export_mobilenet, save
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.saved_model.loader import SavedModelLoader
 from embedserve.saved_model.tensorflow_private import PublicFunctionCall
@@ -26,29 +26,6 @@ from embedserve.servable import Array, ServableId
 
 SIGNATURE = "serving_default"
 ROUNDS = 5
-
-
-class Dense(tf.Module):
-    """784 → 512 → 10, as in every MNIST tutorial."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = tf.Variable(tf.random.stateless_normal([784, 512], [1, 2]) / 28)
-        self.out = tf.Variable(tf.random.stateless_normal([512, 10], [3, 4]) / 22)
-
-    @tf.function(input_signature=[Spec([None, 784], tf.float32, name="x")])
-    def serve(self, x: Any) -> dict[str, Any]:
-        return {"y": tf.nn.softmax(tf.nn.relu(x @ self.hidden) @ self.out)}
-
-
-def export_mobilenet(version_directory: Path) -> None:
-    """By `Model.export`: what `tf.saved_model.save` writes of a Keras 3 model runs in no session."""
-    import keras
-
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((224, 224, 3), name="image")
-    model = keras.applications.MobileNet(weights=None, input_tensor=inputs)
-    model.export(str(version_directory), verbose=False)
 
 
 def microseconds(call: Callable[[], object], seconds: float) -> float:
@@ -90,16 +67,17 @@ def by_servable(path: Path, inputs: dict[str, Array], kind: Literal["function", 
 
 def main(seconds: float) -> None:
     random = np.random.default_rng(1)
+    images = random.random((1, 224, 224, 3), np.float32)
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         save(Tiny(1), root / "tiny" / "1")
-        save(Dense(), root / "dense" / "1")
-        export_mobilenet(root / "mobilenet" / "1")
+        save(Mlp(), root / "dense" / "1")
+        export_mobilenet(images, root / "mobilenet" / "1")
         cases: list[tuple[str, str, dict[str, Array]]] = [
             ("tiny, 1 row", "tiny", {"x": random.random((1, 4), np.float32)}),
             ("dense, 1 row", "dense", {"x": random.random((1, 784), np.float32)}),
             ("dense, 64 rows", "dense", {"x": random.random((64, 784), np.float32)}),
-            ("mobilenet, 1 row", "mobilenet", {"image": random.random((1, 224, 224, 3), np.float32)}),
+            ("mobilenet, 1 row", "mobilenet", {"x": images}),
         ]
         print(f"{'µs per run':20} {'signature':>12} {'raw op':>12} {'function':>12} {'session':>12}")
         for title, name, inputs in cases:

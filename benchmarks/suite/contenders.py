@@ -1,0 +1,168 @@
+"""Who is measured: how each server is started, what it is asked and what its own documentation made us turn on.
+
+Data only; `measure` starts and asks them. The programs of all but embedserve are in `benchmarks/peers`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.suite.wire import IN_PROCESS, PLAIN_REST, TFS_GRPC, TFS_REST, Format
+
+PEERS = Path(__file__).parents[1] / "peers"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a server is given to start with.
+
+    Attributes:
+        python: Of its environment.
+        models: Directory with `<name>/1` for each workload.
+        work: An empty directory of its own, for its files.
+        answers: What a no-op answers: `<name>.rest`, `<name>.grpc`, and the sizes of the requests.
+        rest, grpc: Free ports.
+    """
+
+    python: Path
+    models: Path
+    work: Path
+    answers: Path
+    rest: int
+    grpc: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One server, or one way of calling in process.
+
+    Attributes:
+        name: In tables, and for `--servers`.
+        group: `embedserve`, `noop`, `naive`, `tensorflow` or `peers`; for `--servers` too.
+        formats: What it speaks, one per protocol at most.
+        command: Its command line.
+        what: What it is and how it is tuned, for the report.
+        package: The peer's distribution, whose version the report names.
+        requirements: Its file in `benchmarks/peers`; None runs in this environment.
+        environment: Variables to set, from its place.
+        one_port: gRPC is answered on the REST port too.
+        fixed: Answers the first example's answer whatever it is asked.
+        halts: Can be stopped while others are measured; else it is started anew for each repeat.
+    """
+
+    name: str
+    group: str
+    formats: tuple[Format, ...]
+    command: Callable[[Place], list[str]]
+    what: str
+    package: str = ""
+    requirements: str | None = None
+    environment: Callable[[Place], Mapping[str, str]] = field(default=lambda place: {})
+    one_port: bool = False
+    fixed: bool = False
+    halts: bool = True
+
+    def format(self, protocol: str) -> Format | None:
+        """What it is asked in over `protocol`, if it can be."""
+        return next((format for format in self.formats if format.protocol == protocol), None)
+
+
+def script(name: str) -> Callable[[Place], list[str]]:
+    """A program of `benchmarks/peers` that takes models and port. -P: its neighbours are no modules to import."""
+    return lambda place: [str(place.python), "-P", str(PEERS / name), str(place.models), str(place.rest)]
+
+
+def _embedserve(*flags: str) -> Callable[[Place], list[str]]:
+    return lambda place: [
+        sys.executable,
+        "-m",
+        "embedserve",
+        str(place.models),
+        f"--port={place.grpc}",
+        f"--rest_api_port={place.rest}",
+        *flags,
+    ]
+
+
+def _in_process(kind: str) -> Callable[[Place], list[str]]:
+    return lambda place: [sys.executable, "-m", "benchmarks.suite.in_process", kind, str(place.models)]
+
+
+CONTENDERS: dict[str, Contender] = {
+    contender.name: contender
+    for contender in (
+        Contender(
+            "embedserve",
+            "embedserve",
+            (TFS_REST, TFS_GRPC),
+            _embedserve(),
+            "`python -m embedserve MODELS`: uvicorn and grpc.aio, no flag but the ports",
+        ),
+        Contender(
+            "embedserve-in-process",
+            "embedserve",
+            (IN_PROCESS,),
+            _in_process("embedserve"),
+            "`await registry.predict(...)` by as many callers, `gc_freeze=True` as in the standalone server",
+        ),
+        Contender(
+            "noop-starlette",
+            "noop",
+            (TFS_REST,),
+            lambda place: [sys.executable, "-P", str(PEERS / "noop_starlette.py"), str(place.answers), str(place.rest)],
+            "a Starlette route that reads its body and answers the same bytes, on the same uvicorn as embedserve",
+            fixed=True,
+        ),
+        Contender(
+            "noop-grpc.aio",
+            "noop",
+            (TFS_GRPC,),
+            lambda place: [sys.executable, "-P", str(PEERS / "noop_grpc.py"), str(place.answers), str(place.grpc)],
+            "a grpc.aio handler without serializers that answers the same bytes, on uvloop",
+            fixed=True,
+        ),
+        Contender(
+            "noop-pyvoy",
+            "noop",
+            (TFS_REST, TFS_GRPC),
+            lambda place: [sys.executable, "-P", str(PEERS / "noop_pyvoy.py")],
+            "an ASGI application that reads its body and answers the same bytes, under pyvoy",
+            environment=lambda place: {"ANSWERS": str(place.answers), "PORT": str(place.rest)},
+            one_port=True,
+            fixed=True,
+        ),
+        Contender(
+            "naive-fastapi",
+            "naive",
+            (PLAIN_REST,),
+            script("naive.py"),
+            "FastAPI on uvicorn with uvloop and httptools; one signature call per request",
+        ),
+        Contender(
+            "bare-tensorflow",
+            "tensorflow",
+            (IN_PROCESS,),
+            _in_process("tensorflow"),
+            "no server: at concurrency 1 a signature call per row, above that the best batch size in a loop",
+        ),
+    )
+}
+
+
+def chosen(names: list[str]) -> list[Contender]:
+    """The contenders that `names` mean: their own names or groups, in the order of the table.
+
+    Raises:
+        ValueError: Nobody has that name.
+    """
+    unknown = [name for name in names if not any(name in (each.name, each.group) for each in CONTENDERS.values())]
+    if unknown:
+        raise ValueError(f"no server {unknown[0]!r}; known are {', '.join(CONTENDERS)}, and the groups {groups()}")
+    return [each for each in CONTENDERS.values() if not names or each.name in names or each.group in names]
+
+
+def groups() -> str:
+    return ", ".join(dict.fromkeys(each.group for each in CONTENDERS.values()))
