@@ -102,6 +102,31 @@ class ModelHandle:
             self._version, inputs, signature_name, output_filter, timeout, cast, priority
         )
 
+    def run(
+        self,
+        signature: Signature,
+        bound: Tensors,
+        output_names: tuple[str, ...] | None = None,
+        timeout: float | None = None,
+        priority: PriorityName = "normal",
+    ) -> Awaitable[dict[str, Array]]:
+        """Run inputs that `signature.bind` has returned; for adapters, on the registry's loop.
+
+        As `predict` without the binding: await the answer while the handle is held.
+
+        Args:
+            signature: One of this handle's `signatures`.
+            bound: What its `bind` returned.
+            output_names: What its `pick` returned; None for every output.
+            timeout: Seconds until DeadlineExceededError; None waits as long as it takes.
+            priority: As for `predict`.
+
+        Raises:
+            QueueFullError, DeadlineExceededError, InferenceError: As `predict`.
+        """
+        self._check()
+        return self._runtime.run_bound(self._version, signature, bound, output_names, timeout, priority)
+
     def predict_sync(
         self,
         inputs: Any,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ from embedserve.observer import Observers
 from embedserve.priority import Priority, PriorityName, priority_named
 from embedserve.request_log import RequestLogs
 from embedserve.request_log.records import predict_exchange
-from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State
+from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State, Tensors
+from embedserve.signature import Signature
 from embedserve.threads import LoadPool, RunPool
 
 if TYPE_CHECKING:
@@ -226,6 +227,24 @@ class Runtime(HomeLoop):
             return await self._observed(predictor, version, signature, bound, names, timeout, level)
         finally:
             version.release()
+
+    def run_bound(
+        self,
+        version: ManagedVersion,
+        signature: Signature,
+        bound: Tensors,
+        names: tuple[str, ...] | None,
+        timeout: float | None,
+        priority: PriorityName,
+    ) -> Awaitable[dict[str, Array]]:
+        """Run one bound request on a version that the caller holds until it has the answer."""
+        predictor = version.predictor
+        assert predictor is not None
+        level = Priority.NORMAL if priority == "normal" else priority_named(priority)
+        if self.observers:
+            return self._observed(predictor, version, signature, bound, names, timeout, level)
+        deadline = None if timeout is None else self.loop.time() + timeout
+        return predictor.submit(signature, bound, names, deadline, level)
 
     async def _observed(
         self,

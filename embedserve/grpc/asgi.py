@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from embedserve.grpc.calls import LARGE, Streaming, Unary
 from embedserve.grpc.cors import Cors
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.frames import PREFIX_BYTES, MessageReader, too_large
-from embedserve.grpc.metadata import custom_metadata, read_timeout
+from embedserve.grpc.metadata import metadata_value, read_timeout
 from embedserve.grpc.services import Services
 from embedserve.grpc.wire import Wire, wire_of
 
@@ -309,8 +309,9 @@ class _Request:
             return None
         return max(self.deadline - asyncio.get_running_loop().time(), 0.0)
 
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        return custom_metadata(self.scope["headers"])
+    def metadata_value(self, key: str) -> str | bytes | None:
+        value = self.headers.get(key.encode())
+        return None if value is None else metadata_value(key, value)
 
 
 class GrpcMiddleware:

@@ -7,7 +7,7 @@ bytes both ways, so that large messages can be parsed and built in a thread. Kno
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -20,6 +20,7 @@ from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
+    from embedserve.grpc.predict_form import Forms
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
@@ -45,13 +46,13 @@ LARGE = 256 * 1024
 
 
 class Context(Protocol):
-    """What a call may ask of its transport; `grpc.aio.ServicerContext` is one."""
+    """What a call may ask of its transport."""
 
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline, or None without one."""
 
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """What the client sent besides the message; keys are in lower case, values of `-bin` keys are bytes."""
+    def metadata_value(self, key: str) -> str | bytes | None:
+        """What the client sent as metadata under a key, in lower case; the first where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ def unary(
     *,
     observed_as: str | None = None,
     logged_as: Kind | None = None,
+    forms: Forms | None = None,
 ) -> Unary:
     """Make a unary method.
 
@@ -111,6 +113,7 @@ def unary(
         handler: Answers one parsed request.
         observed_as: API name under which observers hear of each call; None for calls that are not counted.
         logged_as: What a request log calls such an exchange; None for calls that are not logged.
+        forms: Known forms of requests, which the handler takes in place of messages.
     """
 
     async def answer(body: bytes, context: Context) -> bytes:
@@ -122,13 +125,17 @@ def unary(
             registry.inflight.reserve(size)
             try:
                 large = size > LARGE
-                request = (
-                    await registry.run_in_thread(parse, request_type, body) if large else parse(request_type, body)
-                )
+                request = known = None if forms is None else forms.find(body)
+                if request is None:
+                    request = (
+                        await registry.run_in_thread(parse, request_type, body) if large else parse(request_type, body)
+                    )
                 if logged_as is None:
                     response = await handler(request, context, large)
                 else:
                     response = await handler(request, context, large, partial(_log, logged_as, body))
+                if forms is not None and known is None:
+                    forms.learn(body, request)
             finally:
                 registry.inflight.release(size)
             code = Code.OK
@@ -197,10 +204,8 @@ def priority_of(context: Context) -> PriorityName:
     Raises:
         InvalidInputError: There is no such priority.
     """
-    for key, value in context.invocation_metadata() or ():
-        if key == PRIORITY_KEY:
-            return sent_priority(value)
-    return "normal"
+    value = context.metadata_value(PRIORITY_KEY)
+    return "normal" if value is None else sent_priority(value)
 
 
 def parse(request_type: Any, body: bytes) -> Any:

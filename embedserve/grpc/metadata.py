@@ -8,20 +8,17 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable
 from urllib.parse import quote
 
 from embedserve.errors import InvalidInputError
 
-__all__ = ["custom_metadata", "encoded_message", "read_timeout"]
+__all__ = ["encoded_message", "metadata_value", "read_timeout"]
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 # Printable ASCII but for the per cent sign travels as it is.
 _UNESCAPED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-
-_RESERVED = frozenset({b"te", b"host", b"content-type", b"content-length", b"user-agent", b"connection"})
 
 
 def read_timeout(value: bytes) -> float:
@@ -48,20 +45,12 @@ def encoded_message(message: str) -> bytes:
     return text.encode()
 
 
-def custom_metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str | bytes], ...]:
-    """The headers that are the client's own, as grpcio hands them out: `-bin` values decoded, one entry per value."""
-    metadata: list[tuple[str, str | bytes]] = []
-    for name, value in headers:
-        if name in _RESERVED or name.startswith((b":", b"grpc-")):
-            continue
-        key = name.decode("latin-1")
-        if not key.endswith("-bin"):
-            metadata.append((key, value.decode("latin-1")))
-            continue
-        for part in value.split(b","):
-            part = part.strip()
-            try:
-                metadata.append((key, base64.b64decode(part + b"=" * (-len(part) % 4))))
-            except binascii.Error:  # What is no base64 is no metadata; a call does not fail for it.
-                continue
-    return tuple(metadata)
+def metadata_value(key: str, value: bytes) -> str | bytes | None:
+    """A header as a metadata value, the first where a `-bin` header holds several; None for one that is no base64."""
+    if not key.endswith("-bin"):
+        return value.decode("latin-1")
+    first = value.partition(b",")[0].strip()
+    try:
+        return base64.b64decode(first + b"=" * (-len(first) % 4), validate=True)
+    except binascii.Error:
+        return None

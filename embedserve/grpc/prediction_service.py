@@ -20,7 +20,20 @@ from tensorflow_serving.apis import (
 )
 
 from embedserve.errors import InvalidInputError, InvalidModelSpecError
-from embedserve.grpc.calls import LARGE, Handler, Log, Methods, acquire, acquire_spec, paths, priority_of, unary
+from embedserve.grpc.calls import (
+    LARGE,
+    Context,
+    Handler,
+    Log,
+    Methods,
+    acquire,
+    acquire_spec,
+    paths,
+    priority_of,
+    unary,
+)
+from embedserve.grpc.predict_form import Forms, KnownRequest
+from embedserve.grpc.predict_response import predict_response
 from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -30,12 +43,14 @@ from embedserve.tf_example import InferenceTask
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
-    from embedserve.signature import Signature
 
 __all__ = ["SERVICE", "methods"]
 
 SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 
+
+# Numbers that are written as they lie in memory cost a copy and nothing else.
+LARGE_MEMORY = 16 * LARGE
 
 # Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
 LARGE_RESULTS = LARGE // 50
@@ -74,7 +89,14 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods
     return paths(
         SERVICE,
         {
-            name: unary(registry, message, handler, observed_as=api, logged_as=kind)
+            name: unary(
+                registry,
+                message,
+                handler,
+                observed_as=api,
+                logged_as=kind,
+                forms=Forms() if name == "Predict" else None,
+            )
             for name, (message, handler, api, kind) in requests.items()
         },
     )
@@ -108,42 +130,41 @@ class _DecodedInputs(Mapping[str, Array]):
 
 
 async def _predict(
-    registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool, log: Log
+    registry: ModelRegistry, tensor_content: bool, request: Any, context: Context, large: bool, log: Log
 ) -> bytes:
     with acquire(registry, request) as handle:
-        signature = handle.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
+        signature = handle.signature(request.model_spec.signature_name)
         if registry.options.enable_signature_method_name_check:
             signature.check_predict_method()
         # A tensor names its dtype itself, so nothing is cast.
-        bind = partial(signature.bind, _DecodedInputs(request.inputs), cast=False)
-        inputs: Tensors = await registry.run_in_thread(bind) if large else bind()
-        with registry.inflight.holding(_unpacked(request, inputs)):
-            outputs = await handle.predict(
-                inputs,
-                signature_name=signature.name,
-                output_filter=tuple(request.output_filter) or None,
-                timeout=context.time_remaining(),
-                priority=priority_of(context),
-                cast=False,
-            )
-        encode = partial(_predict_response, handle, signature, outputs, tensor_content)
-        large = sum(array.nbytes for array in outputs.values()) > LARGE
-        return log(handle, signature.name, await registry.run_in_thread(encode) if large else encode())
+        if type(request) is KnownRequest:
+            inputs = signature.bind(request.decode(), cast=False)
+            unpacked = 0
+        else:
+            bind = partial(signature.bind, _DecodedInputs(request.inputs), cast=False)
+            inputs = await registry.run_in_thread(bind) if large else bind()
+            unpacked = _unpacked(request, inputs)
+        names = signature.pick(request.output_filter) if request.output_filter else None
+        priority = priority_of(context)
+        if unpacked:
+            with registry.inflight.holding(unpacked):
+                outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority)
+        else:
+            outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority)
+        encode = partial(predict_response, handle.name, handle.version, signature, outputs, tensor_content)
+        answer = await registry.run_in_thread(encode) if _is_large(outputs) else encode()
+        return log(handle, signature.name, answer)
 
 
 def _unpacked(request: Any, inputs: Tensors) -> int:
     """Bytes that the inputs hold beyond the message's: a few bytes on the wire may declare a large tensor."""
-    held = sum(array.nbytes for array in inputs.values())
+    held = sum([array.nbytes for array in inputs.values()])
     return max(held - request.ByteSize(), 0) if held > LARGE else 0
 
 
-def _predict_response(handle: ModelHandle, signature: Signature, outputs: Tensors, tensor_content: bool) -> bytes:
-    response = predict_pb2.PredictResponse()
-    _write_spec(response.model_spec, handle, signature.name)
-    for name, array in outputs.items():
-        proto.encode_into(response.outputs[name], array, signature.outputs[name].dtype, as_content=tensor_content)
-    data: bytes = response.SerializeToString()
-    return data
+def _is_large(outputs: Tensors) -> bool:
+    """Whether writing them takes so long that it is done in a thread."""
+    return any(array.nbytes > (LARGE_MEMORY if array.dtype.kind in "fcb" else LARGE) for array in outputs.values())
 
 
 def _write_spec(spec: Any, handle: ModelHandle, signature_name: str = "") -> None:

@@ -249,6 +249,23 @@ async def _bind(
         raise reason from error
 
 
+class _Context:
+    """What a method may ask of a call of grpcio's."""
+
+    __slots__ = ("_context", "time_remaining")
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.time_remaining = context.time_remaining
+
+    def metadata_value(self, key: str) -> str | bytes | None:
+        for name, value in self._context.invocation_metadata() or ():
+            if name == key:
+                found: str | bytes = value
+                return found
+        return None
+
+
 class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds the method of a call by its path, for grpcio."""
 
@@ -265,7 +282,7 @@ def _handler(method: Unary | Streaming) -> grpc.RpcMethodHandler:
 
         async def call(body: bytes, context: Any) -> bytes:
             try:
-                return await answer(body, context)
+                return await answer(body, _Context(context))
             except StatusError as error:
                 await context.abort(STATUS_CODES[error.code], error.message)
                 raise AssertionError("abort always raises") from None
@@ -275,7 +292,7 @@ def _handler(method: Unary | Streaming) -> grpc.RpcMethodHandler:
 
     async def calls(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         try:
-            async for response in stream(requests, context):
+            async for response in stream(requests, _Context(context)):
                 yield response
         except StatusError as error:
             await context.abort(STATUS_CODES[error.code], error.message)

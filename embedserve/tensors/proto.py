@@ -18,7 +18,7 @@ from embedserve.tensors.dtypes import DTYPES, Array, DType
 if TYPE_CHECKING:
     from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-__all__ = ["decode", "encode", "encode_into"]
+__all__ = ["decode", "delimited", "encode", "encode_into", "serialized", "varint"]
 
 _BY_NUMBER = {row.number: row for row in DTYPES}
 _MAX_RANK = 64
@@ -79,39 +79,65 @@ def encode(array: Array, dtype: DType, *, as_content: bool = False) -> TensorPro
 
 def encode_into(proto: TensorProto, array: Array, dtype: DType, *, as_content: bool = False) -> None:
     """Write a tensor into an empty message, as `encode` does."""
+    proto.MergeFromString(b"".join(serialized(array, dtype, as_content=as_content)))
+
+
+def serialized(array: Array, dtype: DType, *, as_content: bool = False) -> tuple[bytes, bytes | memoryview]:
+    """The bytes of the message that `encode` makes, in two parts: what leads up to the values, and the values.
+
+    So that a message around it can be put together without a copy in between: the values may be the array's own memory.
+    """
     array = np.asarray(array)  # A rank-0 output may be a numpy scalar.
     if array.dtype != dtype.numpy:
         array = dtype.convert(array)
-    header = _header(dtype.number, array.shape)
-    if dtype.field == "string_val":
-        proto.MergeFromString(header)
-        proto.string_val.extend(_as_bytes(array.ravel().tolist()))
-    elif as_content or not array.size:
-        proto.MergeFromString(header)
-        proto.tensor_content = array.tobytes()
-    elif dtype.field in _RAW_FIELDS:
-        # A packed field of fixed-size numbers is their little-endian memory; bools are varints of one byte.
-        memory = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        tag = _varint(_RAW_FIELDS[dtype.field] << 3 | 2)
-        proto.MergeFromString(b"".join((header, tag, _varint(len(memory)), memory)))
-    else:
-        _encode_varints(proto, header, array, dtype)
+    field = dtype.field
+    if field == "string_val":
+        return _header(dtype.number, array.shape), _strings(array)
+    number = _CONTENT if as_content or not array.size else _RAW_FIELDS.get(field)
+    if number is None:
+        return _varints(array, dtype)
+    # A packed field of fixed-size numbers is their little-endian memory; bools are varints of one byte.
+    if array.nbytes <= _SMALL:
+        return _header_to(dtype.number, array.shape, number, array.nbytes), array.tobytes()
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return _header_to(dtype.number, array.shape, number, array.nbytes), array.reshape(-1).view(np.uint8).data
 
 
-def _encode_varints(proto: TensorProto, header: bytes, array: Array, dtype: DType) -> None:
+@functools.lru_cache(maxsize=1024)
+def _header_to(number: int, shape: tuple[int, ...], field: int, size: int) -> bytes:
+    """`dtype`, `tensor_shape`, and the tag and length of a field of `size` bytes."""
+    return b"".join((_header(number, shape), varint(field << 3 | 2), varint(size)))
+
+
+def _strings(array: Array) -> bytes:
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
+
+    data: bytes = TensorProto(string_val=_as_bytes(array.ravel().tolist())).SerializeToString()
+    return data
+
+
+def _varints(array: Array, dtype: DType) -> tuple[bytes, bytes]:
     if dtype.field == "half_val":
         array = array.view(np.uint16)
     elif dtype.numpy.fields:
         array = array.view(dtype.numpy[0])
     elif dtype.numpy.kind == "V":  # int4 and the like
         array = array.astype(np.int8 if dtype.limits and dtype.limits[0] < 0 else np.uint8)
-    if array.min() >= 0 and array.max() < 128:
-        proto.MergeFromString(header + _field(_VARINT_FIELDS[dtype.field], array.astype(np.uint8).tobytes()))
-    else:
-        proto.MergeFromString(header)
-        getattr(proto, dtype.field).extend(array.ravel().tolist())
+    number = _VARINT_FIELDS[dtype.field]
+    if array.min() >= 0 and array.max() < 128:  # Each value is a varint of one byte.
+        return _header_to(dtype.number, array.shape, number, array.size), array.astype(np.uint8).tobytes()
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
+
+    proto = TensorProto()
+    getattr(proto, dtype.field).extend(array.ravel().tolist())
+    return _header(dtype.number, array.shape), proto.SerializeToString()
 
 
+_SMALL = 4096
+"""Bytes up to which a copy costs less than a view."""
+
+_CONTENT = 4
 _RAW_FIELDS = {
     "float_val": 5,
     "double_val": 6,
@@ -123,7 +149,8 @@ _RAW_FIELDS = {
 _VARINT_FIELDS = {"int_val": 7, "int64_val": 10, "half_val": 13, "uint32_val": 16, "uint64_val": 17}
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -132,16 +159,16 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _field(number: int, payload: bytes) -> bytes:
+def delimited(number: int, payload: bytes) -> bytes:
     """A length-delimited protobuf field."""
-    return b"".join((_varint(number << 3 | 2), _varint(len(payload)), payload))
+    return b"".join((varint(number << 3 | 2), varint(len(payload)), payload))
 
 
 @functools.lru_cache(maxsize=1024)
 def _header(number: int, shape: tuple[int, ...]) -> bytes:
     """Serialized `dtype` and `tensor_shape`."""
-    dims = b"".join(_field(2, b"\x08" + _varint(size)) for size in shape)
-    return b"\x08" + _varint(number) + _field(2, dims)
+    dims = b"".join(delimited(2, b"\x08" + varint(size)) for size in shape)
+    return b"\x08" + varint(number) + delimited(2, dims)
 
 
 def _as_bytes(elements: list[Any]) -> list[bytes]:

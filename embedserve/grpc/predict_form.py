@@ -1,0 +1,186 @@
+"""Forms of Predict requests: what stays the same between requests that differ in their values only.
+
+Most clients send the same request again and again with other numbers in it. Once one has been parsed, its bytes before
+the numbers say everything about the next one: names, version, dtype and shape. A request that starts with the bytes of
+a known form and is as long needs no parsing. Called by `prediction_service`; knows no registry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embedserve.servable import Array
+from embedserve.tensors.dtypes import by_number
+
+__all__ = ["Forms", "KnownRequest"]
+
+_MAX_FORMS = 256
+_MAX_HEAD = 1024
+_MAX_LENGTHS = 4
+
+# Field numbers of PredictRequest, its map entries, and TensorProto.
+_MODEL_SPEC, _INPUTS = 1, 2
+_KEY, _VALUE = 1, 2
+_DTYPE, _SHAPE, _VERSION, _CONTENT = 1, 2, 3, 4
+# Packed fields that are the array's memory, for the one dtype that each of them belongs to.
+_PACKED = {5: 1, 6: 2}  # float_val: DT_FLOAT, double_val: DT_DOUBLE
+_LENGTH_DELIMITED = 2
+
+
+class Form(NamedTuple):
+    """What every request of one form says: its model spec, one input, and where the values start."""
+
+    model_spec: Any
+    alias: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+
+
+class KnownRequest:
+    """A request of a known form: what a `PredictRequest` says, without having been parsed."""
+
+    __slots__ = ("_body", "_form", "model_spec")
+
+    output_filter: tuple[str, ...] = ()
+
+    def __init__(self, form: Form, body: bytes) -> None:
+        self._form = form
+        self._body = body
+        self.model_spec = form.model_spec
+
+    def HasField(self, name: str) -> bool:  # noqa: N802 - protobuf's name
+        """As a message has it; a form without a model spec is not kept."""
+        return True
+
+    def decode(self) -> dict[str, Array]:
+        """The input by its name: read-only, in the form's dtype and shape."""
+        form = self._form
+        # A slice, and not an offset: arrays are expected to be aligned.
+        return {form.alias: np.frombuffer(self._body[form.start :], form.dtype).reshape(form.shape)}
+
+
+class Forms:
+    """The forms seen so far; bounded, and forgotten all at once when there are too many.
+
+    A form is kept when it is seen for the second time, so that clients that never repeat one cost next to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._forms: dict[bytes, Form] = {}
+        self._starts: dict[int, tuple[int, ...]] = {}  # By the length of the request.
+        self._candidate = b""
+
+    def __len__(self) -> int:
+        return len(self._forms)
+
+    def find(self, body: bytes) -> KnownRequest | None:
+        """The request, if its form is known. All requests of a form are of one length, which their head implies."""
+        for start in self._starts.get(len(body), ()):
+            form = self._forms.get(body[:start])
+            if form is not None:
+                return KnownRequest(form, body)
+        return None
+
+    def learn(self, body: bytes, request: Any) -> None:
+        """Look at a request that was parsed, and found good; `request` is the message that `body` holds."""
+        start = _start_of_values(body)
+        if start is None or start > _MAX_HEAD:
+            return
+        head = body[:start]
+        if head != self._candidate:
+            self._candidate = head
+            return
+        form = _form(request, start, len(body))
+        if form is None:
+            return
+        starts = self._starts.get(len(body), ())
+        if len(self._forms) >= _MAX_FORMS or len(starts) >= _MAX_LENGTHS:
+            self._forms.clear()
+            self._starts.clear()
+            starts = ()
+        self._forms[head] = form
+        if start not in starts:
+            self._starts[len(body)] = (*starts, start)
+
+
+def _form(request: Any, start: int, size: int) -> Form | None:
+    [(alias, tensor)] = request.inputs.items()
+    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    dtype = by_number(tensor.dtype)
+    fits = dtype.numpy.itemsize * math.prod(shape) == size - start > 0
+    if not fits or dtype.numpy.kind not in "fiuc":
+        return None  # Bytes of other dtypes need a look at each; fewer or more values than elements need a rule.
+    spec = type(request.model_spec)()
+    spec.CopyFrom(request.model_spec)
+    return Form(spec, alias, dtype.numpy, shape, start)
+
+
+def _start_of_values(body: bytes) -> int | None:
+    """Where the values of the only input start, if the request ends with them and they are the array's memory.
+
+    The lengths before that place say how far each message reaches, so whatever bytes follow it, they are values.
+    """
+    try:
+        top = _few_fields(body, 0, len(body))
+        if [number for number, *_ in top] != [_MODEL_SPEC, _INPUTS]:
+            return None
+        entry = _few_fields(body, *top[-1][2:])
+        if [number for number, *_ in entry] != [_KEY, _VALUE]:
+            return None
+        tensor = _few_fields(body, *entry[-1][2:])
+    except (IndexError, ValueError):
+        return None
+    numbers = [number for number, *_ in tensor]
+    if numbers[:2] != [_DTYPE, _SHAPE] or len(numbers) - len(set(numbers)) or set(numbers[2:-1]) - {_VERSION}:
+        return None
+    number, kind, start, _ = tensor[-1]
+    dtype = tensor[0][2]
+    if kind != _LENGTH_DELIMITED or not (number == _CONTENT or _PACKED.get(number) == body[dtype]):
+        return None
+    return start
+
+
+def _few_fields(body: bytes, at: int, end: int) -> list[tuple[int, int, int, int]]:
+    """The first fields of a message; more than a form can have says enough."""
+    return list(islice(_fields(body, at, end), 6))
+
+
+def _fields(body: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, start and end of each field of a message; varints start at their value.
+
+    Raises:
+        ValueError, IndexError: Not a message that this reader knows.
+    """
+    while at < end:
+        tag, at = _varint(body, at)
+        kind = tag & 7
+        start = at
+        if kind == _LENGTH_DELIMITED:
+            size, start = _varint(body, at)
+            at = start + size
+        elif kind == 0:
+            _, at = _varint(body, at)
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at > end:
+            raise ValueError("a field reaches over the end of its message")
+        yield tag >> 3, kind, start, at
+
+
+def _varint(body: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = body[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a varint of more than ten bytes")
