@@ -217,14 +217,9 @@ class Runtime(HomeLoop):
             signature.check_predict_method()
         bound = signature.bind(inputs, cast=cast)
         names = signature.pick(output_filter) if output_filter else None
-        level = Priority.NORMAL if priority == "normal" else priority_named(priority)
-        predictor = version.predictor
-        assert predictor is not None
         version.hold()
         try:
-            if timeout is None and not self.observers:
-                return await predictor.submit(signature, bound, names, None, level)
-            return await self._observed(predictor, version, signature, bound, names, timeout, level)
+            return await self.run_bound(version, signature, bound, names, timeout, priority)
         finally:
             version.release()
 
