@@ -215,8 +215,7 @@ class Runtime(HomeLoop):
             raise unknown_signature(signature_name, version.signatures)
         if self._check_method_names:
             signature.check_predict_method()
-        bound = signature.bind(inputs, cast=cast)
-        names = signature.pick(output_filter) if output_filter else None
+        bound, names = signature.bind(inputs, cast=cast), signature.pick(output_filter) if output_filter else None
         version.hold()
         try:
             return await self.run_bound(version, signature, bound, names, timeout, priority)
