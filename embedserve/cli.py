@@ -19,7 +19,8 @@ from embedserve import tensorflow_setup
 from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions, RetryPolicy, validated
 from embedserve.errors import Code, ConfigError, ServingError
 from embedserve.flags import FLAGS, FlagError, ParsedFlags, comma_separated, parse, usage
-from embedserve.port_flags import grpc_config, rest_config
+from embedserve.port_flags import ports
+from embedserve.pyvoy.server import run_pyvoy
 from embedserve.server import run_server
 from embedserve.server_config import ConfigFile, ServerConfig
 from embedserve.server_log import configure_logging
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = server_config(flags, os.environ)
     except ServingError as error:
         return report_failed_start(error)
-    return _run(run_server(config))
+    return _run(run_server(config) if config.pyvoy is None else run_pyvoy(config))
 
 
 def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerConfig:
@@ -70,8 +71,7 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
     Raises:
         ConfigError: A flag or a file says what cannot be; in TensorFlow Serving's words where it has some.
     """
-    grpc = grpc_config(flags)
-    rest = rest_config(flags, grpc)
+    grpc, rest, pyvoy = ports(flags)
     session_config = tensorflow_setup.session_config_from_flags(flags)
     platform = _platform_from_flags(flags)
     platforms: Mapping[str, Platform] = {"tensorflow": platform}
@@ -93,6 +93,7 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
         options=options,
         grpc=grpc,
         rest=rest,
+        pyvoy=pyvoy,
         session_config=session_config,
     )
 

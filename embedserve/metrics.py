@@ -339,6 +339,10 @@ class Metrics(Observer, Collector):
             for _, _, value in family.values()
         )
 
+    async def read(self, name: str) -> int:
+        """The same, for the model service's reload requests."""
+        return self.value(name)
+
     def exposition(self) -> bytes:
         """The page that TF Serving shows: TYPE lines without HELP, braces always, metrics and cells sorted."""
         lines: list[str] = []

@@ -1,4 +1,4 @@
-"""What the flags say of ports: addresses, TLS, the services behind them → `GrpcConfig` and `RestConfig`.
+"""What the flags say of ports: addresses, TLS, the services behind them → `GrpcConfig`, `RestConfig`, `PyvoyConfig`.
 
 Called by `cli`; reads the files that the flags name. Knows no model.
 """
@@ -12,18 +12,70 @@ from typing import Any
 
 from embedserve.errors import Code, ConfigError
 from embedserve.flags import ParsedFlags, comma_separated
-from embedserve.server_config import GrpcConfig, RestConfig, TlsContents, TlsFiles
+from embedserve.server_config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
 from embedserve.tfs_protos import message_class, read_text_proto
 
-__all__ = ["grpc_config", "rest_config"]
+__all__ = ["ports"]
 
 logger = logging.getLogger("embedserve")
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
-def grpc_config(flags: ParsedFlags) -> GrpcConfig:
-    port, socket_path = _port(flags, "port"), flags.text("grpc_socket_path") or None
+# Flags that are about grpcio's server, which is not there under pyvoy.
+_NOT_UNDER_PYVOY = {
+    "grpc_socket_path": "Envoy listens on a TCP port",
+    "use_alts_credentials": "Envoy has no ALTS here",
+    "grpc_channel_arguments": "they are options of grpcio's server, and Envoy serves instead",
+}
+
+
+def ports(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig, PyvoyConfig | None]:
+    """A port for gRPC and one for REST, or, last, one for both.
+
+    Raises:
+        ConfigError: A flag or a file says what cannot be.
+    """
+    match flags.text("server"):
+        case "uvicorn":
+            if flags.on("http3") and "http3" in flags:
+                raise ConfigError("--http3 needs --server=pyvoy: uvicorn has no HTTP/3")
+            grpc = _grpc_config(flags, _port(flags, "port"))
+            return grpc, _rest_config(flags, grpc), None
+        case "pyvoy":
+            return _one_port(flags)
+        case other:
+            raise ConfigError(f"--server={other}: there is uvicorn, beside grpcio, and pyvoy")
+
+
+def _one_port(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig, PyvoyConfig]:
+    for name, reason in _NOT_UNDER_PYVOY.items():
+        if flags.given.get(name):
+            raise ConfigError(f"--{name} has no meaning with --server=pyvoy: {reason}")
+    given = [name for name in ("port", "rest_api_port") if name in flags]
+    numbers = {flags.number(name) for name in given} or {flags.number("port")}
+    if len(numbers) > 1 or 0 in numbers:
+        said = " ".join(f"--{name}={flags.number(name)}" for name in given)
+        raise ConfigError(f"--server=pyvoy serves REST and gRPC on one port: name it with --port, instead of {said}")
+    port = _port(flags, given[0] if given else "port")
+    assert port is not None
+    grpc, rest, rest_tls = _grpc_config(flags, port), _rest_config_at(flags, port), _tls_files(flags)
+    if grpc.tls is not None and rest_tls is not None:
+        raise ConfigError("give --ssl_config_file or --rest_tls_cert_file, not both: --server=pyvoy has one port")
+    if grpc.tls is not None and grpc.tls.client_verify and not grpc.tls.custom_ca:
+        raise ConfigError("client_verify needs custom_ca with --server=pyvoy, which knows no root certificates")
+    tls = grpc.tls or rest_tls
+    if flags.given.get("http3") and tls is None:
+        raise ConfigError("--http3 needs TLS: --ssl_config_file, or --rest_tls_cert_file and --rest_tls_key_file")
+    return (
+        grpc.model_copy(update={"tls": None}),
+        rest.model_copy(update={"tls": None, "required": True}),
+        PyvoyConfig(port=port, tls=tls, http3=tls is not None and flags.on("http3")),
+    )
+
+
+def _grpc_config(flags: ParsedFlags, port: int | None) -> GrpcConfig:
+    socket_path = flags.text("grpc_socket_path") or None
     if port is None and socket_path is None:
         raise ConfigError("At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.")
     ssl_file = flags.text("ssl_config_file")
@@ -74,7 +126,7 @@ def _channel_arguments(text: str) -> dict[str, int | str]:
     return arguments
 
 
-def rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
+def _rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
     port, asked = _port(flags, "rest_api_port"), "rest_api_port" in flags
     if port is not None and port == grpc.port:
         message = "server_options.http_port cannot be same as grpc_port. Please use a different port for HTTP/REST API."
@@ -82,10 +134,14 @@ def rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
             raise ConfigError(message)
         logger.warning("%s Skipped exporting HTTP/REST API.", message)
         port = None
+    return _rest_config_at(flags, port)
+
+
+def _rest_config_at(flags: ParsedFlags, port: int | None) -> RestConfig:
     timeout = flags.number("rest_api_timeout_in_ms")
     return RestConfig(
         port=port,
-        required=asked,
+        required="rest_api_port" in flags,
         early=flags.on("rest_early"),
         cors=flags.on("rest_api_enable_cors_support"),
         timeout=timeout / 1e3 if timeout > 0 else None,

@@ -23,7 +23,7 @@ from embedserve.server_config import RestConfig
 if TYPE_CHECKING:
     from embedserve.metrics import Metrics
 
-__all__ = ["bound_socket", "listening_socket", "serve_rest"]
+__all__ = ["bound_socket", "dual_stack_socket", "listening_socket", "serve_rest"]
 
 logger = logging.getLogger("embedserve")
 
@@ -105,7 +105,7 @@ def listening_socket(config: RestConfig) -> Iterator[socket.socket | None]:
     listener: socket.socket | None = None
     if config.port is not None:
         try:
-            listener = _dual_stack_socket(config.port)
+            listener = dual_stack_socket(config.port)
         except OSError as error:
             if config.required:
                 raise StartError(f"Failed to start HTTP Server: port {config.port}: {error.strerror}") from None
@@ -119,7 +119,12 @@ def listening_socket(config: RestConfig) -> Iterator[socket.socket | None]:
         yield listener
 
 
-def _dual_stack_socket(port: int) -> socket.socket:
+def dual_stack_socket(port: int) -> socket.socket:
+    """A socket that has the port and does not listen: of IPv6 and IPv4, or of IPv4 alone where that is all there is.
+
+    Raises:
+        OSError: The port is taken, or not allowed.
+    """
     if socket.has_dualstack_ipv6():
         try:
             return bound_socket(socket.AF_INET6, "::", port)
@@ -129,15 +134,18 @@ def _dual_stack_socket(port: int) -> socket.socket:
     return bound_socket(socket.AF_INET, "0.0.0.0", port)
 
 
-def bound_socket(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    """A TCP socket that has the port and does not listen.
+def bound_socket(
+    family: socket.AddressFamily, host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    """A TCP socket, or of another kind, that has the port and does not listen.
 
     Raises:
         OSError: The port is taken, or not allowed.
     """
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, kind)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_STREAM:  # Two of UDP would share the port.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind((host, port))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.tfs_config import DEFAULT_PLATFORMS, Platform, models_from_proto
 
-__all__ = ["ConfigFile", "GrpcConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
+__all__ = ["ConfigFile", "GrpcConfig", "PyvoyConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
 
 
 class _Config(BaseModel):
@@ -94,6 +94,20 @@ class RestConfig(_Config):
     metrics_path: str | None = None
 
 
+class PyvoyConfig(_Config):
+    """The one port of REST and gRPC through Envoy, instead of a port each.
+
+    Attributes:
+        port: TCP port, and UDP port of HTTP/3.
+        tls: Certificates, or None for plain text.
+        http3: Answer HTTP/3 too; needs `tls`.
+    """
+
+    port: int
+    tls: TlsFiles | TlsContents | None = None
+    http3: bool = False
+
+
 class ConfigFile(_Config):
     """A ModelServerConfig file that was read at start, and how to follow it.
 
@@ -131,6 +145,7 @@ class ServerConfig(_Config):
         platforms: What the models of a `ModelServerConfig` may ask for, by name.
         options: The registry's.
         grpc, rest: The ports.
+        pyvoy: The one port instead of those, if that is what serves; of `grpc` and `rest` the rest counts.
         session_config: A serialized `tensorflow.ConfigProto` for the whole process; empty for TensorFlow's defaults.
     """
 
@@ -141,6 +156,7 @@ class ServerConfig(_Config):
     options: RegistryOptions = RegistryOptions()
     grpc: GrpcConfig = GrpcConfig()
     rest: RestConfig = RestConfig()
+    pyvoy: PyvoyConfig | None = None
     session_config: bytes = b""
 
     def to_json(self) -> str:

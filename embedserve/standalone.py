@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from embedserve.metrics import Metrics
 
 __all__ = [
+    "EXIT_FAILED_START",
+    "UNLOAD_GRACE",
     "exit_now",
     "first_failure",
     "leave",

@@ -40,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "rest grpc",
         "tfs_config flags tensorflow_setup rest_port server_config server_log",
         "port_flags applied_config standalone",
-        "server",
+        "server pyvoy",
         "cli",
         "__main__ __init__",
     )

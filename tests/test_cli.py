@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from embedserve.cli import main, server_config
 from embedserve.config import BatchingOptions, RegistryOptions, RetryPolicy
 from embedserve.errors import Code, ConfigError
 from embedserve.flags import parse
-from embedserve.server_config import ServerConfig, TlsContents
+from embedserve.server_config import PyvoyConfig, ServerConfig, TlsContents, TlsFiles
 from embedserve.tensorflow_setup import session_config_from_flags
 from tests.programs import run_program
 
@@ -396,6 +397,81 @@ def test_metrics_without_a_rest_port_are_warned_about(text_file: Path, caplog: p
     config = configured(SINGLE, f"--monitoring_config_file={text_file}", "--rest_api_port=0")
     assert config.rest.metrics_path is None
     assert "--monitoring_config_file is ignored" in caplog.text
+
+
+# One port, through Envoy.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "port"),
+    [
+        ((), 8500),
+        (("--port=9000",), 9000),
+        (("--rest_api_port=9001",), 9001),
+        (("--port=9002", "--rest_api_port=9002"), 9002),
+    ],
+)
+def test_pyvoy_serves_on_the_one_port_that_is_named(arguments: tuple[str, ...], port: int) -> None:
+    config = configured(SINGLE, "--server=pyvoy", *arguments)
+    assert config.pyvoy == PyvoyConfig(port=port, tls=None, http3=False)
+    assert (config.grpc.port, config.rest.port, config.rest.required) == (port, port, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port=1", "--rest_api_port=2"], "on one port: name it with --port, instead of --port=1 --rest_api_port=2"),
+        (["--port=0"], "on one port: name it with --port, instead of --port=0"),
+        (["--rest_api_port=0"], "instead of --rest_api_port=0"),
+        (["--port=70000"], "--port=70000 is not a port"),
+        (
+            ["--grpc_socket_path=/x"],
+            "--grpc_socket_path has no meaning with --server=pyvoy: Envoy listens on a TCP port",
+        ),
+        (["--use_alts_credentials"], "--use_alts_credentials has no meaning with --server=pyvoy"),
+        (["--grpc_channel_arguments=a=1"], "--grpc_channel_arguments has no meaning with --server=pyvoy"),
+        (["--http3"], "--http3 needs TLS"),
+    ],
+)
+def test_what_has_no_meaning_on_one_port_is_refused(arguments: list[str], message: str) -> None:
+    assert message in refused(SINGLE, "--server=pyvoy", *arguments).message
+
+
+def test_http_3_needs_pyvoy_and_the_server_is_one_of_two() -> None:
+    assert "--http3 needs --server=pyvoy" in refused(SINGLE, "--http3").message
+    assert configured(SINGLE, "--http3=false", "--server=uvicorn").pyvoy is None
+    assert "--server=gunicorn: there is uvicorn" in refused(SINGLE, "--server=gunicorn").message
+
+
+def test_either_ports_tls_is_the_one_ports(tmp_path: Path, text_file: Path) -> None:
+    cert, key = tmp_path / "cert", tmp_path / "key"
+    cert.touch()
+    key.touch()
+    files = (f"--rest_tls_cert_file={cert}", f"--rest_tls_key_file={key}")
+    config = configured(SINGLE, "--server=pyvoy", *files)
+    assert config.pyvoy == PyvoyConfig(port=8500, tls=TlsFiles(cert=cert, key=key), http3=True)
+    assert (config.grpc.tls, config.rest.tls) == (None, None)
+    assert configured(SINGLE, "--server=pyvoy", "--http3=false", *files).pyvoy == PyvoyConfig(
+        port=8500, tls=TlsFiles(cert=cert, key=key)
+    )
+    text_file.write_text('server_key: "k" server_cert: "c"')
+    contents = f"--ssl_config_file={text_file}"
+    config = configured(SINGLE, "--server=pyvoy", contents)
+    assert config.pyvoy is not None
+    assert config.pyvoy.tls == TlsContents(server_key="k", server_cert="c")
+    assert "not both" in refused(SINGLE, "--server=pyvoy", contents, *files).message
+    text_file.write_text('server_key: "k" server_cert: "c" client_verify: true')
+    assert "client_verify needs custom_ca" in refused(SINGLE, "--server=pyvoy", contents).message
+
+
+@pytest.mark.may_block  # This process serves nobody: that is its child's work.
+def test_pyvoy_that_is_not_installed_is_an_error_that_says_how(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyvoy", None)
+    monkeypatch.setattr("embedserve.cli.configure_logging", lambda: None)
+    assert main([SINGLE, "--server=pyvoy"]) == 255
+    assert "Error: INVALID_ARGUMENT: --server=pyvoy needs the package pyvoy: pip install" in capsys.readouterr().out
 
 
 # TensorFlow's session.

@@ -103,7 +103,7 @@ def create_app(
     # The only word that REST has with gRPC: one application of both, for users who want nothing else.
     from embedserve.grpc import GrpcMiddleware
 
-    metric = None if metrics is None else metrics.value
+    metric = None if metrics is None else metrics.read
     return GrpcMiddleware(app, registry, all_calls=True, cors=cors, health=health, metric=metric)
 
 

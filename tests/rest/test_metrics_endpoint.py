@@ -87,3 +87,22 @@ async def test_an_observer_that_is_there_already_is_not_added_twice(registry: Fa
     assert ':tensorflow:serving:runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 1' in (
         metrics.exposition().decode()
     )
+
+
+async def test_a_reload_over_grpc_on_the_same_port_reads_the_metrics(registry: FakeRegistry, serve: Serve) -> None:
+    from tensorflow_serving.apis import model_management_pb2
+
+    request = model_management_pb2.ReloadConfigRequest(metric_names=["/tensorflow/serving/request_count"])
+    request.config.model_config_list.config.add(name="m", base_path="/m", model_platform="tensorflow")
+    message = request.SerializeToString()
+    async with serve(create_app(registry, grpc=True, metrics=Metrics())) as server:
+        response = await server.client.post(
+            "/tensorflow.serving.ModelService/HandleReloadConfigRequest",
+            content=len(message).to_bytes(5, "big") + message,
+            headers={"content-type": "application/grpc-web"},
+        )
+    size = int.from_bytes(response.content[1:5], "big")
+    answer = model_management_pb2.ReloadConfigResponse.FromString(response.content[5 : 5 + size])
+    assert [(metric.name, metric.int64_value_increase) for metric in answer.metric] == [
+        ("/tensorflow/serving/request_count", 0)
+    ]

@@ -1,0 +1,173 @@
+"""What runs inside Envoy: the registry and one ASGI application of REST and gRPC, which live in pyvoy's lifespan.
+
+Pyvoy imports `app` and calls it on an event loop in a thread of its own. Knows its parent process by the link alone:
+no signal, no port, no exit status other than that of a start that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from embedserve import tensorflow_setup
+from embedserve.applied_config import AppliedConfig, log_models
+from embedserve.errors import ServingError
+from embedserve.pyvoy.envoy import CONFIG_VARIABLE
+from embedserve.pyvoy.link import Link
+from embedserve.pyvoy.loops import carry_over, overlook_late_events
+from embedserve.registry import ModelRegistry
+from embedserve.server_config import ServerConfig
+from embedserve.server_log import configure_logging
+from embedserve.standalone import (
+    EXIT_FAILED_START,
+    exit_now,
+    first_failure,
+    leave,
+    make_metrics,
+    make_registry,
+    wait_until_ready,
+)
+
+if TYPE_CHECKING:
+    from embedserve.asgi.calls import Receive, Scope, Send
+    from embedserve.metrics import Metrics
+
+__all__ = ["PyvoyApp", "app"]
+
+logger = logging.getLogger("embedserve")
+
+
+class PyvoyApp:
+    """The application of one process; its registry lives on the event loop of the first lifespan.
+
+    Pyvoy has one loop for TCP and another one for HTTP/3, each with a lifespan; calls of the other are carried over.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._serving: Any = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection."""
+        loop = asyncio.get_running_loop()
+        if scope["type"] == "lifespan":
+            loop.set_exception_handler(overlook_late_events)
+            if self._loop is None:
+                self._loop = loop
+                await self._live(receive, send)
+            else:
+                await _follow_the_first(receive, send)
+        elif loop is self._loop:
+            await self._serving(scope, receive, send)
+        else:
+            assert self._loop is not None
+            await carry_over(self._serving, self._loop, scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """From the start of the process to its end."""
+        await receive()
+        configure_logging()
+        told = json.loads(os.environ.pop(CONFIG_VARIABLE))
+        config = ServerConfig.from_json(told["config"])
+        link = await Link.open(socket.socket(fileno=told["link"]))
+        registry: ModelRegistry | None = None
+        try:
+            metrics = make_metrics(config.rest)
+            registry = make_registry(config, metrics)
+            async with asyncio.TaskGroup() as tasks:
+                await self._serve(registry, config, metrics, link, tasks, receive, send)
+        except* (ServingError, OSError) as failures:
+            link.say("failed", first_failure(failures))
+            await link.flush()
+            if registry is not None:
+                await leave(registry, EXIT_FAILED_START)
+            # Not through Envoy, which would log its whole configuration.
+            exit_now(EXIT_FAILED_START)
+        assert registry is not None
+        await leave(registry, 0)
+        # Envoy has let go of its connections by now, and exit handlers of TensorFlow's libraries complain inside it.
+        exit_now(0)
+
+    async def _serve(
+        self,
+        registry: ModelRegistry,
+        config: ServerConfig,
+        metrics: Metrics | None,
+        link: Link,
+        tasks: asyncio.TaskGroup,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """From the first load to the end of the last request."""
+        stop = asyncio.Event()
+        applied = AppliedConfig(registry, config)
+        obeying = tasks.create_task(_obey(link, registry, stop))
+        if config.models is not None:
+            log_models(config.models)
+        await asyncio.to_thread(tensorflow_setup.apply, config.session_config)
+        await registry.start(wait=False)
+        self._serving = _application(registry, config, applied, metrics)
+        if config.rest.early:
+            link.say("opening")
+            await send({"type": "lifespan.startup.complete"})
+        following: asyncio.Task[None] | None = None
+        if await wait_until_ready(registry, stop):
+            if not config.rest.early:
+                link.say("opening")
+                await send({"type": "lifespan.startup.complete"})
+            link.say("ready")
+            following = tasks.create_task(applied.follow())
+        await receive()
+        obeying.cancel()
+        if following is not None:
+            following.cancel()
+
+
+def _application(registry: ModelRegistry, config: ServerConfig, applied: AppliedConfig, metrics: Metrics | None) -> Any:
+    from embedserve.grpc import GrpcMiddleware
+    from embedserve.rest import DEFAULT_METRICS_PATH, create_app
+
+    rest, grpc = config.rest, config.grpc
+    return GrpcMiddleware(
+        create_app(
+            registry,
+            cors=rest.cors,
+            timeout=rest.timeout,
+            metrics=metrics,
+            metrics_path=rest.metrics_path or DEFAULT_METRICS_PATH,
+        ),
+        registry,
+        all_calls=True,
+        cors=rest.cors,
+        health=grpc.health,
+        reflection=grpc.reflection,
+        profiler=grpc.profiler,
+        tensor_content=grpc.tensor_content,
+        reload=applied.apply,
+        metric=None if metrics is None else metrics.read,
+    )
+
+
+async def _follow_the_first(receive: Receive, send: Send) -> None:
+    """The lifespan of another loop: pyvoy begins it when the first one has started."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _obey(link: Link, registry: ModelRegistry, stop: asyncio.Event) -> None:
+    """Do what the parent says, and end when it has ended."""
+    while await link.heard() == "drain":
+        registry.begin_drain()
+        stop.set()
+    logger.error("The process that started this one has ended: leaving at once")
+    exit_now(1)
+
+
+app = PyvoyApp()
+"""What pyvoy is told to serve."""

@@ -1,0 +1,66 @@
+"""The socket between the two processes of the one-port server: what they say to each other, one JSON line each.
+
+The application says how far it is; its parent says when to drain. A line's end is the other process's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import Any, Literal, Self, TypeAlias
+
+from embedserve.errors import Code, ServingError
+
+__all__ = ["Link", "Stage"]
+
+Stage: TypeAlias = Literal["opening", "ready", "failed", "drain"]
+"""`opening`: the port is about to open. `ready`: the models serve. `failed`: they will not. `drain`: finish."""
+
+
+class Link:
+    """One end."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, end: socket.socket) -> Self:
+        """Take over one end of a socket pair."""
+        end.setblocking(False)
+        return cls(*await asyncio.open_connection(sock=end, limit=2**20))
+
+    def say(self, stage: Stage, error: Exception | None = None) -> None:
+        """Tell the other side; nothing happens when it has gone."""
+        line: dict[str, Any] = {"stage": stage}
+        if error is not None:
+            line |= {"code": error.code if isinstance(error, ServingError) else Code.UNKNOWN, "message": str(error)}
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(line).encode() + b"\n")
+
+    async def flush(self) -> None:
+        """Return when what was said has been sent."""
+        await self._writer.drain()
+
+    async def heard(self) -> Stage | None:
+        """The next that the other side says, or None when it has ended.
+
+        Raises:
+            ServingError: What it said was that it failed.
+        """
+        try:
+            line = await self._reader.readline()
+        except ConnectionError:
+            line = b""
+        if not line:
+            return None
+        message = json.loads(line)
+        stage: Stage = message["stage"]
+        if stage == "failed":
+            raise ServingError(message["message"], code=Code(message["code"]))
+        return stage
+
+    def close(self) -> None:
+        """Let go of this end."""
+        self._writer.close()
