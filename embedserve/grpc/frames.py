@@ -9,7 +9,7 @@ import base64
 import binascii
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from embedserve.asgi.calls import ClientDisconnected, Receive
@@ -49,6 +49,9 @@ class MessageReader:
         limit: Largest message in bytes, before and after decompression.
         encoding: Value of `grpc-encoding`.
         text: The body is base64, as `application/grpc-web-text` has it.
+
+    Attributes:
+        disconnected: The client has gone before it had sent everything.
     """
 
     def __init__(
@@ -58,16 +61,12 @@ class MessageReader:
         self._receive = receive
         self._limit = limit
         self._encoding = encoding
-        self._decode: Callable[[bytes], bytes] | None = _Base64() if text else None
+        self._base64 = _Base64() if text else None
         self._pieces: deque[bytes] = deque()
         self._size = 0  # Bytes in `_pieces`.
         self._ended = False
         self._held = Reservation(registry.inflight)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the client has sent everything: what comes next is that it goes away."""
-        return self._ended
+        self.disconnected = False
 
     def __enter__(self) -> MessageReader:
         return self
@@ -79,7 +78,7 @@ class MessageReader:
         """Give back what the messages read so far have reserved."""
         self._held.release()
 
-    async def messages(self) -> AsyncIterator[bytes]:
+    async def messages(self) -> AsyncGenerator[bytes, None]:
         """Every message, as it arrives.
 
         Raises:
@@ -121,14 +120,17 @@ class MessageReader:
         while self._size < size and not self._ended:
             event = await self._receive()
             if event["type"] == "http.disconnect":
+                self.disconnected = True
                 raise ClientDisconnected("the client disconnected while it sent the request")
             piece = event.get("body", b"")
             self._ended = not event.get("more_body", False)
             if piece:
                 self._held.add(len(piece))
-                piece = piece if self._decode is None else self._decode(piece)
+                piece = piece if self._base64 is None else self._base64.decode(piece)
                 self._pieces.append(piece)
                 self._size += len(piece)
+            if self._ended and self._base64 is not None:
+                self._base64.end()
         return self._size >= size
 
     def _take(self, size: int) -> bytes:
@@ -175,7 +177,7 @@ class _Base64:
     def __init__(self) -> None:
         self._rest = b""
 
-    def __call__(self, piece: bytes) -> bytes:
+    def decode(self, piece: bytes) -> bytes:
         text = self._rest + piece
         end = len(text) // 4 * 4
         self._rest = text[end:]
@@ -185,7 +187,15 @@ class _Base64:
                 return base64.b64decode(text, validate=True)
             return b"".join(base64.b64decode(part, validate=True) for part in _padded_parts(text))
         except binascii.Error as error:
-            raise InvalidInputError(f"the body is not base64, as its content type says: {error}") from None
+            raise _not_base64(str(error)) from None
+
+    def end(self) -> None:
+        if self._rest:
+            raise _not_base64(f"it is cut off {len(self._rest)} characters after a multiple of 4")
+
+
+def _not_base64(reason: str) -> InvalidInputError:
+    return InvalidInputError(f"the body is not base64, as its content type says: {reason}")
 
 
 def _padded_parts(text: bytes) -> list[bytes]:

@@ -17,6 +17,9 @@ __all__ = ["encoded_message", "metadata_value", "read_timeout"]
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
+# Thirty years. The longest that the protocol knows, 11 thousand years, is more than threads and clocks can count.
+_LONGEST = 1e9
+
 # Printable ASCII but for the per cent sign travels as it is.
 _UNESCAPED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -32,7 +35,7 @@ def read_timeout(value: bytes) -> float:
         raise InvalidInputError(
             f"grpc-timeout {value.decode('latin-1')!r} is not 1 to 8 digits and one of the units H, M, S, m, u, n"
         )
-    return int(found[1]) * _SECONDS[found[2]]
+    return min(int(found[1]) * _SECONDS[found[2]], _LONGEST)
 
 
 def encoded_message(message: str) -> bytes:

@@ -128,6 +128,4 @@ _WIRES: dict[bytes, Wire] = {
 def wire_of(content_type: bytes) -> Wire | None:
     """The wire of a content type; None for those that are not gRPC with protobuf messages."""
     wire = _WIRES.get(content_type)
-    if wire is None and content_type.startswith((b"application/grpc", b"Application/", b"APPLICATION/")):
-        wire = _WIRES.get(content_type.partition(b";")[0].strip().lower())
-    return wire
+    return _WIRES.get(content_type.partition(b";")[0].strip().lower()) if wire is None else wire
