@@ -41,13 +41,13 @@ class Calls:
         self._patience = patience
         self._seen: set[Call] = set()
         self._new: set[Call] = set()
-        self._ticking = False
+        self._ticking_on: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
         return f"<Calls {len(self._new) + len(self._seen)} not watched yet>"
 
-    def enter(self, receive: Receive, deadline: float | None = None) -> Call:
-        """Context of one call, whose body has been read.
+    def enter(self, receive: Receive | None = None, deadline: float | None = None) -> Call:
+        """Context of one call, whose body has been read; without `receive` it is read inside, up to `Call.listen`.
 
         It is watched after `patience` to twice `patience` seconds; the task that is in the context is cancelled once
         `receive` says `http.disconnect`, or the loop's clock reads `deadline`.
@@ -58,10 +58,13 @@ class Calls:
         return Call(self, receive, deadline)
 
     def _add(self, call: Call) -> None:
+        loop = asyncio.get_running_loop()
+        if self._ticking_on is not loop:
+            if self._ticking_on is not None:  # Closed before its time: an application may go on on another loop.
+                self._seen, self._new = set(), set()
+            self._ticking_on = loop
+            loop.call_later(self._patience, self._tick)
         self._new.add(call)
-        if not self._ticking:
-            self._ticking = True
-            asyncio.get_running_loop().call_later(self._patience, self._tick)
 
     def _remove(self, call: Call) -> None:
         self._new.discard(call)
@@ -71,23 +74,35 @@ class Calls:
         for call in self._seen:
             call._watch()
         self._seen, self._new = self._new, set()
-        self._ticking = bool(self._seen)
-        if self._ticking:
-            asyncio.get_running_loop().call_later(self._patience, self._tick)
+        if self._seen and self._ticking_on is not None:
+            self._ticking_on.call_later(self._patience, self._tick)
+        else:
+            self._ticking_on = None
 
 
 class Call:
     """One call; made by `Calls.enter`."""
 
-    __slots__ = ("_calls", "_cancelling", "_deadline", "_listener", "_reason", "_receive", "_task", "_timer")
+    __slots__ = (
+        "_calls",
+        "_cancelling",
+        "_deadline",
+        "_listener",
+        "_reason",
+        "_receive",
+        "_task",
+        "_timer",
+        "_watched",
+    )
 
-    def __init__(self, calls: Calls, receive: Receive, deadline: float | None) -> None:
+    def __init__(self, calls: Calls, receive: Receive | None, deadline: float | None) -> None:
         self._calls = calls
         self._receive = receive
         self._deadline = deadline
         self._listener: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reason: ServingError | None = None
+        self._watched = False
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -97,16 +112,30 @@ class Call:
         self._calls._add(self)
         return self
 
-    def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._listener = loop.create_task(self._listen())
-        if self._deadline is not None:
-            self._timer = loop.call_at(self._deadline, self._end, DeadlineExceededError("Deadline Exceeded"))
+    def listen(self, receive: Receive) -> None:
+        """The body has been read: what else `receive` says is that the client goes."""
+        self._receive = receive
+        if self._watched:
+            self._listener = asyncio.create_task(self._until_gone(receive))
 
-    async def _listen(self) -> None:
+    def deafen(self) -> None:
+        """The answer is being sent: a host that says that the client goes may mean that it has all of it."""
+        self._receive = None
+        if self._listener is not None:
+            self._listener.cancel()
+
+    def _watch(self) -> None:
+        self._watched = True
+        if self._deadline is not None:
+            error = DeadlineExceededError("Deadline Exceeded")
+            self._timer = asyncio.get_running_loop().call_at(self._deadline, self._end, error)
+        if self._receive is not None:
+            self.listen(self._receive)
+
+    async def _until_gone(self, receive: Receive) -> None:
         pause = _FIRST_PAUSE
         # Most hosts wait here until the client goes. Some answer at once that the body has ended, again and again.
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await receive())["type"] != "http.disconnect":
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LAST_PAUSE)
         self._end(ClientDisconnected("the client disconnected before the answer was there"))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
@@ -33,12 +33,15 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 
 # What is read of a request that is refused.
 DRAIN_BYTES = 1 << 20
-DRAIN_TIMEOUT = 1.0
+# Seconds that a client has to send, and to read, what is left of a call that has ended for it.
+GRACE = 1.0
 
 NO_TRAILERS = (
     "this server cannot answer gRPC: it does not offer the ASGI extension http.response.trailers, as pyvoy and "
     "hypercorn do; uvicorn does not. gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC on a port of its own"
 )
+OVER_HTTP_1 = "gRPC needs HTTP/2, and this request came over HTTP/1; gRPC-Web works over both"
+NO_TE = "the header `te: trailers` is missing, without which servers send no trailers and so no status"
 
 
 class GrpcApp:
@@ -52,7 +55,7 @@ class GrpcApp:
         max_message_bytes: Largest message in or out, after decompression; `max_request_bytes` bounds requests too.
         compression: How answers are compressed for clients that accept it; compressed requests are always understood.
         max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
-        cors: Let web pages of any origin call (True), or of those listed.
+        cors: Let web pages of any origin call (True), or of those given, as in `https://app.example`.
         health: Serve `grpc.health.v1.Health`.
         reflection: Serve server reflection.
         profiler: Serve `tensorflow.ProfilerService`. Its clients name the directory that profiles are written to.
@@ -71,7 +74,7 @@ class GrpcApp:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         compression: Literal["none", "gzip"] = "none",
         max_concurrent_calls: int | None = None,
-        cors: bool | Iterable[str] = False,
+        cors: bool | str | Iterable[str] = False,
         health: bool = True,
         reflection: bool = True,
         profiler: bool = False,
@@ -108,10 +111,10 @@ class GrpcApp:
             wire = wire_of(headers.get(b"content-type", b""))
             if wire is None or scope["method"] != "POST":
                 await self._no_call(scope, headers, send)
-            elif wire.web or "http.response.trailers" in (scope.get("extensions") or ()):
+            elif wire.web or (missing := _missing_for_trailers(scope, headers)) is None:
                 await self._call(_Request(scope, headers, wire, receive), send)
             else:
-                await _refuse_for_trailers(send)
+                await _refuse_for_trailers(send, missing)
         elif scope["type"] == "lifespan":
             await run_lifespan(self._registry, self, receive, send)
         elif scope["type"] == "websocket":
@@ -123,54 +126,55 @@ class GrpcApp:
 
         A method that a service does not have counts as its call; everything else is the host's, unless `all_calls`.
         """
-        path: str = scope["path"]
-        if not all_calls and path[1:].rpartition("/")[0] not in self._services.names:
-            return False
-        if scope["method"] == "POST":
+        own = _path(scope)[1:].rpartition("/")[0] in self._services.names
+        if scope["method"] == "POST" and (own or all_calls):
             return any(name == b"content-type" and wire_of(value) is not None for name, value in scope["headers"])
-        return scope["method"] == "OPTIONS" and bool(self._cors) and path in self._methods
-
-    def _method(self, scope: Scope) -> Unary | Streaming | None:
-        path: str = scope["path"]
-        method = self._methods.get(path)
-        if method is None and scope.get("root_path"):
-            method = self._methods.get(path.removeprefix(scope["root_path"]))
-        return method
+        return own and scope["method"] == "OPTIONS" and bool(self._cors)
 
     # One call.
 
     async def _call(self, request: _Request, send: Send) -> None:
         wire = request.wire
         extra = self._cors.headers(request.headers) if self._cors else ()
-        flags = 0
+        answering = False
         self._active += 1
         try:
-            method = self._method(request.scope)
+            method = self._methods.get(_path(request.scope))
             self._check(method)
             request.read_timeout()
             if isinstance(method, Streaming):
+                answering = True
                 await self._stream(method, request, send, extra)
                 return
             assert isinstance(method, Unary)
-            message = await self._answer(method, request)
-            if len(message) > self._send_limit:
-                raise too_large(len(message), self._send_limit, "Sent")
-            if self._gzip and b"gzip" in request.headers.get(b"grpc-accept-encoding", b""):
-                message, flags = await self._zipped(message), 1
+            with self._calls.enter(deadline=request.deadline) as call:
+                message = await self._message(request)
+                call.listen(request.receive)
+                message = await method.answer(message, request)
+                flags = 0
+                if len(message) > self._send_limit:
+                    raise too_large(len(message), self._send_limit, "Sent")
+                if self._gzip and b"gzip" in request.headers.get(b"grpc-accept-encoding", b""):
+                    message, flags = await self._zipped(message), 1
+                call.deafen()
+                answering = True
+                await wire.answer(send, message, flags, extra)
+                return
         except ClientDisconnected:
             return
-        except StatusError as error:
-            code, text = error.code, error.message
         except Exception as error:
-            code, text = status_of(error)
-        else:
-            await wire.answer(send, message, flags, extra)
-            return
+            if answering:  # It can only be broken off: for a client that has gone, or that does not read in time.
+                if isinstance(error, OSError | DeadlineExceededError):
+                    return
+                raise
+            code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
         finally:
             self._active -= 1
         await request.drain()
-        await wire.start(send, 0, extra)
-        await wire.end(send, code, text)
+        with suppress(OSError):
+            async with request.within_reason():
+                await wire.start(send, 0, extra)
+                await wire.end(send, code, text)
 
     def _check(self, method: Unary | Streaming | None) -> None:
         check_usable(self._registry)
@@ -179,7 +183,8 @@ class GrpcApp:
         if self._max_calls is not None and self._active > self._max_calls:
             raise ServingError("Concurrent RPC limit exceeded!", code=Code.RESOURCE_EXHAUSTED)
 
-    async def _answer(self, method: Unary, request: _Request) -> bytes:
+    async def _message(self, request: _Request) -> bytes:
+        """The one message of a request."""
         event = await request.receive()
         body: bytes = event.get("body", b"")
         if (
@@ -189,22 +194,11 @@ class GrpcApp:
             and len(body) - PREFIX_BYTES == int.from_bytes(body[1:PREFIX_BYTES], "big") <= self._limit
         ):
             request.ended = True
-            message = body[PREFIX_BYTES:]
-        else:
-            request.first = event
-            message = await self._read(request)
-        with self._calls.enter(request.receive, request.deadline):
-            return await method.answer(message, request)
-
-    async def _read(self, request: _Request) -> bytes:
-        """The message of a request that did not come in one plain piece."""
-        try:
-            async with asyncio.timeout_at(request.deadline):
-                with self._reader(request) as reader:
-                    # The method reserves the message once more, before anything else runs.
-                    return await reader.only()
-        except TimeoutError:
-            raise DeadlineExceededError("Deadline Exceeded") from None
+            return body[PREFIX_BYTES:]
+        request.first = event
+        with self._reader(request) as reader:
+            # The method reserves the message once more, before anything else runs.
+            return await reader.only()
 
     def _reader(self, request: _Request) -> MessageReader:
         return MessageReader(self._registry, request.next_event, self._limit, request.encoding, request.wire.text)
@@ -221,30 +215,27 @@ class GrpcApp:
         """Pass messages on either way until the method ends, its deadline passes or the client goes."""
         wire = request.wire
         code, text = Code.OK, ""
-        with ExitStack() as stack:
-            reader = stack.enter_context(self._reader(request))
+        try:
+            with self._calls.enter(deadline=request.deadline) as call, self._reader(request) as reader:
 
-            async def messages() -> AsyncIterator[bytes]:
-                try:
-                    async for message in reader.messages():
-                        yield message
-                except ServingError as error:
-                    raise StatusError(*status_of(error)) from None
-                # Only now does whatever else the client does mean that it goes.
-                stack.enter_context(self._calls.enter(request.receive))
+                async def messages() -> AsyncGenerator[bytes, None]:
+                    async with aclosing(reader.messages()) as read:
+                        async for message in read:
+                            yield message
+                    call.listen(request.receive)
 
-            await wire.start(send, 0, extra)
-            try:
-                answers = method.stream(messages(), request)
-                async with asyncio.timeout_at(request.deadline), aclosing(answers):
+                await wire.start(send, 0, extra)
+                async with aclosing(messages()) as given, aclosing(method.stream(given, request)) as answers:
                     async for answer in answers:
                         await wire.message(send, answer, 0)
-            except TimeoutError:
-                code, text = Code.DEADLINE_EXCEEDED, "Deadline Exceeded"
-            except StatusError as error:
-                code, text = error.code, error.message
-            if code != Code.CANCELLED:
-                await wire.end(send, code, text)
+        except StatusError as error:
+            if reader.disconnected:
+                return
+            code, text = error.code, error.message
+        except DeadlineExceededError as error:
+            code, text = status_of(error)
+        async with request.within_reason():
+            await wire.end(send, code, text)
 
     # What is no call.
 
@@ -298,11 +289,17 @@ class _Request:
         """
         size = 0
         try:
-            async with asyncio.timeout(DRAIN_TIMEOUT):
+            async with asyncio.timeout(GRACE):
                 while not self.ended and size < DRAIN_BYTES:
                     size += len((await self.next_event()).get("body", b""))
         except TimeoutError:
             pass
+
+    def within_reason(self) -> asyncio.Timeout:
+        """Context for sending the end: up to the deadline, or a little longer where that has come."""
+        if self.deadline is None:
+            return asyncio.timeout(None)
+        return asyncio.timeout_at(max(self.deadline, asyncio.get_running_loop().time() + GRACE))
 
     def time_remaining(self) -> float | None:
         if self.deadline is None:
@@ -343,17 +340,35 @@ class GrpcMiddleware:
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), *headers]
+    if body:
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _refuse_for_trailers(send: Send) -> None:
+def _path(scope: Scope) -> str:
+    """Path of the method, below whatever the application is mounted at."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path") or ""
+    return path.removeprefix(root.rstrip("/")) if root else path
+
+
+def _missing_for_trailers(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+    """Why this answer would lose its trailers, and the status with them."""
+    if "http.response.trailers" not in (scope.get("extensions") or ()):
+        return NO_TRAILERS
+    if scope["http_version"].startswith("1"):  # Some servers offer trailers there, and drop them.
+        return OVER_HTTP_1
+    # Exactly this lets the servers send them.
+    return None if headers.get(b"te") == b"trailers" else NO_TE
+
+
+async def _refuse_for_trailers(send: Send, reason: str) -> None:
     """Say in the headers what cannot be said in trailers: clients read a status there too."""
     headers = [
         (b"content-type", b"application/grpc"),
         (b"grpc-status", b"%d" % Code.UNIMPLEMENTED),
-        (b"grpc-message", NO_TRAILERS.encode()),
+        (b"grpc-message", reason.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

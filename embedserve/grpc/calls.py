@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -152,15 +153,14 @@ def unary(
     return Unary(answer)
 
 
-def streaming(stream: Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]) -> Streaming:
+def streaming(stream: Callable[[AsyncIterator[bytes], Context], AsyncGenerator[bytes, None]]) -> Streaming:
     """Make a method with any number of messages either way; whatever `stream` raises becomes its status."""
 
     async def guarded(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
         try:
-            async for response in stream(requests, context):
-                yield response
-        except StatusError:  # From the transport, while a request was read.
-            raise
+            async with aclosing(stream(requests, context)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:
             raise StatusError(*status_of(error)) from None
 

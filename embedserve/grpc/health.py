@@ -7,7 +7,7 @@ answers follow what is loaded, and turn to NOT_SERVING when draining begins.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from grpc_health.v1 import health_pb2
@@ -83,7 +83,7 @@ class Health:
         data: bytes = _Status(status=status).SerializeToString()
         return data
 
-    async def _watch(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def _watch(self, requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
         request = await one_of(requests, health_pb2.HealthCheckRequest)
         said: int | None = None
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -18,7 +18,7 @@ def methods(names: Sequence[str]) -> Methods:
     """The service's method, which describes the services called `names`, and itself."""
     servicer = reflection.aio.ReflectionServicer((*names, SERVICE))
 
-    async def info(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def info(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
         parsed = (parse(reflection_pb2.ServerReflectionRequest, body) async for body in requests)
         response: Any
         async for response in servicer.ServerReflectionInfo(parsed, context):
