@@ -102,6 +102,17 @@ CONTENDERS: dict[str, Contender] = {
             "`python -m embedserve MODELS`: uvicorn and grpc.aio, no flag but the ports",
         ),
         Contender(
+            "embedserve-pyvoy",
+            "embedserve",
+            (TFS_REST, TFS_GRPC),
+            lambda place: [
+                *(sys.executable, "-m", "embedserve", str(place.models)),
+                *("--server=pyvoy", f"--port={place.rest}"),
+            ],
+            "`python -m embedserve MODELS --server=pyvoy`: REST and gRPC on one port",
+            one_port=True,
+        ),
+        Contender(
             "embedserve-in-process",
             "embedserve",
             (IN_PROCESS,),
