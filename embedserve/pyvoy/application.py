@@ -40,6 +40,8 @@ __all__ = ["PyvoyApp", "app"]
 
 logger = logging.getLogger("embedserve")
 
+EXIT_BUG = EXIT_ABANDONED = 1
+
 
 class PyvoyApp:
     """The application of one process; its registry lives on the event loop of the first lifespan.
@@ -87,6 +89,10 @@ class PyvoyApp:
                 await leave(registry, EXIT_FAILED_START)
             # Not through Envoy, which would log its whole configuration.
             exit_now(EXIT_FAILED_START)
+        except* Exception:
+            # Pyvoy would go on without whatever has ended here: the drain, or the config file.
+            logger.exception("A bug ends the server")
+            exit_now(EXIT_BUG)
         assert registry is not None
         await leave(registry, 0)
         # Envoy has let go of its connections by now, and exit handlers of TensorFlow's libraries complain inside it.
@@ -166,7 +172,7 @@ async def _obey(link: Link, registry: ModelRegistry, stop: asyncio.Event) -> Non
         registry.begin_drain()
         stop.set()
     logger.error("The process that started this one has ended: leaving at once")
-    exit_now(1)
+    exit_now(EXIT_ABANDONED)
 
 
 app = PyvoyApp()

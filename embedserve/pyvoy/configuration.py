@@ -47,8 +47,9 @@ def write_configuration(config: PyvoyConfig, directory: Path, *, dual_stack: boo
     # Pyvoy's admin port lets any local user end the server; a socket in this directory does not.
     configuration["admin"] = {"address": {"pipe": {"path": str(directory / ADMIN_SOCKET), "mode": 0o600}}}
     for listener in configuration["static_resources"]["listeners"]:
-        # Otherwise a second server on the same port starts, and each gets half of the connections.
-        listener["enable_reuse_port"] = False
+        # With it a second server on the same port starts, and each gets half of the connections. Envoy's workers cannot
+        # share a port of UDP without it; but who has the one of TCP has that too.
+        listener["enable_reuse_port"] = "udp_listener_config" in listener
         if dual_stack:
             listener["address"]["socket_address"]["ipv4_compat"] = True
         for manager in _connection_managers(listener):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from embedserve.errors import ConfigError, ServingError, StartError
 from embedserve.pyvoy.configuration import forget_secrets, write_configuration
@@ -25,13 +26,15 @@ logger = logging.getLogger("embedserve")
 
 # Seconds that Envoy may take to end, on top of what its application may take to unload the models.
 ENVOY_GRACE = 5.0
+# Of the 107 bytes that the path of a socket may have, what a directory may take.
+SHORT_PATH = 75
 
 
 async def run_pyvoy(config: ServerConfig) -> int:
     """Load the models inside an Envoy, serve until SIGTERM or SIGINT, drain, and return the process's exit status."""
     assert config.pyvoy is not None
     envoy: Envoy | None = None
-    temporary = TemporaryDirectory(prefix="embedserve-")
+    temporary = TemporaryDirectory(prefix="embedserve-", dir=_directory_for_sockets())
     directory = Path(temporary.name)
 
     def clear_away() -> None:
@@ -50,6 +53,12 @@ async def run_pyvoy(config: ServerConfig) -> int:
         finally:
             if envoy is not None:
                 await _end(envoy, config)
+
+
+def _directory_for_sockets() -> str:
+    """The directory of temporary files, unless its name leaves no room for a socket's: paths of sockets are short."""
+    usual = gettempdir()
+    return usual if len(os.fsencode(usual)) < SHORT_PATH else "/tmp"
 
 
 def _check_installed() -> None:

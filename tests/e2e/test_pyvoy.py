@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import os
 import signal
 import ssl
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -27,7 +28,7 @@ from tensorflow_serving.apis import (
 
 from tests.e2e.clients import asked, config_of, grpc_predict, publish, state_of
 from tests.e2e.conftest import ServerProcess, Start
-from tests.programs import answers, fetch, free_port, wait_until
+from tests.programs import ROOT, answers, fetch, free_port, wait_until
 
 pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
 pytestmark = pytest.mark.timeout(240)
@@ -241,7 +242,7 @@ def test_tls_speaks_http_1_2_and_3_asks_for_certificates_and_a_second_signal_end
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         answer = stub.Predict(predict_request("m", TWO), timeout=30)
     assert list(answer.outputs["y"].float_val) == [3.0]
-    asyncio.run(_http_3_is_answered_from_the_registrys_loop(port, roots, contents))
+    _http_3_is_answered_from_the_registrys_loop(f"https://localhost:{port}", certificates)
 
     # The key is in no file, argument or variable of Envoy once it serves.
     envoy = envoy_of(server)
@@ -260,28 +261,18 @@ def test_tls_speaks_http_1_2_and_3_asks_for_certificates_and_a_second_signal_end
     assert not list(temporary.iterdir())
 
 
-async def _http_3_is_answered_from_the_registrys_loop(port: int, roots: bytes, contents: dict[str, str]) -> None:
-    from pyqwest import Client, HTTPTransport, HTTPVersion
+def _http_3_is_answered_from_the_registrys_loop(url: str, certificates: Path) -> None:
+    def asked_over_http_3(path: str, content_type: str, body: bytes) -> bytes:
+        command = [sys.executable, "-m", "tests.e2e.http3_client", url + path, certificates, content_type]
+        done = subprocess.run(command, cwd=ROOT, input=body, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
 
-    transport = HTTPTransport(
-        tls_ca_cert=roots,
-        tls_key=contents["key"].encode(),
-        tls_cert=contents["crt"].encode(),
-        http_version=HTTPVersion.HTTP3,
-        timeout=30,
-        use_system_dns=True,
-    )
-    client = Client(transport)
-    url = f"https://localhost:{port}"
-    response = await client.post(f"{url}/v1/models/m:predict", content=b'{"instances": [1.0]}')
-    assert (response.status, json.loads(response.content)) == (200, {"predictions": [2.5]})
+    answer = asked_over_http_3("/v1/models/m:predict", "application/json", b'{"instances": [1.0]}')
+    assert json.loads(answer) == {"predictions": [2.5]}
     # As gRPC-Web, because this client knows no trailers of HTTP/3.
-    response = await client.post(
-        f"{url}/tensorflow.serving.PredictionService/Predict",
-        headers={"content-type": "application/grpc-web"},
-        content=framed(predict_request("m", TWO)),
-    )
-    assert web_answer(response.content) == [3.0]
+    path, body = "/tensorflow.serving.PredictionService/Predict", framed(predict_request("m", TWO))
+    assert web_answer(asked_over_http_3(path, "application/grpc-web", body)) == [3.0]
 
 
 def test_the_port_opens_early_on_request_and_a_killed_parent_takes_envoy_with_it(
@@ -344,12 +335,17 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_reason_and_nothin
     assert "Traceback" not in server.log
 
 
-def test_a_signal_before_the_first_load_has_ended_ends_both_processes(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_before_the_first_load_has_ended_ends_both_processes(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
     server = start("--server=pyvoy", f"--port={free_port()}", "--model_base_path=none")
     server.wait_for_log("Finished adding/updating models")
     envoy = envoy_of(server)
-    server.terminate()
-    assert not alive(envoy)
+    server.send(number)
+    assert server.ended() == (0 if number is signal.SIGTERM else -number)
+    wait_until(lambda: not alive(envoy), 30)
+    assert "Traceback" not in server.log
 
 
 def test_a_taken_udp_port_and_an_unusable_certificate_end_the_start_at_once(

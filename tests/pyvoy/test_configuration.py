@@ -50,6 +50,8 @@ def test_silent_calls_last_on_every_version_of_http(tmp_path: Path, certificates
     tls = TlsFiles(cert=certificates / "server.crt", key=certificates / "server.key")
     both = listeners(written(PyvoyConfig(port=8500, tls=tls, http3=True), tmp_path))
     assert [listener["name"] for listener in both] == ["listener", "listener_udp"]
+    # Envoy refuses to share a port of UDP among its workers otherwise.
+    assert [listener["enable_reuse_port"] for listener in both] == [False, True]
     for listener in both:
         (manager,) = [each["typed_config"] for each in listener["filter_chains"][0]["filters"]]
         assert manager["stream_idle_timeout"] == "0s"
