@@ -263,7 +263,7 @@ def test_tls_speaks_http_1_2_and_3_asks_for_certificates_and_a_second_signal_end
 
 def _http_3_is_answered_from_the_registrys_loop(url: str, certificates: Path) -> None:
     def asked_over_http_3(path: str, content_type: str, body: bytes) -> bytes:
-        command = [sys.executable, "-m", "tests.e2e.http3_client", url + path, certificates, content_type]
+        command = [sys.executable, "-m", "tests.e2e.http3_client", url + path, str(certificates), content_type]
         done = subprocess.run(command, cwd=ROOT, input=body, capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
