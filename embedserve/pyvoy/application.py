@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +77,15 @@ class PyvoyApp:
         told = json.loads(os.environ.pop(CONFIG_VARIABLE))
         config = ServerConfig.from_json(told["config"])
         link = await Link.open(socket.socket(fileno=told["link"]))
+        stop = asyncio.Event()
         registry: ModelRegistry | None = None
         try:
             metrics = make_metrics(config.rest)
             registry = make_registry(config, metrics)
             async with asyncio.TaskGroup() as tasks:
-                await self._serve(registry, config, metrics, link, tasks, receive, send)
+                obeying = tasks.create_task(_obey(link, registry, stop, told["directory"]))
+                await self._serve(registry, config, metrics, link, stop, tasks, receive, send)
+                obeying.cancel()
         except* (ServingError, OSError) as failures:
             link.say("failed", first_failure(failures))
             await link.flush()
@@ -104,14 +108,15 @@ class PyvoyApp:
         config: ServerConfig,
         metrics: Metrics | None,
         link: Link,
+        stop: asyncio.Event,
         tasks: asyncio.TaskGroup,
         receive: Receive,
         send: Send,
     ) -> None:
         """From the first load to the end of the last request."""
-        stop = asyncio.Event()
+        ending = asyncio.ensure_future(receive())
+        ending.add_done_callback(lambda _: stop.set())
         applied = AppliedConfig(registry, config)
-        obeying = tasks.create_task(_obey(link, registry, stop))
         if config.models is not None:
             log_models(config.models)
         await asyncio.to_thread(tensorflow_setup.apply, config.session_config)
@@ -127,8 +132,7 @@ class PyvoyApp:
                 await send({"type": "lifespan.startup.complete"})
             link.say("ready")
             following = tasks.create_task(applied.follow())
-        await receive()
-        obeying.cancel()
+        await ending
         if following is not None:
             following.cancel()
 
@@ -166,12 +170,13 @@ async def _follow_the_first(receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _obey(link: Link, registry: ModelRegistry, stop: asyncio.Event) -> None:
+async def _obey(link: Link, registry: ModelRegistry, stop: asyncio.Event, directory: str) -> None:
     """Do what the parent says, and end when it has ended."""
     while await link.heard() == "drain":
         registry.begin_drain()
         stop.set()
     logger.error("The process that started this one has ended: leaving at once")
+    shutil.rmtree(directory, ignore_errors=True)
     exit_now(EXIT_ABANDONED)
 
 

@@ -22,7 +22,8 @@ from embedserve.server_config import ServerConfig
 __all__ = ["CONFIG_VARIABLE", "Envoy"]
 
 CONFIG_VARIABLE = "EMBEDSERVE_PYVOY"
-"""The environment variable that tells the application everything: its `ServerConfig`, and its end of the link."""
+"""The environment variable that tells the application everything: its `ServerConfig`, its end of the link, and the
+directory that it clears away if its parent is killed."""
 
 # Seconds between two questions to Envoy.
 _PAUSE = 0.02
@@ -55,7 +56,7 @@ class Envoy:
 
         ours, its = socket.socketpair()
         with its:
-            told = json.dumps({"link": its.fileno(), "config": config.to_json()})
+            told = json.dumps({"link": its.fileno(), "directory": str(directory), "config": config.to_json()})
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             try:
                 process = await asyncio.create_subprocess_exec(

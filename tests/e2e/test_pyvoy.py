@@ -339,12 +339,15 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_reason_and_nothin
 def test_a_signal_before_the_first_load_has_ended_ends_both_processes(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
-    server = start("--server=pyvoy", f"--port={free_port()}", "--model_base_path=none")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    server = start("--server=pyvoy", f"--port={free_port()}", "--model_base_path=none", TMPDIR=str(temporary))
     server.wait_for_log("Finished adding/updating models")
     envoy = envoy_of(server)
     server.send(number)
     assert server.ended() == (0 if number is signal.SIGTERM else -number)
     wait_until(lambda: not alive(envoy), 30)
+    assert not list(temporary.iterdir())
     assert "Traceback" not in server.log
 
 
