@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
-from benchmarks.suite import alone, load, measure, report
+from benchmarks.suite import alone, load, measure, plots, report
 from benchmarks.suite.contenders import CONTENDERS, chosen, groups
 from benchmarks.suite.workloads import WORKLOADS, models_directory
 
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, default=1.0, help="of one measurement; twice that for mobilenet")
     found.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported")
     found.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    found.add_argument("--plots", type=Path, metavar="DIRECTORY", help="write a picture for each workload there")
     found.add_argument("--quick", action="store_true", help="one short round, to see that it works")
     found.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: report what --json wrote")
     found.add_argument("--install-only", action="store_true", help="make models and environments, measure nothing")
@@ -65,13 +67,15 @@ def run(options: argparse.Namespace) -> report.Report:
     plan = measure.Plan(contenders, workloads, seconds, repeats, options.server_core, options.load_core)
     results = measure.run(plan, models)
     without_load = None
-    if not options.quick and any(each.name == "embedserve" for each in contenders) and not options.workloads:
+    if not options.quick and any(each.group == "embedserve" for each in contenders) and not options.workloads:
         without_load = alone.measure(models, repeats, options.server_core)
     return report.Report(results, without_load, report.about(seconds, repeats))
 
 
 def main() -> int:
     options = parser().parse_args()
+    # As Ctrl-C: whatever was started is ended on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if options.install_only:
             for name, reason in measure.install(chosen(options.servers)).items():
@@ -81,8 +85,12 @@ def main() -> int:
     except (load.NoLoadGenerator, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     if options.json:
         options.json.write_text(report.to_json(found))
+    if options.plots:
+        plots.write(found.results.samples, options.plots)
     print(report.markdown(found))
     return 1 if found.results.problems else 0
 

@@ -82,19 +82,19 @@ def _transports(samples: Samples) -> Iterator[Bar]:
     def half(protocol: str, server: str) -> Cell:
         return Cell("half", protocol, 64, server)
 
-    rest = rate_ratio(samples, half("rest", "embedserve"), half("rest", "noop-starlette"))
+    rest = rate_ratio(samples, half("rest", "embedserve-uvicorn"), half("rest", "noop-starlette"))
     yield Bar(2, "half at 64 over REST, of a no-op Starlette route", rest, 0.5)
-    grpc = rate_ratio(samples, half("grpc", "embedserve"), half("grpc", "noop-grpc.aio"))
+    grpc = rate_ratio(samples, half("grpc", "embedserve-uvicorn"), half("grpc", "noop-grpc.aio"))
     yield Bar(2, "half at 64 over gRPC, of a no-op grpc.aio server", grpc, 0.75)
-    pyvoy = rate_ratio(samples, half("grpc", "embedserve-pyvoy"), half("grpc", "embedserve"))
+    pyvoy = rate_ratio(samples, half("grpc", "embedserve-pyvoy"), half("grpc", "embedserve-uvicorn"))
     yield Bar(2, "half at 64 over gRPC under pyvoy, of grpc.aio", pyvoy, 2.5)
 
 
 def _images(samples: Samples) -> Iterator[Bar]:
-    rest = Cell("mobilenet", "rest", 8, "embedserve")
+    rest = Cell("mobilenet", "rest", 8, "embedserve-uvicorn")
     naive = rate_ratio(samples, rest, Cell("mobilenet", "rest", 8, "naive-fastapi"))
     yield Bar(3, "mobilenet at 8 over REST, of naive FastAPI", naive, 8)
-    grpc = rate_ratio(samples, rest, Cell("mobilenet", "grpc", 8, "embedserve"))
+    grpc = rate_ratio(samples, rest, Cell("mobilenet", "grpc", 8, "embedserve-uvicorn"))
     yield Bar(3, "mobilenet at 8 over REST, of the same over gRPC", grpc, 0.9)
 
 
@@ -116,5 +116,5 @@ def _peers(samples: Samples) -> Iterator[Bar]:
 
 def ours(cell: Cell) -> Cell:
     """embedserve's own cell that another server's is held against."""
-    server = "embedserve-in-process" if cell.protocol == "in-process" else "embedserve"
+    server = "embedserve-in-process" if cell.protocol == "in-process" else "embedserve-uvicorn"
     return Cell(cell.workload, cell.protocol, cell.concurrency, server)

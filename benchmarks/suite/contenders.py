@@ -6,13 +6,24 @@ Data only; `measure` starts and asks them. The programs of all but embedserve ar
 from __future__ import annotations
 
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.suite.wire import IN_PROCESS, PLAIN_REST, TFS_GRPC, TFS_REST, Format
+from benchmarks.suite.wire import (
+    IN_PROCESS,
+    LIST_REST,
+    PLAIN_REST,
+    TFS_GRPC,
+    TFS_REST,
+    V2_GRPC,
+    V2_REST,
+    Format,
+)
 
 PEERS = Path(__file__).parents[1] / "peers"
+EMBEDSERVE = (sys.executable, "-m", "embedserve")
 
 
 @dataclass(frozen=True)
@@ -75,18 +86,6 @@ def script(name: str) -> Callable[[Place], list[str]]:
     return lambda place: [str(place.python), "-P", str(PEERS / name), str(place.models), str(place.rest)]
 
 
-def _embedserve(*flags: str) -> Callable[[Place], list[str]]:
-    return lambda place: [
-        sys.executable,
-        "-m",
-        "embedserve",
-        str(place.models),
-        f"--port={place.grpc}",
-        f"--rest_api_port={place.rest}",
-        *flags,
-    ]
-
-
 def _in_process(kind: str) -> Callable[[Place], list[str]]:
     return lambda place: [sys.executable, "-m", "benchmarks.suite.in_process", kind, str(place.models)]
 
@@ -95,20 +94,17 @@ CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
         Contender(
-            "embedserve",
+            "embedserve-uvicorn",
             "embedserve",
             (TFS_REST, TFS_GRPC),
-            _embedserve(),
+            lambda place: [*EMBEDSERVE, str(place.models), f"--port={place.grpc}", f"--rest_api_port={place.rest}"],
             "`python -m embedserve MODELS`: uvicorn and grpc.aio, no flag but the ports",
         ),
         Contender(
             "embedserve-pyvoy",
             "embedserve",
             (TFS_REST, TFS_GRPC),
-            lambda place: [
-                *(sys.executable, "-m", "embedserve", str(place.models)),
-                *("--server=pyvoy", f"--port={place.rest}"),
-            ],
+            lambda place: [*EMBEDSERVE, str(place.models), "--server=pyvoy", f"--port={place.rest}"],
             "`python -m embedserve MODELS --server=pyvoy`: REST and gRPC on one port",
             one_port=True,
         ),
@@ -158,6 +154,90 @@ CONTENDERS: dict[str, Contender] = {
             (IN_PROCESS,),
             _in_process("tensorflow"),
             "no server: at concurrency 1 a signature call per row, above that the best batch size in a loop",
+        ),
+        Contender(
+            "litserve",
+            "peers",
+            (PLAIN_REST,),
+            script("litserve_api.py"),
+            "LitServe: an API and a worker per model, batched within 2 ms, `fast_queue`",
+            package="litserve",
+            requirements="litserve.txt",
+        ),
+        Contender(
+            "bentoml",
+            "peers",
+            (LIST_REST,),
+            lambda place: [
+                str(place.python.with_name("bentoml")),
+                "serve",
+                "bentoml_service:Models",
+                f"--working-dir={PEERS}",
+                "--host=127.0.0.1",
+                f"--port={place.rest}",
+            ],
+            "BentoML: a service with batchable APIs over typed arrays, one worker",
+            package="bentoml",
+            requirements="bentoml.txt",
+            environment=lambda place: {
+                "MODELS": str(place.models),
+                "BENTOML_HOME": str(place.work),
+                "BENTOML_DO_NOT_TRACK": "True",
+            },
+        ),
+        Contender(
+            "mlserver",
+            "peers",
+            (V2_REST, V2_GRPC),
+            lambda place: [*script("mlserver_runtime.py")(place), str(place.grpc)],
+            "MLServer: a custom runtime, adaptive batching within 2 ms, in the server's own process",
+            package="mlserver",
+            requirements="mlserver.txt",
+        ),
+        Contender(
+            "ray-serve",
+            "peers",
+            (PLAIN_REST,),
+            script("ray_deployment.py"),
+            "Ray Serve: a deployment per model, `serve.batch` within 2 ms, orjson, throughput-optimised",
+            package="ray",
+            requirements="ray.txt",
+            # Its processes watch each other by the clock.
+            environment=lambda place: {
+                "RAY_raylet_start_wait_time_s": "120",
+                "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+                "RAY_TMPDIR": str(place.work),
+            },
+            halts=False,
+        ),
+        Contender(
+            "mosec",
+            "peers",
+            (PLAIN_REST,),
+            lambda place: [
+                str(place.python),
+                "-P",
+                str(PEERS / "mosec_worker.py"),
+                "--port",
+                str(place.rest),
+                "--timeout",
+                "60000",
+            ],
+            "mosec: its Rust front, a worker per model, batched within 1 ms, orjson",
+            package="mosec",
+            requirements="mosec.txt",
+            environment=lambda place: {"MODELS": str(place.models)},
+        ),
+        Contender(
+            "pytriton",
+            "peers",
+            (V2_REST, V2_GRPC),
+            lambda place: [*script("pytriton_models.py")(place), str(place.grpc)],
+            "PyTriton: Triton with Python models, dynamic batcher within 0.5 ms",
+            package="nvidia-pytriton",
+            requirements="pytriton.txt",
+            # As its installation page says: its Python must find the library of ours.
+            environment=lambda place: {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
         ),
     )
 }

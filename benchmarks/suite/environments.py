@@ -5,10 +5,13 @@ What a peer needs is one requirements file in `benchmarks/peers`, by ranges; a c
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.suite.workloads import cache_directory
@@ -31,13 +34,22 @@ def python_of(requirements: str) -> Path:
     digest = hashlib.sha256(listed + sys.version.encode()).hexdigest()[:12]
     directory = cache_directory() / f"{requirements.removesuffix('.txt')}-{digest}"
     python, done = directory / "bin" / "python", directory / "done"
-    if not done.exists():
-        print(f"Making an environment for {requirements.removesuffix('.txt')} in {directory}", file=sys.stderr)
-        _make(directory)
-        # pip of the environment that runs this: some interpreters come without ensurepip.
-        _pip(python, "install", "--quiet", "--requirement", str(PEERS / requirements))
-        done.touch()
+    with _alone(directory.with_suffix(".lock")):
+        if not done.exists():
+            print(f"Making an environment for {requirements.removesuffix('.txt')} in {directory}", file=sys.stderr)
+            _make(directory)
+            _pip(python, "install", "--quiet", "--requirement", str(PEERS / requirements))
+            done.touch()
     return python
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other run makes the same environment."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _make(directory: Path) -> None:
@@ -46,6 +58,7 @@ def _make(directory: Path) -> None:
 
 
 def _pip(python: Path, *arguments: str) -> None:
+    """By the pip of the environment that runs this: some interpreters come without ensurepip."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)

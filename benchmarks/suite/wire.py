@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -188,4 +188,5 @@ PLAIN_REST = Format(
     lambda model, rows: dumps({"instances": rows.tolist()}),
     _rows_of("predictions"),
 )
+LIST_REST = replace(PLAIN_REST, decode=lambda answer: np.asarray(json.loads(answer), np.float32))
 IN_PROCESS = Format("a call", "in-process", lambda model: model, lambda model, rows: b"", _rows_of("predictions"))

@@ -6,13 +6,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks.suite import load, report, wire
+from benchmarks.suite import load, plots, report, wire
 from benchmarks.suite.bars import bars
-from benchmarks.suite.contenders import CONTENDERS, chosen
+from benchmarks.suite.contenders import CONTENDERS, PEERS, Place, chosen
 from benchmarks.suite.load import Load, Target
 from benchmarks.suite.measure import Cell, Results, narrowed
 from benchmarks.suite.processes import Processes, ServerFailed, stat
@@ -155,8 +156,21 @@ def test_servers_are_chosen_by_name_or_group() -> None:
     assert [each.name for each in chosen([])] == list(CONTENDERS)
     assert {each.group for each in chosen(["noop"])} == {"noop"}
     assert {each.group for each in chosen(["embedserve", "naive"])} == {"embedserve", "naive"}
-    with pytest.raises(ValueError, match="no server 'nobody'; known are embedserve,"):
+    with pytest.raises(ValueError, match="no server 'nobody'; known are embedserve-uvicorn,"):
         chosen(["nobody"])
+
+
+def test_a_peer_has_a_program_and_requirements_by_range() -> None:
+    peers = [each for each in CONTENDERS.values() if each.group == "peers"]
+    place = Place(Path("python"), Path("models"), Path("work"), Path("answers"), 1, 2)
+    for peer in peers:
+        assert peer.requirements is not None
+        lines = (PEERS / peer.requirements).read_text().splitlines()
+        wanted = [line for line in lines if not line.startswith("#")]
+        assert any(line.partition(">=")[0].split("[")[0] == peer.package for line in wanted)
+        assert all(">=" in line for line in wanted)
+        assert any(str(PEERS) in word for word in peer.command(place))
+    assert len(peers) == 6
 
 
 def test_workloads_are_narrowed_to_a_concurrency() -> None:
@@ -178,19 +192,22 @@ def sampled(**rates: list[float]) -> Results:
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     # The machine was slow in the second round, for both of them.
-    results = sampled(embedserve=[600, 60, 630], noop_starlette=[1000, 100, 1000])
+    results = sampled(embedserve_uvicorn=[600, 60, 630], noop_starlette=[1000, 100, 1000])
     (bar,) = bars(results.samples, None)
     assert (bar.what, round(bar.ratio, 9), bar.met) == ("half at 64 over REST, of a no-op Starlette route", 0.6, True)
 
 
-def test_a_report_outlives_json() -> None:
-    results = sampled(embedserve=[600, 60, 630], naive_fastapi=[100, 10, 100])
+def test_a_report_outlives_json_and_is_drawn(tmp_path: Path) -> None:
+    results = sampled(embedserve_uvicorn=[600, 60, 630], naive_fastapi=[100, 10, 100])
     results.absent["pytriton"] = "not installable: no such wheel"
     results.problems.append("mosec, half over rest: a wrong answer")
     found = report.Report(results, None, report.about(1, 3))
     again = report.from_json(report.to_json(found))
     assert again == found
     page = report.markdown(again)
+    assert [each.name for each in plots.write(results.samples, tmp_path)] == ["suite-half.svg"]
+    words = [element.text for element in ElementTree.parse(tmp_path / "suite-half.svg").iter() if element.text]
+    assert {"naive-fastapi", "0.17"} <= set(words)
     assert "| naive-fastapi | 6.00 |" in page
     assert "| pytriton |  | not measured: not installable: no such wheel |" in page
     assert "- mosec, half over rest: a wrong answer" in page
@@ -201,10 +218,10 @@ def test_a_quick_run_finds_every_answer_right(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("EMBEDSERVE_BENCHMARKS", str(tmp_path / "cache"))
     file = tmp_path / "found.json"
     command = ("-m", "benchmarks", "--quick", "--workloads", "half", "--concurrency", 16, "--json", file)
-    page = run_program(*command, "--servers", "embedserve,naive-fastapi")
+    page = run_program(*command, "--servers", "embedserve-uvicorn,naive")
     assert "Every answer that was looked at was right, and no request failed." in page
     cells = {(each["server"], each["protocol"]): each["samples"] for each in json.loads(file.read_text())["cells"]}
-    assert {("embedserve", "rest"), ("embedserve", "grpc"), ("naive-fastapi", "rest")} <= set(cells)
+    assert {("embedserve-uvicorn", "rest"), ("embedserve-uvicorn", "grpc"), ("naive-fastapi", "rest")} <= set(cells)
     assert all(sample["answered"] > 0 and sample["cpu"] > 0 for samples in cells.values() for sample in samples)
     assert run_program("-m", "benchmarks", "--read", file) == page
 
