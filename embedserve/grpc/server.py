@@ -20,6 +20,7 @@ from embedserve.errors import Code, ConfigError, RegistryStateError
 from embedserve.grpc.addresses import UnixSocket, bind_error, tcp_address
 from embedserve.grpc.calls import Methods, Streaming, Unary
 from embedserve.grpc.errors import StatusError
+from embedserve.grpc.parting import Parting
 from embedserve.grpc.services import Services
 
 if TYPE_CHECKING:
@@ -97,11 +98,13 @@ class GrpcServer:
         port: int | None,
         socket: UnixSocket | None,
         services: Services,
+        parting: Parting,
     ) -> None:
         self._server = server
         self._host = host
         self._socket = socket
         self._services = services
+        self._parting = parting
         self._closed = False
         self.port = port
         self.socket_path = None if socket is None else socket.path
@@ -119,7 +122,12 @@ class GrpcServer:
         """Take no more calls, and give those in flight `grace` seconds before they are cancelled."""
         self._closed = True
         await self._services.aclose()
-        await self._server.stop(grace)
+        if grace:
+            await self._parting.hold()
+        stopping = asyncio.ensure_future(self._server.stop(grace))
+        await asyncio.sleep(0)  # Its first step tells the clients.
+        self._parting.release()
+        await stopping
         if self._socket is not None:
             await asyncio.to_thread(self._socket.remove)
 
@@ -193,7 +201,8 @@ async def serve(
         reload=reload,
         metric=metric,
     )
-    server.add_generic_rpc_handlers((_Router(services.methods),))
+    parting = Parting()
+    server.add_generic_rpc_handlers((_Router(services.methods, parting),))
     socket: UnixSocket | None = None
     try:
         bound = None if port is None else await _bind(server, tcp_address(host, port), credentials, host, port)
@@ -208,7 +217,7 @@ async def serve(
         if socket is not None:
             await asyncio.to_thread(socket.remove)
         raise
-    running = GrpcServer(server, host, bound, socket, services)
+    running = GrpcServer(server, host, bound, socket, services, parting)
     if bound is not None:
         logger.info("Running gRPC ModelServer at %s ...", tcp_address(host, bound))
     if socket is not None:
@@ -269,21 +278,25 @@ class _Context:
 class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds the method of a call by its path, for grpcio."""
 
-    def __init__(self, methods: Methods) -> None:
-        self._handlers = {path: _handler(method) for path, method in methods.items()}
+    def __init__(self, methods: Methods, parting: Parting) -> None:
+        self._handlers = {path: _handler(method, parting) for path, method in methods.items()}
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         return self._handlers.get(details.method)
 
 
-def _handler(method: Unary | Streaming) -> grpc.RpcMethodHandler:
+def _handler(method: Unary | Streaming, parting: Parting) -> grpc.RpcMethodHandler:
     if isinstance(method, Unary):
         answer = method.answer
 
         async def call(body: bytes, context: Any) -> bytes:
+            parting.arrived()
             try:
-                return await answer(body, _Context(context))
+                response = await answer(body, _Context(context))
+                await parting.answer()
+                return response
             except StatusError as error:
+                await parting.answer()
                 await context.abort(STATUS_CODES[error.code], error.message)
                 raise AssertionError("abort always raises") from None
 

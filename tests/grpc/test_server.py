@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from embedserve.errors import ConfigError, RegistryStateError
 from embedserve.grpc import TlsConfig, serve
@@ -198,6 +199,36 @@ async def test_leaving_waits_for_the_calls_in_flight(start: Start) -> None:
         await server.wait()
         assert "closed" in repr(server)
         await channel.close()
+
+
+async def test_clients_that_ask_without_pause_lose_no_call_to_a_stop(start: Start) -> None:
+    reg = registry()
+    server = (await start(reg)).server
+    answered, failed = [0] * 4, list[grpc.RpcError]()
+    busy, request = threading.Event(), predict_request(x=[1.0])
+
+    def ask(number: int) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}", options) as channel:
+            predict = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
+            try:
+                while True:
+                    predict(request, timeout=30)
+                    answered[number] += 1
+                    if min(answered) > 20:
+                        busy.set()
+            except grpc.RpcError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    assert await asyncio.to_thread(busy.wait, 60)
+    await server.aclose(30)
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 30)
+    # The only failure of each is that nobody listens any more.
+    assert [(error.code(), "refused" in error.details()) for error in failed] == [(C.UNAVAILABLE, True)] * 4
 
 
 async def test_the_grace_of_a_stop_is_bounded(start: Start) -> None:
