@@ -5,12 +5,12 @@ Written by the manager on the loop; the published snapshot is immutable, so any 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from embedserve.errors import Code
+from embedserve.lifecycle.changes import Changes
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.servable import State
 
@@ -68,7 +68,7 @@ class Monitor:
         self._statuses: dict[str, dict[int, VersionStatus]] = {}
         self._waiting: dict[str, dict[int, str]] = {}
         self._snapshot: Mapping[str, tuple[VersionStatus, ...]] = MappingProxyType({})
-        self._watchers: set[asyncio.Future[None]] = set()
+        self._changes = Changes()
 
     def __repr__(self) -> str:
         return f"<Monitor of {sum(map(len, self._statuses.values()))} versions>"
@@ -103,10 +103,7 @@ class Monitor:
         """Make a new snapshot and wake whoever waits for a change."""
         names = self._statuses.keys() | {name for name, reasons in self._waiting.items() if reasons}
         self._snapshot = MappingProxyType({name: self._of(name) for name in sorted(names)})
-        watchers, self._watchers = self._watchers, set()
-        for watcher in watchers:
-            if not watcher.done():
-                watcher.set_result(None)
+        self._changes.notify()
 
     def _of(self, name: str) -> tuple[VersionStatus, ...]:
         statuses = dict(self._statuses.get(name, {}))
@@ -114,17 +111,10 @@ class Monitor:
             statuses[version] = replace(statuses.get(version, VersionStatus(version, State.START)), note=reason)
         return tuple(statuses[version] for version in sorted(statuses, reverse=True))
 
+    async def changed(self) -> None:
+        """Wait for one change."""
+        await self._changes.next()
+
     async def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `condition()` holds; it is asked again after every change. False when the time is over."""
-        try:
-            async with asyncio.timeout(timeout):
-                while not condition():
-                    watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    self._watchers.add(watcher)
-                    try:
-                        await watcher
-                    finally:
-                        self._watchers.discard(watcher)
-        except TimeoutError:
-            return condition()
-        return True
+        return await self._changes.wait_until(condition, timeout)
