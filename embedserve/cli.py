@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import logging
 import math
 import os
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from embedserve.pyvoy.server import run_pyvoy
 from embedserve.server import run_server
 from embedserve.server_config import ConfigFile, ServerConfig
 from embedserve.server_log import configure_logging
-from embedserve.standalone import report_failed_start
+from embedserve.standalone import report_failed_start, run
 from embedserve.tfs_batching import batching_from_proto, num_batch_threads
 from embedserve.tfs_config import (
     Platform,
@@ -33,6 +32,7 @@ from embedserve.tfs_config import (
     read_model_server_config,
 )
 from embedserve.tfs_protos import message_class, read_text_proto
+from embedserve.workers import hollow_tensorflow
 
 __all__ = ["main", "server_config"]
 
@@ -58,11 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
         return 0
     configure_logging()
+    if flags.number("workers"):
+        hollow_tensorflow.install()
     try:
         config = server_config(flags, os.environ)
     except ServingError as error:
         return report_failed_start(error)
-    return _run(run_server(config) if config.pyvoy is None else run_pyvoy(config))
+    if config.workers:
+        from embedserve.workers.supervisor import run_supervisor
+
+        return run(run_supervisor(config))
+    return run(run_server(config) if config.pyvoy is None else run_pyvoy(config))
 
 
 def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerConfig:
@@ -95,7 +101,17 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
         rest=rest,
         pyvoy=pyvoy,
         session_config=session_config,
+        workers=_workers(flags),
+        worker_timeout=flags.real("worker_timeout"),
     )
+
+
+def _workers(flags: ParsedFlags) -> int:
+    if (workers := flags.number("workers")) < 0:
+        raise ConfigError(f"--workers={workers}: 0 serves in this process, 1 or more under a supervisor")
+    if flags.real("worker_timeout") <= 0:
+        raise ConfigError("--worker_timeout must be more than 0 seconds")
+    return workers
 
 
 # What is served.
@@ -258,11 +274,3 @@ def _version(*distributions: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
-
-
-def _run(server: Coroutine[Any, Any, int]) -> int:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(server)
-    return uvloop.run(server)

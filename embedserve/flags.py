@@ -235,6 +235,13 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
 _OWN: tuple[Flag, ...] = (
     _own("server", "string", "uvicorn", "uvicorn: REST and gRPC on a port each; pyvoy: both on one, through Envoy."),
     _own("http3", "bool", True, "With --server=pyvoy and TLS, answer HTTP/3 on the same port of UDP."),
+    _own(
+        "workers",
+        "int32",
+        0,
+        "Processes that serve on the same ports, under a supervisor; 0 for this one alone.",
+    ),
+    _own("worker_timeout", "float", 30.0, "Seconds without a sign of life after which a worker is replaced."),
     _own("rest_early", "bool", False, "Open REST before the first load ends; /-/ready then says what is missing."),
     _own("rest_tls_cert_file", "string", "", "PEM certificate chain: TLS on the REST port."),
     _own("rest_tls_key_file", "string", "", "PEM private key of --rest_tls_cert_file."),

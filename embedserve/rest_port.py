@@ -12,32 +12,48 @@ import logging
 import math
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedserve.errors import StartError
 from embedserve.registry import ModelRegistry
 from embedserve.server_config import RestConfig
 
 if TYPE_CHECKING:
-    from embedserve.metrics import Metrics
+    import uvicorn
 
-__all__ = ["bound_socket", "dual_stack_socket", "listening_socket", "serve_rest"]
+    from embedserve.metrics import Metrics
+    from embedserve.rest.app import RestApp
+
+__all__ = ["Accept", "bound_socket", "dual_stack_socket", "listening_socket", "serve_rest"]
 
 logger = logging.getLogger("embedserve")
 
 # A client's pooled connection should outlive its pauses: closing an idle one races with its next request.
 KEEP_ALIVE = 300
+# Seconds that a drain gives busy clients to learn from an answer that they must connect anew.
+LINGER = 0.5
+LOOKS = 50
+
+Accept: TypeAlias = Callable[[socket.socket, Callable[[], Any], int, ssl.SSLContext | None, Callable[[], int]], Any]
+"""Takes the connections of a listener: makes an `asyncio.Server`, or what can stand for one, of the listener, the
+connections' protocol, the backlog, the TLS context and how many connections there are."""
 
 
 @asynccontextmanager
 async def serve_rest(
-    registry: ModelRegistry, config: RestConfig, listener: socket.socket | None, metrics: Metrics | None
+    registry: ModelRegistry,
+    config: RestConfig,
+    listener: socket.socket | None,
+    metrics: Metrics | None,
+    wrap: Callable[[RestApp], Any] | None = None,
+    accept: Accept | None = None,
 ) -> AsyncIterator[None]:
     """Answer REST on `listener` while the context lasts; leaving it finishes the requests in flight.
 
-    They have `drain_timeout` seconds for it. Nothing happens without a listener.
+    They have `drain_timeout` seconds for it. Nothing happens without a listener. `wrap` makes the application that is
+    served of the REST API's; `accept` takes the listener's connections in place of the loop's own server.
     """
     if listener is None:
         yield
@@ -46,6 +62,7 @@ async def serve_rest(
 
     from embedserve.rest import DEFAULT_METRICS_PATH, create_app
 
+    taken = listener
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     class Server(uvicorn.Server):
@@ -55,8 +72,17 @@ async def serve_rest(
             return contextlib.nullcontext()
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
+            await super().startup(sockets if accept is None else [])
+            if accept is not None:
+                connections = self.server_state.connections
+                self.servers.append(
+                    accept(taken, self._protocol, settings.backlog, settings.ssl, lambda: len(connections))
+                )
             opened.set_result(None)
+
+        def _protocol(self) -> Any:
+            make: Any = settings.http_protocol_class
+            return make(config=settings, server_state=self.server_state, app_state=self.lifespan.state)
 
     app = create_app(
         registry,
@@ -67,7 +93,7 @@ async def serve_rest(
     )
     tls = config.tls
     settings = uvicorn.Config(
-        app,
+        app if wrap is None else wrap(app),
         http="httptools",
         ws="none",
         lifespan="off",
@@ -91,8 +117,26 @@ async def serve_rest(
             logger.info("Exporting HTTP/REST API at:localhost:%d ...", listener.getsockname()[1])
             yield
     finally:
+        if not serving.done():
+            await _linger(server)
         server.should_exit = True
         await serving
+
+
+async def _linger(server: uvicorn.Server) -> None:
+    """Take no more connections, and have those that are busy end with their next answer.
+
+    Closing one between two requests of a client that does not pause would lose the second.
+    """
+    for listening in server.servers:
+        listening.close()
+    goodbye = (b"connection", b"close")
+    server.config.encoded_headers.append(goodbye)
+    server.server_state.default_headers = [*server.server_state.default_headers, goodbye]
+    for _ in range(LOOKS):
+        if not server.server_state.connections:
+            break
+        await asyncio.sleep(LINGER / LOOKS)
 
 
 @contextmanager

@@ -147,6 +147,8 @@ class ServerConfig(_Config):
         grpc, rest: The ports.
         pyvoy: The one port instead of those, if that is what serves; of `grpc` and `rest` the rest counts.
         session_config: A serialized `tensorflow.ConfigProto` for the whole process; empty for TensorFlow's defaults.
+        workers: Processes that answer requests, under a supervisor; 0 for this process alone.
+        worker_timeout: Seconds without a sign of life after which a worker is replaced.
     """
 
     root: Path | None = None
@@ -158,6 +160,8 @@ class ServerConfig(_Config):
     rest: RestConfig = RestConfig()
     pyvoy: PyvoyConfig | None = None
     session_config: bytes = b""
+    workers: int = 0
+    worker_timeout: float = 30.0
 
     def to_json(self) -> str:
         """The whole as JSON, keys and certificates included.

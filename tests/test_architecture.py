@@ -41,6 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "tfs_config flags tensorflow_setup rest_port server_config server_log",
         "port_flags applied_config standalone",
         "server pyvoy",
+        "workers",
         "cli",
         "__main__ __init__",
     )

@@ -187,13 +187,20 @@ class RestApp:
         if not is_strict_uri(target):
             return self._html(scope, 400)
         if self._metrics is not None and self._is_metrics(target):
-            return Response(200, await self._metrics.page(), ((b"content-type", b"text/plain"),))
+            return await self._page(self._metrics)
         if _is_rest(target):
             response = await self._rest(scope, method, target, receive)
             return response._replace(headers=response.headers + self._cors) if self._cors else response
         if self._health and health.is_health_path(path_of(target)):
             return health.answer(self._registry, method, path_of(target))
         return self._html(scope, 404)
+
+    @staticmethod
+    async def _page(metrics: Metrics) -> Response:
+        try:
+            return Response(200, await metrics.page(), ((b"content-type", b"text/plain"),))
+        except ServingError as error:
+            return error_response(error)
 
     @staticmethod
     def _html(scope: Scope, status: int) -> Response:
