@@ -26,7 +26,7 @@ from benchmarks.suite.contenders import CONTENDERS
 from benchmarks.suite.measure import Cell, Plan, Results
 from benchmarks.suite.workloads import Workload, examples_of, models_directory
 
-NOOP_AIO, AIO, NOOP_PYVOY, PYVOY = SERVERS = ("noop-grpc.aio", "embedserve", "noop-pyvoy", "embedserve-pyvoy")
+NOOP_AIO, AIO, NOOP_PYVOY, PYVOY = SERVERS = ("noop-grpc.aio", "embedserve-uvicorn", "noop-pyvoy", "embedserve-pyvoy")
 WORKLOAD = Workload("half", ("grpc",), (32,))
 # One server over another, and how many times its calls it is to answer at least.
 RATIOS = ((AIO, NOOP_AIO, 0.7), (PYVOY, AIO, 2.5), (PYVOY, NOOP_PYVOY, None), (NOOP_PYVOY, NOOP_AIO, None))
