@@ -41,7 +41,7 @@ class SignatureDeployment:
 
 
 if __name__ == "__main__":
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
     deployment: Any = SignatureDeployment
     for path in Path(sys.argv[1]).glob("*/1"):

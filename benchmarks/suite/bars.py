@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from benchmarks.suite.alone import Alone
 from benchmarks.suite.contenders import CONTENDERS
@@ -23,13 +24,21 @@ MOSEC_AT_64 = 0.7
 
 @dataclass(frozen=True)
 class Bar:
-    """One promise: `ratio` is to be at least `bound`, or at most where `at_most`."""
+    """One promise: `ratio` is to be at least `bound`, or at most where `at_most`.
+
+    Attributes:
+        item: Number of the promise; several bars may be one promise.
+        what: Of what, over what.
+        ratio: As measured by the clock.
+        by_cpu: The same by processor time per request, which other work on the machine disturbs least; NaN if unknown.
+    """
 
     item: int
     what: str
     ratio: float
     bound: float
     at_most: bool = False
+    by_cpu: float = math.nan
 
     @property
     def met(self) -> bool:
@@ -38,14 +47,27 @@ class Bar:
 
 def rate_ratio(samples: Samples, one: Cell, other: Cell) -> float:
     """How many times `other`'s rate `one` has: the median over the rounds, each of which had its own noise."""
+    return _median_ratio(samples, one, other, lambda load: load.rate)
+
+
+def cpu_ratio(samples: Samples, one: Cell, other: Cell) -> float:
+    """How many times the processor time that `one` uses for a request `other` uses, likewise."""
+    return _median_ratio(samples, other, one, lambda load: load.cpu)
+
+
+def _median_ratio(samples: Samples, one: Cell, other: Cell, figure: Callable[[Load], float]) -> float:
     rounds = zip(samples.get(one, []), samples.get(other, []), strict=False)
-    ratios = [each.rate / base.rate for each, base in rounds if base.rate]
+    ratios = [figure(each) / figure(base) for each, base in rounds if figure(base)]
     return statistics.median(ratios) if ratios else math.nan
 
 
 def bars(samples: Samples, alone: Alone | None) -> list[Bar]:
     """Every bar that can be judged, in the order of their items."""
-    found = [*_in_process(samples), *_transports(samples), *_images(samples), *_peers(samples)]
+
+    def over(item: int, what: str, one: Cell, other: Cell, bound: float, at_most: bool = False) -> Bar:
+        return Bar(item, what, rate_ratio(samples, one, other), bound, at_most, cpu_ratio(samples, one, other))
+
+    found = [over(*each) for each in (*_in_process(), *_transports(), *_images(), *_peers(samples))]
     if alone is not None:
         found += [
             Bar(3, "mobilenet JSON: decode + encode, of json.loads + np.asarray + json.dumps", alone.codec, 0.2, True),
@@ -55,63 +77,52 @@ def bars(samples: Samples, alone: Alone | None) -> list[Bar]:
     return sorted((bar for bar in found if not math.isnan(bar.ratio)), key=lambda bar: bar.item)
 
 
-def _in_process(samples: Samples) -> Iterator[Bar]:
+Promise: TypeAlias = tuple[int, str, Cell, Cell, float] | tuple[int, str, Cell, Cell, float, bool]
+
+
+def _in_process() -> Iterator[Promise]:
     def cell(server: str, workload: str, concurrency: int) -> Cell:
         return Cell(workload, "in-process", concurrency, server)
 
     ours, bare = "embedserve-in-process", "bare-tensorflow"
     plain = cell(bare, "half", 1)
-    yield Bar(
-        1,
-        "half, 64 callers in process, of plain signature calls",
-        rate_ratio(samples, cell(ours, "half", 64), plain),
-        10,
-    )
-    yield Bar(
-        1,
-        "half, 1 caller in process: latency, of a plain signature call",
-        rate_ratio(samples, plain, cell(ours, "half", 1)),
-        1,
-        at_most=True,
-    )
-    share = rate_ratio(samples, cell(ours, "mobilenet", 8), cell(bare, "mobilenet", 8))
-    yield Bar(1, "mobilenet, 8 callers in process, of bare TensorFlow at its best batch size", share, 0.95)
+    yield 1, "half, 64 callers in process, of plain signature calls", cell(ours, "half", 64), plain, 10
+    latency = "half, 1 caller in process: latency, of a plain signature call"
+    yield 1, latency, plain, cell(ours, "half", 1), 1, True
+    best = "mobilenet, 8 callers in process, of bare TensorFlow at its best batch size"
+    yield 1, best, cell(ours, "mobilenet", 8), cell(bare, "mobilenet", 8), 0.95
 
 
-def _transports(samples: Samples) -> Iterator[Bar]:
+def _transports() -> Iterator[Promise]:
     def half(protocol: str, server: str) -> Cell:
         return Cell("half", protocol, 64, server)
 
-    rest = rate_ratio(samples, half("rest", "embedserve-uvicorn"), half("rest", "noop-starlette"))
-    yield Bar(2, "half at 64 over REST, of a no-op Starlette route", rest, 0.5)
-    grpc = rate_ratio(samples, half("grpc", "embedserve-uvicorn"), half("grpc", "noop-grpc.aio"))
-    yield Bar(2, "half at 64 over gRPC, of a no-op grpc.aio server", grpc, 0.75)
-    pyvoy = rate_ratio(samples, half("grpc", "embedserve-pyvoy"), half("grpc", "embedserve-uvicorn"))
-    yield Bar(2, "half at 64 over gRPC under pyvoy, of grpc.aio", pyvoy, 2.5)
+    ours, pyvoy = "embedserve-uvicorn", "embedserve-pyvoy"
+    starlette, aio = half("rest", "noop-starlette"), half("grpc", "noop-grpc.aio")
+    yield 2, "half at 64 over REST, of a no-op Starlette route", half("rest", ours), starlette, 0.5
+    yield 2, "half at 64 over gRPC, of a no-op grpc.aio server", half("grpc", ours), aio, 0.75
+    yield 2, "half at 64 over gRPC under pyvoy, of grpc.aio", half("grpc", pyvoy), half("grpc", ours), 2.5
 
 
-def _images(samples: Samples) -> Iterator[Bar]:
-    rest = Cell("mobilenet", "rest", 8, "embedserve-uvicorn")
-    naive = rate_ratio(samples, rest, Cell("mobilenet", "rest", 8, "naive-fastapi"))
-    yield Bar(3, "mobilenet at 8 over REST, of naive FastAPI", naive, 8)
-    grpc = rate_ratio(samples, rest, Cell("mobilenet", "grpc", 8, "embedserve-uvicorn"))
-    yield Bar(3, "mobilenet at 8 over REST, of the same over gRPC", grpc, 0.9)
+def _images() -> Iterator[Promise]:
+    def mobilenet(protocol: str, server: str) -> Cell:
+        return Cell("mobilenet", protocol, 8, server)
+
+    rest = mobilenet("rest", "embedserve-uvicorn")
+    yield 3, "mobilenet at 8 over REST, of naive FastAPI", rest, mobilenet("rest", "naive-fastapi"), 8
+    yield 3, "mobilenet at 8 over REST, of the same over gRPC", rest, mobilenet("grpc", "embedserve-uvicorn"), 0.9
 
 
-def _peers(samples: Samples) -> Iterator[Bar]:
-    """Each peer's worst cell for us, and mosec's at 64."""
+def _peers(samples: Samples) -> Iterator[Promise]:
+    """The cell in which each peer comes nearest, and mosec's at 64."""
     for peer in (each.name for each in CONTENDERS.values() if each.group in ("peers", "naive")):
-        ratios = {
-            cell: rate_ratio(samples, ours(cell), cell)
-            for cell in samples
-            if cell.server == peer and cell.concurrency in PEERS_AT[cell.workload]
-        }
-        if ratios:
-            worst = min(ratios, key=lambda cell: ratios[cell])
-            where = f"{worst.workload} at {worst.concurrency} over {worst.protocol}"
-            yield Bar(4, f"the nearest that {peer} comes: {where}", ratios[worst], 1)
+        cells = [cell for cell in samples if cell.server == peer and cell.concurrency in PEERS_AT[cell.workload]]
+        if cells:
+            nearest = min(cells, key=lambda cell: rate_ratio(samples, ours(cell), cell))
+            where = f"{nearest.workload} at {nearest.concurrency} over {nearest.protocol}"
+            yield 4, f"the nearest that {peer} comes: {where}", ours(nearest), nearest, 1
     mosec = Cell("half", "rest", 64, "mosec")
-    yield Bar(4, "half at 64 over REST, of mosec", rate_ratio(samples, ours(mosec), mosec), MOSEC_AT_64)
+    yield 4, "half at 64 over REST, of mosec", ours(mosec), mosec, MOSEC_AT_64
 
 
 def ours(cell: Cell) -> Cell:

@@ -25,7 +25,7 @@ from benchmarks.suite.processes import Processes, ServerFailed, free_port, runni
 from benchmarks.suite.wire import Format, framed, tfs_answer
 from benchmarks.suite.workloads import ROOT, WORKLOADS, Examples, Workload, examples_of, models_directory
 
-START_LIMIT = 180.0
+START_LIMIT = 300.0
 CHECKS = 2
 WARM_UP = 0.2
 # A server so slow that each caller has fewer answers than this is given more time, up to so many seconds.

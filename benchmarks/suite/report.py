@@ -56,16 +56,22 @@ def to_json(report: Report) -> str:
     document = {
         "about": report.about,
         "cells": [
-            dataclasses.asdict(cell) | {"samples": [dataclasses.asdict(load) for load in samples]}
+            dataclasses.asdict(cell) | {"samples": [_plain(load) for load in samples]}
             for cell, samples in results.samples.items()
         ],
         "absent": results.absent,
         "versions": results.versions,
         "problems": results.problems,
         "alone": None if report.alone is None else dataclasses.asdict(report.alone),
-        "bars": [dataclasses.asdict(bar) | {"met": bar.met} for bar in bars(results.samples, report.alone)],
+        "bars": [_plain(bar) | {"met": bar.met} for bar in bars(results.samples, report.alone)],
     }
-    return json.dumps(document, indent=1) + "\n"
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _plain(found: Load | Bar) -> dict[str, Any]:
+    """The fields of a figure; JSON has no NaN, so what is unknown is null."""
+    fields = dataclasses.asdict(found)
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}
 
 
 def from_json(text: str) -> Report:
@@ -73,12 +79,17 @@ def from_json(text: str) -> Report:
     document = json.loads(text)
     samples = {
         Cell(each["workload"], each["protocol"], each["concurrency"], each["server"]): [
-            Load(**load) for load in each["samples"]
+            _load(load) for load in each["samples"]
         ]
         for each in document["cells"]
     }
     results = Results(samples, document["absent"], document["versions"], document["problems"])
     return Report(results, document["alone"] and Alone(**document["alone"]), document["about"])
+
+
+def _load(fields: dict[str, Any]) -> Load:
+    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in fields.items()}
+    return Load(**known)
 
 
 # Markdown.
@@ -152,10 +163,16 @@ def bar_table(found: Sequence[Bar]) -> str:
     if not found:
         return ""
     rows = [
-        [bar.what, times(bar.ratio), f"{'≤' if bar.at_most else '≥'} {bar.bound:g}", "met" if bar.met else "**missed**"]
+        [
+            bar.what,
+            times(bar.ratio),
+            times(bar.by_cpu),
+            f"{'≤' if bar.at_most else '≥'} {bar.bound:g}",
+            "met" if bar.met else "**missed**",
+        ]
         for bar in found
     ]
-    return table(["bar", "found", "bound", ""], rows)
+    return table(["bar", "found", "by processor time", "bound", ""], rows)
 
 
 def servers(results: Results) -> str:

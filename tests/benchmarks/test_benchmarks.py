@@ -17,6 +17,12 @@ def test_swaps_under_load_lose_no_request_and_mix_no_versions(transport: str) ->
     assert "failed 0, mixed versions 0" in printed
 
 
+def test_the_parts_that_are_measured_alone_answer_right() -> None:
+    printed = run_program("-m", "pytest", "benchmarks/micro.py", "-q", "--benchmark-disable")
+    assert re.search(r"^\d+ passed", printed, re.MULTILINE)
+    assert "failed" not in printed
+
+
 def test_bad_requests_leave_the_process_alive() -> None:
     printed = run_program("-m", "benchmarks.fuzz", "--requests", 2000, "--seed", 7)
     assert "process alive" in printed

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.suite import load, plots, report, wire
+from benchmarks.suite.alone import Alone
 from benchmarks.suite.bars import bars
 from benchmarks.suite.contenders import CONTENDERS, PEERS, Place, chosen
 from benchmarks.suite.load import Load, Target
@@ -201,7 +202,7 @@ def test_a_report_outlives_json_and_is_drawn(tmp_path: Path) -> None:
     results = sampled(embedserve_uvicorn=[600, 60, 630], naive_fastapi=[100, 10, 100])
     results.absent["pytriton"] = "not installable: no such wheel"
     results.problems.append("mosec, half over rest: a wrong answer")
-    found = report.Report(results, None, report.about(1, 3))
+    found = report.Report(results, Alone(0.1, 1.2, 1.3), report.about(1, 3))
     again = report.from_json(report.to_json(found))
     assert again == found
     page = report.markdown(again)
@@ -209,6 +210,7 @@ def test_a_report_outlives_json_and_is_drawn(tmp_path: Path) -> None:
     words = [element.text for element in ElementTree.parse(tmp_path / "suite-half.svg").iter() if element.text]
     assert {"naive-fastapi", "0.17"} <= set(words)
     assert "| naive-fastapi | 6.00 |" in page
+    assert "of a bare process with TensorFlow and the same model | 1.30 |  | ≤ 1.1 | **missed** |" in page
     assert "| pytriton |  | not measured: not installable: no such wheel |" in page
     assert "- mosec, half over rest: a wrong answer" in page
 
