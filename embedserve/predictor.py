@@ -255,6 +255,8 @@ class DirectPredictor:
             raise QueueFullError(full)
         evicted.future.set_exception(QueueFullError(f"{full}; {OVERTAKEN}"))
 
+    waiting = 0  # As `SlotClient.waiting`: each goes alone.
+
     def take_work(self) -> Work | None:
         """As `SlotClient.take_work`."""
         self._claimed = False

@@ -18,6 +18,8 @@ from embedserve.threads import LoadPool, RunPool, Work
 class Client:
     """Asks for a slot per call and keeps the outcomes."""
 
+    waiting = 0
+
     def __init__(self, pool: RunPool, name: str = "", log: list[str] | None = None) -> None:
         self.pool = pool
         self.name = name
@@ -105,6 +107,8 @@ async def test_a_thread_outlives_what_it_ran_and_tells_the_loop_an_ordinary_erro
 
 async def test_a_client_that_breaks_its_promise_keeps_nobody_waiting(single: RunPool) -> None:
     class Broken:
+        waiting = 0
+
         def take_work(self) -> Work | None:
             raise ValueError("broken")
 
@@ -204,6 +208,8 @@ async def test_a_cancelled_run_in_each_thread_takes_back_what_has_not_begun(sing
 
 async def test_an_answer_that_raises_is_reported_and_loses_no_other(pool: RunPool) -> None:
     class Broken:
+        waiting = 0
+
         def take_work(self) -> Work | None:
             return int, lambda result, error: [][0]
 

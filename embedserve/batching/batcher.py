@@ -160,6 +160,12 @@ class SignatureBatcher:
         self._timer = None
         self._look(self._now())
 
+    @property
+    def waiting(self) -> int:
+        """As `SlotClient.waiting`; a full batch waits for nothing."""
+        waiting = self._queue.waiting
+        return waiting if waiting < self._max_rows else 0
+
     def take_work(self) -> Work | None:
         """As `SlotClient.take_work`: a slot is free, so choose the batch now."""
         self._claimed = False
