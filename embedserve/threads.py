@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from embedserve.errors import RegistryStateError
+from embedserve.settling import Settling
 
 __all__ = ["Done", "LoadPool", "RunPool", "SlotClient", "Work"]
 
@@ -47,6 +48,7 @@ class _RunThread:
         self._pool = pool
         self.todo: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self.reserved: deque[Work] = deque()  # Work for this thread and no other.
+        self.began = 0.0  # When it was given the work that it runs, if a client chose that.
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
@@ -140,53 +142,6 @@ class _Bell:
                 os.close(self._fd)
 
 
-class _Settling:
-    """Decides how long a free slot waits for requests that are already on their way through the loop.
-
-    A transport that hands the loop one event per turn would have each request leave alone, though the next ones are
-    there: a thread's work for one costs as much as for thirty. So turns are waited, not time, as long as each few of
-    them bring another request: turns of a loop that has nothing to do pass in microseconds, and turns of a busy one
-    would not have run the work any sooner. Where waiting has brought nothing, it is tried only now and then.
-    """
-
-    QUIET_TURNS = 16
-    MOST_TURNS = 64
-    MOST_SECONDS = 0.002
-    TRUST = 8
-    TRY_EVERY = 16
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._trust = 0
-        self._since_tried = 0
-        self._turns = self._quiet = self._first = self._most = 0
-        self._end = 0.0
-
-    def wait(self, waiting: int) -> bool:
-        """Whether to look again in the next turn, with `waiting` requests there now; False ends the waiting."""
-        if not self._turns:
-            if not waiting:
-                return False
-            if not self._trust:
-                self._since_tried += 1
-                if self._since_tried < self.TRY_EVERY:
-                    return False
-            self._since_tried = 0
-            self._first = self._most = waiting
-            self._quiet = 0
-            self._end = self._now() + self.MOST_SECONDS
-        self._turns += 1
-        if waiting > self._most:
-            self._most, self._quiet = waiting, 0
-        else:
-            self._quiet += 1
-        if self._quiet < self.QUIET_TURNS and self._turns < self.MOST_TURNS and self._now() < self._end:
-            return True
-        self._trust = min(self._trust + 2, self.TRUST) if self._most > self._first else max(self._trust - 1, 0)
-        self._turns = 0
-        return False
-
-
 class RunPool:
     """A fixed number of run threads handed out as slots, first come first served. Loop only."""
 
@@ -195,7 +150,8 @@ class RunPool:
         self.size = size
         self._waiting: deque[SlotClient] = deque()
         self._dispatching = False
-        self._settling = _Settling(loop.time)
+        self._settling = Settling(loop.time)
+        self._settled: asyncio.TimerHandle | None = None
         self.closed = False
         self.bell = _Bell(loop, self._finished, size)
         self._threads = [_RunThread(self, f"{name}-{i}") for i in range(size)]
@@ -228,15 +184,30 @@ class RunPool:
             self._dispatching = True
             self.loop.call_soon(self._dispatch)
 
-    def _dispatch(self) -> None:
-        if self._settling.wait(sum([client.waiting for client in self._waiting])):
+    def hurry(self) -> None:
+        """A client has as much as it can take at once: whatever free slots wait for, wait no longer."""
+        if self._settled is not None:
+            self._settled.cancel()
+            self._settled = None
+            self._settling.stop()
             self.loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._settled = None
+        pause = self._settling.pause(sum([client.waiting for client in self._waiting]))
+        if pause is not None:
+            if pause:
+                self._settled = self.loop.call_later(pause, self._dispatch)
+            else:
+                self.loop.call_soon(self._dispatch)
             return
         try:
             while self._idle and self._waiting:
                 work = self._waiting.popleft().take_work()
                 if work is not None:
-                    self._idle.pop().todo.put(work)
+                    thread = self._idle.pop()
+                    thread.began = self.loop.time()
+                    thread.todo.put(work)
         finally:  # A client that raises, against its promise, must not keep the others waiting.
             self._dispatching = False
             self._dispatch_soon()
@@ -245,6 +216,9 @@ class RunPool:
 
     def _finished(self, thread: _RunThread, done: Done, result: Any, error: Exception | None) -> None:
         """Called on the loop when a thread's work has ended."""
+        if thread.began:
+            self._settling.ran(self.loop.time() - thread.began)
+            thread.began = 0.0
         if thread.reserved:
             thread.todo.put(thread.reserved.popleft())
         else:
@@ -308,6 +282,7 @@ class RunPool:
     def close(self) -> None:
         """Let the threads end when nothing is left to run; what was requested before is still served."""
         self.closed = True
+        self.hurry()
         self._end_idle()
 
     def _end_idle(self) -> None:

@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "errors",
         "config",
         "priority servable observer",
+        "settling",
         "threads inflight",
         "tensors",
         "signature",

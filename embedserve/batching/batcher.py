@@ -112,6 +112,8 @@ class SignatureBatcher:
         # While a slot is on its way or the timer is set, only a full batch changes when the next one leaves.
         if not self._claimed and (full or self._timer is None):
             self._look(now)
+        elif full:
+            self._pool.hurry()
         return future
 
     def _rows_of(self, inputs: Tensors) -> int:
