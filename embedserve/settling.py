@@ -6,6 +6,7 @@ run of one costs about as much as a run of thirty. Asked by `threads.RunPool` be
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -17,9 +18,12 @@ class Settling:
 
     First it waits turns of the loop, as long as each few of them bring another request: turns of a loop that has
     nothing to do pass in microseconds, and a busy one would not have run the work much sooner. Where that brings
-    requests, few are there without it, runs are short, and the process has used up a whole core for a while, it waits
-    some milliseconds: nothing is lost, for the core is busy with the requests that come, and the runs take a small part
-    of it instead of most.
+    requests, few are there without it, runs are short, and the process has used most of a core for a while, it waits
+    milliseconds, as long as each brings a request and there are not as many as come at the most: little is lost, for
+    the core is busy with the requests that come, and the runs take a small part of it instead of most.
+
+    Attributes:
+        enough: Requests at which a pause ends before its time.
     """
 
     QUIET_TURNS = 16
@@ -27,11 +31,11 @@ class Settling:
     MOST_SECONDS = 0.002  # Of waiting by turns.
     TRUST = 8
     TRY_EVERY = 16
-    SHORT_RUN = 0.001
+    SHORT_RUN = 0.002
     FEW = 8.0
-    RUNS_PER_PAUSE = 8
-    PAUSES = (0.001, 0.003)
-    SATURATED = 0.9  # Of one core, which is all that Python code can use.
+    STEP = 0.002
+    MOST_STEPS = 2
+    SATURATED = 0.5  # Of one core, which is all that Python code can use.
     WINDOW = 0.05
 
     def __init__(self, now: Callable[[], float], used: Callable[[], float] = time.process_time) -> None:
@@ -42,6 +46,8 @@ class Settling:
         self._turns = self._quiet = self._first = self._most = 0
         self._end = 0.0
         self._paused = False
+        self._peak = 0.0
+        self.enough = sys.maxsize
         self._run_seconds = 0.0
         self._usual = 0.0  # Requests that are there before any waiting.
         self._saturated = False
@@ -61,16 +67,20 @@ class Settling:
             waiting: Requests that could go together and are here now; 0 where none can be gained.
         """
         if self._paused:
-            self._paused = False
-            # One more would have come anyway.
-            self._learn(waiting > self._first + 1)
+            if waiting > self._most and self._now() < self._end:
+                self._most = waiting
+                return self.STEP
+            if waiting == self._most:  # Nobody else is coming: there are fewer clients than there were.
+                self._peak -= (self._peak - waiting) / 8
+            self._resume(waiting)
             return None
         if not self._turns and not self._begin(waiting):
             return None
         if not self._turns and self._pays():
             self._paused = True
-            shortest, longest = self.PAUSES
-            return min(max(self.RUNS_PER_PAUSE * self._run_seconds, shortest), longest)
+            self._end = self._now() + self.MOST_STEPS * self.STEP
+            self.enough = max(int(self._peak), waiting + 1)
+            return self.STEP
         self._turns += 1
         if waiting > self._most:
             self._most, self._quiet = waiting, 0
@@ -82,10 +92,15 @@ class Settling:
         self._learn(self._most > self._first)
         return None
 
-    def stop(self) -> None:
-        """The pause is over before its time: as much has come as can be taken."""
+    def stop(self, waiting: int) -> None:
+        """The pause is over before its time, with `waiting` requests there."""
+        self._resume(waiting)
+
+    def _resume(self, waiting: int) -> None:
         self._paused = False
-        self._learn(True)
+        self.enough = sys.maxsize
+        self._peak = max(waiting, self._peak)
+        self._learn(waiting > self._first + 1)  # One more would have come anyway.
 
     def _begin(self, waiting: int) -> bool:
         if not waiting:

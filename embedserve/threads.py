@@ -150,7 +150,7 @@ class RunPool:
         self.size = size
         self._waiting: deque[SlotClient] = deque()
         self._dispatching = False
-        self._settling = Settling(loop.time)
+        self.settling = Settling(loop.time)
         self._settled: asyncio.TimerHandle | None = None
         self.closed = False
         self.bell = _Bell(loop, self._finished, size)
@@ -185,16 +185,16 @@ class RunPool:
             self.loop.call_soon(self._dispatch)
 
     def hurry(self) -> None:
-        """A client has as much as it can take at once: whatever free slots wait for, wait no longer."""
+        """A client has as much as it can take at once, or as `settling.enough` says: free slots wait no longer."""
         if self._settled is not None:
             self._settled.cancel()
             self._settled = None
-            self._settling.stop()
+            self.settling.stop(sum([client.waiting for client in self._waiting]))
             self.loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._settled = None
-        pause = self._settling.pause(sum([client.waiting for client in self._waiting]))
+        pause = self.settling.pause(sum([client.waiting for client in self._waiting]))
         if pause is not None:
             if pause:
                 self._settled = self.loop.call_later(pause, self._dispatch)
@@ -217,7 +217,7 @@ class RunPool:
     def _finished(self, thread: _RunThread, done: Done, result: Any, error: Exception | None) -> None:
         """Called on the loop when a thread's work has ended."""
         if thread.began:
-            self._settling.ran(self.loop.time() - thread.began)
+            self.settling.ran(self.loop.time() - thread.began)
             thread.began = 0.0
         if thread.reserved:
             thread.todo.put(thread.reserved.popleft())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from embedserve import threads
 from embedserve.errors import RegistryStateError
 from embedserve.threads import LoadPool, RunPool, Work
 
@@ -276,7 +276,17 @@ async def test_the_threads_end_when_the_loop_was_closed_under_them() -> None:
 
 
 @pytest.mark.may_block
-async def test_a_thread_that_comes_back_as_the_loop_is_closed_ends_too() -> None:
+async def test_a_thread_that_comes_back_as_the_loop_is_closed_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    ring = threads._Bell.ring
+
+    def ring_and_tell(bell: Any, ended: tuple[Any, ...]) -> bool:
+        heard = ring(bell, ended)
+        told.set()
+        return heard
+
+    monkeypatch.setattr(threads._Bell, "ring", ring_and_tell)
+
     def entered() -> threading.Thread:
         gate = threading.Event()
 
@@ -289,8 +299,7 @@ async def test_a_thread_that_comes_back_as_the_loop_is_closed_ends_too() -> None
             thread = pool._threads[0]
             pool.close()
             gate.set()
-            while not pool.bell._ended:  # It has told a loop that has no turn left to hear it.
-                time.sleep(0)  # noqa: ASYNC251 - the loop must have no turn
+            assert told.wait(20)  # The loop, which has no turn left to hear it.
             return thread.thread
 
         return asyncio.run(main())

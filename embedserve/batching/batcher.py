@@ -57,6 +57,7 @@ class SignatureBatcher:
         self._direct = direct
         self._id = id
         self._pool = pool
+        self._settling = pool.settling
         self._observers = observers
         self._allowed = options.allowed_batch_sizes
         self._max_rows = options.max_batch_size
@@ -112,7 +113,7 @@ class SignatureBatcher:
         # While a slot is on its way or the timer is set, only a full batch changes when the next one leaves.
         if not self._claimed and (full or self._timer is None):
             self._look(now)
-        elif full:
+        elif full or self._queue.waiting >= self._settling.enough:
             self._pool.hurry()
         return future
 
