@@ -32,7 +32,8 @@ _STEP = 4 * 1024 * 1024
 
 def frame(message: bytes, flags: int = 0) -> bytes:
     """A message with its prefix."""
-    return b"".join((flags.to_bytes(), len(message).to_bytes(4, "big"), message))
+    prefix = (flags << 32 | len(message)).to_bytes(PREFIX_BYTES, "big")
+    return prefix + message
 
 
 def too_large(size: int, limit: int, what: str = "Received") -> ServingError:

@@ -164,7 +164,10 @@ def _unpacked(request: Any, inputs: Tensors) -> int:
 
 def _is_large(outputs: Tensors) -> bool:
     """Whether writing them takes so long that it is done in a thread."""
-    return any(array.nbytes > (LARGE_MEMORY if array.dtype.kind in "fcb" else LARGE) for array in outputs.values())
+    candidates = [array for array in outputs.values() if array.nbytes > LARGE]
+    return bool(candidates) and any(
+        array.dtype.kind not in "fcb" or array.nbytes > LARGE_MEMORY for array in candidates
+    )
 
 
 def _write_spec(spec: Any, handle: ModelHandle, signature_name: str = "") -> None:
