@@ -23,8 +23,8 @@ def save_model(path: Path) -> Path:
     """Save `half_plus_two`, x / 2 + 2, as a SavedModel."""
     import tensorflow as tf
 
-    class HalfPlusTwo(tf.Module):  # type: ignore[misc]
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])  # type: ignore[untyped-decorator]
+    class HalfPlusTwo(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
         def __call__(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"y": x / 2 + 2}
 
