@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported")
     found.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     found.add_argument("--plots", type=Path, metavar="DIRECTORY", help="write a picture for each workload there")
+    found.add_argument("--page", type=Path, metavar="FILE", help="put ratios and pictures into this Markdown file")
     found.add_argument("--quick", action="store_true", help="one short round, to see that it works")
     found.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: report what --json wrote")
     found.add_argument("--install-only", action="store_true", help="make models and environments, measure nothing")
@@ -89,6 +90,9 @@ def main() -> int:
         return 130
     if options.json:
         options.json.write_text(report.to_json(found))
+    if options.page:
+        options.page.write_text(report.page(found, options.page.read_text()))
+        plots.write(found.results.samples, options.page.parent)
     if options.plots:
         plots.write(found.results.samples, options.plots)
     print(report.markdown(found))

@@ -2,7 +2,7 @@
 
 python pytriton_models.py MODELS PORT GRPC_PORT
 
-As its documentation says: the `batch` decorator and a dynamic batcher with a short queue delay.
+As its documentation says: the `batch` decorator and a dynamic batcher, which takes what waits and waits for nothing.
 """
 
 import sys
@@ -29,7 +29,7 @@ def infer(signature: Any) -> Any:
 if __name__ == "__main__":
     port, grpc_port = int(sys.argv[2]), int(sys.argv[3])
     config = TritonConfig(http_port=port, grpc_port=grpc_port, allow_metrics=False, log_verbose=0)
-    batcher = DynamicBatcher(max_queue_delay_microseconds=500)
+    batcher = DynamicBatcher(max_queue_delay_microseconds=0)
     with Triton(config=config) as triton:
         for path in Path(sys.argv[1]).glob("*/1"):
             x, y = SHAPES[path.parent.name]

@@ -233,7 +233,7 @@ CONTENDERS: dict[str, Contender] = {
             "peers",
             (V2_REST, V2_GRPC),
             lambda place: [*script("pytriton_models.py")(place), str(place.grpc)],
-            "PyTriton: Triton with Python models, dynamic batcher within 0.5 ms",
+            "PyTriton: Triton with Python models, dynamic batcher without delay",
             package="nvidia-pytriton",
             requirements="pytriton.txt",
             # As its installation page says: its Python must find the library of ours.

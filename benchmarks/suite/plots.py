@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.suite.bars import Samples, ours, rate_ratio
 from benchmarks.suite.contenders import CONTENDERS
 from benchmarks.suite.measure import Cell
-from benchmarks.suite.report import TITLES, groups, times
+from benchmarks.suite.report import PICTURE, TITLES, groups, times
 
 WIDTH, LEFT, RIGHT = 720, 170, 60
 BAR, GAP, HEAD = 11, 9, 46
@@ -30,7 +30,7 @@ def write(samples: Samples, directory: Path) -> list[Path]:
     for workload in dict.fromkeys(cell.workload for cell in samples):
         panels = [panel for panel in _panels(samples, workload) if panel]
         if panels:
-            written.append(directory / f"suite-{workload}.svg")
+            written.append(directory / PICTURE.format(workload))
             written[-1].write_text(_document(workload, panels))
     return written
 

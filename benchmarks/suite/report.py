@@ -24,6 +24,7 @@ from benchmarks.suite.workloads import WORKLOADS
 
 TITLES = {"in-process": "in process", "rest": "REST", "grpc": "gRPC"}
 CEILING = "bare-tensorflow"
+PICTURE = "suite-{}.svg"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,39 @@ def markdown(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+BEGIN, END = "<!-- begin: python -m benchmarks --page -->", "<!-- end -->"
+
+
+def page(report: Report, text: str) -> str:
+    """`text` with this run's ratios between the two marks, instead of another's; absolute figures are left out.
+
+    Raises:
+        ValueError: The marks are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"there is no place for the results: it begins with {BEGIN} and ends with {END}")
+    return before + BEGIN + "\n\n" + _results(report) + "\n\n" + END + after
+
+
+def _results(report: Report) -> str:
+    about, samples = report.about, report.results.samples
+    parts = [
+        f"TensorFlow {about['packages']['tensorflow']}, Python {about['python']}, {about['machine']}, one processor "
+        f"core for the servers; {about['repeats']} rounds of {about['seconds']:g} s, twice that for `mobilenet`. A "
+        "figure says how many times the requests per second of the server in its row embedserve answers, with as many "
+        "under way at once as the column says: above 1, embedserve is the faster one."
+    ]
+    for workload in WORKLOADS:
+        if any(cell.workload == workload for cell in samples):
+            parts += [f"### {workload}", f"![Requests per second of each server]({PICTURE.format(workload)})"]
+            parts += ratio_tables(report.results, workload)
+    parts += ["### The bars", bar_table(bars(samples, report.alone))]
+    parts += ["### The servers", servers(report.results), problems(report.results)]
+    return "\n\n".join(parts)
+
+
 def groups(samples: Samples) -> Iterator[tuple[str, str, list[int], list[str]]]:
     """Workload, protocol, concurrencies and servers of each table."""
     order = list(CONTENDERS)
@@ -124,11 +158,11 @@ def groups(samples: Samples) -> Iterator[tuple[str, str, list[int], list[str]]]:
                 yield workload.name, protocol, sorted({cell.concurrency for cell in cells}), servers
 
 
-def ratio_tables(results: Results) -> Iterator[str]:
-    """How many times the requests of each other server embedserve answers, in each cell."""
+def ratio_tables(results: Results, only: str | None = None) -> Iterator[str]:
+    """How many times the requests of each other server embedserve answers, in each cell; of one workload or all."""
     for workload, protocol, concurrency, servers in groups(results.samples):
         base = ours(Cell(workload, protocol, 1, "")).server
-        if base not in servers:
+        if base not in servers or only not in (None, workload):
             continue
         rows = []
         for server in [*servers, *([CEILING] if protocol != "in-process" else [])]:

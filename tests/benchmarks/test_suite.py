@@ -215,6 +215,21 @@ def test_a_report_outlives_json_and_is_drawn(tmp_path: Path) -> None:
     assert "- mosec, half over rest: a wrong answer" in page
 
 
+def test_a_page_gets_the_results_of_the_last_run_between_its_marks() -> None:
+    found = report.Report(sampled(embedserve_uvicorn=[600], naive_fastapi=[100]), None, report.about(1, 3))
+    text = f"before\n{report.BEGIN}\nof another run\n{report.END}\nafter\n"
+    once = report.page(found, text)
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert "of another run" not in once
+    assert "](suite-half.svg)" in once
+    assert "| naive-fastapi | 6.00 |" in once
+    assert "600" not in once, "absolute figures are left out"
+    assert report.page(found, once) == once
+    with pytest.raises(ValueError, match="no place for the results"):
+        report.page(found, "no marks")
+
+
 @pytest.mark.timeout(200)
 def test_a_quick_run_finds_every_answer_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDSERVE_BENCHMARKS", str(tmp_path / "cache"))
