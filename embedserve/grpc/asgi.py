@@ -37,8 +37,9 @@ DRAIN_BYTES = 1 << 20
 GRACE = 1.0
 
 NO_TRAILERS = (
-    "this server cannot answer gRPC: it does not offer the ASGI extension http.response.trailers, as pyvoy and "
-    "hypercorn do; uvicorn does not. gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC on a port of its own"
+    "gRPC cannot be answered here: the server does not offer the ASGI extension http.response.trailers, as pyvoy and "
+    "hypercorn do over HTTP/2; uvicorn does not. gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC on a "
+    "port of its own"
 )
 OVER_HTTP_1 = "gRPC needs HTTP/2, and this request came over HTTP/1; gRPC-Web works over both"
 NO_TE = "the header `te: trailers` is missing, without which servers send no trailers and so no status"

@@ -6,11 +6,11 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 from embedserve.errors import Code
 from embedserve.grpc.frames import frame
 from tests.grpc.conftest import predict_request
+from tests.grpc.framing import TRAILER_FRAME, messages_of, status_in, trailers_of
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -131,23 +131,8 @@ class Connection:
             pieces = [base64.b64decode(piece, validate=True) for piece in pieces]
         is_grpc = headers.get(b"content-type", b"").startswith(GRPC)
         messages = messages_of(b"".join(pieces)) if is_grpc else [(0, b"".join(pieces))]
-        if messages and messages[-1][0] == 0x80:
+        if messages and messages[-1][0] == TRAILER_FRAME:
             assert not trailers
-            lines = messages.pop()[1].decode("ascii").split("\r\n")
-            assert lines.pop() == ""
-            trailers = {name.encode(): value.encode() for name, value in (line.split(": ", 1) for line in lines)}
-        status = trailers or headers
-        code = status.get(b"grpc-status")
-        text = unquote(status.get(b"grpc-message", b"").decode("ascii"))
-        return Answer(start["status"], headers, messages, None if code is None else Code(int(code)), text)
-
-
-def messages_of(body: bytes) -> list[tuple[int, bytes]]:
-    """Flags and bytes of each length-prefixed message."""
-    messages = []
-    while body:
-        size = int.from_bytes(body[1:5], "big")
-        assert len(body) >= 5 + size
-        messages.append((body[0], body[5 : 5 + size]))
-        body = body[5 + size :]
-    return messages
+            trailers = trailers_of(messages.pop()[1])
+        code, text = status_in(trailers or headers)
+        return Answer(start["status"], headers, messages, code, text)

@@ -326,7 +326,7 @@ async def test_a_registry_of_another_loop() -> None:
 @pytest.mark.parametrize(
     ("scope", "words"),
     [
-        ({"extensions": {}}, "http.response.trailers, as pyvoy and hypercorn do; uvicorn does not"),
+        ({"extensions": {}}, "http.response.trailers, as pyvoy and hypercorn do over HTTP/2; uvicorn does not"),
         ({"extensions": None}, "gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC"),
         ({"http_version": "1.1"}, "gRPC needs HTTP/2"),
         ({"te": None}, "`te: trailers` is missing"),
