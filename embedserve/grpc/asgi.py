@@ -10,6 +10,7 @@ import asyncio
 import gzip
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
@@ -156,7 +157,7 @@ class GrpcApp:
                 if len(message) > self._send_limit:
                     raise too_large(len(message), self._send_limit, "Sent")
                 if self._gzip and b"gzip" in request.headers.get(b"grpc-accept-encoding", b""):
-                    message, flags = await self._zipped(message), 1
+                    message, flags = await self._zipped(message)
                 call.deafen()
                 answering = True
                 await wire.answer(send, message, flags, extra)
@@ -204,11 +205,11 @@ class GrpcApp:
     def _reader(self, request: _Request) -> MessageReader:
         return MessageReader(self._registry, request.next_event, self._limit, request.encoding, request.wire.text)
 
-    async def _zipped(self, message: bytes) -> bytes:
-        if len(message) > LARGE // 16:
-            zipped: bytes = await self._registry.run_in_thread(gzip.compress, message, 6)
-            return zipped
-        return gzip.compress(message, 6)
+    async def _zipped(self, message: bytes) -> tuple[bytes, int]:
+        """A message as it is smaller, and the flags that say how."""
+        compress = partial(gzip.compress, message, 6)
+        zipped = await self._registry.run_in_thread(compress) if len(message) > LARGE // 16 else compress()
+        return (zipped, 1) if len(zipped) < len(message) else (message, 0)
 
     async def _stream(
         self, method: Streaming, request: _Request, send: Send, extra: Iterable[tuple[bytes, bytes]]

@@ -17,11 +17,12 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from embedserve.grpc import GrpcApp, GrpcServer
 from embedserve.grpc import serve as serve_grpc
 from embedserve.testing import FakeRegistry
 from tests import saved_models
 from tests.e2e.conftest import ServerProcess
-from tests.grpc.conftest import Client
+from tests.grpc.conftest import AsgiServer, Client
 from tests.programs import free_port, run_program
 
 VERSION = "00000123"
@@ -111,11 +112,17 @@ def serve(tmp_path_factory: pytest.TempPathFactory, socket_path: Path) -> Iterat
 
 
 @asynccontextmanager
-async def serving(registry: FakeRegistry) -> AsyncIterator[Client]:
-    """A gRPC server in this loop, and the official stubs on it."""
+async def serving(registry: FakeRegistry, transport: str) -> AsyncIterator[Client]:
+    """A gRPC server in this loop, `grpcio` or `asgi`, and the official stubs on it."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(registry)
-        server = await stack.enter_async_context(serve_grpc(registry, host="127.0.0.1", port=0))
+        server: GrpcServer | AsgiServer
+        if transport == "grpcio":
+            server = await stack.enter_async_context(serve_grpc(registry, host="127.0.0.1", port=0))
+        else:
+            server = AsgiServer(GrpcApp(registry))
+            await server.start()
+            stack.push_async_callback(server.aclose)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
         yield Client(server, channel, registry)
 

@@ -17,6 +17,11 @@ from tests.grpc.conftest import Client, failure, predict_request
 C = grpc.StatusCode
 
 
+@pytest.fixture(params=["grpcio", "asgi"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def batching(loader: FakeLoader, **options: Any) -> FakeRegistry:
     return FakeRegistry(
         {"m": {1: loader}},
@@ -34,18 +39,18 @@ async def waiting(client: Client, requests: int) -> None:
 
 
 @pytest.mark.parametrize("splits", [False, True])
-async def test_a_task_over_the_limit_is_refused(splits: bool) -> None:
+async def test_a_task_over_the_limit_is_refused(splits: bool, transport: str) -> None:
     options = {"enable_large_batch_splitting": splits, "max_execution_batch_size": 1 if splits else None}
-    async with serving(batching(FakeLoader(), max_batch_size=2, **options)) as client:
+    async with serving(batching(FakeLoader(), max_batch_size=2, **options), transport) as client:
         assert await failure(client.prediction.Predict(predict_request(x=[1, 2, 3]))) == (
             C.INVALID_ARGUMENT,
             "Task size 3 is larger than maximum input batch size 2",
         )
 
 
-async def test_inputs_of_different_rows_are_refused() -> None:
+async def test_inputs_of_different_rows_are_refused(transport: str) -> None:
     two = fake_signature(inputs={"a": ("float", (None,)), "b": ("float", (None,))})
-    async with serving(batching(FakeLoader(signatures=[two]))) as client:
+    async with serving(batching(FakeLoader(signatures=[two])), transport) as client:
         code, message = await failure(client.prediction.Predict(predict_request(a=[1], b=[1, 2])))
     assert code is C.INVALID_ARGUMENT
     assert message.startswith("Batching Run() input tensors must have equal 0th-dimension size")
@@ -63,11 +68,11 @@ async def test_inputs_of_different_rows_are_refused() -> None:
     ],
     ids=["whole", "split"],
 )
-async def test_a_full_queue_refuses_at_once(splits: bool, words: str) -> None:
+async def test_a_full_queue_refuses_at_once(splits: bool, words: str, transport: str) -> None:
     gate = Gate()
     options = {"enable_large_batch_splitting": splits, "max_execution_batch_size": 1 if splits else None}
     registry = batching(FakeLoader(gate=gate), max_batch_size=1, max_enqueued_batches=1, **options)
-    async with serving(registry) as client:
+    async with serving(registry, transport) as client:
         running = client.prediction.Predict(predict_request(x=[1]))
         while not gate.waiting:
             await asyncio.sleep(0.005)
@@ -92,9 +97,11 @@ async def test_a_full_queue_refuses_at_once(splits: bool, words: str) -> None:
     ],
     ids=["scalar", "rows"],
 )
-async def test_an_output_that_cannot_be_split(output: Any, words: str) -> None:
+async def test_an_output_that_cannot_be_split(output: Any, words: str, transport: str) -> None:
     gate = Gate()
-    async with serving(batching(FakeLoader(lambda version, inputs: {"y": np.asarray(output)}, gate=gate))) as client:
+    async with serving(
+        batching(FakeLoader(lambda version, inputs: {"y": np.asarray(output)}, gate=gate)), transport
+    ) as client:
         running = client.prediction.Predict(predict_request(x=[1]))
         while not gate.waiting:
             await asyncio.sleep(0.005)

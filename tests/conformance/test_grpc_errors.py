@@ -87,16 +87,22 @@ def models() -> dict[str, dict[int, FakeLoader]]:
     return {name: {1: loader} for name, loader in loaders.items()}
 
 
+@pytest.fixture(scope="module", params=["grpcio", "asgi"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client() -> AsyncIterator[Client]:
-    async with serving(FakeRegistry(models(), batching=False)) as client:
+async def client(transport: str) -> AsyncIterator[Client]:
+    async with serving(FakeRegistry(models(), batching=False), transport) as client:
         yield client
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def checking() -> AsyncIterator[Client]:
+async def checking(transport: str) -> AsyncIterator[Client]:
     """A server that checks method names."""
-    async with serving(FakeRegistry(models(), batching=False, enable_signature_method_name_check=True)) as client:
+    registry = FakeRegistry(models(), batching=False, enable_signature_method_name_check=True)
+    async with serving(registry, transport) as client:
         yield client
 
 
@@ -358,9 +364,9 @@ async def test_the_deadline_is_the_clients(client: Client) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_reload_whose_model_does_not_load() -> None:
+async def test_a_reload_whose_model_does_not_load(transport: str) -> None:
     found = {"good": {1: FakeLoader()}, "bad": {3: FakeLoader(failures=-1)}}
-    async with serving(FakeRegistry(found, models=[], retry=RetryPolicy(max_retries=0))) as client:
+    async with serving(FakeRegistry(found, models=[], retry=RetryPolicy(max_retries=0)), transport) as client:
         row = reload("", {"name": "good"}, {"name": "bad"})
         code, message = await failure(client.model.HandleReloadConfigRequest(row.request))
         assert code is C.UNKNOWN

@@ -2,6 +2,7 @@
 
 Each test is named after the one there and asserts what that one asserts, with the flags of that test's server. Two
 servers run at the same time on one Unix socket path: `polled` reads its config file every second, `static` only once.
+What is not about ports and flags is asked of a third one besides, which has REST and gRPC on one port.
 The TFLite rows are in `test_tflite.py`; `_TestBadModel` is disabled there.
 """
 
@@ -26,7 +27,8 @@ from tensorflow_serving.apis import (
 )
 
 from tests.conformance.conftest import METRICS_PATH, VERSION_NUMBER, Serve, Serving, config_of, verify_predict
-from tests.programs import fetch, wait_until
+from tests.e2e.conftest import ServerProcess
+from tests.programs import fetch, free_port, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -75,6 +77,26 @@ def static(polled: Serving, configs: Configs, serve: Serve) -> Serving:
     return serve(f"--model_config_file={configs.static}", "--model_config_file_poll_wait_seconds=0")
 
 
+@pytest.fixture(scope="module")
+def one_port(configs: Configs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """`--server=pyvoy`, so gRPC is served by the ASGI application."""
+    pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
+    port, directory = free_port(), tmp_path_factory.mktemp("server")
+    config = f"--model_config_file={configs.polled}"
+    process = ServerProcess("--server=pyvoy", f"--port={port}", config, cwd=directory)
+    try:
+        process.wait_until_serving()
+        yield Serving(process, f"localhost:{port}", f"http://localhost:{port}")
+    finally:
+        process.close()
+
+
+@pytest.fixture(scope="module", params=["polled", "one_port"])
+def served(request: pytest.FixtureRequest) -> Serving:
+    server: Serving = request.getfixturevalue(request.param)
+    return server
+
+
 def with_spec(request: Any, name: str, signature_name: str = "") -> Any:
     spec = request.model_spec
     spec.name, spec.signature_name = name, signature_name
@@ -91,20 +113,20 @@ def assert_spec(spec: Any, name: str, signature_name: str) -> None:
     assert (spec.name, spec.signature_name, spec.version.value) == (name, signature_name, VERSION_NUMBER)
 
 
-def test_wait_for_server_ready(polled: Serving) -> None:
+def test_wait_for_server_ready(served: Serving) -> None:
     """The harness asks for a missing model until the error says `Servable`."""
     from tensorflow_serving.apis import predict_pb2
 
     request = with_spec(predict_pb2.PredictRequest(), "intentionally_missing_model")
-    with polled.stubs() as (stub, _), pytest.raises(grpc.RpcError) as caught:
+    with served.stubs() as (stub, _), pytest.raises(grpc.RpcError) as caught:
         stub.Predict(request, timeout=60)
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert error.details().startswith("Servable not found for request: Latest(intentionally_missing_model)")
 
 
-def test_get_model_status(polled: Serving) -> None:
-    with polled.stubs() as (_, stub):
+def test_get_model_status(served: Serving) -> None:
+    with served.stubs() as (_, stub):
         response = stub.GetModelStatus(with_spec(get_model_status_pb2.GetModelStatusRequest(), "half_plus_two"))
     (status,) = response.model_version_status
     assert status.version == VERSION_NUMBER
@@ -112,19 +134,19 @@ def test_get_model_status(polled: Serving) -> None:
     assert status.status.error_message == ""
 
 
-def test_get_model_metadata(polled: Serving) -> None:
+def test_get_model_metadata(served: Serving) -> None:
     request = with_spec(get_model_metadata_pb2.GetModelMetadataRequest(), "half_plus_two")
     request.metadata_field.append("signature_def")
-    with polled.stubs() as (stub, _):
+    with served.stubs() as (stub, _):
         response = stub.GetModelMetadata(request, timeout=60)
     assert_spec(response.model_spec, "half_plus_two", "")
     assert list(response.metadata) == ["signature_def"]
 
 
 @BOTH
-def test_classify(polled: Serving, name: str) -> None:
+def test_classify(served: Serving, name: str) -> None:
     request = with_x(with_spec(classification_pb2.ClassificationRequest(), name, "classify_x_to_y"))
-    with polled.stubs() as (stub, _):
+    with served.stubs() as (stub, _):
         response = stub.Classify(request, timeout=60)
     (only,) = response.result.classifications
     assert [found.score for found in only.classes] == [3.0]
@@ -132,20 +154,20 @@ def test_classify(polled: Serving, name: str) -> None:
 
 
 @BOTH
-def test_regress(polled: Serving, name: str) -> None:
+def test_regress(served: Serving, name: str) -> None:
     request = with_x(with_spec(regression_pb2.RegressionRequest(), name, "regress_x_to_y"))
-    with polled.stubs() as (stub, _):
+    with served.stubs() as (stub, _):
         response = stub.Regress(request, timeout=60)
     assert [found.value for found in response.result.regressions] == [3.0]
     assert_spec(response.model_spec, name, "regress_x_to_y")
 
 
 @BOTH
-def test_multi_inference(polled: Serving, name: str) -> None:
+def test_multi_inference(served: Serving, name: str) -> None:
     request = inference_pb2.MultiInferenceRequest()
     for signature_name, method in (("regress_x_to_y", REGRESS), ("classify_x_to_y", CLASSIFY)):
         with_spec(request.tasks.add(method_name=method), name, signature_name)
-    with polled.stubs() as (stub, _):
+    with served.stubs() as (stub, _):
         first, second = stub.MultiInference(with_x(request), timeout=60).results
     assert [found.value for found in first.regression_result.regressions] == [3.0]
     assert_spec(first.model_spec, name, "regress_x_to_y")
@@ -154,9 +176,9 @@ def test_multi_inference(polled: Serving, name: str) -> None:
     assert_spec(second.model_spec, name, "classify_x_to_y")
 
 
-def test_predict_saved_model(polled: Serving) -> None:
-    verify_predict(polled, "half_plus_two", 3.0)
-    verify_predict(polled, "half_plus_two", 3.0, only="y")
+def test_predict_saved_model(served: Serving) -> None:
+    verify_predict(served, "half_plus_two", 3.0)
+    verify_predict(served, "half_plus_two", 3.0, only="y")
 
 
 def test_good_model_config(polled: Serving, static: Serving) -> None:
@@ -240,26 +262,26 @@ def test_predict_uds(polled: Serving, static: Serving, socket_path: Path) -> Non
     assert error.details() == "Could not find any versions of model half_plus_two"
 
 
-def test_tf_saved_model_save(polled: Serving) -> None:
-    verify_predict(polled, "tf_saved_model_save", 12.0)
+def test_tf_saved_model_save(served: Serving) -> None:
+    verify_predict(served, "tf_saved_model_save", 12.0)
 
 
-def test_tf_saved_model_save_multiple_signatures(polled: Serving) -> None:
-    verify_predict(polled, "multiple_signatures", 2.0, signature_name="custom_signature_key")
-    verify_predict(polled, "multiple_signatures", 1.0)
+def test_tf_saved_model_save_multiple_signatures(served: Serving) -> None:
+    verify_predict(served, "multiple_signatures", 2.0, signature_name="custom_signature_key")
+    verify_predict(served, "multiple_signatures", 1.0)
 
 
 @pytest.mark.parametrize("name", ["sequential_keras", "distributed"])
-def test_sequential_keras_saved_model_save(polled: Serving, name: str) -> None:
+def test_sequential_keras_saved_model_save(served: Serving, name: str) -> None:
     """`distributed` is the row `test_distrat_sequential_keras_saved_model_save`."""
-    verify_predict(polled, name, 6.0, rows=True)
+    verify_predict(served, name, 6.0, rows=True)
 
 
-def test_profiler_service_with_valid_trace_request(polled: Serving, tmp_path: Path) -> None:
+def test_profiler_service_with_valid_trace_request(served: Serving, tmp_path: Path) -> None:
     import tensorflow as tf
 
-    with asked_on_and_on(polled):
-        tf.profiler.experimental.client.trace(f"grpc://{polled.grpc}", str(tmp_path), 300)
+    with asked_on_and_on(served):
+        tf.profiler.experimental.client.trace(f"grpc://{served.grpc}", str(tmp_path), 300)
     (trace,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     assert trace.stat().st_size > 0
 

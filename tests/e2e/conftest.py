@@ -22,9 +22,9 @@ Start = Callable[..., "ServerProcess"]
 class ServerProcess:
     """One server; `log` is its stderr so far, `out` its stdout once it has ended."""
 
-    def __init__(self, *arguments: object, cwd: Path, **environment: str) -> None:
+    def __init__(self, *arguments: object, cwd: Path, module: str = "embedserve", **environment: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "embedserve", *map(str, arguments)],
+            [sys.executable, "-m", module, *map(str, arguments)],
             cwd=cwd,
             env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
             stdout=subprocess.PIPE,

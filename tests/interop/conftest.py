@@ -1,0 +1,60 @@
+"""One process of each kind of server for the whole session, over the same few real models."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests import saved_models
+from tests.e2e.conftest import ServerProcess
+from tests.interop.clients import CLIENTS, Client
+from tests.interop.rpcs import ENDLESS, MODEL, SESSION
+from tests.interop.server import PORTS
+from tests.programs import free_port
+
+Connect = Callable[..., Client]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("interop") / "models"
+    saved_models.examples(directory / MODEL / "1")
+    saved_models.endless(directory / ENDLESS / "1")
+    saved_models.tf1_ref_variables(directory / SESSION / "1")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def ports(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, int]]:
+    """The port of each server; both processes start at the same time."""
+    pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
+    pyvoy = free_port()
+    services = ("--enable_grpc_healthcheck_service", "--grpc_reflection", "--rest_api_enable_cors_support")
+    flags = (*services, "--num_batch_threads=1", "--watch=false")
+    directory = tmp_path_factory.mktemp("servers")
+    with contextlib.ExitStack() as stack:
+
+        def started(*arguments: object, module: str = "embedserve") -> ServerProcess:
+            server = ServerProcess(*arguments, cwd=directory, module=module)
+            stack.callback(server.close)
+            return server
+
+        together = started(models, module="tests.interop.server")
+        alone = started(models, "--server=pyvoy", f"--port={pyvoy}", *flags)
+        alone.wait_for_log("Entering the event loop ...", 200)
+        together.wait_for_log(PORTS, 200)
+        (line,) = (line for line in together.log.splitlines() if line.startswith(PORTS))
+        ports = json.loads(line.removeprefix(PORTS))
+        yield {**ports, "pyvoy": pyvoy}
+        for server in (together, alone):
+            server.terminate()
+
+
+@pytest.fixture
+def connect(ports: Mapping[str, int]) -> Connect:
+    """`connect(client, server)` makes a client of a server, both by their names."""
+    return lambda client, server: CLIENTS[client](ports[server])
