@@ -47,8 +47,7 @@ class Wire:
         """Send a whole answer of one message."""
         await self.start(send, flags, extra)
         if len(message) > LARGE:  # Two messages rather than a copy.
-            prefix = flags.to_bytes() + len(message).to_bytes(4, "big")
-            await send({"type": "http.response.body", "body": prefix, "more_body": True})
+            await send({"type": "http.response.body", "body": _prefix(message, flags), "more_body": True})
             await send({"type": "http.response.body", "body": message})
         else:
             await send({"type": "http.response.body", "body": frame(message, flags)})
@@ -80,9 +79,20 @@ class WebWire(Wire):
     web = True
 
     async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        if len(message) > LARGE:
+            await self._large(send, message, flags, extra)
+            return
         body = self._encoded(frame(message, flags) + _trailer_frame(Code.OK, ""))
         await self.start(send, flags, ((b"content-length", b"%d" % len(body)), *extra))
         await send({"type": "http.response.body", "body": body})
+
+    async def _large(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> None:
+        prefix, trailers = _prefix(message, flags), _trailer_frame(Code.OK, "")
+        size = len(prefix) + len(message) + len(trailers)
+        await self.start(send, flags, ((b"content-length", b"%d" % self._encoded_size(size)), *extra))
+        for piece in self._pieces(prefix, message, trailers):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def message(self, send: Send, message: bytes, flags: int) -> None:
         await send({"type": "http.response.body", "body": self._encoded(frame(message, flags)), "more_body": True})
@@ -93,6 +103,13 @@ class WebWire(Wire):
     def _encoded(self, body: bytes) -> bytes:
         return body
 
+    def _encoded_size(self, size: int) -> int:
+        return size
+
+    def _pieces(self, *parts: bytes) -> Iterable[bytes]:
+        """A large body, in pieces: it need not be put together for this."""
+        return parts
+
 
 class WebTextWire(WebWire):
     """gRPC-Web for clients that read text only."""
@@ -101,6 +118,18 @@ class WebTextWire(WebWire):
 
     def _encoded(self, body: bytes) -> bytes:
         return base64.b64encode(body)
+
+    def _encoded_size(self, size: int) -> int:
+        return (size + 2) // 3 * 4
+
+    def _pieces(self, *parts: bytes) -> Iterable[bytes]:
+        body = memoryview(b"".join(parts))  # Copied in no time; it is encoding at a stretch that would hold up others.
+        for at in range(0, len(body), 3 * LARGE):
+            yield base64.b64encode(body[at : at + 3 * LARGE])
+
+
+def _prefix(message: bytes, flags: int) -> bytes:
+    return flags.to_bytes() + len(message).to_bytes(4, "big")
 
 
 def _status(code: Code, message: str) -> Headers:

@@ -204,6 +204,19 @@ async def test_what_would_grow_is_not_compressed(reg: FakeRegistry) -> None:
     assert predict_pb2.PredictResponse.FromString(message).outputs["y"].float_val == [11]
 
 
+@each_kind
+async def test_large_answers_come_in_pieces(content_type: bytes, app: GrpcApp) -> None:
+    numbers = np.arange(1_000_000, dtype=np.float32)
+    body = frame(predict_request(x=numbers).SerializeToString())
+    connection = connect(app, body, content_type=content_type)
+    answer = await connection.answer()
+    assert answer.code is Code.OK
+    found = predict_pb2.PredictResponse.FromString(answer.messages[0][1]).outputs["y"].float_val
+    np.testing.assert_array_equal(np.array(found, np.float32), numbers * 10 + 1)
+    assert sum(event["type"] == "http.response.body" for event in connection.sent) > 1
+    assert (b"content-length" in answer.headers) is (content_type != GRPC)
+
+
 async def test_errors_of_a_compressing_server_are_plain(reg: FakeRegistry) -> None:
     accepts = [(b"grpc-accept-encoding", b"gzip")]
     answer = await connect(GrpcApp(reg, compression="gzip"), frame(b"\xff"), headers=accepts).answer()
