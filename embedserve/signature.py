@@ -77,6 +77,7 @@ class Signature:
         shape_free: Only element-wise operations, so declared shapes need not hold (rule 9's exception).
         batching: Whether concurrent requests may share a run.
         input_ranks: Required rank per input of unknown declared rank.
+        input_dtypes: Dtypes of `inputs` by alias.
     """
 
     name: str
@@ -88,11 +89,13 @@ class Signature:
     shape_free: bool = False
     batching: BatchingVerdict = BatchingVerdict(False, "not judged")
     input_ranks: Mapping[str, int] = field(default_factory=dict)
+    input_dtypes: Mapping[str, DType] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         # What `bind` compares against, worked out once: (name, numpy dtype, shape or None, spec).
         checks = tuple((name, spec.dtype.numpy, self._required_shape(spec), spec) for name, spec in self.inputs.items())
         object.__setattr__(self, "_checks", checks)
+        object.__setattr__(self, "input_dtypes", {name: spec.dtype for name, spec in self.inputs.items()})
         object.__setattr__(self, "_fed", {name: i for i, name in enumerate(self._names_by_tensor())})
 
     _checks: tuple[tuple[str, np.dtype[Any], tuple[int | None, ...] | None, TensorSpec], ...] = field(

@@ -21,7 +21,7 @@ from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers, health
 from embedserve.rest.body import read_body
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
-from embedserve.rest.target import METHODS, Route, is_strict_uri, path_of, raw_target, route
+from embedserve.rest.target import METHODS, Route, is_rest, is_strict_uri, known_route, path_of, raw_target, route
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -145,6 +145,7 @@ class RestApp:
         self._timeout = timeout if timeout is not None and timeout > 0 else None
         self._metrics = metrics
         self._metrics_path = metrics_path
+        self._metrics_in_rest = metrics is not None and is_rest(metrics_path)
         self._health = health
         self._calls = Calls()
         if metrics is not None and metrics not in registry.observers:
@@ -156,7 +157,15 @@ class RestApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
         if scope["type"] == "http":
-            await self._send(scope, await self._respond(scope, receive), send)
+            found = None if self._metrics_in_rest else known_route(scope)
+            if found is None:
+                response = await self._respond(scope, receive)
+            else:
+                response = await self._rest(scope, receive, found)
+            body = response.body
+            headers = [(b"content-length", b"%d" % len(body)), *response.headers]
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         elif scope["type"] == "lifespan":
             await run_lifespan(self._registry, self, receive, send)
         elif scope["type"] == "websocket":
@@ -166,17 +175,10 @@ class RestApp:
     def takes(self, scope: Scope) -> bool:
         """Whether a request is one of ours, whatever its answer; the rest is the host's."""
         target = raw_target(scope)
-        return _is_rest(target) or self._is_metrics(target) or (self._health and health.is_health_path(path_of(target)))
+        return is_rest(target) or self._is_metrics(target) or (self._health and health.is_health_path(path_of(target)))
 
     def _is_metrics(self, target: str) -> bool:
         return self._metrics is not None and path_of(target) == self._metrics_path
-
-    @staticmethod
-    async def _send(scope: Scope, response: Response, send: Send) -> None:
-        body = response.body
-        headers = [(b"content-length", b"%d" % len(body)), *response.headers]
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         """TF Serving's order: method, URI, metrics, REST; ours before what is left: health."""
@@ -188,9 +190,8 @@ class RestApp:
             return self._html(scope, 400)
         if self._metrics is not None and self._is_metrics(target):
             return await self._page(self._metrics)
-        if _is_rest(target):
-            response = await self._rest(scope, method, target, receive)
-            return response._replace(headers=response.headers + self._cors) if self._cors else response
+        if is_rest(target):
+            return await self._rest(scope, receive, target)
         if self._health and health.is_health_path(path_of(target)):
             return health.answer(self._registry, method, path_of(target))
         return self._html(scope, 404)
@@ -206,29 +207,30 @@ class RestApp:
     def _html(scope: Scope, status: int) -> Response:
         return html_page(status, close=scope.get("http_version", "1.1").startswith("1"))
 
-    async def _rest(self, scope: Scope, method: str, target: str, receive: Receive) -> Response:
-        """Answer a request under `/v1/` and tell the observers."""
+    async def _rest(self, scope: Scope, receive: Receive, target: str | Route) -> Response:
+        """Answer a request under `/v1/`, whose route may be known, and tell the observers."""
         started = perf_counter()
         observers = self._registry.observers
+        method = scope["method"]
         name = api = ""
         code = Code.OK
         try:
             check_usable(self._registry)
             if method == "OPTIONS":
-                return _preflight(scope)
-            found = route(method, target)
+                return self._with_cors(_preflight(scope))
+            found = route(method, target) if isinstance(target, str) else target
             name = found.name
             if method == "GET":
-                return json_response(await handlers.get(self._registry, found))
+                return self._with_cors(json_response(await handlers.get(self._registry, found)))
             api = found.action
-            return json_response(await self._post(scope, receive, found))
+            return self._with_cors(json_response(await self._post(scope, receive, found)))
         except ServingError as error:
             code = wire_code(error)
-            return error_response(error)
+            return self._with_cors(error_response(error))
         except Exception:
-            logger.exception("a bug in answering %s %s", method, target)
+            logger.exception("a bug in answering %s %s", method, scope["path"])
             code = Code.INTERNAL
-            return error_response(ServingError("internal error"))
+            return self._with_cors(error_response(ServingError("internal error")))
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
@@ -236,12 +238,16 @@ class RestApp:
             if observers:
                 observers.request_finished(name, api, "REST", code, perf_counter() - started)
 
+    def _with_cors(self, response: Response) -> Response:
+        return response._replace(headers=response.headers + self._cors) if self._cors else response
+
     async def _post(self, scope: Scope, receive: Receive, found: Route) -> bytes:
         registry = self._registry
-        priority = _priority(scope["headers"])
+        headers = scope["headers"]
+        priority = _priority(headers)
         with Reservation(registry.inflight) as held:
             body = await read_body(
-                scope["headers"],
+                headers,
                 receive,
                 held,
                 check_size=registry.inflight.check_request,
@@ -249,10 +255,6 @@ class RestApp:
             )
             with self._calls.enter(receive):
                 return await handlers.post(registry, found, body, self._timeout, priority)
-
-
-def _is_rest(target: str) -> bool:
-    return target[:4].lower() == "/v1/"
 
 
 def _priority(headers: Iterable[tuple[bytes, bytes]]) -> PriorityName:

@@ -6,7 +6,7 @@ Called by the application with a matched route; raises ServingError and leaves s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedserve.errors import InvalidInputError, ServableNotFoundError
@@ -32,16 +32,15 @@ _STRING_COST = 64
 _MANY_RESULTS = 500
 
 
-async def post(
+def post(
     registry: ModelRegistry, route: Route, body: bytes, timeout: float | None, priority: PriorityName = "normal"
-) -> bytes:
+) -> Awaitable[bytes]:
     """Answer `:predict`, `:classify` or `:regress` under one handle.
 
     The body is parsed before the model is looked up, so malformed JSON for an unknown model is malformed JSON.
     """
-    if route.action == "predict":
-        return await _predict(registry, route, body, timeout, priority)
-    return await _run_examples(registry, route, body, timeout, priority)
+    answer = _predict if route.action == "predict" else _run_examples
+    return answer(registry, route, body, timeout, priority)
 
 
 async def get(registry: ModelRegistry, route: Route) -> bytes:
@@ -62,10 +61,7 @@ async def _predict(
     registry: ModelRegistry, route: Route, body: bytes, timeout: float | None, priority: PriorityName
 ) -> bytes:
     large = len(body) > _LARGE_BODY
-
-    async def run(call: Callable[..., T], *args: Any) -> T:
-        return await registry.run_in_thread(call, *args)
-
+    run = registry.run_in_thread
     request = await run(payload.parse_predict, body) if large else payload.parse_predict(body)
     with _acquire(registry, route) as handle:
         name = request.signature_name or DEFAULT_SIGNATURE
@@ -76,7 +72,9 @@ async def _predict(
                 f'Serving signature name: "{name}" not found in signature def. Available signatures: {known}'
             )
         inputs, row_format = await run(request.decode, signature) if large else request.decode(signature)
-        outputs = await handle.predict(inputs, signature_name=name, timeout=timeout, priority=priority)
+        if registry.options.enable_signature_method_name_check:
+            signature.check_predict_method()
+        outputs = await handle.run(signature, signature.bind(inputs), None, timeout, priority)
         large = _cost(outputs) > _LARGE_OUTPUTS
         encode = payload.encode_predict
         answer = await run(encode, outputs, signature, row_format) if large else encode(outputs, signature, row_format)
@@ -87,7 +85,10 @@ async def _predict(
 
 
 def _cost(outputs: Tensors) -> int:
-    return sum(array.size * _STRING_COST if array.dtype.hasobject else array.nbytes for array in outputs.values())
+    cost = 0
+    for array in outputs.values():
+        cost += array.size * _STRING_COST if array.dtype.hasobject else array.nbytes
+    return cost
 
 
 async def _run_examples(

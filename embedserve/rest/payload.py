@@ -37,6 +37,9 @@ __all__ = [
 _NUMBERS_FROM = 4096
 """Bytes from which a body may be worth the fast path for numbers."""
 
+_BASE64_SUFFIX = "_bytes"
+"""Of the names of outputs whose strings are written in base64."""
+
 _MANY_QUOTES = 64
 """Strings at the beginning of a body that is not mostly numbers."""
 
@@ -60,7 +63,7 @@ class PredictPayload:
             InvalidInputError: What does not fit the signature's names and dtypes, or is no tensor.
             UnsupportedError: An input of a dtype that JSON cannot carry, in columnar format.
         """
-        dtypes = {name: spec.dtype for name, spec in signature.inputs.items()}
+        dtypes = signature.input_dtypes
         if not dtypes:
             name = "DEFAULT" if signature.name == DEFAULT_SIGNATURE else signature.name
             raise InvalidInputError(f"Failed to get input map for signature: {name}")
@@ -241,15 +244,15 @@ def encode_predict(outputs: Mapping[str, Array], signature: Signature, row_forma
             raise InvalidInputError(f"Failed to write JSON value for tensor type: {spec.dtype.name}")
         if row_format and array.ndim == 0:
             raise InvalidInputError(f"Tensor name: {name} has no shape information ")
-    base64 = {name: name.endswith("_bytes") for name in outputs}
-    if not row_format:
-        texts = {name: array_text(array, base64=base64[name]) for name, array in outputs.items()}
-        return b'{"outputs": %b}' % (next(iter(texts.values())) if len(texts) == 1 else _object_text(texts))
-    _check_rows(outputs)
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
-        return b'{"predictions": %b}' % array_text(array, base64=base64[name])
-    columns = [row_texts(array, base64=base64[name]) for name, array in outputs.items()]
+        text = array_text(array, base64=name.endswith(_BASE64_SUFFIX))
+        return b'{"predictions": %b}' % text if row_format else b'{"outputs": %b}' % text
+    if not row_format:
+        texts = {name: array_text(array, base64=name.endswith(_BASE64_SUFFIX)) for name, array in outputs.items()}
+        return b'{"outputs": %b}' % _object_text(texts)
+    _check_rows(outputs)
+    columns = [row_texts(array, base64=name.endswith(_BASE64_SUFFIX)) for name, array in outputs.items()]
     template = b"{%b}" % b", ".join(string_text(name).replace(b"%", b"%%") + b": %b" for name in outputs)
     return b'{"predictions": [%b]}' % b", ".join([template % row for row in zip(*columns, strict=True)])
 

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from embedserve.errors import InvalidInputError
 
-__all__ = ["METHODS", "Route", "is_strict_uri", "path_of", "raw_target", "route"]
+__all__ = ["METHODS", "Route", "is_rest", "is_strict_uri", "known_route", "path_of", "raw_target", "route"]
 
 METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
@@ -47,6 +47,11 @@ class Route:
 def is_strict_uri(target: str) -> bool:
     """Whether the target is made of RFC 3986 characters only: no blanks, braces, quotes or raw non-ASCII."""
     return _STRICT_URI.fullmatch(target) is not None
+
+
+def is_rest(target: str) -> bool:
+    """Whether the REST API answers for the target, be it with an error."""
+    return target[:4].lower() == "/v1/"
 
 
 def path_of(target: str) -> str:
@@ -133,6 +138,41 @@ def _match(method: str, target: str) -> Route:
 
 
 _remembered = functools.lru_cache(maxsize=1024)(_match)
+
+
+def known_route(scope: Mapping[str, Any]) -> Route | None:
+    """The route of a request that is in order: what the other functions here come to, remembered as a whole.
+
+    Returns:
+        None for any other request, and for a long one: then it takes a closer look.
+    """
+    path, query = scope["path"], scope.get("query_string", b"")
+    root, outer = scope.get("root_path", ""), scope.get("app_root_path", "")
+    if len(path) + len(query) + len(root) + len(outer) > _CACHED_TARGET:
+        return None
+    raw = scope.get("raw_path") or b""
+    return _route_of(scope["method"], path, raw, query, root, outer) if len(raw) <= 3 * _CACHED_TARGET else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _route_of(
+    method: str, path: str, raw_path: bytes, query: bytes, root_path: str, app_root_path: str
+) -> Route | None:
+    target = raw_target(
+        {
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": root_path,
+            "app_root_path": app_root_path,
+        }
+    )
+    if not is_strict_uri(target) or not is_rest(target):
+        return None
+    try:
+        return _match(method, target)
+    except InvalidInputError:
+        return None
 
 
 def _version(digits: str | None) -> int | None:

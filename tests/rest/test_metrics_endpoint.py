@@ -56,7 +56,7 @@ async def test_any_method_gets_the_page(method: str, registry: FakeRegistry, ser
         assert (await server.client.request(method, f"{PATH}?collect=all")).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
+@pytest.mark.parametrize("path", ["/metrics", "/v1/metrics", "/v1/models/m"])
 async def test_another_path(path: str, registry: FakeRegistry, serve: Serve) -> None:
     async with serve(create_app(registry, metrics=Metrics(), metrics_path=path)) as server:
         assert (await server.client.get(path)).status_code == 200

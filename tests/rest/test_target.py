@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve.errors import InvalidInputError
-from embedserve.rest.target import Route, is_strict_uri, path_of, raw_target, route
+from embedserve.rest.target import METHODS, Route, is_rest, is_strict_uri, known_route, path_of, raw_target, route
 
 
 @pytest.mark.parametrize(
@@ -213,3 +214,50 @@ def test_a_name_survives_the_way_through_a_mounting_host(name: str, prefix: str,
 
 def test_the_path_of_a_target_has_no_query() -> None:
     assert path_of("/a?b?c") == "/a"
+
+
+PIECES = [
+    "/v1",
+    "/V1",
+    "/models",
+    "/m",
+    "/a%2Fb",
+    "/versions/7",
+    "/labels/x",
+    "/metadata",
+    ":predict",
+    ":classify",
+    "/",
+    " ",
+]
+TARGETS = st.lists(st.sampled_from(PIECES), max_size=7).map("".join)
+
+
+@given(
+    method=st.sampled_from(sorted(METHODS)),
+    prefix=st.sampled_from(["", "/ml"]),
+    target=TARGETS,
+    query=st.sampled_from([b"", b"x=1"]),
+    raw=st.booleans(),
+)
+def test_a_known_route_is_what_a_closer_look_finds(
+    method: str, prefix: str, target: str, query: bytes, raw: bool
+) -> None:
+    scope: dict[str, Any] = {"method": method, "path": prefix + unquote(target), "query_string": query}
+    if prefix:
+        scope["root_path"] = prefix
+    if raw:
+        scope["raw_path"] = (prefix + target).encode()
+    looked_at = raw_target(scope)
+    expected = None
+    if is_strict_uri(looked_at) and is_rest(looked_at):
+        with suppress(InvalidInputError):
+            expected = route(method, looked_at)
+    assert known_route(scope) == known_route(scope) == expected
+
+
+@pytest.mark.parametrize("part", ["path", "raw_path", "query_string", "root_path", "app_root_path"])
+def test_long_requests_are_never_remembered(part: str) -> None:
+    scope: dict[str, Any] = {"method": "GET", "path": "/v1/models/m", "raw_path": b"/v1/models/m"}
+    long = "/v1/models/" + 1000 * "m"
+    assert known_route(scope | {part: long.encode() if part in ("raw_path", "query_string") else long}) is None
