@@ -74,6 +74,7 @@ async def _predict(
         inputs, row_format = await run(request.decode, signature) if large else request.decode(signature)
         if registry.options.enable_signature_method_name_check:
             signature.check_predict_method()
+        del request
         outputs = await handle.run(signature, signature.bind(inputs), None, timeout, priority)
         large = _cost(outputs) > _LARGE_OUTPUTS
         encode = payload.encode_predict

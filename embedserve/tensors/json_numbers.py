@@ -36,6 +36,7 @@ _BUFFERS: Mapping[str, tuple[Any, type]] = {
     "uint32": ("u", np.uint64),
     "uint64": ("u", np.uint64),
 }
+_BRACKET = ord("[")
 _NO_STRUCTURE = b"0123456789+-.eE \t\n\r"
 
 
@@ -114,7 +115,7 @@ class _Reader:
     def is_regular(self) -> bool:
         """Whether the text has no list but those of regular arrays of the shapes found."""
         if self.looks_left >= 0:  # All lists were looked at, and had the right lengths; there must be no others.
-            return self.body.count(b"[") == self.lists
+            return int(np.count_nonzero(np.frombuffer(self.body, np.uint8) == _BRACKET)) == self.lists
         # Equal skeletons mean equal structure: all parts but the arrays are the document's own, and where the brackets
         # of one array are closed, another cannot go on.
         rebuilt = b"".join([part if isinstance(part, bytes) else _brackets(part) for part in self.parts])
@@ -188,7 +189,8 @@ class _Reader:
         lists = sum(itertools.accumulate(shape[:-1], operator.mul, initial=1))
         self.lists += lists
         self.looks_left -= lists
-        if self.looks_left >= 0:
+        # As many lists as dimensions: each holds the next one alone, and `_shape` has looked at them all.
+        if self.looks_left >= 0 and lists > len(shape):
             _look(node, shape)
         self.parts.append(shape)
         return narrowed(flat, dtype).reshape(shape)
