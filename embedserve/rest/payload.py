@@ -47,7 +47,9 @@ _MANY_QUOTES = 64
 class PredictPayload:
     """A `:predict` body whose inputs wait for the signature that says what they are."""
 
-    def __init__(self, body: bytes, numbers: Any, document: dict[str, Any] | None, signature_name: str) -> None:
+    def __init__(
+        self, body: bytes, numbers: json_numbers.Document | None, document: dict[str, Any] | None, signature_name: str
+    ) -> None:
         self.signature_name = signature_name
         self._body = body
         self._numbers = numbers
@@ -68,7 +70,8 @@ class PredictPayload:
             name = "DEFAULT" if signature.name == DEFAULT_SIGNATURE else signature.name
             raise InvalidInputError(f"Failed to get input map for signature: {name}")
         if self._numbers is not None:
-            found = json_numbers.read(self._body, self._numbers, dtypes)
+            numbers, self._numbers = self._numbers, None
+            found = numbers.read(dtypes)
             if found is not None:
                 return found
         document = self._document if self._document is not None else _object(loads(self._body))

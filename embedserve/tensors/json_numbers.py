@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import simdjson
 from embedserve.tensors.dtypes import Array, DType
 from embedserve.tensors.json_values import MAX_RANK, narrowed, quick_array, within
 
-__all__ = ["parse", "read"]
+__all__ = ["Document", "parse"]
 
 _COUNT_LIMIT = 0xFFFFFF
 """simdjson counts the elements of a list no further than this."""
@@ -44,37 +45,70 @@ class _DeclinedError(Exception):
     """The document is not for the fast path."""
 
 
-def parse(body: bytes) -> simdjson.Object | None:
+_KEPT_BYTES = 8 * 2**20
+"""Longest text whose parser is kept; with its memory, which is about three times as much."""
+
+# Most of the time that a megabyte takes goes into memory that the process does not have yet.
+_idle_parsers: deque[simdjson.Parser] = deque(maxlen=2)
+
+
+def parse(body: bytes) -> Document | None:
     """Parse a document, or decline: it is no strict JSON, or no object."""
     try:
-        document = simdjson.Parser().parse(body)
-    except (ValueError, RuntimeError):
-        return None
-    return document if isinstance(document, simdjson.Object) else None
-
-
-def read(body: bytes, document: simdjson.Object, dtypes: Mapping[str, DType]) -> tuple[dict[str, Array], bool] | None:
-    """Read the inputs of a `:predict` document.
-
-    Args:
-        body: The text of `document`.
-        document: What `parse` gave.
-        dtypes: By input name.
-
-    Returns:
-        Arrays by input name and whether they came as rows; None if the slow way must read, or refuse, the document.
-    """
-    if b"\\" in body:
-        return None
+        parser = _idle_parsers.pop()
+    except IndexError:
+        parser = simdjson.Parser()
     try:
-        keys = _keys(document)
-        if ("instances" in keys) == ("inputs" in keys) or not dtypes:
-            return None
-        reader = _Reader(body, dtypes)
-        arrays = reader.read(document, keys)
-    except _DeclinedError:
+        root = parser.parse(body)
+    except (ValueError, RuntimeError):
+        _give_back(parser, body)
         return None
-    return (arrays, "instances" in keys) if reader.is_regular() else None
+    return Document(body, parser, root) if isinstance(root, simdjson.Object) else None
+
+
+def _give_back(parser: simdjson.Parser, body: bytes) -> None:
+    if len(body) <= _KEPT_BYTES:
+        _idle_parsers.append(parser)
+
+
+class Document:
+    """A `:predict` document, in the memory of a parser that is used again once it has been read."""
+
+    def __init__(self, body: bytes, parser: simdjson.Parser, root: simdjson.Object) -> None:
+        self._body = body
+        self._parser = parser
+        self._root = root
+
+    def get(self, key: str, default: Any) -> Any:
+        """A member, or the default where there is none."""
+        return self._root.get(key, default)
+
+    def read(self, dtypes: Mapping[str, DType]) -> tuple[dict[str, Array], bool] | None:
+        """Read the inputs, once.
+
+        Args:
+            dtypes: By input name.
+
+        Returns:
+            Arrays by input name and whether they came as rows; None if the slow way must read, or refuse, the document.
+        """
+        found = self._read(dtypes)
+        del self._root  # No parser is used again while anything points into its document.
+        _give_back(self._parser, self._body)
+        return found
+
+    def _read(self, dtypes: Mapping[str, DType]) -> tuple[dict[str, Array], bool] | None:
+        if b"\\" in self._body:
+            return None
+        try:
+            keys = _keys(self._root)
+            if ("instances" in keys) == ("inputs" in keys) or not dtypes:
+                return None
+            reader = _Reader(self._body, dtypes)
+            arrays = reader.read(self._root, keys)
+        except _DeclinedError:
+            return None
+        return (arrays, "instances" in keys) if reader.is_regular() else None
 
 
 def _keys(node: simdjson.Object) -> list[str]:

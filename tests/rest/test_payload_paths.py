@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -226,10 +227,50 @@ def test_large_bodies_of_numbers_take_the_fast_path(
     document = json_numbers.parse(body)
     assert document is not None
     dtypes = {alias: spec.dtype for alias, spec in of.inputs.items()}
-    found = json_numbers.read(body, document, dtypes)
+    found = document.read(dtypes)
     assert found is not None
     assert {alias: array.shape for alias, array in found[0].items()} == shapes
     assert_all_ways_agree(body, of)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"instances": [[1.5, 2.5], [3.5, 4.5]]}',
+        b'{"inputs": {"x": [[1.5, 2.5], [3.5]]}}',
+        b'{"inputs": [[1.5, "a"], [{}, [3.5]]], "signature_name": "s"}',
+        b'{"inputs": 1.5, "instances": [[2.5]]}',
+        b'{"instances": [{"x": [1.5, 2.5]}, {"x": [3.5, null]}]}',
+        b'{"instances": [1.5, 2.5], "other": {"a": [[]]}}',
+        b'{"instances": [1.5, 2.5',
+    ],
+)
+def test_a_parser_is_used_again_and_what_it_read_before_stays(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_numbers, "_idle_parsers", deque(maxlen=2))
+    monkeypatch.setattr(json_numbers, "_BYTES_PER_LIST", 1)
+    dtypes = {"x": by_name("double")}
+    before = json_numbers.parse(b'{"instances": [0.5, 0.25]}')
+    assert before is not None
+    arrays = before.read(dtypes)
+    assert arrays is not None
+    (parser,) = json_numbers._idle_parsers
+    for _ in range(2):
+        document = json_numbers.parse(body)
+        if document is not None:
+            document.get("signature_name", "")
+            document.read(dtypes)
+            del document
+        assert list(json_numbers._idle_parsers) == [parser]
+    assert arrays[0]["x"].tolist() == [0.5, 0.25]
+
+
+def test_the_parser_of_a_huge_document_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_numbers, "_idle_parsers", deque(maxlen=2))
+    monkeypatch.setattr(json_numbers, "_KEPT_BYTES", 20)
+    document = json_numbers.parse(b'{"instances": [0.5, 0.25]}')
+    assert document is not None
+    assert document.read({"x": by_name("float")}) is not None
+    assert not json_numbers._idle_parsers
 
 
 def test_a_large_body_with_bare_tokens_is_read_by_the_slow_way() -> None:
