@@ -127,6 +127,10 @@ class Manager:
         """Every generation that answers requests now; readable from any thread."""
         return self._all_serving
 
+    def directories(self) -> set[str]:
+        """Paths of every generation that is loaded, or on its way up or down."""
+        return {v.path for versions in self._managed.values() for v in versions if v.state is not State.END}
+
     def aspired(self, name: str) -> tuple[int, ...]:
         """Versions of `name` the source wants now, ascending."""
         return tuple(sorted(self._aspired.get(name, ())))
@@ -143,7 +147,7 @@ class Manager:
     def _kept_generation(self, name: str, number: int, new: AspiredVersion) -> AspiredVersion:
         """A version that reads its files at run time keeps its first generation: the files under it have changed."""
         serving = self._serving.get(name, {}).get(number)
-        if serving is None or serving.fingerprint == new.fingerprint:
+        if serving is None or serving.fingerprint == new.fingerprint or serving.path != new.path:
             return new
         if serving.servable is None or not serving.servable.reads_files_at_run_time:
             return new

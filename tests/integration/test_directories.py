@@ -186,6 +186,16 @@ async def test_a_model_that_reads_an_asset_at_run_time_is_not_reloaded_in_place(
         assert (await registry.predict("m", ["a"]))["y"].tolist() == [b"a!"]
 
 
+async def test_new_contents_in_another_directory_replace_a_model_that_reads_files_at_run_time(
+    models: Path, saved: SavedModel
+) -> None:
+    deploy(saved("reads_asset_at_run_time"), models / "m" / "001")
+    async with ModelRegistry(models, **QUICK) as registry:
+        deploy(saved("reads_asset_at_run_time"), models / "m" / "1")  # Of two names of a version the last one counts.
+        await until(registry, lambda: known(registry, 1).generation == 2 and known(registry, 1).path.endswith("m/1"))
+        assert (await registry.predict("m", ["a"]))["y"].tolist() == [b"a!"]
+
+
 async def test_a_root_that_is_gone_or_is_no_directory_changes_nothing(models: Path, line: Line) -> None:
     deploy(line(1), models / "m" / "1")
     async with ModelRegistry(models, **QUICK) as registry:
