@@ -38,9 +38,11 @@ from embedserve.handle import ModelHandle
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.observer import Observer
 from embedserve.registry import ModelRegistry
+from embedserve.remote.follower import StoreStatistics
 from embedserve.runtime import RegistryStatistics
 from embedserve.servable import ServableId, State
 from embedserve.signature import Signature, TensorSpec
+from embedserve.store_url import StoreUrl
 from embedserve.tf_example import InferenceTask
 
 __version__ = "0.1.0"
@@ -77,6 +79,8 @@ __all__ = [
     "SpecificVersions",
     "StartError",
     "State",
+    "StoreStatistics",
+    "StoreUrl",
     "TensorSpec",
     "UnsupportedError",
     "VersionStatus",

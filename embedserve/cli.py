@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from embedserve import tensorflow_setup
-from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions, RetryPolicy, validated
+from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions, RetryPolicy, location, validated
 from embedserve.errors import Code, ConfigError, ServingError
 from embedserve.flags import FLAGS, FlagError, ParsedFlags, comma_separated, parse, usage
 from embedserve.port_flags import ports
 from embedserve.pyvoy.server import run_pyvoy
+from embedserve.remote.options import read_storage_options
 from embedserve.server import run_server
 from embedserve.server_config import ConfigFile, ServerConfig
 from embedserve.server_log import configure_logging
 from embedserve.standalone import report_failed_start, run
+from embedserve.store_url import StoreUrl, redacted
 from embedserve.tfs_batching import batching_from_proto, num_batch_threads
 from embedserve.tfs_config import (
     Platform,
@@ -119,7 +121,7 @@ def _workers(flags: ParsedFlags) -> int:
 
 def _models(
     flags: ParsedFlags, environment: Mapping[str, str], platform: Platform, platforms: Mapping[str, Platform]
-) -> tuple[Path | None, tuple[ModelConfig, ...] | None, ConfigFile | None]:
+) -> tuple[Path | StoreUrl | None, tuple[ModelConfig, ...] | None, ConfigFile | None]:
     """The root directory, or the models, or the models and the file they come from."""
     config_file, base_path = flags.text("model_config_file"), flags.text("model_base_path")
     if flags.directory is not None:
@@ -144,12 +146,15 @@ def _models(
             "Both server_options.model_base_path and server_options.model_config_file are empty! Name a directory of "
             f"models ({PROGRAM} models/), or --model_base_path, or --model_config_file"
         )
-    logger.info("Building single TensorFlow model file config:  model_name: %s model_base_path: %s", name, base_path)
+    where = redacted(base_path)
+    logger.info("Building single TensorFlow model file config:  model_name: %s model_base_path: %s", name, where)
     return None, (validated(ModelConfig, {**platform.model_options, "name": name, "base_path": base_path}),), None
 
 
-def _root(directory: str) -> Path:
-    root = Path(os.path.abspath(os.path.expanduser(directory)))
+def _root(directory: str) -> Path | StoreUrl:
+    root = location(directory)
+    if isinstance(root, StoreUrl):
+        return root
     if not root.is_dir():
         raise ConfigError(f"there is no directory of models at {root}", code=Code.NOT_FOUND)
     versions = [child.name for child in root.iterdir() if child.name.isdecimal() and child.is_dir()]
@@ -226,12 +231,14 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         ("num_load_threads", max(flags.number("num_load_threads"), flags.number("num_unload_threads"))),
         ("num_tflite_pools", flags.number("num_tflite_pools")),
         ("max_inflight_bytes", flags.number("max_inflight_bytes")),
+        ("remote_cache_max_bytes", flags.number("remote_cache_max_bytes")),
+        ("remote_poll_interval", flags.real("remote_poll_wait_seconds")),
     ):
         if value > 0:
             options[name] = value
     for name in ("servable", "transition"):
         options[name] = flags.text(name)
-    for name in ("settle", "drain_timeout"):
+    for name in ("settle", "drain_timeout", "remote_timeout"):
         options[name] = flags.real(name)
     for name in (
         "max_pending_requests",
@@ -249,6 +256,10 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         "prefer_tflite_model",
     ):
         options[name] = flags.on(name)
+    if flags.text("remote_cache_dir"):
+        options["remote_cache_dir"] = flags.text("remote_cache_dir")
+    if file := flags.text("remote_storage_options_file"):
+        options["remote_storage_options"] = read_storage_options(file)
     if flags.directory is None or "max_num_load_retries" in flags or "load_retry_interval_micros" in flags:
         interval = max(flags.number("load_retry_interval_micros"), 0) / 1e6
         retries = max(flags.number("max_num_load_retries"), 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -15,6 +15,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     ValidationError,
     field_serializer,
     field_validator,
@@ -22,6 +24,7 @@ from pydantic import (
 )
 
 from embedserve.errors import ConfigError
+from embedserve.store_url import StoreUrl, check_readable, is_url, local_path
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -29,6 +32,7 @@ __all__ = [
     "AllVersions",
     "BatchingOptions",
     "LatestVersions",
+    "Location",
     "LoggingOptions",
     "ModelConfig",
     "RegistryOptions",
@@ -36,6 +40,7 @@ __all__ = [
     "SpecificVersions",
     "VersionPolicy",
     "absolute",
+    "location",
     "validated",
 ]
 
@@ -46,11 +51,40 @@ def absolute(value: str | os.PathLike[str]) -> Path:
     return Path(os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path)))
 
 
+def location(value: str | os.PathLike[str] | StoreUrl) -> Path | StoreUrl:
+    """Where models or versions are: a path made absolute, or the URL of a store that can be read here.
+
+    Raises:
+        ConfigError: A URL that cannot be read, with what to install.
+    """
+    if isinstance(value, StoreUrl):
+        url = value
+    elif not isinstance(value, str | os.PathLike):
+        raise ValueError("Input is neither a path nor a URL")
+    else:
+        text = os.fspath(value)
+        if isinstance(value, PurePath) and len(value.parts[0]) > 2 and value.parts[0].endswith(":"):
+            raise ConfigError(f"{value} has lost a slash of its URL to pathlib: give the URL as a str")
+        if not is_url(text):
+            return absolute(text)
+        path = local_path(text)
+        if path is not None:
+            return absolute(path)
+        url = StoreUrl(text)
+    check_readable(url)
+    return url
+
+
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+Location = Annotated[
+    Path | StoreUrl,
+    PlainValidator(location),
+    PlainSerializer(lambda place: place.full if isinstance(place, StoreUrl) else str(place), when_used="json"),
+]
 
 
 class _Options(BaseModel):
@@ -170,7 +204,8 @@ class ModelConfig(_Options):
 
     Attributes:
         name: What requests ask for.
-        base_path: Directory of numeric version directories; made absolute.
+        base_path: Directory of numeric version directories, made absolute, or the URL of one in a remote store
+            (`s3://`, `gs://`, `http://`... through fsspec), from where versions are synced to a local cache.
         version_policy: Which of the versions found are served.
         version_labels: Label → version.
         batching: `auto` batches signatures that are safe to batch; True and False override the judgement.
@@ -182,10 +217,11 @@ class ModelConfig(_Options):
         prefer_tflite_model: Serve a version's `model.tflite`, where it has one, instead of its SavedModel.
         num_tflite_pools: TensorFlow Lite interpreters of each version, so many runs at once.
         logging_config: Which requests are logged; None logs none.
+        storage_options: What fsspec is given for a remote `base_path`, over the registry's `remote_storage_options`.
     """
 
     name: str = Field(min_length=1)
-    base_path: AbsolutePath
+    base_path: Location
     version_policy: VersionPolicy = LatestVersions()
     version_labels: Mapping[str, int] = Field(default_factory=dict)
     batching: Batching | None = None
@@ -197,6 +233,13 @@ class ModelConfig(_Options):
     prefer_tflite_model: bool | None = None
     num_tflite_pools: int | None = Field(default=None, ge=1)
     logging_config: LoggingOptions | None = None
+    storage_options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+
+    @property
+    def directory(self) -> Path:
+        """`base_path` of a model that is not in a remote store."""
+        assert isinstance(self.base_path, Path), f"{self.base_path} is in a store"
+        return self.base_path
 
     @field_serializer("version_policy", when_used="json")
     def _policy_under_its_name(self, policy: VersionPolicy) -> dict[str, Any]:
@@ -241,6 +284,13 @@ class RegistryOptions(_Options):
         max_inflight_bytes: Bytes of request bodies held at once by the adapters; None is a quarter of memory.
         request_log_max_file_bytes: Size at which a request log goes on in another file.
         request_log_max_total_bytes: Size of all files of one request log together; the oldest are deleted.
+        remote_cache_dir: Where versions from remote stores are kept; None is `~/.cache/embedserve`. Processes may share
+            one, and a restart finds there what it needs while a store is down.
+        remote_cache_max_bytes: Bound of that directory; None keeps only what is served. A version that does not fit
+            is not fetched.
+        remote_poll_interval: Seconds between looks at a remote store; None is `poll_interval`.
+        remote_timeout: Seconds a store may take for an answer, or between two bytes of a file.
+        remote_storage_options: What fsspec is given, by the scheme of the URL: `{"s3": {"endpoint_url": ...}}`.
     """
 
     batching: Batching = "auto"
@@ -271,6 +321,11 @@ class RegistryOptions(_Options):
     max_inflight_bytes: int | None = Field(default=None, ge=1)
     request_log_max_file_bytes: int = Field(default=64 * 2**20, ge=1)
     request_log_max_total_bytes: int = Field(default=2**30, ge=1)
+    remote_cache_dir: AbsolutePath | None = None
+    remote_cache_max_bytes: int | None = Field(default=None, ge=1)
+    remote_poll_interval: float | None = Field(default=None, gt=0)
+    remote_timeout: float = Field(default=60.0, gt=0)
+    remote_storage_options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict, repr=False)
 
     def batching_of(self, model: ModelConfig) -> tuple[Batching, BatchingOptions]:
         """How a model is batched: as it says itself, else as the registry says."""

@@ -118,7 +118,7 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
         "model_base_path",
         "string",
         "",
-        "Directory of the single model's version directories.",
+        "Directory of the single model's version directories, here or in a store.",
         "differs",
         "a relative path is taken from the working directory",
     ),
@@ -149,7 +149,7 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
         True,
         "Drop file system caches after loads.",
         "ignored",
-        "only remote file systems have such caches, and models are read from local directories",
+        "only remote file systems have such caches, and versions from those are read in --remote_cache_dir",
     ),
     Flag("tensorflow_session_parallelism", "int64", 0, "Threads within and between operations."),
     Flag("tensorflow_session_config_file", "string", "", "Text-format tensorflow.ConfigProto."),
@@ -262,6 +262,11 @@ _OWN: tuple[Flag, ...] = (
     _own("max_request_bytes", "int64", 2**31 - 1, "Largest request body, also after decompression."),
     _own("request_log_max_file_bytes", "int64", 64 * 2**20, "Size at which a request log goes on in another file."),
     _own("request_log_max_total_bytes", "int64", 2**30, "Size of all files of one request log; the oldest go first."),
+    _own("remote_cache_dir", "string", "", "Where versions from stores are kept; empty for ~/.cache/embedserve."),
+    _own("remote_cache_max_bytes", "int64", 0, "Bound of --remote_cache_dir; 0 keeps only what is served."),
+    _own("remote_poll_wait_seconds", "float", 0.0, "Seconds between looks at a store; 0 for those between scans."),
+    _own("remote_timeout", "float", 60.0, "Seconds a store may take for an answer, or between two bytes."),
+    _own("remote_storage_options_file", "string", "", "JSON file: options of fsspec by scheme; credentials go here."),
     _own("max_inflight_bytes", "int64", 0, "Bytes of request bodies held at once; 0 for a quarter of memory."),
 )
 
@@ -297,6 +302,11 @@ OPTION_FLAGS: dict[str, tuple[str, ...]] = {
     "max_inflight_bytes": ("max_inflight_bytes",),
     "request_log_max_file_bytes": ("request_log_max_file_bytes",),
     "request_log_max_total_bytes": ("request_log_max_total_bytes",),
+    "remote_cache_dir": ("remote_cache_dir",),
+    "remote_cache_max_bytes": ("remote_cache_max_bytes",),
+    "remote_poll_interval": ("remote_poll_wait_seconds",),
+    "remote_timeout": ("remote_timeout",),
+    "remote_storage_options": ("remote_storage_options_file",),
 }
 """Which flags set which field of `RegistryOptions`."""
 

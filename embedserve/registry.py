@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from embedserve.acquisition import Acquisition
-from embedserve.config import ModelConfig, RegistryOptions, absolute, validated
+from embedserve.config import ModelConfig, RegistryOptions, location, validated
 from embedserve.errors import ConfigError, RegistryStateError
 from embedserve.handle import ModelHandle
 from embedserve.observer import Observer, Observers
@@ -25,6 +25,7 @@ from embedserve.registry_view import RegistryView
 from embedserve.runtime import RegistryStatistics, Runtime
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
+from embedserve.store_url import StoreUrl
 
 __all__ = ["ModelRegistry", "RegistryStatistics"]
 
@@ -35,7 +36,7 @@ class ModelRegistry(RegistryView):
     """Loads SavedModels, follows their directories, and answers requests.
 
     Args:
-        root: Directory of models, `root/<name>/<version>/saved_model.pb`; every model in it is found, new ones too.
+        root: Directory or URL of models, `root/<name>/<version>/saved_model.pb`; all in it are found, new ones too.
         models: Models given one by one, instead of or besides those under `root`.
         observers: Called as things happen; see `embedserve.observer`.
         options: Any field of `RegistryOptions`, such as `batching="auto"`, `num_batch_threads`, `start_timeout`.
@@ -48,7 +49,7 @@ class ModelRegistry(RegistryView):
 
     def __init__(
         self,
-        root: str | os.PathLike[str] | None = None,
+        root: str | os.PathLike[str] | StoreUrl | None = None,
         *,
         models: Sequence[ModelConfig] | None = None,
         observers: Iterable[Observer] = (),
@@ -63,7 +64,7 @@ class ModelRegistry(RegistryView):
             raise ConfigError(f"Illegal to list model {twice[0]} multiple times in config list")
         self.options = validated(RegistryOptions, options)
         self.observers = Observers(observers)
-        super().__init__(None if root is None else absolute(root), models or ())
+        super().__init__(None if root is None else location(root), models or ())
         self._private: PrivateLoop | None = None
 
     # Entering and leaving.

@@ -14,6 +14,7 @@ from embedserve.errors import NotReadyError
 from embedserve.inflight import InflightBytes
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.runtime import RegistryStatistics, Runtime
+from embedserve.store_url import StoreUrl
 
 __all__ = ["RegistryView"]
 
@@ -21,7 +22,7 @@ __all__ = ["RegistryView"]
 class RegistryView:
     """The base of `ModelRegistry`."""
 
-    def __init__(self, root: Path | None, models: Sequence[ModelConfig]) -> None:
+    def __init__(self, root: Path | StoreUrl | None, models: Sequence[ModelConfig]) -> None:
         self._root = root
         self._models = tuple(models)
         self._runtime: Runtime | None = None

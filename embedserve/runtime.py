@@ -11,12 +11,12 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from embedserve.batching.predictor import make_predictor
-from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.control import Control
 from embedserve.errors import Code, InvalidModelSpecError, ServingError, StartError
 from embedserve.handle import unknown_signature
@@ -28,15 +28,18 @@ from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
 from embedserve.observer import Observers
 from embedserve.priority import Priority, PriorityName, priority_named
+from embedserve.remote.follower import StoreStatistics
 from embedserve.request_log import RequestLogs
 from embedserve.request_log.records import predict_exchange
 from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State, Tensors
 from embedserve.signature import Signature
+from embedserve.source import MakeSource, watch
+from embedserve.store_url import StoreUrl
 from embedserve.threads import LoadPool, RunPool
 
 if TYPE_CHECKING:
     from embedserve.lifecycle.coordinator import Coordinator
-    from embedserve.lifecycle.source import SourceListener, VersionDirectory
+    from embedserve.lifecycle.source import VersionDirectory
 
 __all__ = ["MakeLoader", "RegistryStatistics", "Runtime"]
 
@@ -54,6 +57,7 @@ class RegistryStatistics:
         queues: What each version's predictor says of itself, by `(model, version)`.
         busy_threads, run_threads: Run threads at work, and how many there are.
         reserved_bytes: Bytes of request bodies that the adapters hold.
+        stores: How the sync of each model in a remote store goes, by model.
     """
 
     in_flight: Mapping[tuple[str, int], int]
@@ -61,52 +65,15 @@ class RegistryStatistics:
     busy_threads: int
     run_threads: int
     reserved_bytes: int
-
-
-class Source(Protocol):
-    """Where versions come from; `FileSystemSource`, unless a test brings another. Loop only."""
-
-    async def start(self) -> None:
-        """Look once, tell the listener, then go on watching."""
-
-    async def aclose(self) -> None:
-        """Stop watching; nothing is told any more."""
-
-    async def scan_now(self) -> None:
-        """Look once, and return when the listener has been told."""
-
-    def problem(self, name: str) -> str | None:
-        """What the last scan found wrong with a model's base path, or None."""
-
-    @property
-    def diagnosis(self) -> str | None:
-        """Why the last scan discovered no model, and what to do, or None."""
-
-    @property
-    def misused(self) -> bool:
-        """Whether the root cannot be what was meant: not there, or a model or version instead of models."""
-
-    def set_models(self, models: Sequence[ModelConfig]) -> None:
-        """Follow exactly these models from the next scan on."""
-
-    def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """Choose versions of one model by another policy from the next scan on."""
+    stores: Mapping[str, StoreStatistics] = field(default_factory=dict)
 
 
 MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]"
-MakeSource: TypeAlias = "Callable[[RegistryOptions, LoadPool, Path | None, SourceListener], Source]"
 
 _POLICIES = {"availability": availability_preserving, "resource": resource_preserving}
 
 # So many failed attempts in a row make a start give up on a version, although its load is still retried.
 ATTEMPTS_AT_START = 3
-
-
-def watch_directories(options: RegistryOptions, pool: LoadPool, root: Path | None, listener: SourceListener) -> Source:
-    """The source of every registry, unless a test or an embedder brings another one."""
-    from embedserve.lifecycle.source import FileSystemSource
-
-    return FileSystemSource(options, pool, root, listener)
 
 
 def load_saved_model(
@@ -124,7 +91,7 @@ class Runtime(HomeLoop):
     def __init__(
         self,
         options: RegistryOptions,
-        root: Path | None,
+        root: Path | StoreUrl | None,
         models: Sequence[ModelConfig],
         observers: Observers,
         make_loader: MakeLoader | None = None,
@@ -159,7 +126,7 @@ class Runtime(HomeLoop):
             coordinator=coordinator,
         )
         self.control = Control(self, [model.name for model in models])
-        self.source = (make_source or watch_directories)(options, self._scan_pool, root, self)
+        self.source = (make_source or watch)(options, self._scan_pool, root, self)
         if models:
             self.source.set_models(models)
 
@@ -333,6 +300,10 @@ class Runtime(HomeLoop):
         """Directories that look like versions but cannot be loaded yet, with the reason for each."""
         self.monitor.set_waiting(name, reasons)
 
+    def directories_in_use(self) -> set[str]:
+        """Paths of versions whose files may still be read."""
+        return self.manager.directories()
+
     # Start and stop.
 
     async def start(self, wait: bool) -> None:
@@ -342,8 +313,6 @@ class Runtime(HomeLoop):
             StartError: Time is over, or no model that is still missing can succeed; the reason for each model.
         """
         await self.source.start()
-        if wait and not self.configs and self.source.misused:
-            raise StartError(self.source.diagnosis or "")
         if wait:
             await self.wait_until_ready(self.options.start_timeout)
 
@@ -353,6 +322,8 @@ class Runtime(HomeLoop):
         Raises:
             StartError: As `start`.
         """
+        if not self.configs and self.source.misused:
+            raise StartError(self.source.diagnosis or "")
         await self.monitor.wait_until(
             lambda: all(ready or hopeless for ready, hopeless in map(self.prospects, self.configs)), timeout
         )
@@ -394,6 +365,7 @@ class Runtime(HomeLoop):
             busy_threads=self._run_pool.busy,
             run_threads=self._run_pool.size,
             reserved_bytes=self.inflight.reserved,
+            stores=self.source.stores(),
         )
 
     async def aclose(self) -> None:
@@ -408,6 +380,7 @@ class Runtime(HomeLoop):
     def _close_pools(self) -> None:
         self.closed = True
         self.request_logs.close()
+        self.source.release()
         self._run_pool.close()
         self._load_pool.close()
         self._codec_pool.close()

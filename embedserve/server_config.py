@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
-from embedserve.config import ModelConfig, RegistryOptions
+from embedserve.config import Location, ModelConfig, RegistryOptions
 from embedserve.tfs_config import DEFAULT_PLATFORMS, Platform, models_from_proto
 
 __all__ = ["ConfigFile", "GrpcConfig", "PyvoyConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
@@ -139,7 +139,7 @@ class ServerConfig(_Config):
     """Everything `run_server` needs.
 
     Attributes:
-        root: Directory of models that are found by themselves, or None.
+        root: Directory of models that are found by themselves, here or in a store, or None.
         models: Models given one by one, or None.
         config_file: Where `models` come from, when from a file.
         platforms: What the models of a `ModelServerConfig` may ask for, by name.
@@ -151,7 +151,7 @@ class ServerConfig(_Config):
         worker_timeout: Seconds without a sign of life after which a worker is replaced.
     """
 
-    root: Path | None = None
+    root: Location | None = None
     models: tuple[ModelConfig, ...] | None = None
     config_file: ConfigFile | None = None
     platforms: Mapping[str, Platform] = DEFAULT_PLATFORMS

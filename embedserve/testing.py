@@ -20,10 +20,12 @@ from embedserve.errors import Code, DeadlineExceededError, InferenceError, LoadE
 from embedserve.lifecycle.source import SourceListener, VersionDirectory
 from embedserve.lifecycle.version_policy import choose
 from embedserve.registry import ModelRegistry
+from embedserve.remote.follower import StoreStatistics
 from embedserve.runtime import Runtime
 from embedserve.saved_model.completeness import FileStamp, Fingerprint
 from embedserve.servable import Array, Cancellation, Loader, Servable, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
+from embedserve.store_url import StoreUrl
 from embedserve.tensors.dtypes import by_name
 from embedserve.threads import LoadPool
 
@@ -268,6 +270,13 @@ class FakeSource:
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
         return (FileStamp(f"generation {self.fingerprints.get((name, version), 1)}", 0, 0, 0),)
 
+    def release(self) -> None:
+        """Nothing is kept on a disk."""
+
+    def stores(self) -> dict[str, StoreStatistics]:
+        """Nothing is remote."""
+        return {}
+
     diagnosis = None
     misused = False
 
@@ -302,7 +311,7 @@ class FakeRegistry(ModelRegistry):
 
     def _make_runtime(self) -> Runtime:
         def make_source(
-            options: RegistryOptions, pool: LoadPool, root: Path | None, listener: SourceListener
+            options: RegistryOptions, pool: LoadPool, root: Path | StoreUrl | None, listener: SourceListener
         ) -> FakeSource:
             self.source = FakeSource(listener, self._found)
             return self.source

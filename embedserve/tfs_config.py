@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from pydantic import ConfigDict
 
@@ -23,9 +22,11 @@ from embedserve.config import (
     ModelConfig,
     SpecificVersions,
     VersionPolicy,
+    location,
     validated,
 )
 from embedserve.errors import Code, ConfigError
+from embedserve.store_url import StoreUrl, is_url, redacted
 from embedserve.tfs_batching import batching_from_proto, num_batch_threads
 from embedserve.tfs_protos import message_class, read_text_proto
 
@@ -38,8 +39,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("embedserve")
-
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _check_names_and_paths(listed: Sequence[Any]) -> None:
             raise ConfigError(f"Illegal to list model {model.name} multiple times in config list")
         names.add(model.name)
     for model in listed:
-        if not _URI.match(model.base_path) and not os.path.isabs(model.base_path):
+        if not is_url(model.base_path) and not os.path.isabs(model.base_path):
             raise ConfigError(
                 f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
             )
@@ -165,13 +164,15 @@ def _platform(model: Any, platforms: Mapping[str, Platform]) -> str:
 def _model(model: Any, platforms: Mapping[str, Platform]) -> ModelConfig:
     options = platforms[_platform(model, platforms)].model_options
     if not model.name:
-        raise ConfigError(f"the model with base_path {model.base_path} has no name, so no request could reach it")
+        raise ConfigError(
+            f"the model with base_path {redacted(model.base_path)} has no name, so no request could reach it"
+        )
     return validated(
         ModelConfig,
         {
             **options,
             "name": model.name,
-            "base_path": _local_path(model.name, model.base_path),
+            "base_path": _location(model.name, model.base_path),
             "version_policy": _version_policy(model),
             "version_labels": dict(model.version_labels),
             "logging_config": _logging(model) if model.HasField("logging_config") else None,
@@ -206,17 +207,13 @@ def _logging(model: Any) -> LoggingOptions:
     return LoggingOptions(filename_prefix=prefix, sampling_rate=rate)
 
 
-def _local_path(name: str, base_path: str) -> str:
-    if not _URI.match(base_path):
-        return base_path
-    uri = urlsplit(base_path)
-    if uri.scheme != "file" or uri.netloc not in ("", "localhost"):
+def _location(name: str, base_path: str) -> Path | StoreUrl:
+    try:
+        return location(base_path)
+    except ConfigError as error:
         raise ConfigError(
-            f"model {name} has base_path {base_path}: embedserve reads local directories and file:// URIs only; mount "
-            "the bucket, or sync it to a directory",
-            code=Code.UNIMPLEMENTED,
-        )
-    return unquote(uri.path)
+            f"model {name} has base_path {redacted(base_path)}, which cannot be read: {error}", code=error.code
+        ) from None
 
 
 def _version_policy(model: Any) -> VersionPolicy:

@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "errors",
+        "store_url",
         "config",
         "priority servable observer",
         "settling",
@@ -34,7 +35,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "saved_model",
         "predictor batching request_log",
         "lifecycle",
-        "handle acquisition control tf_example home_loop private_loop runtime",
+        "remote",
+        "handle acquisition control tf_example home_loop private_loop source runtime",
         "registry registry_view",
         "metrics testing",
         "asgi",
@@ -58,6 +60,7 @@ ONLY_IN = {
     "uvicorn": {"server", "rest"},
     "prometheus_client": {"metrics"},
     "watchfiles": {"lifecycle"},
+    "fsspec": {"remote"},
 }
 
 

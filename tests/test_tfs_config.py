@@ -11,6 +11,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from embedserve.config import AllVersions, LatestVersions, LoggingOptions, ModelConfig, SpecificVersions
 from embedserve.errors import Code, ConfigError
+from embedserve.store_url import StoreUrl
 from embedserve.tfs_config import (
     Platform,
     models_from_proto,
@@ -245,6 +246,15 @@ def test_a_bad_model_is_refused_in_tensorflow_servings_words(models: list[str], 
         models_from_proto(listed(*models))
     assert caught.value.code is code
     assert str(caught.value).startswith(message)
+
+
+def test_a_base_path_may_be_in_a_store() -> None:
+    (model,) = models_from_proto(listed('name: "m" base_path: "http://me:pw@h/m/" model_platform: "tensorflow"'))
+    assert model.base_path == StoreUrl("http://me:pw@h/m")
+    with pytest.raises(ConfigError) as caught:
+        models_from_proto(listed('name: "m" base_path: "nonsense://me:pw@h/m" model_platform: "tensorflow"'))
+    assert caught.value.message.startswith("model m has base_path nonsense://***@h/m, which cannot be read: ")
+    assert "pw" not in caught.value.message
 
 
 def test_duplicates_are_found_before_relative_paths_and_those_before_platforms() -> None:

@@ -251,17 +251,17 @@ def _scan_model(
 ) -> ModelScan:
     policy = config.version_policy if policy is None else policy
     try:
-        children = disk.children(config.base_path)
+        children = disk.children(config.directory)
     except OSError as error:
         unreadable = _unreadable(config, error)
         return ModelScan(memory, problem=unreadable, notices=(unreadable,))
     names, duplicates = find_versions((child.name for child in children), policy)
-    found = {number: config.base_path / name for number, name in names.items()}
+    found = {number: config.directory / name for number, name in names.items()}
     examination = _Examination(memory, found, disk, settle)
     aspired = examination.aspire(policy)
     notices = [
         f"Duplicate version directories detected. Version {version} will be loaded from {used}, "
-        f"{ignored} will be ignored. (model {config.name}, {config.base_path})"
+        f"{ignored} will be ignored. (model {config.name}, {config.directory})"
         for version, used, ignored in duplicates
     ]
     notices += _unserved(config, policy, found)
@@ -281,7 +281,7 @@ def _scan_model(
 
 
 def _unreadable(config: ModelConfig, error: OSError) -> str:
-    path = config.base_path
+    path = config.directory
     reason = f"NOT_FOUND: {path} not found" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
     return (
         "FileSystemStoragePathSource encountered a filesystem access error: "
@@ -290,7 +290,7 @@ def _unreadable(config: ModelConfig, error: OSError) -> str:
 
 
 def _no_versions(config: ModelConfig, children: Sequence[Child]) -> str:
-    path = config.base_path
+    path = config.directory
     hint = f" It holds a SavedModel itself: move that to {path / '1'}." if _holds_graph(children) else ""
     return (
         f"No versions of servable {config.name} found under base path {path}. "
@@ -305,7 +305,7 @@ def _unserved(config: ModelConfig, policy: VersionPolicy, found: Mapping[int, Pa
         return [f"No specific versions requested for servable {config.name}."]
     return [
         f"Version {version} of servable {config.name}, which was requested to be served as a 'specific' version in "
-        f"the servable's version policy, was not found in the file system ({config.base_path})"
+        f"the servable's version policy, was not found in the file system ({config.directory})"
         for version in policy.versions
         if version not in found
     ]

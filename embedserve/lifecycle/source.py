@@ -271,7 +271,7 @@ def _scan_in_thread(
     settle: float,
 ) -> tuple[Scan, list[WatchTarget]]:
     result = scan(memory, configured, policies, root, _FileSystem(), settle)
-    paths = {config.base_path for config in result.configs.values()}
+    paths = {config.directory for config in result.configs.values()}
     if root is not None:
         paths.add(root)
     return result, [target for target in map(_watch_target, sorted(_outermost(paths))) if target is not None]

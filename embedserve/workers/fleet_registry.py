@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from embedserve.observer import Observer, Observers
     from embedserve.servable import Loader, Predictor, Servable, ServableId
     from embedserve.server_config import ServerConfig
+    from embedserve.store_url import StoreUrl
 
 __all__ = ["FleetRegistry"]
 
@@ -75,7 +76,7 @@ class _FleetRuntime(Runtime):
         self,
         fleet: Fleet,
         options: RegistryOptions,
-        root: Path | None,
+        root: Path | StoreUrl | None,
         models: Sequence[ModelConfig],
         observers: Observers,
     ) -> None:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from embedserve.lifecycle.monitor import VersionStatus
     from embedserve.lifecycle.source import SourceListener
     from embedserve.observer import Observer, Observers
+    from embedserve.remote.follower import StoreStatistics
     from embedserve.runtime import MakeLoader
     from embedserve.servable import Loader, Servable
+    from embedserve.store_url import StoreUrl
     from embedserve.threads import LoadPool
     from embedserve.workers.board import Board
 
@@ -131,6 +133,13 @@ class _ToldSource:
     def set_policy(self, name: str, policy: VersionPolicy) -> None:
         """The supervisor decides."""
 
+    def stores(self) -> dict[str, StoreStatistics]:
+        """The supervisor asks them."""
+        return {}
+
+    def release(self) -> None:
+        """The supervisor keeps the files."""
+
 
 class _WorkerRuntime(Runtime):
     """One entry; coordinates its own manager by the routes."""
@@ -151,7 +160,7 @@ class _WorkerRuntime(Runtime):
         self._held: dict[Key, tuple[ManagedVersion, Servable, asyncio.Future[None]]] = {}
 
         def make_source(
-            options: RegistryOptions, pool: LoadPool, root: Path | None, listener: SourceListener
+            options: RegistryOptions, pool: LoadPool, root: Path | StoreUrl | None, listener: SourceListener
         ) -> _ToldSource:
             return _ToldSource()
 

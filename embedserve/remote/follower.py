@@ -1,0 +1,326 @@
+"""Follows one model's base path in a remote store: asks it, and makes the cache and the listener agree with the answer.
+
+Every round is `plan.decide` over what the store says and the cache has; nothing is taken away on the word of a store
+that did not answer. Made by `syncer`; loop only. Knows no loaded version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.lifecycle.scan import VersionDirectory
+from embedserve.lifecycle.version_policy import choose, find_versions
+from embedserve.remote.cache import Cache, cache_key
+from embedserve.remote.contents import RemoteVersion
+from embedserve.remote.errors import StoreError
+from embedserve.remote.fetcher import Fetcher
+from embedserve.remote.options import storage_options
+from embedserve.remote.plan import Plan, decide, superfluous
+from embedserve.remote.rounds import Rounds
+from embedserve.remote.shelf import Shelf
+from embedserve.store_url import StoreUrl
+from embedserve.threads import LoadPool
+
+if TYPE_CHECKING:
+    from embedserve.remote.store import Store
+
+__all__ = ["Follower", "StoreStatistics", "Surroundings", "SyncListener"]
+
+logger = logging.getLogger("embedserve")
+
+# Seconds that a registry waits for a store's first answer before it serves what it has in the cache.
+FIRST_ANSWER = 10.0
+# Stands for contents that are not of this store.
+_ELSEWHERE = "elsewhere"
+
+
+class SyncListener(Protocol):
+    """Whom a follower tells, as `lifecycle.source.SourceListener` is told."""
+
+    def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
+        """The versions of a model that should be served changed: all of them."""
+
+    def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
+        """The versions that are wanted but not served with their current contents changed: all of them, with why."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the followers of one registry share."""
+
+    options: RegistryOptions
+    cache: Cache
+    disk: LoadPool
+    shelf: Shelf
+    open_store: Callable[[StoreUrl, Mapping[str, Any]], Awaitable[Store]]
+
+
+@dataclass(frozen=True)
+class StoreStatistics:
+    """How the sync of one remote model goes.
+
+    Attributes:
+        url: The base path, without credentials.
+        last_sync: When the store last answered, in seconds since 1970; None if it never did.
+        last_error: Why it did not, or why a version could not be fetched; None while all is well.
+        failures: Times in a row that it did not answer.
+        fetching: The version that is being fetched.
+        fetched_bytes: Bytes fetched since the registry was entered.
+        cached_bytes: Bytes of the model's whole versions in the cache.
+    """
+
+    url: str
+    last_sync: float | None = None
+    last_error: str | None = None
+    failures: int = 0
+    fetching: int | None = None
+    fetched_bytes: int = 0
+    cached_bytes: int = 0
+
+
+class Follower:
+    """Keeps the listener told of one remote model, from `start` to `aclose`.
+
+    Args:
+        config: The model; its base path is a `StoreUrl`.
+        surroundings: What it shares with others.
+        listener: Whom to tell.
+        served: What the listener was told last under this name, by whoever followed it before.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        surroundings: Surroundings,
+        listener: SyncListener,
+        served: Mapping[int, VersionDirectory],
+    ) -> None:
+        assert isinstance(config.base_path, StoreUrl)
+        options = surroundings.options
+        self.config = config
+        self.url = config.base_path
+        self._policy = self._last_policy = config.version_policy
+        self._storage_options = storage_options(self.url.scheme, config.storage_options, options)
+        self._key = cache_key(self.url, self._storage_options)
+        self._surroundings = surroundings
+        self._cache = surroundings.cache
+        self._disk = surroundings.disk
+        self._listener = listener
+        self._store: Store | None = None
+        self._names: Mapping[int, str] | None = None
+        self._looked: Mapping[int, RemoteVersion] = {}
+        self.served: Mapping[int, VersionDirectory] = dict(served)
+        self._digests = dict.fromkeys(served, _ELSEWHERE)
+        self._told = bool(served)
+        self._waiting: Mapping[int, str] = {}
+        self._last_sync: float | None = None
+        self._cached_bytes = 0
+        self._complaint: str | None = None
+        self._duplicates: set[str] = set()
+        interval = options.poll_interval if options.remote_poll_interval is None else options.remote_poll_interval
+        self._rounds = Rounds(self._round, interval)
+        self._fetcher = Fetcher(
+            config.name,
+            self.url,
+            self._key,
+            self._cache,
+            self._disk,
+            options.settle,
+            partial(surroundings.shelf.put, config.name),
+            self._rounds.wake,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Follower of {self.config.name} at {self.url}, serving {sorted(self.served)}>"
+
+    @property
+    def problem(self) -> str | None:
+        """Why there may be no version, or None."""
+        if self._rounds.error is not None:
+            return self._rounds.error
+        if self._names is None:
+            return f"{self.url} has not answered yet"
+        if not self._names:
+            return f"No versions of servable {self.config.name} found under base path {self.url}"
+        if not choose(self._policy, self._names):
+            found = ", ".join(map(str, sorted(self._names)[-20:]))
+            return f"{self.url} holds versions {found}, none of which the version policy wants"
+        return None
+
+    def statistics(self) -> StoreStatistics:
+        """What became of the sync so far; readable from any thread."""
+        return StoreStatistics(
+            str(self.url),
+            self._last_sync,
+            self._rounds.error or self._fetcher.error,
+            self._rounds.failures,
+            self._fetcher.running,
+            self._fetcher.fetched_bytes,
+            self._cached_bytes,
+        )
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._rounds.start()
+
+    def stop(self) -> None:
+        """Tell nothing any more; `aclose` waits for the end."""
+        self._rounds.stop()
+
+    def set_policy(self, config: ModelConfig, policy: VersionPolicy | None) -> None:
+        """Follow a changed configuration, or choose by another policy than its own, from the next round on."""
+        self.config = config
+        policy = config.version_policy if policy is None else policy
+        if policy != self._policy:
+            self._policy = policy
+            self._rounds.wake()
+
+    async def settled(self) -> None:
+        """Wait until what the policy wants has been fetched and told, or cannot be had now."""
+        await self._rounds.settled(lambda: self._fetcher.running is None)
+
+    async def aclose(self) -> None:
+        """Stop; nothing is told any more."""
+        await self._rounds.aclose()
+        await self._fetcher.aclose()
+
+    async def cached_paths(self) -> list[Path]:
+        """Every whole version of this store in the cache."""
+        return [found.path for found in await self._disk.run(self._cache.whole, self._key)]
+
+    # One round.
+
+    async def _round(self) -> None:
+        policy = self._policy
+        cached, self._cached_bytes = await self._disk.run(_look_into, self._cache, self._key)
+        try:
+            plan = await self._ask_patiently(policy, cached)
+        except StoreError as error:
+            self._complain(str(error))
+            await self._serve_from_memory(policy, cached, str(error))
+            raise
+        self._complain(None)
+        if policy != self._policy:
+            return  # Changed meanwhile; the next round comes at once.
+        await self._serve(plan, {v: finding or self._fetching(v) for v, finding in plan.waiting.items()})
+        assert self._names is not None
+        assert self._store is not None
+        self._fetcher.note(self._looked)
+        self._fetcher.stop_unless(self._names if policy == self._last_policy else plan.fetch)
+        self._fetcher.start(self._store, self._names, self._looked, plan.fetch)
+        self._last_policy = policy
+        await self._remove(plan, cached)
+
+    def _fetching(self, version: int) -> str:
+        return self._fetcher.progress(version, self._looked[version])
+
+    async def _ask_patiently(self, policy: VersionPolicy, cached: _Cached) -> Plan:
+        """Ask the store; serve from the cache meanwhile, where the first answer takes long."""
+        asking = asyncio.ensure_future(self._ask(policy, cached))
+        try:
+            if not self._told:
+                await asyncio.wait([asking], timeout=FIRST_ANSWER)
+                if not asking.done():
+                    await self._serve_from_memory(policy, cached, f"{self.url} has not answered yet")
+            return await asking
+        finally:
+            asking.cancel()
+
+    async def _ask(self, policy: VersionPolicy, cached: _Cached) -> Plan:
+        if self._store is None:
+            await self._disk.run(self._cache.open)
+            self._store = await self._surroundings.open_store(self.url, self._storage_options)
+        names, duplicates = find_versions(await self._store.directories(), policy)
+        if not names and self.url.is_web:
+            # An error page, a captive portal and an index that is off look like this, too.
+            raise StoreError(f"the page at {self.url}/ lists no version; it is taken for an error page")
+        looked: dict[int, RemoteVersion] = {}
+        while (plan := self._decide(policy, names, looked, cached)).look:
+            versions = await asyncio.gather(*(self._store.look(names[version]) for version in plan.look))
+            looked |= dict(zip(plan.look, versions, strict=True))
+        self._names, self._looked, self._last_sync = names, looked, time.time()
+        for version, used, ignored in duplicates:
+            if ignored not in self._duplicates:
+                self._duplicates.add(ignored)
+                logger.warning("%s has version %d twice: %s is used, %s ignored", self.url, version, used, ignored)
+        return plan
+
+    def _decide(
+        self, policy: VersionPolicy, found: Collection[int], looked: Mapping[int, RemoteVersion], cached: _Cached
+    ) -> Plan:
+        findings, without_room = self._fetcher.findings(), self._fetcher.without_room()
+        return decide(policy, found, looked, cached, findings, self._digests, without_room)
+
+    async def _serve_from_memory(self, policy: VersionPolicy, cached: _Cached, error: str) -> None:
+        """Follow the policy over what was last known, or over what the cache has; nothing is unloaded for an error."""
+        names = cached if self._names is None else self._names
+        if self._names is None and not cached:
+            return
+        unknown = RemoteVersion(lacking=error)
+        looked = {version: self._looked.get(version, unknown) for version in names}
+        plan = self._decide(policy, names, looked, cached)
+        waiting = {v: finding or f"it is not fetched: {error}" for v, finding in plan.waiting.items()}
+        await self._serve(plan, {v: reason for v, reason in waiting.items() if v not in plan.serve or reason != error})
+
+    async def _serve(self, plan: Plan, waiting: Mapping[int, str]) -> None:
+        """Take the chosen versions and tell the listener what changed.
+
+        Raises:
+            StoreError: One has gone from the cache since. Nothing is told.
+        """
+        served: dict[int, VersionDirectory] = {}
+        for version, digest in plan.serve.items():
+            if self._digests.get(version) == digest and version not in self._fetcher.finished:
+                served[version] = self.served[version]
+                continue
+            path = self._cache.path(self._key, version, digest)
+            fingerprint = await self._surroundings.shelf.take(self.config.name, path)
+            if fingerprint is None:
+                raise StoreError(f"{path} has gone from the cache, or is not whole")
+            served[version] = VersionDirectory(version, path, fingerprint)
+            self._fetcher.finished.discard(version)
+        self._surroundings.shelf.keep(self.config.name, {directory.path for directory in served.values()})
+        before, self.served, self._digests = self.served, served, dict(plan.serve)
+        if not self._told or served != before:
+            self._told = True
+            self._listener.on_aspired(self.config.name, MappingProxyType(served))
+        if waiting != self._waiting:
+            self._waiting = waiting
+            self._listener.on_waiting(self.config.name, MappingProxyType(dict(waiting)))
+
+    async def _remove(self, plan: Plan, cached: _Cached) -> None:
+        assert self._names is not None
+        bounded = self._surroundings.options.remote_cache_max_bytes is not None
+        # A pinned model goes back to its own policy; and in a bounded cache what was served once may stay.
+        keep = self._names if bounded else choose(self.config.version_policy, self._names)
+        gone = superfluous(keep, self._looked, cached, plan.serve)
+        self._surroundings.shelf.discard(self.config.name, (self._cache.path(self._key, *which) for which in gone))
+        await self._fetcher.drop(plan.waiting.keys())
+
+    def _complain(self, error: str | None) -> None:
+        if error != self._complaint:
+            if error is not None:
+                logger.warning("%s cannot be synced, what is served stays: %s", self.config.name, error)
+            elif self._complaint is not None:
+                logger.info("%s is synced with %s again", self.config.name, self.url)
+        self._complaint = error
+
+
+_Cached: TypeAlias = dict[int, dict[str, int]]
+
+
+def _look_into(cache: Cache, key: str) -> tuple[_Cached, int]:
+    """When each of the whole versions of a store was last used, by version and digest; and their bytes."""
+    cached: _Cached = {}
+    for found in cache.whole(key):
+        cached.setdefault(found.version, {})[found.digest] = found.used
+    return cached, cache.size(key)

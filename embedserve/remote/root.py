@@ -1,0 +1,141 @@
+"""Finds the models under a remote root: `ModelRegistry("s3://bucket/models")`.
+
+Every directory with a version directory in it is a model. One that is gone is dropped only when a second look finds
+the same, and nothing is dropped on the word of a store that did not answer. Made by `syncer`; loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from embedserve.errors import ConfigError
+from embedserve.lifecycle.version_policy import version_number
+from embedserve.remote.errors import MissingError, StoreError
+from embedserve.remote.follower import FIRST_ANSWER, Surroundings
+from embedserve.remote.options import storage_options
+from embedserve.remote.rounds import Rounds
+from embedserve.store_url import StoreUrl
+
+if TYPE_CHECKING:
+    from embedserve.remote.store import Store
+
+__all__ = ["RemoteRoot"]
+
+logger = logging.getLogger("embedserve")
+
+
+class RemoteRoot:
+    """Knows the models under one URL.
+
+    Args:
+        url: The root.
+        surroundings: As for followers.
+        changed: Called with the names, whenever they change.
+    """
+
+    def __init__(self, url: StoreUrl, surroundings: Surroundings, changed: Callable[[Sequence[str]], None]) -> None:
+        options = surroundings.options
+        self.url = url
+        self._surroundings = surroundings
+        self._changed = changed
+        self._storage_options = storage_options(url.scheme, {}, options)
+        self._store: Store | None = None
+        self._names: tuple[str, ...] = ()
+        self._missed: set[str] = set()
+        self.diagnosis: str | None = f"{url} has not answered yet"
+        """Why there is no model, and what to do, or None."""
+        self.misused = False
+        """Whether the root is not there, or holds something else than models."""
+        interval = options.poll_interval if options.remote_poll_interval is None else options.remote_poll_interval
+        self._rounds = Rounds(self._round, interval)
+
+    def __repr__(self) -> str:
+        return f"<RemoteRoot {self.url}, {len(self._names)} models>"
+
+    async def start(self) -> None:
+        """Begin; returns after the first answer, or when it takes too long."""
+        self._rounds.start()
+        try:
+            async with asyncio.timeout(FIRST_ANSWER):
+                await self._rounds.settled(lambda: True)
+        except TimeoutError:
+            await self._remember()
+            self.misused = not self._names
+
+    async def aclose(self) -> None:
+        """Stop."""
+        await self._rounds.aclose()
+
+    async def _round(self) -> None:
+        try:
+            found = await self._models()
+        except StoreError as error:
+            self._say(f"models directory {self.url}: {error}")
+            await self._remember()
+            self.misused = not self._names
+            raise
+        gone = set(self._names) - set(found)
+        kept, self._missed = gone - self._missed, gone
+        self._tell(sorted({*found, *kept}))
+
+    async def _models(self) -> list[str]:
+        if self._store is None:
+            await self._surroundings.disk.run(self._surroundings.cache.open)
+            self._store = await self._surroundings.open_store(self.url, self._storage_options)
+        names = [name for name in await self._store.directories() if self._may_be_model(name)]
+        if not names and self.url.is_web:
+            raise StoreError(f"the page at {self.url}/ lists no directory; it is taken for an error page")
+        new = [name for name in names if name not in self._names]
+        verdicts = await asyncio.gather(*(self._is_model(self._store, name) for name in new))
+        others = {name for name, is_model in zip(new, verdicts, strict=True) if not is_model}
+        models = [name for name in names if name not in others]
+        self.misused = False
+        self._say(None if models else self._diagnose(names))
+        return models
+
+    def _may_be_model(self, name: str) -> bool:
+        try:
+            return not name.startswith(".") and (self.url / name).name == name
+        except ConfigError:
+            return False
+
+    async def _is_model(self, store: Store, name: str) -> bool:
+        try:
+            return any(version_number(child) is not None for child in await store.directories(name))
+        except MissingError:
+            return False
+
+    def _diagnose(self, names: Sequence[str]) -> str:
+        versions = [name for name in names if version_number(name) is not None]
+        if versions:
+            self.misused = True
+            above = self.url.full.rpartition("/")[0]
+            return (
+                f"{self.url} holds version directories ({', '.join(sorted(versions)[:5])}), so it is not a directory "
+                f"of models. Pass {StoreUrl(above)} to find every model in it, or ModelConfig(name={self.url.name!r}, "
+                f"base_path={str(self.url)!r}) for this model alone"
+            )
+        return f"no models found under {self.url}; expected {self.url}/<model name>/<version number>/saved_model.pb"
+
+    async def _remember(self) -> None:
+        """Before the first answer the cache says which models there are."""
+        if self._names:
+            return
+        surroundings = self._surroundings
+        names = await surroundings.disk.run(surroundings.cache.names_below, self.url, self._storage_options)
+        if names:
+            logger.info("%s does not answer; %s: from the cache", self.url, ", ".join(names))
+            self._tell(names)
+
+    def _tell(self, names: Sequence[str]) -> None:
+        if tuple(names) != self._names:
+            self._names = tuple(names)
+            self._changed(names)
+
+    def _say(self, diagnosis: str | None) -> None:
+        if diagnosis is not None and diagnosis != self.diagnosis:
+            logger.warning("%s", diagnosis)
+        self.diagnosis = diagnosis

@@ -1,0 +1,121 @@
+"""Which cached versions are in use here, so that they stay; what is not wanted any more goes when nobody uses it.
+
+Shared by the followers of one registry. A version is wanted from the moment it is taken until its model is told another
+set, and in use until the registry has unloaded it. Loop only; files and locks are touched in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from embedserve.remote.cache import Cache
+from embedserve.remote.lock import Lock
+from embedserve.saved_model.completeness import Fingerprint
+from embedserve.threads import LoadPool
+
+__all__ = ["Shelf"]
+
+# Seconds until it is looked again whether a version that must go is still loaded.
+LOOK_AGAIN = 1.0
+
+
+class Shelf:
+    """The versions that one registry has taken from a cache.
+
+    Args:
+        cache: Where they are.
+        disk: Threads.
+        in_use: Paths of the version directories that are loaded, or being loaded or unloaded.
+    """
+
+    def __init__(self, cache: Cache, disk: LoadPool, in_use: Callable[[], Collection[str]]) -> None:
+        self._cache = cache
+        self._disk = disk
+        self._in_use = in_use
+        self._locks: dict[Path, Lock] = {}
+        self._wanted: dict[str, set[Path]] = {}
+        self._fresh: dict[str, set[Path]] = {}
+        self._unwanted: set[Path] = set()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Shelf of {len(self._locks)} versions, {len(self._unwanted)} to go>"
+
+    def start(self) -> None:
+        """Begin to tidy up."""
+        self._task = asyncio.get_running_loop().create_task(self._tidy(), name="embedserve-shelf")
+
+    def put(self, model: str, path: Path, lock: Lock) -> None:
+        """Keep a version that was fetched for a model just now, with the lock that it was fetched under."""
+        self._fresh.setdefault(model, set()).add(path)
+        self._unwanted.discard(path)
+        self._locks[path] = lock
+
+    async def take(self, model: str, path: Path) -> Fingerprint | None:
+        """Keep a whole version for a model, and say what its files are; None if it is not whole, or has gone."""
+        self._wanted.setdefault(model, set()).add(path)
+        self._fresh.get(model, set()).discard(path)
+        self._unwanted.discard(path)
+        taken = await self._disk.run_shielded(self._cache.take, path)
+        if taken is None:
+            return None
+        self._locks[path], fingerprint = taken
+        return fingerprint
+
+    def keep(self, model: str, paths: Iterable[Path]) -> None:
+        """Want exactly these versions for a model, and those that were fetched since they were chosen."""
+        self._wanted[model] = set(paths)
+        self._changed.set()
+
+    def discard(self, model: str, paths: Iterable[Path], *, remove: bool = True) -> None:
+        """Do without versions that were fetched for a model; remove them when no other wants and nobody uses them."""
+        unwanted = set(paths)
+        self._fresh[model] = self._fresh.get(model, set()) - unwanted
+        if remove:
+            self._unwanted |= unwanted
+        self._changed.set()
+
+    def _all_wanted(self) -> set[Path]:
+        return {path for wanted in (self._wanted, self._fresh) for paths in wanted.values() for path in paths}
+
+    async def aclose(self) -> None:
+        """Stop tidying up. What is taken stays, for it is still loaded; `release` it afterwards."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def release(self) -> None:
+        """Let go of everything."""
+        while self._locks:
+            self._locks.popitem()[1].release()
+
+    async def _tidy(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while await self._tidy_once():  # noqa: ASYNC110 - nobody tells when a version has been unloaded.
+                await asyncio.sleep(LOOK_AGAIN)
+
+    async def _tidy_once(self) -> bool:
+        """Let go of what is not used; whether something is still used that shall go."""
+        used = {*map(Path, self._in_use()), *self._all_wanted()}
+        locks = {path: self._locks.pop(path) for path in self._locks.keys() - used}
+        going = self._unwanted - used
+        self._unwanted -= going
+        await self._disk.run_shielded(_let_go, self._cache, locks, going)
+        return bool((self._locks.keys() | self._unwanted) - self._all_wanted())
+
+
+def _let_go(cache: Cache, locks: Mapping[Path, Lock], paths: Iterable[Path]) -> None:
+    for path, lock in locks.items():
+        with suppress(OSError):
+            os.utime(path)  # It was used until now.
+        lock.release()
+    for path in paths:
+        cache.remove(path)

@@ -1,0 +1,275 @@
+"""One remote directory as fsspec shows it: the directories in it, what a version holds, a file's bytes.
+
+Called by `follower` and `root` on the loop; the file system's coroutines run on fsspec's own thread, where they can be
+timed and cancelled. Imported only where there is a remote model. Knows no policy and no cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import unquote
+
+from fsspec import get_filesystem_class
+from fsspec.asyn import AsyncFileSystem
+from fsspec.callbacks import Callback
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+from embedserve.remote.contents import MAX_FILES, RemoteFile, RemoteVersion, tag_of, version_of
+from embedserve.remote.errors import MissingError, StoreError, without_secrets
+from embedserve.remote.slots import QUESTIONS, TRANSFERS, Slots
+from embedserve.store_url import StoreUrl
+
+__all__ = ["Store", "open_store"]
+
+T = TypeVar("T")
+
+_MAX_DIRECTORIES = 200
+
+
+def open_store(url: StoreUrl, options: Mapping[str, Any], timeout: float, slots: Slots) -> Store:
+    """Import the file system and make one; in a thread, for either may take long.
+
+    Args:
+        url: The directory.
+        options: What fsspec calls storage options; they come before those in the URL.
+        timeout: Seconds without an answer, or without a byte, after which the store counts as down.
+        slots: Shared by all stores of one host.
+
+    Raises:
+        StoreError: The file system cannot be made of these options.
+    """
+    try:
+        implementation = get_filesystem_class(url.scheme)
+        given = _merged(_defaults(url, timeout), {**implementation._get_kwargs_from_urls(url.full), **options})
+        if issubclass(implementation, AsyncFileSystem):
+            given.setdefault("use_listings_cache", False)
+        file_system = implementation(**given)
+        if not file_system.async_impl:
+            file_system = AsyncFileSystemWrapper(file_system, asynchronous=False)
+        return Store(url, file_system, implementation._strip_protocol(url.full).rstrip("/"), options, timeout, slots)
+    except Exception as error:
+        raise StoreError(without_secrets(f"{url} cannot be opened: {type(error).__name__}: {error}", options)) from None
+
+
+def _defaults(url: StoreUrl, timeout: float) -> dict[str, Any]:
+    """What suits a store that is asked again and again and may send a large file for hours."""
+    if url.scheme in ("s3", "s3a"):
+        # Part by part at once, files pass through memory as a whole; and what fails is tried again from here.
+        config = {"retries": {"max_attempts": 1}, "max_pool_connections": QUESTIONS + TRANSFERS}
+        return {"max_concurrency": 1, "config_kwargs": config}
+    if url.is_web or url.scheme in ("gs", "gcs"):
+        from aiohttp import ClientTimeout  # Whose own limit is five minutes for a whole file.
+
+        patient = {"timeout": ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)}
+        return {"client_kwargs" if url.is_web else "session_kwargs": patient}
+    return {}
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given comes before the defaults, also inside of options that hold options."""
+    merged = {**defaults, **given}
+    for name, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(given.get(name), Mapping):
+            merged[name] = {**default, **given[name]}
+    return merged
+
+
+class Store:
+    """A directory of versions, or of models. Loop only; holds nothing that has to be closed."""
+
+    def __init__(
+        self,
+        url: StoreUrl,
+        file_system: Any,
+        path: str,
+        options: Mapping[str, Any],
+        timeout: float,
+        slots: Slots,
+    ) -> None:
+        self.url = url
+        self._file_system = file_system
+        self._path = path
+        self._options = options
+        self._timeout = timeout
+        self._questions = slots.questions
+        self._transfers = slots.transfers()
+        # Object stores list a whole version in one request; a walk asks once per directory.
+        self._lists_trees = type(file_system)._find is not AsyncFileSystem._find
+
+    def __repr__(self) -> str:
+        return f"<Store {self.url}>"
+
+    async def directories(self, name: str = "") -> list[str]:
+        """Names of the directories in this one, or in the one of that name in it.
+
+        Raises:
+            MissingError: It is not there; object stores have no empty directories.
+            StoreError: The store did not answer, or refused.
+        """
+        children = await self._children(f"{self._path}/{name}" if name else self._path)
+        return [path for path, is_directory, _ in children if is_directory and "/" not in path]
+
+    async def look(self, name: str) -> RemoteVersion:
+        """What the version directory of that name holds now.
+
+        Raises:
+            StoreError: The store did not answer, or refused.
+        """
+        top = f"{self._path}/{name}"
+        try:
+            found = await (self._tree(top) if self._lists_trees else self._walk(top))
+            if len(found) > MAX_FILES:
+                return RemoteVersion(lacking=f"it holds more than {MAX_FILES} files")
+            missing_sizes = [path for path, info in found.items() if info.get("size") is None]
+            infos = await asyncio.gather(*(self._info(found[path]["name"]) for path in missing_sizes))
+        except MissingError as error:
+            return RemoteVersion(lacking=str(error))
+        found |= dict(zip(missing_sizes, infos, strict=True))
+        return version_of((path, info.get("size"), tag_of(info), info["name"]) for path, info in found.items())
+
+    async def _tree(self, top: str) -> dict[str, Mapping[str, Any]]:
+        self._file_system.invalidate_cache()
+        listed = await self._ask(lambda: self._file_system._find(top, detail=True))
+        found = {}
+        for info in listed.values():
+            path = self._below(top, info)
+            if path and info.get("type") != "directory" and not path.endswith("/"):
+                found[path] = info
+        return found
+
+    async def _walk(self, top: str) -> dict[str, Mapping[str, Any]]:
+        found: dict[str, Mapping[str, Any]] = {}
+        directories = [""]
+        for directory in directories:
+            if len(found) > MAX_FILES:
+                break
+            if len(directories) > _MAX_DIRECTORIES:
+                raise MissingError(f"it holds more than {_MAX_DIRECTORIES} directories")
+            for path, is_directory, info in await self._children(f"{top}/{directory}" if directory else top):
+                below = f"{directory}/{path}" if directory else path
+                if not is_directory:
+                    found[below] = info
+                elif not path.startswith(".") and "/" not in path:
+                    directories.append(below)
+        return found
+
+    async def _children(self, path: str) -> list[tuple[str, bool, Mapping[str, Any]]]:
+        """Name below `path`, whether it is a directory, and what is known of each entry."""
+        self._file_system.invalidate_cache()
+        listed = await self._ask(
+            lambda: self._file_system._ls(f"{path}/" if self.url.is_web else path or "/", detail=True)
+        )
+        if len(listed) > MAX_FILES:
+            raise StoreError(f"{self.url} is not a base path: it holds more than {MAX_FILES} entries")
+        children = []
+        for info in listed:
+            name = self._below(path, info)
+            is_directory = info.get("type") == "directory"
+            if name and (is_directory or not name.endswith("/")):  # Else a marker, an empty object.
+                children.append((name.rstrip("/") if is_directory else name, is_directory, info))
+        return children
+
+    def _below(self, top: str, info: Mapping[str, Any]) -> str | None:
+        """An entry's path below a directory; None for a link that leads elsewhere."""
+        name = str(info["name"])
+        if not name.startswith(f"{top}/"):
+            return None
+        path = name[len(top) + 1 :]
+        if not self.url.is_web:
+            return path
+        # A link, not a key: it may point up, be a way to sort the page, and is quoted.
+        path = path.removeprefix("./")
+        if "?" in path or "#" in path or path.startswith(("/", "../")) or path in ("", ".", ".."):
+            return None
+        return unquote(path)
+
+    async def _info(self, source: str) -> dict[str, Any]:
+        info = await self._ask(lambda: self._file_system._info(source))
+        return {**info, "name": source}
+
+    async def fetch(self, file: RemoteFile, to: Path) -> None:
+        """Write a file's bytes to a new local one.
+
+        Raises:
+            StoreError: It could not be read, changed its length, or no byte came for the timeout.
+        """
+        progress = _Progress(file.size)
+        async with self._transfers:
+            reading = asyncio.ensure_future(
+                self._on_io(self._file_system._get_file(file.source, str(to), callback=progress))
+            )
+            try:
+                while not reading.done():
+                    # Not every file system reports progress, but each writes a file.
+                    seen = progress.reports, await asyncio.to_thread(_last_write, to)
+                    await asyncio.wait([reading], timeout=self._timeout)
+                    if not reading.done() and seen == (progress.reports, await asyncio.to_thread(_last_write, to)):
+                        raise StoreError(f"{self.url}: no byte of {file.path} came for {self._timeout:g} s")
+                reading.result()
+            except (StoreError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                self._fail(f"{file.path} cannot be fetched from {self.url}", error)
+            finally:
+                reading.cancel()
+
+    async def _ask(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with self._questions:
+            try:
+                async with asyncio.timeout(self._timeout) as limit:
+                    return await self._on_io(request())
+            except TimeoutError as error:
+                if limit.expired():
+                    raise StoreError(f"{self.url} did not answer within {self._timeout:g} s") from None
+                self._fail(f"{self.url} cannot be read", error)
+            except Exception as error:
+                self._fail(f"{self.url} cannot be read", error)
+
+    def _fail(self, what: str, error: Exception) -> NoReturn:
+        """Raise what became of a request, in words without a secret."""
+        cause = error.__cause__
+        if self.url.is_web and isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+            # fsspec says this of every failure to look at a file, also of a server that is down.
+            error = error if 400 <= getattr(cause, "status", 0) < 500 else cause
+        text = without_secrets(f"{what}: {type(error).__name__}: {error}", self._options)
+        raise (MissingError if isinstance(error, FileNotFoundError) else StoreError)(text) from None
+
+    async def _on_io(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the file system where all of its kind run."""
+        try:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._file_system.loop))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Else the caller would seem to have been cancelled, and would end without a word.
+            raise ConnectionAbortedError("the file system gave the request up") from None
+
+
+class _Progress(Callback):  # type: ignore[misc]
+    """Counts bytes on fsspec's thread, and ends a transfer that brings more than was listed."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.value = 0
+        self.reports = 0
+        self._limit = limit
+
+    def set_size(self, size: int | None) -> None:
+        self.value = 0  # A file system that tries again begins anew.
+
+    def relative_update(self, inc: int = 1) -> None:
+        self.reports += 1
+        self.value += inc
+        if self.value > self._limit:
+            raise ValueError(f"there are more than the {self._limit} bytes that were listed")
+
+
+def _last_write(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
