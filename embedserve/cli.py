@@ -184,20 +184,34 @@ def _check_labels(models: Sequence[ModelConfig], options: RegistryOptions) -> No
 
 def _platform_from_flags(flags: ParsedFlags) -> Platform:
     """The batching, warm-up and tag flags, as a platform config file would say the same."""
-    batched = flags.on("enable_batching")
+    batched, adaptive = flags.on("enable_batching"), flags.on("adaptive_batching")
     threads: int | None = None
     options: dict[str, Any] = {}
-    if "enable_batching" in flags or flags.directory is None:
+    if adaptive:
+        if "enable_batching" in flags and not batched:
+            raise ConfigError(
+                "--adaptive_batching batches requests, --enable_batching=false does not: give one of them"
+            )
+        options["batching"] = "adaptive"
+    elif "enable_batching" in flags or flags.directory is None:
         options["batching"] = batched
-    if batched:
+    file = flags.text("batching_parameters_file")
+    if batched or (adaptive and file):
         parameters: Any = message_class("BatchingParameters")()
-        if file := flags.text("batching_parameters_file"):
+        if file:
             read_text_proto(file, parameters)
         options["batching_options"] = batching_from_proto(parameters)
         threads = num_batch_threads(parameters)
-    elif flags.text("batching_parameters_file"):
+    elif file:
         raise ConfigError(
             "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
+    if "target_latency" in flags:
+        if not adaptive:
+            raise ConfigError("--target_latency says what --adaptive_batching aims at: give both")
+        said = options.get("batching_options", BatchingOptions()).model_dump()
+        options["batching_options"] = validated(
+            BatchingOptions, said | {"target_latency": flags.real("target_latency")}
         )
     options["warmup"] = "auto" if flags.on("enable_model_warmup") else "none"
     if "saved_model_tags" in flags:
@@ -205,7 +219,7 @@ def _platform_from_flags(flags: ParsedFlags) -> Platform:
     return Platform(
         options,
         num_batch_threads=threads,
-        per_model_batching=batched and flags.on("enable_per_model_batching_parameters"),
+        per_model_batching=(batched or adaptive) and flags.on("enable_per_model_batching_parameters"),
         warmup_iterations=flags.number("num_request_iterations_for_warmup") or None,
     )
 

@@ -130,6 +130,7 @@ class BatchingOptions(_Options):
         max_execution_batch_size: Largest batch when splitting; `max_batch_size` if None.
         oversize: What a request over `max_batch_size` gets without splitting: `reject` as TF Serving does, or a run
             of its own (`alone`).
+        target_latency: Seconds that an answer should take with `batching="adaptive"`, waiting and running together.
     """
 
     max_batch_size: int = Field(default=128, ge=1)
@@ -140,6 +141,7 @@ class BatchingOptions(_Options):
     enable_large_batch_splitting: bool = False
     max_execution_batch_size: int | None = Field(default=None, ge=1)
     oversize: Literal["alone", "reject"] = "alone"
+    target_latency: float = Field(default=0.1, gt=0)
 
     @property
     def execution_size(self) -> int:
@@ -181,7 +183,7 @@ class RetryPolicy(_Options):
         return min(self.initial * 2.0 ** min(failures - 1, 60), self.maximum)
 
 
-Batching = Literal["auto"] | bool
+Batching = Literal["auto", "adaptive"] | bool
 
 
 class LoggingOptions(_Options):
@@ -208,7 +210,8 @@ class ModelConfig(_Options):
             (`s3://`, `gs://`, `http://`... through fsspec), from where versions are synced to a local cache.
         version_policy: Which of the versions found are served.
         version_labels: Label → version.
-        batching: `auto` batches signatures that are safe to batch; True and False override the judgement.
+        batching: `auto` batches signatures that are safe to batch; `adaptive` does too, and learns how large a batch
+            may be and how long it may wait; True and False override the judgement.
         batching_options: Queue and batch sizes.
         servable: `function` (`tf.saved_model.load`), `session` (a graph session), or `auto`.
         saved_model_tags: Tag set of the MetaGraph to load.

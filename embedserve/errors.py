@@ -8,6 +8,7 @@ ServingError                      INTERNAL
 ├── SignatureNotFoundError        FAILED_PRECONDITION  the version has no such signature
 ├── ServableNotFoundError         NOT_FOUND            no available version answers the model spec
 ├── QueueFullError                UNAVAILABLE          a bounded queue is full
+│   └── OverloadedError           RESOURCE_EXHAUSTED   the queue is too long for the request's deadline
 ├── RequestTooLargeError          RESOURCE_EXHAUSTED   a request over `max_request_bytes` or `max_inflight_bytes`
 ├── DeadlineExceededError         DEADLINE_EXCEEDED    the caller's time is over
 ├── InferenceError                the code of the TensorFlow error, else INTERNAL
@@ -32,6 +33,7 @@ __all__ = [
     "InvalidModelSpecError",
     "LoadError",
     "NotReadyError",
+    "OverloadedError",
     "QueueFullError",
     "RegistryStateError",
     "RequestTooLargeError",
@@ -113,6 +115,12 @@ class QueueFullError(ServingError):
     """A bounded queue is full; the request was refused at once."""
 
     code = Code.UNAVAILABLE
+
+
+class OverloadedError(QueueFullError):
+    """What waits already takes longer than the request has; it was refused at once."""
+
+    code = Code.RESOURCE_EXHAUSTED
 
 
 class RequestTooLargeError(ServingError):

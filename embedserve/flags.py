@@ -249,6 +249,8 @@ _OWN: tuple[Flag, ...] = (
     _own("grpc_reflection", "bool", False, "Offer server reflection on the gRPC port."),
     _own("servable", "string", "auto", "How models run: function, session or auto."),
     _own("num_batch_threads", "int32", 0, "Threads that run models; 0 for one per CPU."),
+    _own("adaptive_batching", "bool", False, "Batch what is safe to batch, in sizes learnt from how long runs take."),
+    _own("target_latency", "float", 0.1, "Seconds that an answer should take with --adaptive_batching."),
     _own("max_pending_requests", "int32", 1000, "Requests an unbatched version may have waiting or running."),
     _own("watch", "bool", True, "Use file system events as hints to scan sooner."),
     _own("settle", "float", 0.2, "Seconds for which a version directory must not change before it is loaded."),
@@ -274,8 +276,8 @@ FLAGS: dict[str, Flag] = {flag.name: flag for flag in _TENSORFLOW_SERVING + _OWN
 """Every flag by name, in the order of `--help`."""
 
 OPTION_FLAGS: dict[str, tuple[str, ...]] = {
-    "batching": ("enable_batching",),
-    "batching_options": ("batching_parameters_file",),
+    "batching": ("enable_batching", "adaptive_batching"),
+    "batching_options": ("batching_parameters_file", "target_latency"),
     "servable": ("servable",),
     "warmup": ("enable_model_warmup",),
     "prefer_tflite_model": ("prefer_tflite_model",),

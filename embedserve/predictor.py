@@ -54,6 +54,7 @@ class PredictorStatistics:
         dropped: Requests that cost no run, because their deadline had passed or their caller had left.
         cancelled: Runs that were asked to stop because nobody was left to answer.
         rerun: Requests that ran again, alone, because a batch that they were in failed.
+        shed: Requests that adaptive batching gave up, because they could not be answered in time.
     """
 
     waiting: int = 0
@@ -66,6 +67,7 @@ class PredictorStatistics:
     dropped: int = 0
     cancelled: int = 0
     rerun: int = 0
+    shed: int = 0
 
 
 class Pending(Protocol):

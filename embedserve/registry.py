@@ -217,7 +217,8 @@ class ModelRegistry(RegistryView):
             SignatureNotFoundError: The version has no such signature.
             InvalidInputError: Names, dtypes or shapes do not fit, or there is no such priority.
             QueueFullError: Too many requests wait already, or one of higher priority took this one's place.
-            DeadlineExceededError: `timeout` passed.
+            OverloadedError: With adaptive batching: what waits already takes longer than `timeout`.
+            DeadlineExceededError: `timeout` passed, or is shorter than a run takes (with adaptive batching).
             InferenceError: TensorFlow failed; the code is TensorFlow's.
             RegistryStateError: Not entered, closed, or in a forked child.
         """

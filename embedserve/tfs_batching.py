@@ -90,8 +90,8 @@ def batching_of_version(
     """How the version in `directory` is batched.
 
     With `enable_per_model_batching_parameters` its own `batching_params.pbtxt` replaces the model's batching options,
-    and a version without one is not batched (TF Serving: saved_model_bundle_factory.cc). A file's `num_batch_threads`
-    says nothing: threads are the process's.
+    but for `target_latency`, and a version without one is not batched (TF Serving: saved_model_bundle_factory.cc). A
+    file's `num_batch_threads` says nothing: threads are the process's.
 
     Raises:
         LoadError: The file does not parse or is inconsistent.
@@ -104,6 +104,7 @@ def batching_of_version(
         logger.info("%s is not batched: it has no %s", os.fspath(directory), VERSION_BATCHING_FILE)
         return False, configured
     try:
-        return batching, batching_from_proto(read_text_proto(file, message_class("BatchingParameters")()))
+        found = batching_from_proto(read_text_proto(file, message_class("BatchingParameters")()))
+        return batching, found.model_copy(update={"target_latency": configured.target_latency})
     except ConfigError as error:
         raise LoadError(str(error), code=error.code) from error

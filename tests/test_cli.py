@@ -223,6 +223,31 @@ def test_a_batching_file_sets_the_options_and_the_threads(text_file: Path) -> No
     assert configured(SINGLE, "--num_batch_threads=7").options.num_batch_threads == 7
 
 
+def test_adaptive_batching_is_a_flag_beside_the_others(text_file: Path, tmp_path: Path) -> None:
+    config = configured(SINGLE, "--adaptive_batching")
+    (model,) = config.models or ()
+    assert (config.options.batching, model.batching) == ("adaptive", "adaptive")
+    assert config.options.batching_options == BatchingOptions()
+    text_file.write_text("max_batch_size { value: 8 }")
+    flags = ("--adaptive_batching", "--target_latency=0.25", f"--batching_parameters_file={text_file}")
+    for more in ((), ("--enable_batching",)):
+        options = configured(str(tmp_path), *flags, *more).options
+        assert options.batching == "adaptive"
+        assert (options.batching_options.max_batch_size, options.batching_options.target_latency) == (8, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--adaptive_batching", "--enable_batching=false"), "--adaptive_batching batches requests"),
+        (("--target_latency=0.2",), "--target_latency says what --adaptive_batching aims at"),
+        (("--adaptive_batching", "--target_latency=0"), "target_latency: Input should be greater than 0"),
+    ],
+)
+def test_adaptive_batching_flags_that_do_not_fit_are_refused(flags: tuple[str, ...], message: str) -> None:
+    assert message in refused(SINGLE, *flags).message
+
+
 def test_a_directory_batches_what_is_safe_unless_the_flag_says(tmp_path: Path) -> None:
     assert configured(str(tmp_path)).options.batching == "auto"
     assert configured(str(tmp_path), "--enable_batching").options.batching is True

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from embedserve import InvalidInputError, QueueFullError
-from embedserve.config import BatchingOptions
+from embedserve.config import Batching, BatchingOptions
 from embedserve.errors import Code
 from embedserve.priority import OVERTAKEN, TURNS, Lanes, Priority, priority_named, sent_priority
 from embedserve.servable import Array
@@ -87,7 +87,7 @@ def test_what_is_not_wanted_any_more_leaves_every_lane() -> None:
 
 # Both ways to a run thread.
 
-both = pytest.mark.parametrize("batching", [False, True], ids=["direct", "batched"])
+both = pytest.mark.parametrize("batching", [False, True, "adaptive"], ids=["direct", "batched", "adaptive"])
 
 
 def order(r: Rig) -> list[int]:
@@ -103,7 +103,7 @@ async def behind_a_blocker(r: Rig, *priorities: int) -> list[asyncio.Future[dict
 
 
 @both
-async def test_a_high_priority_overtakes_and_a_low_one_comes_last(batching: bool) -> None:
+async def test_a_high_priority_overtakes_and_a_low_one_comes_last(batching: Batching) -> None:
     async with rig(FakeServable(held=True), BatchingOptions(max_batch_size=1), batching=batching) as r:
         answers = await behind_a_blocker(r, LOW, NORMAL, HIGH, NORMAL, LOW, HIGH)
         r.servable.let(7)
@@ -112,7 +112,7 @@ async def test_a_high_priority_overtakes_and_a_low_one_comes_last(batching: bool
 
 
 @both
-async def test_a_low_priority_is_not_starved(batching: bool) -> None:
+async def test_a_low_priority_is_not_starved(batching: Batching) -> None:
     async with rig(FakeServable(held=True), BatchingOptions(max_batch_size=1), batching=batching) as r:
         answers = await behind_a_blocker(r, LOW, *[HIGH] * 20)
         r.servable.let(22)
@@ -121,7 +121,7 @@ async def test_a_low_priority_is_not_starved(batching: bool) -> None:
 
 
 @both
-async def test_a_full_queue_takes_a_high_priority_in_place_of_the_newest_lowest(batching: bool) -> None:
+async def test_a_full_queue_takes_a_high_priority_in_place_of_the_newest_lowest(batching: Batching) -> None:
     options = BatchingOptions(max_batch_size=2, max_enqueued_batches=2)
     async with rig(FakeServable(held=True), options, batching=batching, max_pending=5) as r:
         answers = await behind_a_blocker(r, NORMAL, LOW, NORMAL, LOW) if not batching else []

@@ -109,6 +109,9 @@ def test_a_versions_own_file_replaces_the_options_and_its_absence_means_unbatche
     expected = BatchingOptions(max_batch_size=7, max_enqueued_batches=10, oversize="reject")
     assert batching_of_version(tmp_path, model(tmp_path), PER_MODEL) == (True, expected)
     assert batching_of_version(tmp_path, model(tmp_path, batching="auto"), PER_MODEL) == ("auto", expected)
+    aims = model(tmp_path, batching="adaptive", batching_options=BatchingOptions(target_latency=0.5))
+    aiming = expected.model_copy(update={"target_latency": 0.5})
+    assert batching_of_version(tmp_path, aims, PER_MODEL) == ("adaptive", aiming)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from embedserve.config import BatchingOptions
 from embedserve.errors import InvalidInputError, QueueFullError
 from embedserve.priority import OVERTAKEN, TURNS, Priority
 
-__all__ = ["SLACK", "BatchQueue"]
+__all__ = ["SLACK", "BatchQueue", "Lines"]
 
 # In the order of their turns. Every line has at least one batch, and every batch at least one task.
-_Lines: TypeAlias = dict[Key, deque[Batch]]
+Lines: TypeAlias = dict[Key, deque[Batch]]
 
 FULL = "The batch scheduling queue to which this task was submitted is full"
 
@@ -36,7 +36,40 @@ SEARCH_INTERVAL = 0.01
 
 
 class BatchQueue:
-    """The queue of one signature of one loaded version: for each priority a line of batches per key, served in turn."""
+    """The queue of one signature of one loaded version: for each priority a line of batches per key, served in turn.
+
+    Attributes:
+        limit: Rows of the largest batch that leaves now.
+        batches, waiting: What waits, in batches and in tasks.
+        evicted, shed: Tasks refused for one of higher priority, and for want of time.
+    """
+
+    __slots__ = (
+        "_careful",
+        "_closing",
+        "_cut",
+        "_joinable",
+        "_levels",
+        "_limit",
+        "_max_batches",
+        "_max_rows",
+        "_overtakes",
+        "_rejects",
+        "_reruns",
+        "_room",
+        "_running",
+        "_search_at",
+        "_splits",
+        "_started_at",
+        "_timeout",
+        "_typical",
+        "_usual",
+        "batches",
+        "evicted",
+        "limit",
+        "shed",
+        "waiting",
+    )
 
     def __init__(self, options: BatchingOptions, cut: Cut) -> None:
         self._cut = cut
@@ -46,9 +79,13 @@ class BatchQueue:
         self._limit = options.execution_size
         self._max_batches = options.max_enqueued_batches
         self._timeout = options.batch_timeout_micros / 1e6
-        self._levels: Sequence[_Lines] = tuple({} for _ in Priority)
-        # Rows up to which an open batch takes more; none while evictions keep the queue over its bound.
-        self._joinable = self._limit
+        self._levels: Sequence[Lines] = tuple({} for _ in Priority)
+        # Rows up to which an open batch takes more without a second look: none while evictions keep the queue over its
+        # bound, else as many as usual.
+        self._joinable = self._usual = self._limit
+        self._careful = self._splits  # Whether to open one needs a second look.
+        self.limit = self._limit
+        self._room = self._limit  # Rows up to which a batch that leaves is filled up.
         self._overtakes = 0
         self._reruns: deque[Batch] = deque()
         self._closing = False
@@ -59,6 +96,7 @@ class BatchQueue:
         self.batches = 0
         self.waiting = 0
         self.evicted = 0
+        self.shed = 0
 
     def __repr__(self) -> str:
         return f"<BatchQueue {self.waiting} tasks in {self.batches} batches waiting, {self._running} running>"
@@ -90,15 +128,21 @@ class BatchQueue:
                 batch.rows = rows
                 self.waiting += 1
                 return rows == self._limit
+        if self._careful or self.batches >= self._max_batches:
+            return self._put_with_care(key, task, now, level)
+        return self._open(key, task, now, level)
+
+    def _put_with_care(self, key: Key, task: BatchTask, now: float, level: int) -> bool:
         if self._splits:
             return self._put_pieces(key, task, now, level)
-        if self.batches >= self._max_batches:
+        line = self._levels[level].get(key)
+        joins = line is not None and line[-1].rows + task.rows <= self._limit
+        if self.batches >= self._max_batches + joins:
             if self._make_room(now):
-                return self.put(key, task, now, level)
+                return self._put_with_care(key, task, now, level)
             if not self._evict(task.rows, level):
                 raise self._full()
-            return self._join_or_open(key, task, now, level)
-        return self._open(key, task, now, level)
+        return self._join_or_open(key, task, now, level)
 
     def _join_or_open(self, key: Key, task: BatchTask, opened_at: float, level: int) -> bool:
         line = self._levels[level].get(key)
@@ -124,8 +168,8 @@ class BatchQueue:
     def _gone(self) -> None:
         """A batch is no more in its line."""
         self.batches -= 1
-        if self.batches <= self._max_batches:
-            self._joinable = self._limit
+        if self.batches == self._max_batches:
+            self._joinable = self._usual
 
     def _put_pieces(self, key: Key, task: BatchTask, now: float, level: int) -> bool:
         limit = self._limit
@@ -136,7 +180,7 @@ class BatchQueue:
         capacity = (self._max_batches - batches) * limit + room
         if task.rows > capacity:
             if self._make_room(now):
-                return self.put(key, task, now, level)
+                return self._put_with_care(key, task, now, level)
             if not self._evict(task.rows - max(capacity, 0), level):
                 raise self._full(task.rows, max(capacity, 0), opened)
         if task.rows <= limit and not opened:
@@ -170,7 +214,7 @@ class BatchQueue:
         self._search_at = now + SEARCH_INTERVAL
         before, levels = self.waiting, self._levels
         self._levels = tuple({} for _ in Priority)
-        self.batches, self.waiting, self._joinable = 0, len(self._reruns), self._limit
+        self.batches, self.waiting, self._joinable = 0, len(self._reruns), self._usual
         for level, lines in enumerate(levels):
             for key, line in lines.items():
                 for batch in line:
@@ -242,10 +286,10 @@ class BatchQueue:
         for lines in self._levels if self._overtakes < TURNS - 1 else sorted(self._levels, key=_oldest):
             for key, line in lines.items():
                 if self._ready(line) <= due:
-                    return self._take(lines, key, line)
+                    return self._take(lines, key, line, now)
         return None
 
-    def _take(self, lines: _Lines, key: Key, line: deque[Batch]) -> Batch:
+    def _take(self, lines: Lines, key: Key, line: deque[Batch], now: float) -> Batch:
         batch = line.popleft()
         self._gone()
         del lines[key]
@@ -255,9 +299,9 @@ class BatchQueue:
         if high or low or lines is not normal:
             overtaken = (low and lines is not low) or (normal and lines is high)
             self._overtakes = self._overtakes + 1 if overtaken and self._overtakes < TURNS - 1 else 0
-            self._fill(batch, self._limit)
-        elif line and batch.rows < self._limit:  # It may have filled up another.
-            self._fill(batch, self._limit)
+            self._fill(batch, self._room)
+        elif line and batch.rows < self._room:  # It may have filled up another.
+            self._fill(batch, self._room)
         batch.reason = self._reason(batch, bool(line))
         self.waiting -= len(batch.tasks)
         return batch
@@ -296,8 +340,8 @@ class BatchQueue:
         self._running += 1
         self._started_at = now
 
-    def ended(self, seconds: float | None) -> None:
-        """A run ended after `seconds`; None when it failed and says nothing about how long runs take."""
+    def ended(self, seconds: float | None, rows: int, now: float) -> None:
+        """A run of `rows` rows, padding included, ended after `seconds`; None when it failed and tells nothing."""
         self._running -= 1
         if seconds is None:
             return
@@ -319,5 +363,5 @@ class BatchQueue:
                     yield from batch.tasks
 
 
-def _oldest(lines: _Lines) -> float:
+def _oldest(lines: Lines) -> float:
     return min((line[0].opened_at for line in lines.values()), default=math.inf)

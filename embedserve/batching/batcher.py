@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
+from embedserve.batching.adaptive_queue import AdaptiveQueue
 from embedserve.batching.batch import BatchTask, Key
 from embedserve.batching.batch_queue import SLACK, BatchQueue
 from embedserve.batching.batch_run import BatchRun, Join
@@ -50,6 +51,7 @@ class SignatureBatcher:
         pool: RunPool,
         observers: Observers,
         options: BatchingOptions,
+        adaptive: bool = False,
     ) -> None:
         self.signature = signature
         self.servable = direct.servable
@@ -61,7 +63,11 @@ class SignatureBatcher:
         self._observers = observers
         self._allowed = options.allowed_batch_sizes
         self._max_rows = options.max_batch_size
-        self._queue = BatchQueue(options, cut)
+        self._queue: BatchQueue = BatchQueue(options, cut)
+        self._check_deadline: Callable[[int, float, float, int], None] | None = None
+        if adaptive:
+            self._queue = queue = AdaptiveQueue(options, cut, pool.size)
+            self._check_deadline = queue.check_deadline
         self._names = tuple(signature.inputs)
         self._same_tails = not signature.shape_free and all(
             spec.shape is not None and None not in spec.shape[1:] for spec in signature.inputs.values()
@@ -101,6 +107,8 @@ class SignatureBatcher:
         future = self._create_future()
         now = self._now()
         task = BatchTask(future, inputs, rows, deadline, perf_counter())
+        if deadline is not None and self._check_deadline is not None:
+            self._check_deadline(rows, deadline, now, priority)
         try:
             full = self._queue.put(key, task, now, priority)
         except QueueFullError:
@@ -167,7 +175,7 @@ class SignatureBatcher:
     def waiting(self) -> int:
         """As `SlotClient.waiting`; a full batch waits for nothing."""
         waiting = self._queue.waiting
-        return waiting if waiting < self._max_rows else 0
+        return waiting if waiting < self._queue.limit else 0
 
     def take_work(self) -> Work | None:
         """As `SlotClient.take_work`: a slot is free, so choose the batch now."""
@@ -233,7 +241,7 @@ class SignatureBatcher:
         self._over(run)
         if error is None:
             pieces, seconds = result
-            self._queue.ended(seconds)
+            self._queue.ended(seconds, run.rows + run.padding, self._now())
             for task, outputs in zip(tasks, pieces, strict=True):
                 if not task.future.done():
                     if task.whole is None:
@@ -241,7 +249,7 @@ class SignatureBatcher:
                     else:
                         self._collect(task, outputs)
         else:
-            self._queue.ended(None)
+            self._queue.ended(None, 0, self._now())
             self._fail(run, tasks, error)
         if self._queue.waiting or self._joins:
             self._look(self._now())
@@ -294,6 +302,7 @@ class SignatureBatcher:
             dropped=self._dropped,
             cancelled=self._cancelled,
             rerun=self._rerun,
+            shed=self._queue.shed,
         )
 
     def _pending(self) -> Iterator[BatchTask | Join]:

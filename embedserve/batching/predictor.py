@@ -40,17 +40,19 @@ def make_predictor(
         pool: Run threads, shared with other versions.
         observers: Told of batches and queue waits.
         options: Sizes and bounds of each signature's queue.
-        batching: `auto` batches the signatures that were judged batchable; True all whose inputs can have rows;
-            False none.
+        batching: `auto` batches the signatures that were judged batchable, and so does `adaptive`, in batches whose
+            limits it learns; True all whose inputs can have rows; False none.
         max_pending: Bound of the unbatched path, in requests waiting or running.
     """
     direct = DirectPredictor(servable, id, pool, observers, max_pending)
     batched = [signature for signature in servable.signatures.values() if _is_batched(signature, batching)]
-    return BatchingPredictor(direct, batched, id, pool, observers, options) if batched else direct
+    if not batched:
+        return direct
+    return BatchingPredictor(direct, batched, id, pool, observers, options, batching == "adaptive")
 
 
 def _is_batched(signature: Signature, batching: Batching) -> bool:
-    if batching == "auto":
+    if batching in ("auto", "adaptive"):
         return signature.batching.batchable
     specs = signature.inputs.values()
     return batching and bool(specs) and all(spec.shape is None or len(spec.shape) > 0 for spec in specs)
@@ -67,11 +69,13 @@ class BatchingPredictor:
         pool: RunPool,
         observers: Observers,
         options: BatchingOptions,
+        adaptive: bool = False,
     ) -> None:
         self._direct = direct
         self._id = id
         self._batchers = {
-            signature.name: SignatureBatcher(signature, direct, id, pool, observers, options) for signature in batched
+            signature.name: SignatureBatcher(signature, direct, id, pool, observers, options, adaptive)
+            for signature in batched
         }
 
     def __repr__(self) -> str:

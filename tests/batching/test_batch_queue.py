@@ -146,7 +146,7 @@ def test_while_a_short_run_runs_only_a_full_batch_leaves(loop: asyncio.AbstractE
     line.put(1)
     assert line.pop(5.0) == ("a", [1, 1], "full")
     line.put(1)
-    line.queue.ended(0.0001)
+    line.queue.ended(0.0001, 1, 5.0)
     assert line.pop(5.0) == ("a", [1], "slot")
 
 
@@ -161,17 +161,17 @@ def test_where_runs_usually_take_long_a_second_one_starts_at_once(loop: asyncio.
     line = Line(loop)
     for _ in range(3):
         line.queue.started(5.0)
-        line.queue.ended(0.02)
+        line.queue.ended(0.02, 1, 5.0)
     line.queue.started(6.0)
     line.put(1)
     assert line.queue.ready_at() == 0.0
     for _ in range(6):  # Short ones count more: a long one may only have waited for the interpreter.
-        line.queue.ended(0.0001)
+        line.queue.ended(0.0001, 1, 5.0)
         line.queue.started(6.0)
-    line.queue.ended(0.01)
+    line.queue.ended(0.01, 1, 5.0)
     line.queue.started(6.0)
     assert line.queue.ready_at() == 6.0 + PATIENCE
-    line.queue.ended(None)
+    line.queue.ended(None, 1, 5.0)
 
 
 # Bounds.

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedserve.config import BatchingOptions
-from embedserve.errors import DeadlineExceededError, InferenceError, InvalidInputError, QueueFullError
+from embedserve.config import Batching, BatchingOptions
+from embedserve.errors import DeadlineExceededError, InferenceError, InvalidInputError, OverloadedError, QueueFullError
 from embedserve.priority import Priority
 from embedserve.servable import Array, Tensors
 from tests.batching.fakes import FakeServable, rig, signature
@@ -85,9 +85,9 @@ options = st.builds(
 )
 
 
-async def play(asks: list[Ask], options: BatchingOptions, threads: int) -> None:
+async def play(asks: list[Ask], options: BatchingOptions, threads: int, batching: Batching) -> None:
     specs = signature({"x": (None, None), "words": (None,)})
-    async with rig(FakeServable(model, specs), options, threads=threads) as r:
+    async with rig(FakeServable(model, specs), options, threads=threads, batching=batching) as r:
         outcomes: list[asyncio.Task[None]] = []
 
         async def one(number: int, ask: Ask) -> None:
@@ -95,8 +95,16 @@ async def play(asks: list[Ask], options: BatchingOptions, threads: int) -> None:
             deadline = None if ask.timeout is None else r.pool.loop.time() + ask.timeout
             try:
                 future = r.predictor.submit(specs, inputs, ("y",) if ask.filtered else None, deadline, ask.priority)
+            except OverloadedError:
+                assert ask.timeout is not None
+                assert ask.timeout < 1
+                return
             except QueueFullError:
                 assert options.max_enqueued_batches < 64
+                return
+            except DeadlineExceededError:  # Adaptive batching says so at once.
+                assert ask.timeout is not None
+                assert ask.timeout < 1
                 return
             except InvalidInputError:
                 assert options.enable_large_batch_splitting
@@ -138,6 +146,6 @@ async def play(asks: list[Ask], options: BatchingOptions, threads: int) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(asks=asks, options=options, threads=st.integers(1, 3))
-def test_batched_equals_unbatched(asks: list[Ask], options: BatchingOptions, threads: int) -> None:
-    asyncio.run(play(asks, options, threads))
+@given(asks=asks, options=options, threads=st.integers(1, 3), batching=st.sampled_from(["auto", "adaptive"]))
+def test_batched_equals_unbatched(asks: list[Ask], options: BatchingOptions, threads: int, batching: Batching) -> None:
+    asyncio.run(play(asks, options, threads, batching))

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedserve.batching.adaptive_queue import AdaptiveQueue
 from embedserve.batching.predictor import BatchingPredictor
 from embedserve.config import Batching, BatchingOptions
-from embedserve.errors import Code, InferenceError, InvalidInputError, QueueFullError
+from embedserve.errors import (
+    Code,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidInputError,
+    OverloadedError,
+    QueueFullError,
+)
 from embedserve.observer import Observer
 from embedserve.predictor import DirectPredictor
 from embedserve.servable import Array, ServableId, Tensors
@@ -47,6 +55,8 @@ async def values(*answers: asyncio.Future[dict[str, Array]]) -> list[Any]:
         (False, {"x": None}, True, True),
         (False, {"x": (3,), "z": (None, 2)}, True, True),
         (False, {"x": (None,), "z": ()}, True, False),
+        (True, {"x": (None,)}, "adaptive", True),
+        (False, {"x": (None,)}, "adaptive", False),
     ],
 )
 async def test_the_judgement_of_a_signature_can_be_overridden(
@@ -241,6 +251,26 @@ async def test_pieces_that_do_not_fit_together_fail_their_request() -> None:
     async with rig(FakeServable(growing), options) as r:
         with pytest.raises(InferenceError, match=r"^Tensor concat operation failed"):
             await r.submit(*range(4))
+
+
+async def test_an_adaptive_batcher_refuses_at_once_what_it_could_not_answer_in_time() -> None:
+    async with rig(held(), batching="adaptive") as r:
+        assert isinstance(r.predictor, BatchingPredictor)
+        queue = r.predictor._batchers["serving_default"]._queue
+        assert isinstance(queue, AdaptiveQueue)
+        for rows in (1, 2):
+            queue.times.observe(rows, 10.0 * rows)
+        queue._choose()
+        blocker = await held_back(r)
+        with pytest.raises(DeadlineExceededError, match=r"^a run of 1 rows takes about 10 s"):
+            r.submit(1, timeout=5)
+        answers = [r.submit(i) for i in range(4)]
+        with pytest.raises(OverloadedError, match=r"^4 requests wait already"):
+            r.submit(1, timeout=30)
+        answers.append(r.submit(5, timeout=3600))
+        r.servable.let(10)
+        assert await values(blocker, *answers) == [[0], [0], [10], [20], [30], [50]]
+        assert (r.predictor.statistics().shed, r.predictor.statistics().refused) == (2, 0)
 
 
 # Failure.
