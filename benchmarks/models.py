@@ -45,6 +45,21 @@ class Mlp(tf.Module):
         return {"y": tf.nn.softmax(tf.nn.relu(x @ self.hidden) @ self.out)}
 
 
+class Recurrent(tf.Module):
+    """16 values through 400 small steps, one after the other: a run costs much by itself and little for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = tf.Variable(tf.random.stateless_normal([16, 16], [1, 2]) / 4)
+
+    @tf.function(input_signature=[Spec([None, 16], tf.float32, name="x")])
+    def serve(self, x: Any) -> dict[str, Any]:
+        y = x
+        for _ in tf.range(400):
+            y = tf.tanh(x + y @ self.weights)
+        return {"y": y}
+
+
 class Tiny(tf.Module):
     """y = x + version, beside the version itself: an answer says which version, or versions, made it."""
 
