@@ -25,6 +25,8 @@ logger = logging.getLogger("embedserve")
 GRACE = 0.005
 # Seconds between two attempts while no descriptor is to be had.
 EXHAUSTED = 1.0
+# Seconds that a TLS handshake may take once the port is closed.
+HANDSHAKE = 1.0
 # Seconds between two looks for connections that have ended.
 TELL_INTERVAL = 0.1
 
@@ -179,6 +181,9 @@ class Acceptor:
         except Exception as error:  # A handshake that failed: the client knows.
             logger.debug("a connection was not opened: %s", error)
             connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
 
     def close(self) -> None:
         """Take no more connections; if nobody else does, those that the kernel has already are taken before."""
@@ -196,6 +201,8 @@ class Acceptor:
         self._listener.close()
 
     async def wait_closed(self) -> None:
-        """Return when every connection that was taken has been opened, or has failed to."""
+        """Return when every connection that was taken has been opened; a handshake that drags on is given up."""
         if self._opening:
-            await asyncio.wait(self._opening)
+            await asyncio.wait(self._opening, timeout=HANDSHAKE)
+        for task in self._opening:
+            task.cancel()

@@ -1,17 +1,19 @@
-"""Gives what a process opens next a high descriptor, so that it is closed first when the process is killed.
+"""Has gRPC's listening sockets close before its connections, when the process is killed and when it leaves.
 
-Linux closes the descriptors of a process that ends from the highest to the lowest (measured). A listening socket that
-outlived the connections, if only for a moment, would be met by clients that connect anew, and reset them: seven in ten
-kills made gRPC clients fail for a second, which is how long they then wait. Called by `worker` around gRPC's ports.
+Clients whose connection ends connect anew at once. If they meet a socket that is about to be closed too, they are
+reset, and gRPC clients then fail for a second before they try again: in half of the kills and one drain in six.
+Called by `worker`, as gRPC offers neither.
 """
 
 from __future__ import annotations
 
 import os
+import socket
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-__all__ = ["high_descriptors"]
+__all__ = ["high_descriptors", "stop_listening"]
 
 # Above most connections of a worker, and cheap to reach.
 _HIGH = 4096
@@ -21,7 +23,10 @@ _ROOM = 128
 
 @contextmanager
 def high_descriptors() -> Iterator[None]:
-    """Whatever is opened in the body gets a descriptor above those of most that is opened after it."""
+    """Whatever is opened in the body gets a descriptor above those of most that is opened after it.
+
+    Linux closes the descriptors of a process that ends from the highest to the lowest (measured).
+    """
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -34,3 +39,23 @@ def high_descriptors() -> Iterator[None]:
     finally:
         for descriptor in held:
             os.close(descriptor)
+
+
+def stop_listening(port: int) -> None:
+    """Take this process's sockets out of those among which the kernel chooses for a connection to `port`.
+
+    Connections that it has are not touched. Nothing happens where the system does not list descriptors.
+    """
+    with suppress(FileNotFoundError):
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                _stop_listening(int(name), port)
+
+
+def _stop_listening(descriptor: int, port: int) -> None:
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return
+    with socket.socket(fileno=os.dup(descriptor)) as each:
+        listens = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if listens and each.family != socket.AF_UNIX and each.getsockname()[1] == port:
+            each.shutdown(socket.SHUT_RD)

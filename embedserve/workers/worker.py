@@ -24,7 +24,7 @@ from embedserve.standalone import exit_now, first_failure, leave
 from embedserve.workers.accepting import Acceptor, ConnectionCounts
 from embedserve.workers.board import Board
 from embedserve.workers.channel import Channel
-from embedserve.workers.descriptors import high_descriptors
+from embedserve.workers.descriptors import high_descriptors, stop_listening
 from embedserve.workers.messages import (
     Alive,
     Answer,
@@ -167,6 +167,8 @@ class _Worker:
                     listening = background.create_task(self._listen(messages, ports))
                     await self._stop.wait()
                     self.registry.begin_drain()
+                    if self._config.grpc.port is not None:
+                        stop_listening(self._config.grpc.port)
                     self._leaving.set()
                 for task in (beating, listening, *self._orders):
                     task.cancel()

@@ -193,6 +193,16 @@ def test_a_worker_that_hangs_is_killed_and_replaced(server: Server) -> None:
     wait_until(replaced)
 
 
+def test_a_worker_that_is_asked_to_end_finishes_what_it_has_and_is_replaced(server: Server) -> None:
+    asked = server.workers()[1]["pid"]
+    with load(server.rest, server.port) as seen:
+        wait_until(lambda: seen.answers > 100)
+        os.kill(asked, signal.SIGTERM)
+        wait_until(lambda: server.complete() and server.workers()[1]["pid"] != asked, 120)
+    assert not seen.failures
+    assert server.workers()[1]["ended"] == "ended with status 0"
+
+
 def test_a_version_that_one_worker_cannot_load_serves_nowhere(server: Server, tmp_path: Path) -> None:
     claim_once(tmp_path / "claimed", tmp_path / "version")
     publish(tmp_path / "version", server.directory / "m" / "23")
@@ -261,11 +271,12 @@ def test_sigterm_drains_the_workers_one_by_one_and_loses_no_request(server: Serv
     pids = [worker["pid"] for worker in server.workers()]
     with load(server.rest, server.port) as seen:
         wait_until(lambda: seen.answers > 100)
+        before = len(server.process.log)
         server.process.send(signal.SIGTERM)
         assert server.process.ended() == 0, server.process.log[-3000:]
     assert not seen.failures
     log = server.process.log
-    drained = re.findall(r"worker (\d): Done unloading servable version \{name: m version: 22\}", log)
+    drained = re.findall(r"worker (\d): Done unloading servable version \{name: m version: 22\}", log[before:])
     assert drained == ["0", "1"]
     assert "Traceback" not in log, log[-5000:]
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
