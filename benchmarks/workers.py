@@ -1,11 +1,12 @@
 """Workers on one machine: two processes against one; a worker killed under load; versions swapped under load.
 
-python -m benchmarks.workers [--parts throughput,kill,swaps] [--models half,mobilenet] [--seconds 5] [--rounds 3]
+python -m benchmarks.workers [--parts throughput,memory,kill,swaps] [--models half,mobilenet] [--seconds 5] [--rounds 3]
 
 The load comes from the same machine, and the server may use all of it: the figures of the servers compare with each
-other. `0` workers is the server that needs no supervisor. Memory is what each process has to itself and its part of
-what it shares (PSS), and what it has mapped (RSS). Bars: no failed request but those that a killed worker held; no
-answer of an older version after one of a newer.
+other. `0` workers is the server that needs no supervisor. Memory, of one server at a time after a load, is what each
+process has to itself and its part of what it shares (PSS; what else on the machine runs TensorFlow shares its
+libraries, and makes that smaller), and what it has mapped (RSS). Bars: no failed request but those that a killed worker
+held; no answer of an older version after one of a newer.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def memory_of(pid: int) -> tuple[float, float]:
 
 
 def throughput(model: str, seconds: float, rounds: int) -> bool:
-    """Servers with 0, 1 and 2 workers, in turn; then what each of their processes holds."""
+    """Servers with 0, 1 and 2 workers, in turn."""
     models = models_directory([model])
     x = examples_of(models, model).x[:1]
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
@@ -158,7 +159,6 @@ def throughput(model: str, seconds: float, rounds: int) -> bool:
         (only / model).symlink_to(models / model)
         servers = [stack.enter_context(serving(only, workers)) for workers in (0, 1, 2)]
         pids = {server: list(server.processes().values()) for server in servers}
-        named = {server: server.processes() for server in servers}
         stack.callback(tell, pids, signal.SIGCONT)
         tell(pids, signal.SIGSTOP)
         loads: dict[tuple[str, int], list[Load]] = {}
@@ -177,17 +177,29 @@ def throughput(model: str, seconds: float, rounds: int) -> bool:
                 f"  {protocol:4}  workers {workers}: {load.rate:8,.0f}/s ({ratio:.2f})   "
                 f"p50 {1e3 * load.p50:7.1f}   p99 {1e3 * load.p99:7.1f} ms   failed {load.failed}"
             )
-        for server in servers:
-            with running(server, pids):
-                memory = {name: memory_of(pid) for name, pid in named[server].items()}
-                shares = server.shares()
-            listed = ", ".join(f"{name} {rss:,.0f} RSS {pss:,.0f} PSS" for name, (rss, pss) in memory.items())
-            whole = sum(pss for _, pss in memory.values())
-            print(f"  memory, workers {server.workers}: {whole:,.0f} MB ({listed})")
-            if len(shares) > 1:
-                print(f"  answered by each worker: {', '.join(f'{share / sum(shares):.0%}' for share in shares)}")
+        with running(servers[-1], pids):
+            shares = servers[-1].shares()
+        print(f"  answered by each of 2 workers: {', '.join(f'{share / sum(shares):.0%}' for share in shares)}")
     sys.stdout.flush()
     return not any(load.failed for load in medians.values())
+
+
+def memory(model: str, seconds: float) -> None:
+    """What the processes of one server hold, with 0, 1, 2 and 3 workers."""
+    models = models_directory([model])
+    x = examples_of(models, model).x[:1]
+    with tempfile.TemporaryDirectory() as directory:
+        only = Path(directory, "models")
+        only.mkdir()
+        (only / model).symlink_to(models / model)
+        for workers in (0, 1, 2, 3):
+            with serving(only, workers) as server:
+                for form in (TFS_REST, TFS_GRPC):
+                    measure_once(target_of(server, model, form, x), CONCURRENCY[model], seconds)
+                held = {name: memory_of(pid) for name, pid in server.processes().items()}
+            listed = ", ".join(f"{name} {rss:,.0f} RSS {pss:,.0f} PSS" for name, (rss, pss) in held.items())
+            print(f"{model}, workers {workers}: {sum(pss for _, pss in held.values()):,.0f} MB in all ({listed})")
+    sys.stdout.flush()
 
 
 # Under load from this process: what fails, and what is seen.
@@ -333,7 +345,7 @@ def make_versions(directory: Path, count: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="throughput,kill,swaps")
+    parser.add_argument("--parts", default="throughput,memory,kill,swaps")
     parser.add_argument("--models", default="half,mobilenet")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
@@ -345,6 +357,9 @@ def main() -> int:
     if "throughput" in parts:
         for model in arguments.models.split(","):
             fine &= throughput(model, arguments.seconds, arguments.rounds)
+    if "memory" in parts:
+        for model in arguments.models.split(","):
+            memory(model, arguments.seconds)
     if "kill" in parts or "swaps" in parts:
         with tempfile.TemporaryDirectory() as directory:
             templates = Path(directory, "templates")

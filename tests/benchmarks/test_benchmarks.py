@@ -27,3 +27,8 @@ def test_bad_requests_leave_the_process_alive() -> None:
     printed = run_program("-m", "benchmarks.fuzz", "--requests", 2000, "--seed", 7)
     assert "process alive" in printed
     assert int(re.findall(r"REST 200 +([\d,]+)", printed)[0]) > 50, "some of them are right, and get their answer"
+
+
+def test_swaps_on_two_workers_lose_no_request_and_go_forward_only() -> None:
+    printed = run_program("-m", "benchmarks.workers", "--parts", "swaps", "--swaps", 3)
+    assert "failed 0, older after newer 0" in printed
