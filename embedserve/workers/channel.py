@@ -15,6 +15,9 @@ from typing import Any, Self
 
 __all__ = ["Channel"]
 
+# Bytes that nobody has read yet.
+CONGESTED = 2**20
+
 _LENGTH = struct.Struct("=Q")
 
 
@@ -35,6 +38,11 @@ class Channel:
         if not self._writer.is_closing():
             data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
             self._writer.write(_LENGTH.pack(len(data)) + data)
+
+    @property
+    def congested(self) -> bool:
+        """Whether the other end has not read for a while: what is said regularly need not be said now."""
+        return self._writer.transport.get_write_buffer_size() > CONGESTED
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         with suppress(asyncio.IncompleteReadError, ConnectionError):

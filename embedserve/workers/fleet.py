@@ -166,12 +166,8 @@ class Fleet:
                 slot.ended = f"could not be started: {error}"
             else:
                 slot.process = process
-                process.channel.send(self._configs)
-                self._changed()
                 try:
-                    async for message in process.channel:
-                        process.heard = asyncio.get_running_loop().time()
-                        self._hear(process, message)
+                    await self._converse(process)
                     slot.ended = await self._end_of(process)
                 finally:
                     process.kill()
@@ -187,6 +183,26 @@ class Fleet:
             logger.error("Worker %d %s; it is restarted%s", slot.index, slot.ended, f" in {delay:g} s" * (delay > 0))
             slot.restarts += 1
             await self._stopped_within(delay)
+
+    async def _converse(self, process: WorkerProcess) -> None:
+        """Hear what a process says until it hangs up.
+
+        Raises:
+            StartError: It cannot go on, and the start not without it.
+        """
+        if self._stopping.is_set():  # Since it was begun.
+            process.kill()
+        process.channel.send(self._configs)
+        self._changed()
+        try:
+            async for message in process.channel:
+                process.heard = asyncio.get_running_loop().time()
+                self._hear(process, message)
+        except StartError:
+            raise
+        except Exception:
+            logger.exception("what worker %d said cannot be followed; it is killed", process.index)
+            process.kill()
 
     async def _end_of(self, process: WorkerProcess) -> str:
         """It has hung up: normally because it has ended."""

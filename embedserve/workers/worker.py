@@ -188,7 +188,8 @@ class _Worker:
     async def _beat(self) -> None:
         """Show that the loop turns, and what it has counted, which is lost when the process is killed."""
         while True:
-            self._channel.send(Alive(self._cells()))
+            if not self._channel.congested:
+                self._channel.send(Alive(self._cells()))
             await asyncio.sleep(BEAT)
 
     def _cells(self) -> Any:

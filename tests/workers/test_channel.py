@@ -36,3 +36,13 @@ async def test_half_a_message_is_none_and_nobody_is_told_anything_after_the_end(
     other.send(Alive())
     other.close()
     other.send(Alive())
+
+
+async def test_a_channel_that_nobody_reads_says_so() -> None:
+    one, there = socket.socketpair()
+    channel = await Channel.over(one)
+    assert not channel.congested
+    channel.send(Alive(b"x" * 4_000_000))
+    assert channel.congested
+    there.close()
+    channel.close()

@@ -125,6 +125,46 @@ async def test_a_worker_that_has_served_is_replaced_for_ever_later_and_later(
     assert isinstance(last.heard[-1], Drain)
 
 
+async def test_a_worker_that_talks_nonsense_is_replaced_and_harms_nobody(lives: Lives, caplog: Any) -> None:
+    class Nonsense(Life):
+        async def __aiter__(self) -> AsyncIterator[Any]:
+            yield Up()
+            raise EOFError("half a pickle")
+
+    lives.lives = [Nonsense(), Life(Up(), Opened(rest=True, grpc=True), for_ever=True)]
+    fleet = make_fleet(1)
+    fleet.open(rest=True, grpc=True)
+    running = asyncio.create_task(fleet.run())
+    await fleet.opened()
+    assert fleet.workers()[0].restarts == 1
+    assert "what worker 0 said cannot be followed" in caplog.text
+    await fleet.drain(30)
+    await running
+
+
+async def test_a_process_that_was_begun_before_the_drain_is_ended(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+    start = lives.start
+
+    async def slow(*arguments: Any) -> WorkerProcess:
+        begun.set()
+        await go.wait()
+        return await start(*arguments)
+
+    monkeypatch.setattr(WorkerProcess, "start", slow)
+    late = Life(for_ever=True)
+    late.child.kill = late.hung_up.set  # type: ignore[method-assign]
+    lives.lives = [late]
+    fleet = make_fleet(1)
+    running = asyncio.create_task(fleet.run())
+    await begun.wait()
+    await fleet.drain(30)
+    go.set()
+    await running
+
+
 async def test_a_silent_worker_is_killed(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "WATCH_INTERVAL", 0.001)
     monkeypatch.setattr(plan, "silent", lambda now, before, heard, limit: limit == 30)
