@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from embedserve.workers import accepting
 from embedserve.workers.accepting import Acceptor, ConnectionCounts, may_accept, surplus
 
 
@@ -48,7 +50,9 @@ def test_numbers_are_seen_by_every_process_that_has_the_descriptor(counts: Conne
 class Worker:
     """One of those that listen: says its number to whoever connects."""
 
-    def __init__(self, counts: ConnectionCounts, index: int, listener: socket.socket) -> None:
+    def __init__(
+        self, counts: ConnectionCounts, index: int, listener: socket.socket, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.connections: set[object] = set()
         worker = self
 
@@ -62,7 +66,7 @@ class Worker:
                 worker.connections.discard(self)
 
         own = listener.dup()
-        self.acceptor = Acceptor(counts, index, own, Protocol, 128, None, lambda: len(self.connections))
+        self.acceptor = Acceptor(counts, index, own, Protocol, 128, tls, lambda: len(self.connections))
 
 
 @contextlib.asynccontextmanager
@@ -118,3 +122,18 @@ async def test_the_last_to_close_takes_what_waits_first(counts: ConnectionCounts
         await last.acceptor.wait_closed()
         said = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 10), 20)
         assert said == b"1\n"
+
+
+async def test_a_tls_handshake_that_drags_on_is_given_up_when_the_port_is_closed(
+    counts: ConnectionCounts, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "HANDSHAKE", 0.01)
+    worker = Worker(counts, 0, listener, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    with socket.create_connection(listener.getsockname()) as silent:
+        silent.setblocking(False)
+        async with asyncio.timeout(20):
+            while counts.accepting() != [1]:
+                await asyncio.sleep(0.001)
+            worker.acceptor.close()
+            await worker.acceptor.wait_closed()
+            assert await asyncio.get_running_loop().sock_recv(silent, 10) == b""

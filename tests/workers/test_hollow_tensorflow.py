@@ -19,7 +19,7 @@ except AttributeError as error:
 
 
 def run(code: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", code + SHOW], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code + SHOW], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
