@@ -29,7 +29,7 @@ class Control:
     def __init__(self, runtime: Runtime, configured: Iterable[str]) -> None:
         self._runtime = runtime
         self._configured = set(configured)
-        self._pins: dict[str, int] = {}
+        self._pins: dict[str, SpecificVersions] = {}
         self._changing = asyncio.Lock()
 
     def forget(self, name: str) -> None:
@@ -68,11 +68,11 @@ class Control:
         """Follow the new configuration; a pin ends when its model's version policy was changed, or the model left."""
         source, before = self._runtime.source, self._runtime.configs
         source.set_models(list(configs.values()))
-        for name, version in list(self._pins.items()):
+        for name, pinned in list(self._pins.items()):
             policy = configs[name].version_policy if name in configs else None
             discovered = name not in configs and name not in self._configured
             if discovered or (policy is not None and name in before and policy == before[name].version_policy):
-                source.set_policy(name, SpecificVersions(versions=(version,)))
+                source.set_policy(name, pinned)
             else:
                 del self._pins[name]
 
@@ -108,15 +108,16 @@ class Control:
         error = decisive.error
         return f"{decisive.id} due to error: {Code(error.code).name}: {error}}}"
 
-    async def pin(self, name: str, version: int) -> None:
-        """Serve exactly this version until `unpin`; returns when it serves.
+    async def pin(self, name: str, versions: Sequence[int]) -> None:
+        """Serve exactly these versions until `unpin`; returns when they serve.
 
-        The versions served now stay until the target is available, so a target that fails changes nothing.
+        The versions served now stay until the targets are available, so a target that fails changes nothing.
 
         Raises:
             ServableNotFoundError: There is no such model or version directory.
-            LoadError: The target could not be loaded; nothing has changed.
+            LoadError: A target could not be loaded; nothing has changed.
         """
+        pinned, latest = SpecificVersions(versions=tuple(sorted(versions))), max(versions)
         async with self._changing:
             config = self._config_of(name)
             before = self._policy_of(name, config)
@@ -126,20 +127,21 @@ class Control:
                 if v.state is State.AVAILABLE and v.aspired
             }
             try:
-                await self._aspire(name, SpecificVersions(versions=tuple(sorted(kept | {version}))))
-                await self._wait_for_version(name, version)
+                await self._aspire(name, SpecificVersions(versions=tuple(sorted(kept.union(versions)))))
+                for version in pinned.versions:
+                    await self._wait_for_version(name, version)
             except BaseException:
                 self._runtime.source.set_policy(name, before)
                 await self._runtime.source.scan_now()
                 raise
-            self._pins[name] = version
-            await self._aspire(name, SpecificVersions(versions=(version,)))
-            # The old versions leave the serving map within this scan; `latest` is the target from here on, unless its
+            self._pins[name] = pinned
+            await self._aspire(name, pinned)
+            # The old versions leave the serving map within this scan; `latest` is a target from here on, unless its
             # directory has gone meanwhile.
             await self._runtime.monitor.wait_until(
                 lambda: (
-                    self._runtime.manager.available(name)[-1:] == (version,)
-                    or version not in self._runtime.manager.available(name)
+                    self._runtime.manager.available(name)[-1:] == (latest,)
+                    or latest not in self._runtime.manager.available(name)
                 ),
                 None,
             )
@@ -208,8 +210,7 @@ class Control:
             raise ServableNotFoundError(f"Could not find model {name!r}; models: {known}") from None
 
     def _policy_of(self, name: str, config: ModelConfig) -> VersionPolicy:
-        pinned = self._pins.get(name)
-        return config.version_policy if pinned is None else SpecificVersions(versions=(pinned,))
+        return self._pins.get(name, config.version_policy)
 
     async def set_label(self, name: str, label: str, version: int | None) -> None:
         """Let `label` mean `version` from now on; None removes the label.

@@ -307,14 +307,14 @@ class ModelRegistry(RegistryView):
         """
         await self._on_loop(lambda runtime: runtime.control.reconfigure(models, wait))
 
-    async def pin(self, name: str, version: int) -> None:
-        """Serve exactly this version until `unpin`: a roll back. Returns when it serves.
+    async def pin(self, name: str, version: int, *more: int) -> None:
+        """Serve exactly these versions until `unpin`: a roll back. Returns when they serve.
 
         Raises:
             ServableNotFoundError: No such model or version directory. Nothing has changed.
-            LoadError: The version failed to load. Nothing has changed.
+            LoadError: A version failed to load. Nothing has changed.
         """
-        await self._on_loop(lambda runtime: runtime.control.pin(name, version))
+        await self._on_loop(lambda runtime: runtime.control.pin(name, (version, *more)))
 
     async def unpin(self, name: str) -> None:
         """Follow the configured version policy again. Returns when its largest version serves.
@@ -338,9 +338,9 @@ class ModelRegistry(RegistryView):
         """As `reconfigure`, from any thread but the registry's loop."""
         self._sync(lambda: self.reconfigure(models, wait=wait))
 
-    def pin_sync(self, name: str, version: int) -> None:
+    def pin_sync(self, name: str, version: int, *more: int) -> None:
         """As `pin`, from any thread but the registry's loop."""
-        self._sync(lambda: self.pin(name, version))
+        self._sync(lambda: self.pin(name, version, *more))
 
     def unpin_sync(self, name: str) -> None:
         """As `unpin`, from any thread but the registry's loop."""

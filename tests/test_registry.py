@@ -240,6 +240,18 @@ async def test_pin_rolls_back_and_unpin_goes_forward_again() -> None:
         assert (await registry.predict("m", X))["y"].tolist() == [13.0, 23.0]
 
 
+async def test_several_versions_are_pinned_all_or_none() -> None:
+    loaders = {1: FakeLoader(), 2: FakeLoader(failures=-1), 3: FakeLoader(), 4: FakeLoader()}
+    async with FakeRegistry({"m": loaders}, retry=FAST) as registry:
+        with pytest.raises(LoadError, match="version 2 of model m"):
+            await registry.pin("m", 1, 2)
+        assert (await registry.predict("m", X))["y"].tolist() == [14.0, 24.0]
+        await registry.pin("m", 3, 1)
+        assert (await registry.predict("m", X))["y"].tolist() == [13.0, 23.0]
+        assert (await registry.predict("m", X, version=1))["y"].tolist() == [11.0, 21.0]
+        await until(registry, "m", 4, State.END)
+
+
 async def test_a_pin_that_fails_changes_nothing() -> None:
     async with FakeRegistry({"m": {1: FakeLoader(failures=-1), 2: FakeLoader()}}, retry=FAST) as registry:
         with pytest.raises(LoadError, match="version 1 of model m did not become available"):
