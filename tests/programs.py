@@ -86,11 +86,11 @@ def program(
                 process.wait()
 
 
-def wait_until(condition: Callable[[], bool], within: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], within: float = 60, every: float = 0.05) -> None:
     end = time.monotonic() + within
     while not condition():
         assert time.monotonic() < end, "it did not come to pass in time"
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def answers(url: str) -> Callable[[], bool]:

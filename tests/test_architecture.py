@@ -43,7 +43,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "rest grpc",
         "tfs_config flags tensorflow_setup rest_port server_config server_log",
         "port_flags applied_config standalone",
-        "server pyvoy",
+        "server pyvoy ray",
         "workers",
         "cli",
         "__main__ __init__",
@@ -61,6 +61,7 @@ ONLY_IN = {
     "prometheus_client": {"metrics"},
     "watchfiles": {"lifecycle"},
     "fsspec": {"remote"},
+    "ray": set(),
 }
 
 
