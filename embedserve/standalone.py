@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from embedserve.config import RegistryOptions
 from embedserve.errors import Code, ServingError, StartError
@@ -175,7 +175,7 @@ async def leave(registry: ModelRegistry, status: int) -> None:
     leaving.result()
 
 
-def exit_now(status: int) -> None:
+def exit_now(status: int) -> NoReturn:
     """End the process with what it has logged and printed, around threads that do not end."""
     logging.shutdown()
     sys.stdout.flush()

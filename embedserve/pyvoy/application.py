@@ -12,12 +12,12 @@ import logging
 import os
 import shutil
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from embedserve import tensorflow_setup
 from embedserve.applied_config import AppliedConfig, log_models
 from embedserve.errors import ServingError
-from embedserve.pyvoy.envoy import CONFIG_VARIABLE
+from embedserve.pyvoy.envoy import LINK_VARIABLE
 from embedserve.pyvoy.link import Link
 from embedserve.pyvoy.loops import carry_over, overlook_late_events
 from embedserve.registry import ModelRegistry
@@ -74,9 +74,12 @@ class PyvoyApp:
         """From the start of the process to its end."""
         await receive()
         configure_logging()
-        told = json.loads(os.environ.pop(CONFIG_VARIABLE))
-        config = ServerConfig.from_json(told["config"])
+        told = json.loads(os.environ.pop(LINK_VARIABLE))
         link = await Link.open(socket.socket(fileno=told["link"]))
+        config_text = await link.told()
+        if not config_text:
+            _abandon(told["directory"])
+        config = ServerConfig.from_json(config_text)
         stop = asyncio.Event()
         registry: ModelRegistry | None = None
         try:
@@ -175,6 +178,10 @@ async def _obey(link: Link, registry: ModelRegistry, stop: asyncio.Event, direct
     while await link.heard() == "drain":
         registry.begin_drain()
         stop.set()
+    _abandon(directory)
+
+
+def _abandon(directory: str) -> NoReturn:
     logger.error("The process that started this one has ended: leaving at once")
     shutil.rmtree(directory, ignore_errors=True)
     exit_now(EXIT_ABANDONED)

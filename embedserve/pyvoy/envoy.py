@@ -19,10 +19,10 @@ from embedserve.pyvoy.configuration import ADMIN_SOCKET, CONFIG_FILE, envoy_envi
 from embedserve.pyvoy.link import Link, Stage
 from embedserve.server_config import ServerConfig
 
-__all__ = ["CONFIG_VARIABLE", "Envoy"]
+__all__ = ["LINK_VARIABLE", "Envoy"]
 
-CONFIG_VARIABLE = "EMBEDSERVE_PYVOY"
-"""The environment variable that tells the application everything: its `ServerConfig`, its end of the link, and the
+LINK_VARIABLE = "EMBEDSERVE_PYVOY"
+"""The environment variable that tells the application its end of the link, over which its `ServerConfig` comes, and the
 directory that it clears away if its parent is killed."""
 
 # Seconds between two questions to Envoy.
@@ -56,7 +56,7 @@ class Envoy:
 
         ours, its = socket.socketpair()
         with its:
-            told = json.dumps({"link": its.fileno(), "directory": str(directory), "config": config.to_json()})
+            told = json.dumps({"link": its.fileno(), "directory": str(directory)})
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -65,7 +65,7 @@ class Envoy:
                     *("--concurrency", str(max(1, min(_MAX_WORKERS, cores - 1)))),
                     *("--log-level", "error"),
                     "--disable-hot-restart",
-                    env={**envoy_environment(), CONFIG_VARIABLE: told},
+                    env={**envoy_environment(), LINK_VARIABLE: told},
                     pass_fds=[its.fileno()],
                     # A Ctrl-C in the terminal is for this process alone, which drains before it ends Envoy.
                     start_new_session=True,
@@ -73,7 +73,9 @@ class Envoy:
             except BaseException:
                 ours.close()
                 raise
-        return cls(process, await Link.open(ours), directory)
+        link = await Link.open(ours)
+        link.tell(config.to_json())
+        return cls(process, link, directory)
 
     async def heard(self) -> Stage | None:
         """The next that the application says, or None when it has ended.

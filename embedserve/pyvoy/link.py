@@ -1,6 +1,7 @@
 """The socket between the two processes of the one-port server: what they say to each other, one JSON line each.
 
-The application says how far it is; its parent says when to drain. A line's end is the other process's end.
+The parent tells its configuration, for a process's environment is no place for secrets, and when to drain; the
+application says how far it is. A line's end is the other process's end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ Stage: TypeAlias = Literal["opening", "ready", "failed", "drain"]
 """`opening`: the port is about to open. `ready`: the models serve. `failed`: they will not. `drain`: finish."""
 
 
+_LONGEST_LINE = 2**26
+
+
 class Link:
     """One end."""
 
@@ -29,7 +33,7 @@ class Link:
     async def open(cls, end: socket.socket) -> Self:
         """Take over one end of a socket pair."""
         end.setblocking(False)
-        return cls(*await asyncio.open_connection(sock=end, limit=2**20))
+        return cls(*await asyncio.open_connection(sock=end, limit=_LONGEST_LINE))
 
     def say(self, stage: Stage, error: Exception | None = None) -> None:
         """Tell the other side; nothing happens when it has gone."""
@@ -38,6 +42,14 @@ class Link:
             line |= {"code": error.code if isinstance(error, ServingError) else Code.UNKNOWN, "message": str(error)}
         if not self._writer.is_closing():
             self._writer.write(json.dumps(line).encode() + b"\n")
+
+    def tell(self, text: str) -> None:
+        """Hand a text without line breaks over, before anything is said."""
+        self._writer.write(text.encode() + b"\n")
+
+    async def told(self) -> str:
+        """What the other side tells, or nothing when it has ended."""
+        return (await self._line()).decode().removesuffix("\n")
 
     async def flush(self) -> None:
         """Return when what was said has been sent."""
@@ -49,10 +61,7 @@ class Link:
         Raises:
             ServingError: What it said was that it failed.
         """
-        try:
-            line = await self._reader.readline()
-        except ConnectionError:
-            line = b""
+        line = await self._line()
         if not line:
             return None
         message = json.loads(line)
@@ -60,6 +69,12 @@ class Link:
         if stage == "failed":
             raise ServingError(message["message"], code=Code(message["code"]))
         return stage
+
+    async def _line(self) -> bytes:
+        try:
+            return await self._reader.readline()
+        except ConnectionError:
+            return b""
 
     def close(self) -> None:
         """Let go of this end."""

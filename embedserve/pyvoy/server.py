@@ -85,7 +85,7 @@ def _check_port_is_free(config: PyvoyConfig) -> bool:
 
 
 def _without_keys(config: ServerConfig) -> ServerConfig:
-    """The application needs no key, and a process's environment is no place for one."""
+    """The application needs no key, so it gets none."""
     assert config.pyvoy is not None
     return config.model_copy(update={"pyvoy": config.pyvoy.model_copy(update={"tls": None})})
 

@@ -29,6 +29,18 @@ async def test_stages_arrive_in_order_either_way_and_an_end_is_heard() -> None:
     ours.say("drain")
 
 
+async def test_what_is_told_arrives_before_what_is_said_however_long_it_is() -> None:
+    ours, its = await linked()
+    text = "x" * 5_000_000
+    ours.tell(text)
+    ours.say("drain")
+    assert await asyncio.wait_for(its.told(), 10) == text
+    assert await its.heard() == "drain"
+    ours.close()
+    assert await its.told() == ""
+    its.close()
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
