@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from embedserve.cpus import usable_cpus
 from embedserve.errors import ConfigError
 from embedserve.store_url import StoreUrl, check_readable, is_url, local_path
 
@@ -73,10 +74,6 @@ def location(value: str | os.PathLike[str] | StoreUrl) -> Path | StoreUrl:
         url = StoreUrl(text)
     check_readable(url)
     return url
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
@@ -263,7 +260,7 @@ class RegistryOptions(_Options):
     Attributes:
         batching, batching_options, servable, warmup, prefer_tflite_model: Defaults for models that do not say.
         num_tflite_pools: As well; None is one interpreter per run thread.
-        num_batch_threads: Run threads, shared by all models.
+        num_batch_threads: Run threads, shared by all models; as many as the process may use CPUs.
         num_load_threads: Threads for load, unload and directory scans.
         max_pending_requests: Bound of the unbatched path, per loaded version, in requests waiting or running.
         poll_interval: Seconds between directory scans; watch events only make a scan come sooner.
@@ -302,7 +299,7 @@ class RegistryOptions(_Options):
     warmup: Literal["auto", "none"] = "auto"
     prefer_tflite_model: bool = False
     num_tflite_pools: int | None = Field(default=None, ge=1)
-    num_batch_threads: int = Field(default_factory=_cpus, ge=1)
+    num_batch_threads: int = Field(default_factory=usable_cpus, ge=1)
     num_load_threads: int = Field(default=2, ge=1)
     max_pending_requests: int = Field(default=1000, ge=1)
     poll_interval: float = Field(default=1.0, gt=0)

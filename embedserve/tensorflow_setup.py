@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from embedserve.cpus import present_cpus, usable_cpus
 from embedserve.errors import ConfigError
 from embedserve.tfs_config import set_mixed_precision
 from embedserve.tfs_protos import read_text_proto
@@ -76,10 +77,19 @@ def _append_environment(name: str, value: str) -> None:
 
 
 def apply(session_config: bytes) -> None:
-    """Import TensorFlow, which takes seconds, and give its runtime the `ConfigProto`, which must precede any use."""
+    """Import TensorFlow, which takes seconds, and give its runtime the `ConfigProto`, which must precede any use.
+
+    Where a control group's quota pays for fewer CPUs than the process may run on, TensorFlow's pools are made as large
+    as that, unless the configuration says how large: TensorFlow itself would make a thread for each CPU it sees.
+    """
     import tensorflow as tf
 
-    if session_config:
+    config = tf.compat.v1.ConfigProto.FromString(session_config)
+    cpus = usable_cpus()
+    if cpus < present_cpus():
+        config.intra_op_parallelism_threads = config.intra_op_parallelism_threads or cpus
+        config.inter_op_parallelism_threads = config.inter_op_parallelism_threads or cpus
+    if config.ByteSize():
         # Enabling takes a configuration, but does nothing in TensorFlow 2, where it is on; so it is turned off first.
         tf.compat.v1.disable_eager_execution()
-        tf.compat.v1.enable_eager_execution(config=tf.compat.v1.ConfigProto.FromString(session_config))
+        tf.compat.v1.enable_eager_execution(config=config)

@@ -23,7 +23,7 @@ MAX_LINES = 420
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "errors",
+        "errors cpus",
         "store_url",
         "config",
         "priority servable observer",

@@ -547,6 +547,20 @@ print(tf.function(lambda x: x + 1)(tf.constant(1)).numpy())
     assert run_program("-c", code) == "3 2 True\n2\n"
 
 
+def test_pools_that_no_flag_sizes_follow_a_quota() -> None:
+    code = """
+from embedserve import tensorflow_setup
+from embedserve.flags import parse
+tensorflow_setup.present_cpus, tensorflow_setup.usable_cpus = lambda: 64, lambda: 3
+flags = parse(["--tensorflow_intra_op_parallelism=5"])
+tensorflow_setup.apply(tensorflow_setup.session_config_from_flags(flags))
+import tensorflow as tf
+threads = tf.config.threading
+print(threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads(), tf.executing_eagerly())
+"""
+    assert run_program("-c", code) == "5 3 True\n"
+
+
 # The process's first steps.
 
 

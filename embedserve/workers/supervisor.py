@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from embedserve.applied_config import AppliedConfig, log_models
+from embedserve.cpus import usable_cpus
 from embedserve.errors import NotReadyError, ServingError, StartError
 from embedserve.rest_port import listening_socket
 from embedserve.server import check_port_is_free
@@ -90,7 +90,7 @@ class _Supervisor:
         self._config = config
         self._listener = listener
         self._metrics = FleetMetrics() if config.rest.port is not None and config.rest.metrics_path else None
-        for_workers = worker_config(config, _cpus())
+        for_workers = worker_config(config, usable_cpus())
         self.fleet = Fleet(
             lambda index: Setup(index, config.workers, for_workers),
             config.workers,
@@ -195,7 +195,3 @@ async def _first(work: Any, stop: asyncio.Event) -> bool:
     finally:
         working.cancel()
         stopped.cancel()
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
