@@ -100,8 +100,8 @@ class FunctionServable:
             if name in wanted
         }
 
-    def choose_threads(self, signature_name: str, inputs: Tensors) -> None:
-        """Measure a run, and keep to the caller's own thread where runs are short.
+    def choose_threads(self, signature_name: str, inputs: Tensors) -> float:
+        """Measure a run, and keep to the caller's own thread where runs are short; the seconds that it took.
 
         Args:
             signature_name: A stateless signature.
@@ -109,8 +109,19 @@ class FunctionServable:
         """
         function = self._functions[signature_name]
         arrays = [inputs[name] for name in function.arguments]
-        if self._inline and run_time.fastest(lambda: function.call(arrays, None)) < run_time.SHORT_RUN:
+        seconds = run_time.fastest(lambda: function.call(arrays, None))
+        if self._inline and seconds < run_time.SHORT_RUN:
             function.run_inline()
+        return seconds
+
+    @property
+    def captured_inputs(self) -> dict[str, Sequence[Any]]:
+        """What each signature's function has captured, variables and tables, by one of its output tensors."""
+        return {
+            next(iter(self.signatures[name].outputs.values())).tensor_name: function.captured_inputs
+            for name, function in self._functions.items()
+            if self.signatures[name].outputs
+        }
 
     def close(self) -> None:
         """Drop the functions, their variables and their tables."""
@@ -159,6 +170,10 @@ class _SignatureFunction:
         self._function = function
         self.call = tensorflow_private.function_call(function)
         self.inline = False
+
+    @property
+    def captured_inputs(self) -> Sequence[Any]:
+        return list(self._function.captured_inputs)
 
     def run_inline(self) -> None:
         """From now on run in the caller's thread."""

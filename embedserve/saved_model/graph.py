@@ -13,7 +13,10 @@ from typing import Any
 
 from embedserve.saved_model import tensorflow_private
 
-__all__ = ["GraphReader", "Operations"]
+__all__ = ["LARGE_CONSTANTS", "GraphReader", "Operations"]
+
+LARGE_CONSTANTS = 2**20
+"""Bytes of constants from which copies of them matter: one is made for each way of running a graph."""
 
 
 def _words(text: str) -> frozenset[str]:

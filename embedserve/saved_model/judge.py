@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -20,7 +21,7 @@ from embedserve.servable import Array, Servable, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.tensors import dtypes
 
-__all__ = ["describe", "find_sample", "probe", "unguarded_inputs"]
+__all__ = ["describe", "difference", "equal", "find_sample", "needs_probe", "probe", "unguarded_inputs"]
 
 logger = logging.getLogger("embedserve")
 
@@ -117,7 +118,7 @@ def probe(servable: Servable, signature: Signature, sample: Sample | None) -> Ba
         return BatchingVerdict(False, "no input for the load-time probe could be made up: record warm-up requests")
     both = sample.batch(2)
     rows: list[Tensors] = [{name: array[row : row + 1] for name, array in both.items()} for row in range(2)]
-    if all(_equal(rows[0][name], rows[1][name]) for name in both):
+    if all(equal(rows[0][name], rows[1][name]) for name in both):
         return BatchingVerdict(False, "the recorded requests are all alike: nothing to probe with")
     try:
         together = servable.run(signature.name, both, timeout=_PATIENCE)
@@ -128,22 +129,39 @@ def probe(servable: Servable, signature: Signature, sample: Sample | None) -> Ba
         if merged.ndim == 0 or len(merged) != 2:
             return BatchingVerdict(False, f"output {name!r} of two rows has shape {list(merged.shape)}")
         for row in range(2):
-            if not _equal(merged[row : row + 1], alone[row][name]):
+            if not equal(merged[row : row + 1], alone[row][name]):
                 return BatchingVerdict(False, f"output {name!r} of a row depends on the other rows of its batch")
     return BatchingVerdict(True, "two rows together equal each alone")
 
 
-def _equal(first: Array, second: Array) -> bool:
-    if first.shape != second.shape:
+def equal(first: Array, second: Array, tolerance: float = _TOLERANCE) -> bool:
+    """Whether two outputs are the same: exactly, or for floats within `tolerance` as `difference` measures it."""
+    if first.dtype != second.dtype:
         return False
-    if first.dtype.hasobject or first.dtype.fields or first.dtype.kind == "b" or dtypes.by_numpy(first.dtype).limits:
-        return bool(np.array_equal(first, second))
-    precision = max(_TOLERANCE, 4.0 * _epsilon(first.dtype))
+    return difference(first, second) <= (max(tolerance, 4.0 * _epsilon(first.dtype)) if _is_inexact(first) else 0.0)
+
+
+def difference(first: Array, second: Array) -> float:
+    """The largest difference of an element, relative to the largest finite element of `second`.
+
+    Infinite where the shapes, exact values or non-finite elements differ.
+    """
+    if first.shape != second.shape:
+        return math.inf
+    if not _is_inexact(first):
+        return 0.0 if np.array_equal(first, second) else math.inf
     wide = np.complex128 if first.dtype.kind == "c" else np.float64
     a, b = first.astype(wide), second.astype(wide)
-    finite = np.abs(b[np.isfinite(b)])
-    scale = float(finite.max()) if finite.size else 0.0
-    return bool(np.allclose(a, b, rtol=precision, atol=precision * scale, equal_nan=True))
+    finite = np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+        return math.inf
+    apart = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
+    return apart / float(np.abs(b[finite]).max()) if apart and b[finite].any() else (math.inf if apart else 0.0)
+
+
+def _is_inexact(array: Array) -> bool:
+    dtype = array.dtype
+    return not (dtype.hasobject or dtype.fields or dtype.kind == "b" or dtypes.by_numpy(dtype).limits)
 
 
 def _epsilon(dtype: np.dtype[np.generic]) -> float:

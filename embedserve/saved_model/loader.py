@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import Code, LoadError, ServingError
-from embedserve.saved_model import completeness, custom_ops, judge, memory, warmup
+from embedserve.saved_model import completeness, custom_ops, graph_session, judge, memory, warmup
+from embedserve.saved_model.choosing import is_worth_a_try, session_if_faster
 from embedserve.saved_model.function import FunctionServable
-from embedserve.saved_model.graph import GraphReader, Operations
+from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
 from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
 from embedserve.saved_model.samples import Sample, candidates, feature_examples
 from embedserve.saved_model.session import SessionServable
@@ -37,10 +38,6 @@ __all__ = ["SavedModelLoader"]
 logger = logging.getLogger("embedserve")
 
 SavedModelServable: TypeAlias = FunctionServable | SessionServable | TfliteServable
-
-# In a session such a graph can run in the caller's thread: a function that does leaves its constants in TensorFlow's
-# cache for good.
-_LARGE_CONSTANTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ class SavedModelLoader:
         self._fingerprint = fingerprint
         self._judged = fingerprint is not None
         self._samples: dict[str, Sample] = {}
+        self._seconds: dict[str, float] = {}
         self.batching = options.batching_of(config)
         """How the version is batched; its own file is read when it is loaded."""
         self.warmup_records: int | None = None
@@ -105,10 +103,14 @@ class SavedModelLoader:
         loaded = self._load_tflite() or self._load_saved_model()
         try:
             loaded.servable.signatures = self._judge(loaded)
+            faster = self._in_session(loaded)
         except BaseException:
             self.unload(loaded.servable)
             raise
-        return loaded.servable
+        if faster is None:
+            return loaded.servable
+        loaded.servable.close()
+        return faster
 
     def _load_saved_model(self) -> _Loaded:
         meta_graph = read_meta_graph(self._path, self._config.saved_model_tags)
@@ -215,7 +217,7 @@ class SavedModelLoader:
         if not has_object_graph(meta_graph):
             return ("session",), "TensorFlow 1 wrote it"
         constants = max((found.constant_bytes for found in operations.values()), default=0)
-        if constants >= _LARGE_CONSTANTS:
+        if constants >= LARGE_CONSTANTS:
             return ("session", "function"), f"its graph holds {constants / 2**20:.1f} MB of constants"
         return ("function", "session"), ""
 
@@ -226,13 +228,30 @@ class SavedModelLoader:
         signatures: Mapping[str, Signature],
         operations: Mapping[str, Operations],
     ) -> FunctionServable | SessionServable:
-        given = (self._path, self._config.saved_model_tags, signatures, _copied(meta_graph.signature_def))
-        reads_files = any(found.reads_files for found in operations.values())
-        small = all(found.constant_bytes < _LARGE_CONSTANTS for found in operations.values())
-        if kind == "function":
-            return FunctionServable(*given, inline=small, reads_files_at_run_time=reads_files)
-        looping = frozenset(name for name, found in operations.items() if found.loops)
-        return SessionServable(*given, looping=looping, prune=small, reads_files_at_run_time=reads_files)
+        described = (signatures, _copied(meta_graph.signature_def))
+        if kind == "session":
+            return self._open_session(*described, operations)
+        return FunctionServable(
+            *(self._path, self._config.saved_model_tags, *described),
+            inline=_is_small(operations),
+            reads_files_at_run_time=any(found.reads_files for found in operations.values()),
+        )
+
+    def _open_session(
+        self,
+        signatures: Mapping[str, Signature],
+        signature_defs: Mapping[str, Any],
+        operations: Mapping[str, Operations],
+        captured: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+    ) -> SessionServable:
+        outputs = [spec.tensor_name for signature in signatures.values() for spec in signature.outputs.values()]
+        session = graph_session.open_saved_model(self._path, self._config.saved_model_tags, outputs, captured)
+        return SessionServable(
+            *(session, signatures, signature_defs),
+            looping=frozenset(name for name, found in operations.items() if found.loops),
+            prune=_is_small(operations),
+            reads_files_at_run_time=any(found.reads_files for found in operations.values()),
+        )
 
     def _load_error(self, error: Exception) -> LoadError:
         message = clean(error.message or "") if isinstance(error, tf.errors.OpError) else str(error)
@@ -259,7 +278,9 @@ class SavedModelLoader:
                 signature = dataclasses.replace(signature, batching=judge.probe(servable, signature, sample))
             if sample is not None:
                 self._samples[name] = sample
-                if isinstance(servable, FunctionServable | SessionServable):
+                if isinstance(servable, FunctionServable):
+                    self._seconds[name] = servable.choose_threads(name, sample.batch(1))
+                elif isinstance(servable, SessionServable):
                     servable.choose_threads(name, sample.batch(1))
             verdict = signature.batching
             logger.info(
@@ -276,6 +297,30 @@ class SavedModelLoader:
         examples = feature_examples(features) if features else []
         recorded = loaded.recorded.inputs.get(signature.name, ())
         return judge.find_sample(loaded.servable, signature, candidates(signature, recorded, examples))
+
+    def _in_session(self, loaded: _Loaded) -> SessionServable | None:
+        """The version in a graph session, where both ways of running it are open and that is the faster one."""
+        function, operations = loaded.servable, loaded.operations
+        if not isinstance(function, FunctionServable) or self._warmup == "none":
+            return None
+        if (self._config.servable or self._options.servable) != "auto":
+            return None
+        # A loop is to be stopped when nobody waits for it any more, and what cannot be compared stays what it is.
+        if any(found.loops or found.writes for found in operations.values()) or set(self._samples) != set(operations):
+            return None
+        if not is_worth_a_try(self._path, self._seconds):
+            return None
+
+        def open_session() -> SessionServable:
+            return self._open_session(
+                *(function.signatures, function.signature_defs, operations, function.captured_inputs)
+            )
+
+        requests = {name: sample.batch(1) for name, sample in self._samples.items()}
+        session = session_if_faster(function, open_session, requests)
+        if session is not None:
+            logger.info("%s runs in a graph session: it is faster there", self._id)
+        return session
 
     def warm_up(self, servable: Servable) -> None:
         """Replay the version's recorded warm-up requests.
@@ -308,6 +353,10 @@ class SavedModelLoader:
             servable.close()
         del servable
         memory.give_back()
+
+
+def _is_small(operations: Mapping[str, Operations]) -> bool:
+    return all(found.constant_bytes < LARGE_CONSTANTS for found in operations.values())
 
 
 def _copied(definitions: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,12 @@
-"""Servable over a graph session, for models that `tf.saved_model.load` cannot lift or that hold large constants.
+"""Servable over a graph session: for what runs faster there, holds large constants, or cannot be lifted.
 
 Made by the loader, run in run threads. A run can be bounded in time, not stopped at will. Knows no batching.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -23,13 +21,10 @@ from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
 from embedserve.tensors import dtypes
 
-__all__ = ["SessionServable"]
-
-logger = logging.getLogger("embedserve")
+__all__ = ["Plan", "SessionServable"]
 
 v1 = tf.compat.v1
 
-_INIT_ATTEMPTS = 5
 # A client chooses which outputs are computed, and TensorFlow compiles and keeps the graph of each choice.
 _MAX_OUTPUT_CHOICES = 32
 _MAX_LIMIT_MS = 2**31 - 1
@@ -42,8 +37,7 @@ class SessionServable:
 
     def __init__(
         self,
-        path: Path,
-        tags: Iterable[str],
+        session: Any,
         signatures: Mapping[str, Signature],
         signature_defs: Mapping[str, Any] = MappingProxyType({}),
         *,
@@ -51,40 +45,31 @@ class SessionServable:
         prune: bool = True,
         reads_files_at_run_time: bool = False,
     ) -> None:
-        """Load the model.
+        """Take over a session, to be closed by `close`.
 
         Args:
-            path: Version directory.
-            tags: Tag set of the MetaGraph.
+            session: As `graph_session` opens it; nothing is added to its graph any more.
             signatures: Signatures to serve.
             signature_defs: Their protos, and those of signatures that cannot be called.
             looping: Signatures whose runs may take any time.
             prune: Compute only the outputs asked for; each choice costs a copy of the constants it needs.
             reads_files_at_run_time: As in `Servable`.
-
-        Raises:
-            Exception: Whatever TensorFlow's loader raises, and LookupError where it leaves a variable unset.
         """
         self.signatures = signatures
         self.signature_defs = signature_defs
         self.reads_files_at_run_time = reads_files_at_run_time
-        self._session = _load(path, tags)
-        try:
-            _check_variables(self._session, signatures.values())
-            self._session.graph.finalize()
-        except BaseException:
-            self._session.close()
-            raise
+        session.graph.finalize()
+        self._session = session
         self._looping = looping
         self._prune = prune
         self._short: set[str] = set()
         self._reader: GraphReader | None = None
-        self._plans: dict[tuple[str, tuple[str, ...] | None], _Plan] = {}
+        self._plans: dict[tuple[str, tuple[str, ...] | None], Plan] = {}
         self._making = threading.Lock()
         self._reading = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<SessionServable {', '.join(self.signatures) or 'without signatures'}>"
+        return f"<{type(self).__name__} {', '.join(self.signatures) or 'without signatures'}>"
 
     def run(
         self,
@@ -102,8 +87,10 @@ class SessionServable:
         """
         if timeout is not None and timeout <= 0:
             raise DeadlineExceededError(TIMED_OUT)
+        if cancellation is not None and cancellation.cancelled:
+            raise InferenceError("the run was cancelled", code=Code.CANCELLED)
         choice = None if output_names is None else tuple(sorted(output_names))
-        plan = self._plans.get((signature_name, choice)) or self._plan(signature_name, choice)
+        plan = self._find_plan(signature_name, choice, inputs)
         arrays = [inputs[name] for name in plan.fed]
         if not plan.stateless:
             arrays = private_copies(arrays)
@@ -127,7 +114,7 @@ class SessionServable:
         """
         if signature_name in self._looping or tf.config.list_physical_devices("GPU"):
             return
-        plan = self._plans.get((signature_name, None)) or self._plan(signature_name, None)
+        plan = self._find_plan(signature_name, None, inputs)
         arrays = [inputs[name] for name in plan.fed]
         # Twice as long in the pool, or more, can only be a long run: no need to compile the graph once more.
         if plan.fetches and run_time.fastest(lambda: plan.run(arrays, 0)) < 2 * run_time.SHORT_RUN:
@@ -186,14 +173,18 @@ class SessionServable:
         self._session.close()
         self._session = None
 
-    def _plan(self, signature_name: str, choice: tuple[str, ...] | None) -> _Plan:
+    def _find_plan(self, signature_name: str, choice: tuple[str, ...] | None, inputs: Tensors) -> Plan:
+        """The plan for these inputs, made where it is the first of its kind."""
+        return self._plans.get((signature_name, choice)) or self._make_plan(signature_name, choice)
+
+    def _make_plan(self, signature_name: str, choice: tuple[str, ...] | None) -> Plan:
         with self._making:
             made = sum(name == signature_name for name, _ in self._plans)
             if not self._prune or made >= _MAX_OUTPUT_CHOICES:
                 choice = None
             plan = self._plans.get((signature_name, choice))
             if plan is None:
-                plan = _Plan(self._session, self.signatures[signature_name], choice)
+                plan = Plan(self._session, self.signatures[signature_name], choice)
                 if signature_name in self._short and plan.fetches:
                     plan.short = tensorflow_private.session_callable(self._session, plan.feeds, plan.fetches)
                 self._plans[signature_name, choice] = plan
@@ -207,7 +198,7 @@ class SessionServable:
             return self._reader.operations(fetched, fed).writes_files
 
 
-class _Plan:
+class Plan:
     """How one choice of a signature's outputs is run.
 
     Attributes:
@@ -247,62 +238,6 @@ class _Plan:
 def _limit(timeout: float | None) -> int:
     """Milliseconds for `RunOptions`, where 0 is no limit."""
     return 0 if timeout is None else min(max(1, round(timeout * 1000)), _MAX_LIMIT_MS)
-
-
-def _load(path: Path, tags: Iterable[str]) -> Any:
-    """A session with the model restored and initialised."""
-    for attempt in range(1, _INIT_ATTEMPTS + 1):
-        session = v1.Session(graph=tf.Graph(), config=_config())
-        try:
-            with session.graph.as_default(), tensorflow_private.quiet_loading():
-                v1.saved_model.loader.load(session, sorted(tags), str(path))
-        except tf.errors.FailedPreconditionError as error:
-            session.close()
-            # TF1 init ops may race: a table is filled from a variable that is not there yet, now and then.
-            if attempt == _INIT_ATTEMPTS or "uninitialized" not in (error.message or ""):
-                raise
-            logger.info("the init op of %s read a value before it was set; trying again", path)
-        except BaseException:
-            session.close()
-            raise
-        else:
-            return session
-    raise AssertionError("unreachable")
-
-
-def _check_variables(session: Any, signatures: Iterable[Signature]) -> None:
-    """Raise LookupError if a signature reads a resource variable that the SavedModel's restore op does not set.
-
-    Keras 3 models written by `tf.saved_model.save` are so: TensorFlow Serving loads them and fails at every request.
-    """
-    todo = [
-        _tensor(session.graph, spec.tensor_name).op for signature in signatures for spec in signature.outputs.values()
-    ]
-    seen = set(todo)
-    while todo:
-        operation = todo.pop()
-        sources = {tensor.op for tensor in operation.inputs} | set(operation.control_inputs)
-        todo += sources - seen
-        seen |= sources
-    handles = [operation for operation in seen if operation.type == "VarHandleOp"]
-    if not handles:
-        return
-    with session.graph.as_default():
-        checks = [tf.raw_ops.VarIsInitializedOp(resource=handle.outputs[0]) for handle in handles]
-    unset = sorted(handle.name for handle, is_set in zip(handles, session.run(checks), strict=True) if not is_set)
-    if unset:
-        named = ", ".join(unset[:3]) + (", ..." if len(unset) > 3 else "")
-        raise LookupError(
-            f"the SavedModel's restore op leaves {len(unset)} of {len(handles)} variables unset ({named}), as Keras 3 "
-            'models written by tf.saved_model.save do: export it with Model.export, or set servable="function"'
-        )
-
-
-def _config() -> Any:
-    config = tensorflow_private.process_config()
-    config.allow_soft_placement = True
-    config.gpu_options.allow_growth = True
-    return config
 
 
 def _tensor(graph: Any, name: str) -> Any:

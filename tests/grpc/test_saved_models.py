@@ -38,7 +38,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "session": saved_models.half_plus_two,
     "endless": saved_models.endless,
 }
-SESSIONS = {"session", "endless"}
+KINDS = {"session": "session", "endless": "session", "half_plus_two": "function"}
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[ModelConfig]:
     configs = []
     for name, build in BUILDERS.items():
         build(root / name / "3")
-        servable: Any = "session" if name in SESSIONS else None
+        servable: Any = KINDS.get(name)
         configs.append(ModelConfig(name=name, base_path=root / name, servable=servable))
     return configs
 

@@ -14,14 +14,18 @@ from tests.programs import ROOT
 RELOADS = """
 import asyncio, os, sys
 from pathlib import Path
-from embedserve import ModelRegistry
+from embedserve import ModelConfig, ModelRegistry
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 async def main():
     models = Path(sys.argv[1])
-    async with ModelRegistry(models, settle=0.0, watch=False, poll_interval=60.0) as registry:
+    configs = [
+        ModelConfig(name="constant", base_path=models / "constant"),
+        ModelConfig(name="variables", base_path=models / "variables", servable="function"),
+    ]
+    async with ModelRegistry(models=configs, settle=0.0, watch=False, poll_interval=60.0) as registry:
 
         def swapped():
             for new, old, *_ in registry.status().values():

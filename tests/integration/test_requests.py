@@ -259,7 +259,12 @@ async def test_every_run_thread_is_warm_in_every_batch_size_before_the_version_i
     options = BatchingOptions(max_batch_size=16, allowed_batch_sizes=(4, 16))
     deploy(saved("dense"), models / "m" / "1")
     async with ModelRegistry(
-        models, observers=[AtAvailable()], num_batch_threads=3, batching_options=options, **QUICK
+        *(models,),
+        observers=[AtAvailable()],
+        num_batch_threads=3,
+        batching_options=options,
+        servable="function",
+        **QUICK,
     ) as registry:
         expected = {(f"embedserve-run-{thread}", rows) for thread in range(3) for rows in (1, 4, 16)}
         assert set(warmed[0]) == expected

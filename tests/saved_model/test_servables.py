@@ -16,50 +16,15 @@ import tensorflow as tf
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.function import FunctionServable, _KeptKernels
+from embedserve.saved_model.graph_session import open_saved_model
 from embedserve.saved_model.session import SessionServable
 from embedserve.servable import Array, Cancellation, Tensors
 from tests import saved_models
+from tests.saved_model.cases import CASES, floats, strings
 from tests.saved_model.conftest import Load, ModelPath
 
 Kind = Literal["function", "session"]
 KINDS: tuple[Kind, ...] = ("function", "session")
-
-RANDOM = np.random.default_rng(7)
-
-
-def floats(*shape: int) -> Array:
-    return RANDOM.normal(size=shape).astype(np.float32)
-
-
-def strings(*values: bytes) -> Array:
-    return np.array(values, object)
-
-
-CASES: dict[str, tuple[str, str, Tensors]] = {
-    "variables": ("half_plus_two", "serving_default", {"x": floats(5, 1)}),
-    "variables, undeclared shape": ("half_plus_two", "serving_default", {"x": floats(2, 3, 4)}),
-    "matmul": ("dense", "serving_default", {"features": floats(7, 4)}),
-    "no rows": ("dense", "serving_default", {"features": floats(0, 4)}),
-    "integers": ("integer_matmul", "serving_default", {"features": np.arange(12, dtype=np.int32).reshape(3, 4)}),
-    "strings": ("strings", "serving_default", {"text": strings(b"", b"a\0b", "é".encode())}),
-    "several": (
-        "several",
-        "serving_default",
-        {"left": floats(3, 3), "right": np.arange(9, dtype=np.int32).reshape(3, 3)},
-    ),
-    "scalars": ("several", "scalars", {"a": np.array(2, np.float32), "b": np.array(3, np.float32)}),
-    "unknown rank": ("several", "free", {"x": floats(2, 2, 2)}),
-    "table and asset": ("lookup", "serving_default", {"words": strings(b"green", b"none")}),
-    "asset at run time": ("reads_asset_at_run_time", "serving_default", {"x": strings(b"a", b"b")}),
-    "branches and loops": ("control_flow", "pure", {"x": np.array([900, 3], np.float32)}),
-    "large constant": ("big_constant", "serving_default", {"x": floats(2, 1024)}),
-    "convolution": ("conv2d", "serving_default", {"image": floats(2, 9, 8, 1)}),
-    "text": ("text_cnn", "serving_default", {"tokens": np.arange(12, dtype=np.int32).reshape(2, 6)}),
-    "keras": ("keras_export", "serving_default", {"features": floats(4, 6)}),
-    "tf1 references": ("tf1_ref_variables", "serving_default", {"x": floats(3, 2)}),
-    "tf1 legacy init": ("tf1_legacy_init", "serving_default", {"words": strings(b"dog", b"cow")}),
-    "tf1 fed inner tensor": ("tf1_examples", "serving_default", {"x": floats(3, 1)}),
-}
 
 
 def by_signature_call(path: Path, signature_name: str, inputs: Tensors) -> dict[str, Any]:
@@ -129,7 +94,7 @@ def load_once(model: ModelPath) -> dict[Kind, Any]:
     signatures = read_signatures(read_meta_graph(path, ["serve"]))
     return {
         "function": FunctionServable(path, ["serve"], signatures),
-        "session": SessionServable(path, ["serve"], signatures),
+        "session": SessionServable(open_saved_model(path, ["serve"], []), signatures),
     }
 
 
@@ -327,7 +292,7 @@ def test_only_short_function_runs_stay_in_the_callers_thread(
     load: Load, monkeypatch: pytest.MonkeyPatch, short: float, inline: bool
 ) -> None:
     monkeypatch.setattr("embedserve.saved_model.run_time.SHORT_RUN", short)
-    servable = load("several")
+    servable = load("several", servable="function")
     assert isinstance(servable, FunctionServable)
     assert servable._functions["serving_default"].inline is inline
     inputs = CASES["several"][2]
@@ -442,7 +407,7 @@ def test_the_init_race_of_tf1_models_is_retried(load: Load, monkeypatch: pytest.
 
 
 def test_servables_show_what_they_serve(load: Load) -> None:
-    assert repr(load("several")) == "<FunctionServable free, scalars, serving_default>"
+    assert repr(load("several", servable="function")) == "<FunctionServable free, scalars, serving_default>"
     assert repr(load("tf1_counter")) == "<SessionServable serving_default>"
 
 

@@ -17,7 +17,6 @@ from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError, LoadError
 from embedserve.registry import ModelRegistry
 from embedserve.saved_model import tflite
-from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.loader import SavedModelLoader
 from embedserve.saved_model.tflite import TfliteServable
 from embedserve.saved_model.tflite_model import read_model
@@ -336,14 +335,14 @@ def test_without_any_interpreter_the_load_says_what_to_install(load: Load, monke
 
 def test_the_saved_model_is_served_unless_the_other_is_preferred(load: Load, tmp_path: Path) -> None:
     path = saved_models.half_plus_two(tmp_path / "m" / "1")
-    assert isinstance(load(), FunctionServable), "there is no other"
+    assert not isinstance(load(), TfliteServable), "there is no other"
     write(path, half_plus_two())
     assert isinstance(load(), TfliteServable)
     config = ModelConfig(name="m", base_path=path.parent)
-    for preferred, kind in ((False, "function"), (True, "tflite")):
+    for preferred in (False, True):
         made = SavedModelLoader(ServableId("m", 1), path, config, RegistryOptions(prefer_tflite_model=preferred))
         servable = made.load()
-        assert servable.kind == kind
+        assert (servable.kind == "tflite") is preferred
         made.unload(servable)
 
 
@@ -364,7 +363,7 @@ def test_operations_that_python_lacks_are_left_to_the_saved_model(
     assert caught.value.code is Code.UNIMPLEMENTED
     saved_models.half_plus_two(tmp_path / "m" / "1")
     caplog.set_level(logging.WARNING, "embedserve")
-    assert isinstance(load(), FunctionServable)
+    assert not isinstance(load(), TfliteServable)
     assert "is served from its SavedModel, its model.tflite cannot be" in caplog.text
 
 

@@ -1,0 +1,153 @@
+"""Opens graph sessions: one of a SavedModel, restored and initialised, or one of a graph alone.
+
+Called by the loader and by what freezes models. Knows no servable and no signature but by the tensors it names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tensorflow as tf
+
+from embedserve.saved_model import tensorflow_private
+
+__all__ = ["open_graph", "open_saved_model", "reached"]
+
+logger = logging.getLogger("embedserve")
+
+v1 = tf.compat.v1
+
+_INIT_ATTEMPTS = 5
+
+
+def open_saved_model(
+    path: Path,
+    tags: Iterable[str],
+    fetches: Sequence[str],
+    captured: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> Any:
+    """A session with the model restored and initialised.
+
+    Args:
+        path: Version directory.
+        tags: Tag set of the MetaGraph.
+        fetches: Tensors that will be computed.
+        captured: For variables that the restore op does not set, where another way of loading the model does: the
+            `captured_inputs` of a lifted signature, by one of its output tensors.
+
+    Raises:
+        Exception: Whatever TensorFlow's loader raises, and LookupError where a variable stays unset.
+    """
+    session = _restored(path, tags)
+    try:
+        _check_variables(session, fetches, captured)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def open_graph(graph: Any) -> Any:
+    """A session of a graph that is complete and folded; what needs to be initialised in it is not."""
+    config = _config()
+    # The graph never grows, so TensorFlow need not keep a second one, constants and all, to build upon.
+    config.experimental.optimize_for_static_graph = True
+    # Each of these would copy the constants several times, for nothing.
+    rewrites = config.graph_options.rewrite_options
+    rewrites.constant_folding = rewrites.arithmetic_optimization = rewrites.OFF
+    rewrites.meta_optimizer_iterations = rewrites.ONE
+    return v1.Session(graph=graph, config=config)
+
+
+def reached(graph: Any, fetches: Iterable[str]) -> set[Any]:
+    """Every operation of a graph that computing the tensors `fetches` needs."""
+    todo = [graph.get_tensor_by_name(name).op for name in fetches]
+    seen = set(todo)
+    while todo:
+        operation = todo.pop()
+        sources = {tensor.op for tensor in operation.inputs} | set(operation.control_inputs)
+        todo += sources - seen
+        seen |= sources
+    return seen
+
+
+def _restored(path: Path, tags: Iterable[str]) -> Any:
+    for attempt in range(1, _INIT_ATTEMPTS + 1):
+        session = v1.Session(graph=tf.Graph(), config=_config())
+        try:
+            with session.graph.as_default(), tensorflow_private.quiet_loading():
+                v1.saved_model.loader.load(session, sorted(tags), str(path))
+        except tf.errors.FailedPreconditionError as error:
+            session.close()
+            # TF1 init ops may race: a table is filled from a variable that is not there yet, now and then.
+            if attempt == _INIT_ATTEMPTS or "uninitialized" not in (error.message or ""):
+                raise
+            logger.info("the init op of %s read a value before it was set; trying again", path)
+        except BaseException:
+            session.close()
+            raise
+        else:
+            return session
+    raise AssertionError("unreachable")
+
+
+def _check_variables(session: Any, fetches: Iterable[str], captured: Mapping[str, Sequence[Any]]) -> None:
+    """Raise LookupError if computing `fetches` reads a resource variable that neither restore op nor `captured` sets.
+
+    Keras 3 models written by `tf.saved_model.save` are so: TensorFlow Serving loads them and fails at every request.
+    """
+    handles = [operation for operation in reached(session.graph, fetches) if operation.type == "VarHandleOp"]
+    unset = _unset(session, handles)
+    if unset and captured:
+        values = _captured_variables(session.graph, captured)
+        _set_variables(session, {handle: values[handle] for handle in unset if handle in values})
+        unset = [handle for handle in unset if handle not in values]
+    if unset:
+        names = sorted(handle.name for handle in unset)
+        raise LookupError(
+            f"the SavedModel's restore op leaves {len(unset)} of {len(handles)} variables unset "
+            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}), as Keras 3 models written by "
+            'tf.saved_model.save do: export it with Model.export, or set servable="function"'
+        )
+
+
+def _unset(session: Any, handles: Sequence[Any]) -> list[Any]:
+    if not handles:
+        return []
+    with session.graph.as_default():
+        checks = [tf.raw_ops.VarIsInitializedOp(resource=handle.outputs[0]) for handle in handles]
+    return [handle for handle, is_set in zip(handles, session.run(checks), strict=True) if not is_set]
+
+
+def _captured_variables(graph: Any, captured: Mapping[str, Sequence[Any]]) -> dict[Any, Any]:
+    """The lifted variable of each handle: a function's node takes what the function has captured, in order and last."""
+    found: dict[Any, Any] = {}
+    for output, values in captured.items():
+        call = graph.get_tensor_by_name(output).op
+        taken = [tensor.op for tensor in call.inputs][len(call.inputs) - len(values) :]
+        if len(taken) == len(values):
+            found |= dict(zip(taken, values, strict=True))
+    return found
+
+
+def _set_variables(session: Any, values: Mapping[Any, Any]) -> None:
+    assigns, feed = [], {}
+    for handle, resource in values.items():
+        dtype = handle.get_attr("dtype")
+        with session.graph.as_default():
+            value = v1.placeholder(dtype)
+            assigns.append(tf.raw_ops.AssignVariableOp(resource=handle.outputs[0], value=value))
+        with tf.init_scope():
+            feed[value] = tf.raw_ops.ReadVariableOp(resource=resource, dtype=dtype).numpy()
+    session.run(assigns, feed)
+
+
+def _config() -> Any:
+    config = tensorflow_private.process_config()
+    config.allow_soft_placement = True
+    config.gpu_options.allow_growth = True
+    return config
