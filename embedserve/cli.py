@@ -250,9 +250,9 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
     ):
         if value > 0:
             options[name] = value
-    for name in ("servable", "transition"):
+    for name in ("servable", "optimize", "transition"):
         options[name] = flags.text(name)
-    for name in ("settle", "drain_timeout", "remote_timeout"):
+    for name in ("optimize_tolerance", "settle", "drain_timeout", "remote_timeout"):
         options[name] = flags.real(name)
     for name in (
         "max_pending_requests",

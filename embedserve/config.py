@@ -181,6 +181,7 @@ class RetryPolicy(_Options):
 
 
 Batching = Literal["auto", "adaptive"] | bool
+Optimize = Literal["none", "freeze", "xla"]
 
 
 class LoggingOptions(_Options):
@@ -210,7 +211,11 @@ class ModelConfig(_Options):
         batching: `auto` batches signatures that are safe to batch; `adaptive` does too, and learns how large a batch
             may be and how long it may wait; True and False override the judgement.
         batching_options: Queue and batch sizes.
-        servable: `function` (`tf.saved_model.load`), `session` (a graph session), or `auto`.
+        servable: `function` (`tf.saved_model.load`), `session` (a graph session), or `auto`: a small model's load
+            measures which is faster.
+        optimize: `freeze` turns variables into constants, `xla` compiles besides; see docs/performance.md. What cannot
+            be had, or would change an answer, is refused: the version is served as it is, and its status says why.
+        optimize_tolerance: How far an optimised answer may be off, relative to the largest element of its output.
         saved_model_tags: Tag set of the MetaGraph to load.
         input_ranks: Rank per input name, for signatures that declare unknown rank.
         warmup: `auto` runs made-up and recorded requests before a version serves; `none` runs nothing.
@@ -227,6 +232,8 @@ class ModelConfig(_Options):
     batching: Batching | None = None
     batching_options: BatchingOptions | None = None
     servable: Literal["auto", "function", "session"] | None = None
+    optimize: Optimize | None = None
+    optimize_tolerance: float | None = Field(default=None, ge=0)
     saved_model_tags: tuple[str, ...] = ("serve",)
     input_ranks: Mapping[str, int] = Field(default_factory=dict)
     warmup: Literal["auto", "none"] | None = None
@@ -258,7 +265,8 @@ class RegistryOptions(_Options):
     """Options of a `ModelRegistry` that are not one model's.
 
     Attributes:
-        batching, batching_options, servable, warmup, prefer_tflite_model: Defaults for models that do not say.
+        batching, batching_options, servable, optimize, optimize_tolerance, warmup, prefer_tflite_model: Defaults for
+            models that do not say.
         num_tflite_pools: As well; None is one interpreter per run thread.
         num_batch_threads: Run threads, shared by all models; as many as the process may use CPUs.
         num_load_threads: Threads for load, unload and directory scans.
@@ -296,6 +304,8 @@ class RegistryOptions(_Options):
     batching: Batching = "auto"
     batching_options: BatchingOptions = BatchingOptions()
     servable: Literal["auto", "function", "session"] = "auto"
+    optimize: Optimize = "none"
+    optimize_tolerance: float = Field(default=1e-5, ge=0)
     warmup: Literal["auto", "none"] = "auto"
     prefer_tflite_model: bool = False
     num_tflite_pools: int | None = Field(default=None, ge=1)

@@ -84,7 +84,7 @@ class Servable(Protocol):
 
     @property
     def kind(self) -> str:
-        """How the version runs: `function`, `session` or `tflite`."""
+        """How the version runs: `function`, `session`, `frozen`, `xla` or `tflite`."""
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -128,6 +128,9 @@ class Loader(Protocol):
     @property
     def batching(self) -> tuple[Batching, BatchingOptions] | None:
         """How the version loaded last is to be batched; None means as the configuration says."""
+
+    note: str
+    """What else to know of the version loaded last, for its status; empty if there is nothing."""
 
     warmup_records: int | None
     """Recorded warm-up requests that `warm_up` read to the end; None where there is no file, or a request failed."""

@@ -196,6 +196,7 @@ class FakeLoader:
         self.warm_threads: set[int] = set()
         self.servable: FakeServable | None = None
         self.id = ServableId("", 0)
+        self.note = ""
         self.warmup_records: int | None = None
 
     @property

@@ -27,8 +27,9 @@ class VersionStatus:
         code, message: The error that ended it, or that its load is being retried for; OK and empty otherwise.
         path: The version's directory.
         generation: Counts how often the version was brought up: for new contents, or after it had been unloaded.
-        kind: `function`, `session` or `tflite` once loaded.
-        note: What else to know: a newer generation that failed, or why a directory is not loaded yet.
+        kind: `function`, `session`, `frozen`, `xla` or `tflite` once loaded.
+        note: What else to know: a newer generation that failed, why a directory is not loaded yet, or what of
+            `optimize` could not be had.
     """
 
     version: int
@@ -52,6 +53,7 @@ def status_of(generations: Iterable[ManagedVersion]) -> VersionStatus:
         path=shown.path,
         generation=shown.generation,
         kind=shown.servable.kind if shown.servable is not None else "",
+        note=shown.loader.note if shown.servable is not None else "",
     )
     if shown.error is not None and shown.state is not State.AVAILABLE:
         status = replace(status, code=Code(shown.error.code), message=shown.error.message)

@@ -20,15 +20,18 @@ from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import Code, LoadError, ServingError
 from embedserve.saved_model import completeness, custom_ops, graph_session, judge, memory, warmup
 from embedserve.saved_model.choosing import is_worth_a_try, session_if_faster
+from embedserve.saved_model.freezing import NotOptimisableError
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
 from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
+from embedserve.saved_model.optimising import Wanted, optimise, reason_of
 from embedserve.saved_model.samples import Sample, candidates, feature_examples
 from embedserve.saved_model.session import SessionServable
 from embedserve.saved_model.status import clean, code_of
 from embedserve.saved_model.tflite import MissingOperationError, TfliteServable
 from embedserve.saved_model.tflite_model import FILE_NAME as TFLITE_FILE
 from embedserve.saved_model.tflite_model import read_model
+from embedserve.saved_model.xla import OptimisedServable
 from embedserve.servable import Servable, ServableId
 from embedserve.signature import Signature
 from embedserve.tfs_batching import batching_of_version
@@ -83,6 +86,8 @@ class SavedModelLoader:
         """How the version is batched; its own file is read when it is loaded."""
         self.warmup_records: int | None = None
         """Recorded warm-up requests that were replayed; None before `warm_up`, or where there is no file."""
+        self.note = ""
+        """What of `optimize` could not be had, and why."""
 
     def __repr__(self) -> str:
         return f"<SavedModelLoader {self._id} at {self._path}>"
@@ -103,13 +108,15 @@ class SavedModelLoader:
         loaded = self._load_tflite() or self._load_saved_model()
         try:
             loaded.servable.signatures = self._judge(loaded)
-            faster = self._in_session(loaded)
+            faster = self._optimised(loaded) or self._in_session(loaded)
         except BaseException:
             self.unload(loaded.servable)
             raise
         if faster is None:
             return loaded.servable
         loaded.servable.close()
+        if isinstance(faster, OptimisedServable):
+            memory.give_back()  # Several copies of the graph and its constants.
         return faster
 
     def _load_saved_model(self) -> _Loaded:
@@ -297,6 +304,38 @@ class SavedModelLoader:
         examples = feature_examples(features) if features else []
         recorded = loaded.recorded.inputs.get(signature.name, ())
         return judge.find_sample(loaded.servable, signature, candidates(signature, recorded, examples))
+
+    def _optimised(self, loaded: _Loaded) -> OptimisedServable | None:
+        """The optimised copy of a version whose owner asks for one; None where it cannot be had, which `note` says."""
+        self.note = ""
+        mode = self._config.optimize or self._options.optimize
+        if mode == "none":
+            return None
+        tolerance = self._config.optimize_tolerance
+        wanted = Wanted(
+            mode,
+            self._options.optimize_tolerance if tolerance is None else tolerance,
+            *(self._path, self._config.saved_model_tags, loaded.operations),
+            *(loaded.recorded.inputs, self._samples, self.batching[1]),
+        )
+        try:
+            if isinstance(loaded.servable, TfliteServable):
+                raise NotOptimisableError("it runs in TensorFlow Lite")
+            if self._warmup == "none":
+                raise NotOptimisableError('with warmup="none" there is nothing to check its answers with')
+            optimised = optimise(loaded.servable, wanted)
+        except Exception as error:
+            self.note = f'optimize="{mode}" cannot be had, it runs as it is: {reason_of(error)}'
+            logger.warning("%s: %s", self._id, self.note)
+            return None
+        self.batching = self.batching[0], optimised.batching
+        self.note = "; ".join(f"signature {name!r} runs frozen: {why}" for name, why in optimised.refused.items())
+        if self.note:
+            logger.warning("%s: %s", self._id, self.note)
+        logger.info("%s runs %s: its answers were compared", self._id, optimised.servable.kind)
+        for name, sample in self._samples.items():
+            optimised.servable.choose_threads(name, sample.batch(1))
+        return optimised.servable
 
     def _in_session(self, loaded: _Loaded) -> SessionServable | None:
         """The version in a graph session, where both ways of running it are open and that is the faster one."""

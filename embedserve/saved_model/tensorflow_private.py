@@ -7,7 +7,7 @@ see one interface and need not know which way was taken. Knows no model and no s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ __all__ = [
     "forget_kernels",
     "function_call",
     "is_stateful",
+    "optimized_graph",
     "process_config",
     "quiet_loading",
     "session_callable",
@@ -216,6 +217,32 @@ def takes_references(op: str, stored: Any = None) -> bool:
     """Whether an op type takes a TF1 reference, through which it may write a variable."""
     definition = _op_def(op) or stored
     return definition is not None and any(argument.is_ref for argument in definition.input_arg)
+
+
+def optimized_graph(graph_def: Any, kept: Iterable[str], optimizers: Iterable[str]) -> Any | None:
+    """A `GraphDef` after some of grappler's optimizers; None where this TensorFlow has no such door: there is no other.
+
+    Args:
+        graph_def: Not changed.
+        kept: Tensors that are fed or fetched: their nodes keep their names.
+        optimizers: `function` puts called functions in place of their calls, `constfold` computes what is constant...
+    """
+    try:
+        from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+        from tensorflow.python.grappler import tf_optimizer
+
+        optimize = tf_optimizer.OptimizeGraph
+    except (ImportError, AttributeError) as error:
+        logger.warning("TensorFlow %s: graphs cannot be optimised ahead of their use (%s)", tf.__version__, error)
+        return None
+    meta_graph: Any = MetaGraphDef()
+    meta_graph.graph_def.CopyFrom(graph_def)
+    meta_graph.collection_def["train_op"].node_list.value.extend(kept)
+    config = tf.compat.v1.ConfigProto()
+    rewrites = config.graph_options.rewrite_options
+    rewrites.min_graph_nodes = -1  # Small ones, too.
+    rewrites.optimizers.extend(optimizers)
+    return optimize(config, meta_graph)
 
 
 def process_config() -> Any:

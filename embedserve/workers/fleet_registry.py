@@ -136,6 +136,7 @@ class _FleetLoader:
     """Has one generation of a version loaded by every worker. Its methods block; they are called in load threads."""
 
     batching = None
+    note = ""
     warmup_records: int | None = None
 
     def __init__(
@@ -175,7 +176,7 @@ class _FleetLoader:
             except CrashedError:
                 self._crashes += 1
             else:
-                self.key = loaded.key
+                self.key, self.note = loaded.key, loaded.note
                 return _FleetServable(loaded)
 
     def warm_up(self, servable: Servable) -> None:

@@ -202,6 +202,7 @@ class Loaded:
     key: Key
     kind: str
     reads_files_at_run_time: bool
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -434,9 +434,11 @@ print(resident() - before)
         ("big_constant", {"servable": "function"}, 15),
         ("wide", {}, 15),
         ("wide", {"servable": "function"}, 15),
+        ("wide", {"optimize": "xla", "batching_options": {"max_batch_size": 1}}, 10),
     ],
 )
 def test_reloads_stay_flat(model: ModelPath, tmp_path: Path, name: str, options: dict[str, Any], reloads: int) -> None:
+    """With what `optimize="xla"` does the 4 MB of variables become constants, and programs are made over them."""
     path = model(name) if name in saved_models.MODELS else saved_models.dense(tmp_path / "wide" / "1", 1024, 1024)
     done = subprocess.run(
         [sys.executable, "-c", RELOADS, str(path), json.dumps(options), str(reloads)],

@@ -206,3 +206,26 @@ def test_loading_gives_no_advice_to_whoever_serves_a_model(caplog: pytest.LogCap
     finally:
         logger.removeHandler(caplog.handler)
     assert {record.getMessage() for record in caplog.records} == {"something is wrong with this model"}
+
+
+def test_graphs_are_optimised_under_the_names_that_are_kept(model: ModelPath) -> None:
+    with tf.compat.v1.Session(graph=tf.Graph()) as session, tensorflow_private.quiet_loading():
+        tf.compat.v1.saved_model.loader.load(session, ["serve"], str(model("dense")))
+        before = session.graph.as_graph_def()
+    kept = before.SerializeToString(deterministic=True)
+    inlined = tensorflow_private.optimized_graph(
+        before, ["serving_default_features:0", "StatefulPartitionedCall:0"], ["function"]
+    )
+    assert inlined is not None
+    operations = {node.name: node.op for node in inlined.node}
+    assert operations["serving_default_features"] == "Placeholder"
+    assert operations["StatefulPartitionedCall"] == "IdentityN"
+    assert "MatMul" in operations.values()
+    assert before.SerializeToString(deterministic=True) == kept
+
+
+def test_without_grapplers_door_graphs_are_not_optimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorflow.python.grappler import tf_optimizer
+
+    monkeypatch.delattr(tf_optimizer, "OptimizeGraph")
+    assert tensorflow_private.optimized_graph(tf.compat.v1.GraphDef(), [], ["constfold"]) is None

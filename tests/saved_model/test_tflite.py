@@ -396,3 +396,13 @@ async def test_a_registry_serves_swaps_and_batches_tflite_models(tmp_path: Path,
         write(tmp_path / "models" / "m" / "2", half_plus_two())
         await registry.pin("m", 2)
         assert (await registry.predict("m", [2.0]))["y"].tolist() == [3.0]
+
+
+def test_optimised_execution_is_refused(load: Load, tmp_path: Path) -> None:
+    path = write(tmp_path / "m" / "1", half_plus_two())
+    config = ModelConfig(name="m", base_path=path.parent, optimize="freeze")
+    made = SavedModelLoader(ServableId("m", 1), path, config, RegistryOptions(prefer_tflite_model=True))
+    servable = made.load()
+    assert servable.kind == "tflite"
+    assert "it runs in TensorFlow Lite" in made.note
+    made.unload(servable)

@@ -73,6 +73,14 @@ async def entered() -> AsyncIterator[Worker]:
         worker.status.close()
 
 
+async def test_what_a_loader_notes_is_told_with_the_version() -> None:
+    loader = FakeLoader()
+    loader.note = "not optimised"
+    async with entered() as worker:
+        one = await worker.load(1, 1, loader)
+        assert worker.said == [Loaded(one, "fake", False, "not optimised")]
+
+
 async def test_a_loaded_version_answers_from_the_post_on_and_not_before() -> None:
     async with entered() as worker:
         one = await worker.load(1, 1)
