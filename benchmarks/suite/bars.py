@@ -67,7 +67,7 @@ def bars(samples: Samples, alone: Alone | None) -> list[Bar]:
     def over(item: int, what: str, one: Cell, other: Cell, bound: float, at_most: bool = False) -> Bar:
         return Bar(item, what, rate_ratio(samples, one, other), bound, at_most, cpu_ratio(samples, one, other))
 
-    found = [over(*each) for each in (*_in_process(), *_transports(), *_images(), *_peers(samples))]
+    found = [over(*each) for each in (*_in_process(), *_transports(), *_images(), *_peers(samples), *_optimised())]
     if alone is not None:
         found += [
             Bar(3, "mobilenet JSON: decode + encode, of json.loads + np.asarray + json.dumps", alone.codec, 0.2, True),
@@ -123,6 +123,12 @@ def _peers(samples: Samples) -> Iterator[Promise]:
             yield 4, f"the nearest that {peer} comes: {where}", ours(nearest), nearest, 1
     mosec = Cell("half", "rest", 64, "mosec")
     yield 4, "half at 64 over REST, of mosec", ours(mosec), mosec, MOSEC_AT_64
+
+
+def _optimised() -> Iterator[Promise]:
+    for protocol, name in (("grpc", "gRPC"), ("rest", "REST")):
+        plain, frozen = (Cell("mobilenet", protocol, 8, f"embedserve-{kind}") for kind in ("uvicorn", "optimised"))
+        yield 5, f"mobilenet at 8 over {name}, optimised, of the same server without", frozen, plain, 1.2
 
 
 def ours(cell: Cell) -> Cell:

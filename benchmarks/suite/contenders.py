@@ -62,6 +62,7 @@ class Contender:
         one_port: gRPC is answered on the REST port too.
         fixed: Answers the first example's answer whatever it is asked.
         halts: Can be stopped while others are measured; else it is started anew for each repeat.
+        workloads: What it is asked; all of them where none is named.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Contender:
     one_port: bool = False
     fixed: bool = False
     halts: bool = True
+    workloads: tuple[str, ...] = ()
 
     def format(self, protocol: str) -> Format | None:
         """What it is asked in over `protocol`, if it can be."""
@@ -107,6 +109,17 @@ CONTENDERS: dict[str, Contender] = {
             lambda place: [*EMBEDSERVE, str(place.models), "--server=pyvoy", f"--port={place.rest}"],
             "`python -m embedserve MODELS --server=pyvoy`: REST and gRPC on one port",
             one_port=True,
+        ),
+        Contender(
+            "embedserve-optimised",
+            "embedserve",
+            (TFS_REST, TFS_GRPC),
+            lambda place: [
+                *(*EMBEDSERVE, "--model_name=mobilenet", f"--model_base_path={place.models / 'mobilenet'}"),
+                *("--optimize=freeze", f"--port={place.grpc}", f"--rest_api_port={place.rest}"),
+            ],
+            "`python -m embedserve --optimize=freeze`: as embedserve-uvicorn, with its variables frozen",
+            workloads=("mobilenet",),
         ),
         Contender(
             "embedserve-in-process",

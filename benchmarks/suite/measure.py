@@ -85,9 +85,15 @@ class Entrant:
         self._processes: Processes | None = None
         self._sizes: dict[tuple[str, str], int | None] = {}
 
+    @property
+    def workloads(self) -> list[Workload]:
+        """What it is asked of what the plan has."""
+        asked = self.contender.workloads
+        return [workload for workload in self._plan.workloads if not asked or workload.name in asked]
+
     def cells(self) -> Iterator[tuple[Cell, Workload, Format]]:
         """What is measured of it. A no-op is a ceiling, which the highest concurrency shows."""
-        for workload in self._plan.workloads:
+        for workload in self.workloads:
             concurrency = workload.concurrency[-1:] if self.contender.fixed else workload.concurrency
             for protocol in workload.protocols:
                 found = self.contender.format(protocol)
@@ -125,7 +131,7 @@ class Entrant:
         return self.contender.formats[0].protocol == "in-process"
 
     def _clients(self) -> Iterator[tuple[Workload, Format, Client]]:
-        for workload in self._plan.workloads:
+        for workload in self.workloads:
             for format in self.contender.formats:
                 if format.protocol in workload.protocols:
                     yield workload, format, Client(format, self._port(format), workload.name)
@@ -252,8 +258,10 @@ def run(plan: Plan, models: Path) -> Results:
             python = prepare(contender, results)
             if python is not None:
                 place = new_place(Path(directory, contender.name), models, answers, python)
-                entrants.append(Entrant(contender, plan, place, examples))
-                stack.callback(entrants[-1].close)
+                entrant = Entrant(contender, plan, place, examples)
+                if entrant.workloads:
+                    entrants.append(entrant)
+                    stack.callback(entrant.close)
         for number in range(plan.repeats + 1):
             # The first round only starts and checks. Later ones begin with another server each.
             turns = entrants[number % max(1, len(entrants)) :] + entrants[: number % max(1, len(entrants))]

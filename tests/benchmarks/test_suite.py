@@ -16,7 +16,7 @@ from benchmarks.suite.alone import Alone
 from benchmarks.suite.bars import bars
 from benchmarks.suite.contenders import CONTENDERS, PEERS, Place, chosen
 from benchmarks.suite.load import Load, Target
-from benchmarks.suite.measure import Cell, Results, narrowed
+from benchmarks.suite.measure import Cell, Entrant, Plan, Results, narrowed
 from benchmarks.suite.processes import Processes, ServerFailed, stat
 from benchmarks.suite.wire import Array, Format
 from tests.programs import ROOT, run_program, wait_until
@@ -180,6 +180,27 @@ def test_workloads_are_narrowed_to_a_concurrency() -> None:
         ("mlp", (64,)),
         ("mobilenet", (8,)),
     ]
+
+
+def test_a_server_is_asked_only_what_it_is_for() -> None:
+    optimised = CONTENDERS["embedserve-optimised"]
+    place = Place(Path("python"), Path("models"), Path("work"), Path("answers"), 1, 2)
+
+    def asked(*workloads: str) -> set[tuple[str, str]]:
+        plan = Plan([optimised], narrowed(workloads, []), 1, 1, 0, 1)
+        return {(cell.workload, cell.protocol) for cell, _, _ in Entrant(optimised, plan, place, {}).cells()}
+
+    assert asked() == {("mobilenet", "rest"), ("mobilenet", "grpc")}
+    assert asked("half") == set()
+
+
+def test_optimised_execution_has_a_bar_of_its_own() -> None:
+    samples = {
+        Cell("mobilenet", "grpc", 8, f"embedserve-{kind}"): [Load(10, 0, rate, 0.1, 0.2, 0.3)]
+        for kind, rate in (("uvicorn", 100.0), ("optimised", 125.0))
+    }
+    (bar,) = bars(samples, None)
+    assert (bar.item, bar.ratio, bar.bound, bar.met) == (5, 1.25, 1.2, True)
 
 
 def sampled(**rates: list[float]) -> Results:
