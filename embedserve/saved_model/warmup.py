@@ -24,7 +24,7 @@ from embedserve.servable import Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import proto
 
-__all__ = ["MAX_RECORDS", "RecordedInputs", "read_logs", "recorded_inputs", "replay"]
+__all__ = ["MAX_RECORDS", "RecordedInputs", "read_logs", "recorded_inputs", "replay", "request_inputs"]
 
 logger = logging.getLogger("embedserve")
 
@@ -156,24 +156,49 @@ def _request(log: Any, servable: Servable) -> Callable[[], object] | None:
 
 
 def _predict(request: Any, servable: Servable) -> Callable[[], object]:
-    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    signature = servable.signatures.get(name)
-    if signature is None:
-        raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
-    inputs = signature.bind({alias: proto.decode(tensor, alias) for alias, tensor in request.inputs.items()})
+    signature, inputs = _predict_inputs(request, servable.signatures)
     outputs = signature.pick(list(request.output_filter))
-    return lambda: servable.run(name, inputs, outputs)
+    return lambda: servable.run(signature.name, inputs, outputs)
 
 
 def _inference(model_spec: Any, examples: list[bytes], servable: Servable) -> Callable[[], object]:
+    signature, inputs = _inference_inputs(model_spec, examples, servable.signatures)
+    return lambda: servable.run(signature.name, inputs)
+
+
+def request_inputs(log: Any, signatures: Mapping[str, Signature]) -> tuple[Signature, Tensors]:
+    """What a recorded Predict, Classify or Regress request asks, and its bound inputs.
+
+    Raises:
+        ServingError: It is of another kind, or not a request for a model with these signatures.
+    """
+    kind = log.WhichOneof("log_type")
+    if kind == "predict_log":
+        return _predict_inputs(log.predict_log.request, signatures)
+    if kind not in ("classify_log", "regress_log"):
+        raise InvalidInputError(f"of a kind with no single signature ({kind})")
+    request = getattr(log, kind).request
+    return _inference_inputs(request.model_spec, _examples(request.input), signatures)
+
+
+def _predict_inputs(request: Any, signatures: Mapping[str, Signature]) -> tuple[Signature, Tensors]:
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    signature = signatures.get(name)
+    if signature is None:
+        raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
+    return signature, signature.bind({alias: proto.decode(tensor, alias) for alias, tensor in request.inputs.items()})
+
+
+def _inference_inputs(
+    model_spec: Any, examples: list[bytes], signatures: Mapping[str, Signature]
+) -> tuple[Signature, Tensors]:
     name = model_spec.signature_name or DEFAULT_SIGNATURE
-    signature = servable.signatures.get(name)
+    signature = signatures.get(name)
     if signature is None:
         raise InvalidInputError(f"No signature was found with the name: {name}")
     if len(signature.inputs) != 1:
         raise InvalidInputError("Expected one input Tensor.")
-    inputs = signature.bind({next(iter(signature.inputs)): examples})
-    return lambda: servable.run(name, inputs)
+    return signature, signature.bind({next(iter(signature.inputs)): examples})
 
 
 def _examples(given: Any) -> list[bytes]:
