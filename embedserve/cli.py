@@ -1,6 +1,7 @@
 """The command line: flags and environment → `ServerConfig` → a running server, and its exit status.
 
 `python -m embedserve models/`, or `tensorflow_model_server`'s arguments. The flags themselves are listed in `flags`.
+One sub-command: `bench`, which measures a model.
 """
 
 from __future__ import annotations
@@ -41,13 +42,23 @@ __all__ = ["main", "server_config"]
 logger = logging.getLogger("embedserve")
 
 PROGRAM = "python -m embedserve"
+BENCH = "bench"
 EXIT_BAD_FLAGS = 255
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start."""
+    """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start.
+
+    With `bench` as the first argument, run `embedserve.bench` instead (`./bench` is a directory of that name).
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == BENCH:
+        from embedserve.bench.command import bench
+
+        configure_logging(level=logging.WARNING)
+        return bench(arguments[1:], PROGRAM, lambda flags: server_config(parse(flags), {}))
     try:
-        flags = parse(sys.argv[1:] if arguments is None else arguments)
+        flags = parse(arguments)
     except FlagError as error:
         print(usage(PROGRAM), flush=True)
         print(error, file=sys.stderr)  # After the long usage, where it is seen.

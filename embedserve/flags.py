@@ -405,6 +405,7 @@ def usage(program: str) -> str:
     lines = [
         f"usage: {program} MODELS_DIRECTORY [flags]",
         f"       {program} --model_base_path=DIRECTORY [flags]",
+        f"       {program} bench MODEL_DIRECTORY [options]      measures a model; bench --help tells more",
         "Flags:",
     ]
     for flag in FLAGS.values():

@@ -23,11 +23,11 @@ class _LogFormatter(logging.Formatter):
         return super().format(record)
 
 
-def configure_logging(who: str = "") -> None:
-    """Log to stderr, from INFO on; `who` stands before each message where several processes log to one place."""
+def configure_logging(who: str = "", level: int = logging.INFO) -> None:
+    """Log to stderr, from `level` on; `who` stands before each message where several processes log to one place."""
     handler = logging.StreamHandler(sys.stderr)
     line = f"%(asctime)s.%(micros)06d: %(letter)s %(place)s:%(lineno)d] {who}%(message)s"
     handler.setFormatter(_LogFormatter(line, "%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler])
     for noisy in ("uvicorn", "watchfiles", "asyncio", "absl", "tensorflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -45,6 +45,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "port_flags applied_config standalone",
         "server pyvoy ray",
         "workers",
+        "bench",
         "cli",
         "__main__ __init__",
     )
