@@ -36,7 +36,7 @@ MOST_GIVEN_UP = 64
 
 # Of runs shorter than so many seconds one in so many is learnt from, but for the first ones.
 QUICK = 0.001
-QUICK_SHARE = 8
+QUICK_SHARE = 32
 FIRST_RUNS = 32
 
 
@@ -82,7 +82,7 @@ class AdaptiveQueue(BatchQueue):
         self._timed = False  # Whether there has been a deadline.
         self._earliest = math.inf  # No deadline of a task that waits is before this.
         self._leaving = 0
-        self._to_give_up = 0
+        self._to_give_up = MOST_GIVEN_UP
         self._batches_since_probe = 0
         self._unlearnt = 0
 
@@ -150,7 +150,7 @@ class AdaptiveQueue(BatchQueue):
         batch = line[0]
         if batch.rows >= self.limit:
             return 0.0
-        at = super()._ready(line)
+        at = BatchQueue._ready(self, line)  # Not by super(): one of these is made per call, and a quick run has four.
         # With another thread free, those who come back need not wait for this run.
         if not self._watches or self._closing or len(line) > 1 or self._running < self._threads - 1:
             return at
@@ -169,7 +169,7 @@ class AdaptiveQueue(BatchQueue):
     def _take(self, lines: Lines, key: Key, line: deque[Batch], now: float) -> Batch:
         self._held = False
         self._room = self._divide(line, now)
-        batch = super()._take(lines, key, line, now)
+        batch = BatchQueue._take(self, lines, key, line, now)
         self._leaving = batch.rows
         return batch
 
@@ -222,28 +222,24 @@ class AdaptiveQueue(BatchQueue):
 
     def started(self, now: float) -> None:
         """As `BatchQueue.started`."""
-        super().started(now)
+        BatchQueue.started(self, now)
         if self._timed:
             self._forecast.started(now, self._seconds(self._leaving), self.waiting > 0)
 
     def ended(self, seconds: float | None, rows: int, now: float) -> None:
         """As `BatchQueue.ended`."""
-        super().ended(seconds, rows, now)
+        BatchQueue.ended(self, seconds, rows, now)
         if self._timed:
             self._forecast.ended(self.waiting > 0)
-        self._to_give_up = MOST_GIVEN_UP
-        if seconds is not None and self._says_something(seconds, rows) and self.times.observe(rows, seconds):
-            self._choose()
+            self._to_give_up = MOST_GIVEN_UP
+        if seconds is not None:
+            self._unlearnt += 1
+            if self._unlearnt >= QUICK_SHARE or self._typical >= QUICK or self.times.runs <= FIRST_RUNS:
+                self._unlearnt = 0
+                if self.times.observe(rows, seconds):
+                    self._choose()
         if self._watches:
             self._returns.answered(rows, now, self.times)
-
-    def _says_something(self, seconds: float, rows: int) -> bool:
-        """Of runs that are over sooner than they are learnt from some are enough, whatever they took."""
-        self._unlearnt += 1
-        if self._unlearnt < QUICK_SHARE and self._typical < QUICK and self.times.runs > FIRST_RUNS:
-            return False
-        self._unlearnt = 0
-        return True
 
     def _choose(self) -> None:
         """Choose the limit, and whether each request is worth a look."""

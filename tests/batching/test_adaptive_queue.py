@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedserve.batching.adaptive_queue import FIRST_RUNS, MOST_GIVEN_UP, PROBE_INTERVAL, AdaptiveQueue
+from embedserve.batching.adaptive_queue import FIRST_RUNS, MOST_GIVEN_UP, PROBE_INTERVAL, QUICK_SHARE, AdaptiveQueue
 from embedserve.batching.batch import Batch, BatchTask
 from embedserve.batching.merge import cut
 from embedserve.config import BatchingOptions
@@ -312,7 +312,7 @@ def test_only_some_of_many_quick_runs_are_learnt_from(loop: asyncio.AbstractEven
     for _ in range(FIRST_RUNS):
         line.queue.times.observe(1, 0.00011)
     runs = line.queue.times.runs
-    for _ in range(80):
+    for _ in range(10 * QUICK_SHARE):
         line.put()
         line.run()
         line.end(1)
