@@ -144,9 +144,11 @@ async def measure(config: ModelConfig, seconds: float, rounds: int) -> None:
 
         async def compare(load: Load, share: float | None = None) -> list[Sample]:
             samples: dict[Kind, list[Sample]] = {kind: [] for kind in KINDS}
+            # Long enough for a queue that grows to reach the timeout.
+            long = max(seconds, 3 * load.timeout) if share and share > 1 and load.timeout else seconds
             for number in range(rounds + 1):
                 for kind, registry in list(zip(KINDS, (default, adaptive), strict=True))[:: 1 if number % 2 else -1]:
-                    sample = await turn(registry, name, x, load, seconds)
+                    sample = await turn(registry, name, x, load, long)
                     if number:  # The first one warms up.
                         samples[kind].append(sample)
             print(row(name, title(load, share), samples["auto"], samples["adaptive"]), flush=True)

@@ -23,6 +23,12 @@ def test_the_parts_that_are_measured_alone_answer_right() -> None:
     assert "failed" not in printed
 
 
+def test_adaptive_batching_beside_the_default_is_a_table() -> None:
+    printed = run_program("-m", "benchmarks.adaptive", "--models", "half", "--seconds", 0.05, "--rounds", 1)
+    rows = re.findall(r"^\| half \| [^|]+ \| [\d,]+/s \| [\d,]+/s (?:\| \d+\.\d\d ){4}\|$", printed, re.MULTILINE)
+    assert len(rows) == 7
+
+
 def test_bad_requests_leave_the_process_alive() -> None:
     printed = run_program("-m", "benchmarks.fuzz", "--requests", 2000, "--seed", 7)
     assert "process alive" in printed
