@@ -38,7 +38,7 @@ class AsgiServer:
     async def start(self) -> None:
         config = hypercorn.config.Config()
         config.accesslog = config.errorlog = None
-        config.graceful_timeout = 30
+        config.graceful_timeout = 3  # It waits as long for the connection of a client that has cancelled a stream.
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         config.bind = [f"fd://{listener.detach()}"]
