@@ -21,20 +21,21 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def python_blocks() -> list[tuple[str, str]]:
-    return [
-        (f"{page.name}-{number}", block)
-        for page in PAGES
-        for number, block in enumerate(blocks(page, "python"), 1)
-        if "app = FastAPI(" not in block
-    ]
+def python_blocks(page: Path) -> list[str]:
+    return [block for block in blocks(page, "python") if "app = FastAPI(" not in block]
 
 
-@pytest.mark.parametrize(("where", "block"), python_blocks(), ids=[where for where, _ in python_blocks()])
-def test_a_python_block_runs(where: str, block: str, digit_models: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(block.replace("port=8500", f"port={free_port()}"))
-    run_program("-W", "error", script, cwd=digit_models.parent)
+RUN_EACH = "import runpy, sys\nfor script in sys.argv[1:]:\n    runpy.run_path(script, run_name='__main__')"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+def test_the_python_blocks_of_a_page_run(page: Path, digit_models: Path, tmp_path: Path) -> None:
+    """One process for a page, in which TensorFlow is imported once; each block has names of its own."""
+    scripts = []
+    for number, block in enumerate(python_blocks(page), 1):
+        scripts.append(tmp_path / f"block_{number}.py")
+        scripts[-1].write_text(block.replace("port=8500", f"port={free_port()}"))
+    run_program("-W", "error", "-c", RUN_EACH, *scripts, cwd=digit_models.parent)
 
 
 def test_the_web_service_block_serves(digit_models: Path, tmp_path: Path) -> None:
