@@ -39,7 +39,16 @@ PAIRS = [(client, server) for server, clients in TABLE.items() for client in cli
 
 each_pair = pytest.mark.parametrize(("client", "server"), PAIRS, ids=[f"{a}-{b}" for a, b in PAIRS])
 
-BIG = 2**24
+# Numbers of 4 bytes: more than the 4 MiB that gRPC takes by default, and 64 MiB for each client and each server once.
+BIG, LARGEST = 2**21, 2**24
+LARGEST_BETWEEN = {
+    ("blocking", "grpcio"),
+    ("aio", "pyvoy"),
+    ("h2", "hypercorn"),
+    ("web", "pyvoy"),
+    ("web-text", "uvicorn"),
+    ("web over HTTP/2", "hypercorn"),
+}
 ENDLESS_STEPS = 10**12
 
 
@@ -100,12 +109,18 @@ def test_a_client_that_leaves_ends_the_run(client: str, server: str, connect: Co
 
 
 @each_pair
-def test_a_message_of_64_mib_both_ways(asked: Client) -> None:
-    outcome = asked.call("Predict", halves(BIG))
+def test_a_large_message_both_ways(client: str, server: str, asked: Client) -> None:
+    count = LARGEST if (client, server) in LARGEST_BETWEEN else BIG
+    outcome = asked.call("Predict", halves(count))
     assert (outcome.code, outcome.text) == (Code.OK, "")
     found = predicted(outcome.response)
-    assert found.nbytes == 2**26
-    np.testing.assert_array_equal(found, np.arange(BIG, dtype=np.float32) * np.float32(0.5) + 2)
+    assert found.nbytes == 4 * count
+    np.testing.assert_array_equal(found, np.arange(count, dtype=np.float32) * np.float32(0.5) + 2)
+
+
+def test_each_client_and_each_server_has_a_message_of_64_mib() -> None:
+    assert {client for client, _ in LARGEST_BETWEEN} == set(CLIENTS)
+    assert {server for _, server in LARGEST_BETWEEN} == set(TABLE)
 
 
 @each_pair
