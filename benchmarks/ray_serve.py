@@ -150,7 +150,8 @@ def main() -> None:
     for way in ways:  # Each in a process of its own: Ray reads its settings when it is imported.
         settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         settings |= {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
-        settings |= {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}
+        # Niceness is 15 unless told otherwise: on a busy machine nothing would start.
+        settings |= {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0", "RAY_worker_niceness": "0"}
         settings |= {"RAY_SERVE_ENABLE_DIRECT_INGRESS": str(int(way == "direct"))}
         settings |= {"PYTHONPATH": str(Path(__file__).parents[1])}
         numbers = ["--requests", str(arguments.requests), "--callers", str(arguments.callers)]
