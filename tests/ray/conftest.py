@@ -59,14 +59,15 @@ def cluster() -> Iterator[Cluster]:
         stack.enter_context(mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT)} | SERVE))
         head: dict[str, Any] = {"num_cpus": 16, "object_store_memory": 100 * 2**20, "temp_dir": logs}
         head |= {"include_dashboard": False, "dashboard_agent_listen_port": 0}
-        others = set(processes_below(os.getpid()))
+        before = set(processes_below(os.getpid()))
+        rays: set[int] = set()
+        stack.callback(lambda: wait_until(lambda: not any(map(stat, rays))))
         cluster = Cluster(initialize_head=True, head_node_args=head)
         stack.callback(cluster.shutdown)
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         stack.callback(ray.shutdown)
         yield cluster
-        rays = set(processes_below(os.getpid())) - others
-    wait_until(lambda: not any(map(stat, rays)))
+        rays |= set(processes_below(os.getpid())) - before
 
 
 def processes_below(ancestor: int) -> Iterator[int]:
