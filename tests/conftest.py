@@ -1,4 +1,4 @@
-"""What holds for every test: nothing in embedserve blocks an event loop, and CI skips nothing."""
+"""What holds for every test: nothing blocks an event loop, CI skips nothing, and who shares servers stays together."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ _MAY_READ = (
     ("embedserve/config.py", {"absolute"}),
     ("traceback.py", {"format_exception", "print_exception", "extract"}),
 )
+
+# Directories whose tests share processes that took long to start. The longest come first, so that no process is left
+# with one of them at the end.
+_TOGETHER = ("ray", "conformance", "interop")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run in one process and in their order: those of a file, and of directories that share more."""
+    for item in items:
+        directory = item.path.parent.name
+        group = directory if directory in _TOGETHER else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    order = {name: place for place, name in enumerate(_TOGETHER)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
 
 @pytest.fixture(autouse=True)

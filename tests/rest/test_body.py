@@ -120,10 +120,10 @@ async def test_several_gzip_members_are_one_body(inflight: InflightBytes) -> Non
     "body",
     [
         b"not gzip",
-        gzip.compress(b"abc")[:-1],
-        gzip.compress(b"abc")[:5],
-        gzip.compress(b"abc") + b"garbage",
-        gzip.compress(b"abc" * 99)[:-6] + b"\0\0\0\0\0\0",
+        gzip.compress(b"abc", mtime=0)[:-1],  # Without the time, which would be in the test's name.
+        gzip.compress(b"abc", mtime=0)[:5],
+        gzip.compress(b"abc", mtime=0) + b"garbage",
+        gzip.compress(b"abc" * 99, mtime=0)[:-6] + b"\0\0\0\0\0\0",
         zlib.compress(b"abc"),
     ],
 )
