@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 from blockbuster import BlockBuster
+from xdist.scheduler import LoadScopeScheduling
 
 import embedserve
 from tests.programs import run_program
@@ -23,18 +24,26 @@ _MAY_READ = (
     ("traceback.py", {"format_exception", "print_exception", "extract"}),
 )
 
-# Directories whose tests share processes that took long to start. The longest come first, so that no process is left
-# with one of them at the end.
+# Directories whose tests share processes that took long to start, the longest first.
 _TOGETHER = ("ray", "conformance", "interop")
 
 
-@pytest.hookimpl(tryfirst=True)
+class _ByShared(LoadScopeScheduling):
+    """Deals out whole files, and whole directories where their files share more."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((name for name in _TOGETHER if file.startswith(f"tests/{name}/")), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Say which tests run in one process, one after the other."""
+    return _ByShared(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests run in one process and in their order: those of a file, and of directories that share more."""
-    for item in items:
-        directory = item.path.parent.name
-        group = directory if directory in _TOGETHER else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with what is dealt out in the largest pieces, so that no process is left alone with one at the end."""
     order = {name: place for place, name in enumerate(_TOGETHER)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 

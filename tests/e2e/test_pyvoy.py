@@ -10,7 +10,9 @@ import ssl
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -31,6 +33,15 @@ from tests.e2e.conftest import ServerProcess, Start
 from tests.programs import ROOT, answers, fetch, free_port, wait_until
 
 pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose sockets' names are within the system's bound, wherever pytest keeps its own."""
+    with TemporaryDirectory(prefix="es-") as directory:
+        yield Path(directory)
+
+
 pytestmark = pytest.mark.timeout(240)
 
 ENDLESS = {"instances": [10**12]}
@@ -213,7 +224,7 @@ def _every_request_in_flight_is_answered(server: ServerProcess, port: int) -> No
 
 
 def test_tls_speaks_http_1_2_and_3_asks_for_certificates_and_a_second_signal_ends_it_all(
-    start: Start, saved: Path, tmp_path: Path, certificates: Path
+    start: Start, saved: Path, tmp_path: Path, short_path: Path, certificates: Path
 ) -> None:
     publish(saved / "two", tmp_path / "models" / "m" / "1")
     publish(saved / "endless", tmp_path / "models" / "endless" / "1")
@@ -224,8 +235,7 @@ def test_tls_speaks_http_1_2_and_3_asks_for_certificates_and_a_second_signal_end
     with (tmp_path / "ssl").open("a") as file:
         file.write("client_verify: true")
     port = free_port()
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+    temporary = short_path
     server = start("models", "--server=pyvoy", f"--port={port}", "--ssl_config_file=ssl", TMPDIR=str(temporary))
     server.wait_until_serving()
     assert "Using SSL credentials" in server.log
@@ -337,10 +347,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_reason_and_nothin
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_before_the_first_load_has_ended_ends_both_processes(
-    start: Start, tmp_path: Path, number: signal.Signals
+    start: Start, short_path: Path, number: signal.Signals
 ) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+    temporary = short_path
     server = start("--server=pyvoy", f"--port={free_port()}", "--model_base_path=none", TMPDIR=str(temporary))
     server.wait_for_log("Finished adding/updating models")
     envoy = envoy_of(server)
