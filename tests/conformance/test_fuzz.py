@@ -109,6 +109,7 @@ RPCS: dict[str, list[Any]] = {
 }
 
 PATIENCE = 20  # Seconds after which a request counts as forgotten.
+RELOAD_PATIENCE = 60  # It unloads every other model first, and a cluster may be starting on the same machine.
 BLAMES_THE_SERVER = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
@@ -182,10 +183,10 @@ def test_rest(fuzzed: Serving) -> None:
     assert statuses[200] > 40, "too little of it was right enough to get anywhere"
 
 
-def grpc_code(server: Serving, method: str, body: bytes) -> tuple[grpc.StatusCode, str]:
+def grpc_code(server: Serving, method: str, body: bytes, patience: float = PATIENCE) -> tuple[grpc.StatusCode, str]:
     with grpc.insecure_channel(server.grpc) as channel:
         try:
-            channel.unary_unary(method)(body, timeout=PATIENCE)
+            channel.unary_unary(method)(body, timeout=patience)
         except grpc.RpcError as error:
             found: Any = error
             return found.code(), found.details()
@@ -271,10 +272,10 @@ def test_reload(fuzzed: Serving, directory: Path, tmp_path: Path) -> None:
     @fuzz(100)
     @given(body=requests(sample, hints=hints))
     def ask(body: bytes) -> None:
-        code, message = grpc_code(fuzzed, f"{MODEL}/HandleReloadConfigRequest", body)
+        code, message = grpc_code(fuzzed, f"{MODEL}/HandleReloadConfigRequest", body, RELOAD_PATIENCE)
         if code is grpc.StatusCode.UNKNOWN:
             assert "model(s) did not become available" in message
         else:
-            assert code not in BLAMES_THE_SERVER, f"{code.name}: {message}"
+            assert code not in BLAMES_THE_SERVER, f"{code.name}: {message}\n{fuzzed.process.log[-4000:]}"
 
     ask()
