@@ -118,10 +118,6 @@ def route(method: str, target: str) -> Route:
     Raises:
         InvalidInputError: No route has this method and form, the model name is missing, or the version is no int64.
     """
-    return _remembered(method, target) if len(target) <= _CACHED_TARGET else _match(method, target)
-
-
-def _match(method: str, target: str) -> Route:
     found = _POST.fullmatch(target) if method == "POST" else _GET.fullmatch(target) if method == "GET" else None
     if found is None:
         raise InvalidInputError(f"Malformed request: {method} {target}")
@@ -135,9 +131,6 @@ def _match(method: str, target: str) -> Route:
     else:
         action = "metadata" if action == "metadata" else "status"
     return Route(action, unquote(name), _version(version), None if label is None else unquote(label))
-
-
-_remembered = functools.lru_cache(maxsize=1024)(_match)
 
 
 def known_route(scope: Mapping[str, Any]) -> Route | None:
@@ -170,7 +163,7 @@ def _route_of(
     if not is_strict_uri(target) or not is_rest(target):
         return None
     try:
-        return _match(method, target)
+        return route(method, target)
     except InvalidInputError:
         return None
 
