@@ -88,6 +88,60 @@ def test_long_runs_full_queues_and_idle_processes_are_not_paused_for() -> None:
         assert pauses == 0, (seconds, first, load)
 
 
+def of_threads(first: int, gained: int, asked: int) -> int:
+    """Requests there after so many questions: none comes while the loop turns, as many as are `gained` in a pause."""
+    return first + gained * (asked >= 100)
+
+
+def pauses_of(settling: Settling, clock: Clock, first: int, gained: int, dispatches: int, load: float = 1.0) -> int:
+    """Pauses in so many dispatches of requests that come from other threads."""
+    pauses = 0
+    for _ in range(dispatches):
+        clock.advance(0.005, load)
+        settling.ran(0.0002)
+        pauses += dispatch(settling, clock, partial(of_threads, first, gained), load)[1] > 0
+    return pauses
+
+
+def test_requests_that_other_threads_bring_are_paused_for_where_turns_are_in_vain() -> None:
+    clock = Clock()
+    settling = clock.settling()
+    before = pauses_of(settling, clock, 6, 10, Settling.VAIN * Settling.TRY_EVERY)
+    assert before == 0
+    pauses_of(settling, clock, 6, 10, 200)
+    # Of each few, one tries turns again.
+    assert pauses_of(settling, clock, 6, 10, Settling.TRY_EVERY * 10) == (Settling.TRY_EVERY - 1) * 10
+    assert any(settling.pause(6) == Settling.STEP for _ in range(Settling.MOST_TURNS))
+    assert settling.enough == int(16 * Settling.PART)  # Not all that come at the most.
+
+
+def test_pauses_for_other_threads_that_bring_nothing_are_given_up() -> None:
+    clock = Clock()
+    settling = clock.settling()
+    assert pauses_of(settling, clock, 6, 10, 400) > 100
+    pauses_of(settling, clock, 6, 0, Settling.TRUST)
+    dispatches = 4000
+    tries = dispatches // (Settling.TRY_EVERY * (Settling.PATIENCE + Settling.VAIN))
+    assert 0 < pauses_of(settling, clock, 6, 0, dispatches) <= tries + 1
+
+
+def test_other_threads_are_not_waited_for_by_an_idle_process_by_few_or_by_many() -> None:
+    for first, load in ((6, 0.2), (2, 1.0), (20, 1.0)):
+        clock = Clock()
+        assert pauses_of(clock.settling(), clock, first, 10, 400, load) == 0, (first, load)
+
+
+def test_turns_that_bring_requests_come_before_pauses_for_other_threads() -> None:
+    clock = Clock()
+    settling = clock.settling()
+    assert pauses_of(settling, clock, 6, 10, 400) > 100
+    for _ in range(2 * Settling.TRY_EVERY):
+        clock.advance(0.005, load=0.1)
+        last = dispatch(settling, clock, partial(more_of, 6), load=0.1)
+    assert last[0] > 0
+    assert last[1] == 0
+
+
 def pause_once(settling: Settling, clock: Clock, clients: int) -> int:
     """One dispatch of a closed loop of `clients`, of which one is there at once; the number that ends its pause."""
     clock.advance(0.005)
