@@ -136,7 +136,7 @@ class Signature:
         Raises:
             InvalidInputError: Names, dtype or shape do not fit; the words of TF Serving come first.
         """
-        if not isinstance(inputs, Mapping):
+        if type(inputs) is not dict and not isinstance(inputs, Mapping):
             inputs = self._bare(inputs)
         if len(inputs) == len(self._checks):
             bound: dict[str, Array] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,7 +99,7 @@ class GrpcApp:
         self._send_limit = max_message_bytes
         self._gzip = compression == "gzip"
         self._max_calls = max_concurrent_calls
-        self._cors = Cors(cors)
+        self._cors = Cors(cors) or None
         self._calls = Calls()
         self._active = 0
 
@@ -113,44 +113,60 @@ class GrpcApp:
             wire = wire_of(headers.get(b"content-type", b""))
             if wire is None or scope["method"] != "POST":
                 await self._no_call(scope, headers, send)
-            elif wire.web or (missing := _missing_for_trailers(scope, headers)) is None:
-                await self._call(_Request(scope, headers, wire, receive), send)
             else:
-                await _refuse_for_trailers(send, missing)
+                await self.answer(_Request(scope, headers, wire, receive), send)
         elif scope["type"] == "lifespan":
             await run_lifespan(self._registry, self, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1000})
 
-    def takes(self, scope: Scope, all_calls: bool = False) -> bool:
-        """Whether a request is a call of one of the services, or a browser's question before it.
+    def call(self, scope: Scope, receive: Receive, all_calls: bool = False) -> _Request | None:
+        """The call that an HTTP request is, for `answer`; None for one that is the host's.
 
         A method that a service does not have counts as its call; everything else is the host's, unless `all_calls`.
         """
-        own = _path(scope)[1:].rpartition("/")[0] in self._services.names
-        if scope["method"] == "POST" and (own or all_calls):
-            return any(name == b"content-type" and wire_of(value) is not None for name, value in scope["headers"])
-        return own and scope["method"] == "OPTIONS" and bool(self._cors)
+        if scope["method"] == "POST" and (all_calls or self._is_own(scope)):
+            for name, value in scope["headers"]:
+                if name == b"content-type":
+                    wire = wire_of(value)
+                    return None if wire is None else _Request(scope, dict(scope["headers"]), wire, receive)
+        return None
+
+    def is_preflight(self, scope: Scope) -> bool:
+        """Whether a browser asks if it may call one of the services."""
+        return scope["method"] == "OPTIONS" and self._cors is not None and self._is_own(scope)
+
+    def _is_own(self, scope: Scope) -> bool:
+        return _path(scope)[1:].rpartition("/")[0] in self._services.names
 
     # One call.
 
-    async def _call(self, request: _Request, send: Send) -> None:
+    async def answer(self, request: _Request, send: Send) -> None:
+        """Answer one call, whatever becomes of it. The hot path."""
         wire = request.wire
-        extra = self._cors.headers(request.headers) if self._cors else ()
+        if not wire.web and (missing := _missing_for_trailers(request.scope, request.headers)) is not None:
+            await _refuse_for_trailers(send, missing)
+            return
+        extra = () if self._cors is None else self._cors.headers(request.headers)
         answering = False
         self._active += 1
         try:
             method = self._methods.get(_path(request.scope))
             self._check(method)
-            request.read_timeout()
+            timeout = request.headers.get(b"grpc-timeout")
+            if timeout is not None:
+                request.deadline = asyncio.get_running_loop().time() + read_timeout(timeout)
             if isinstance(method, Streaming):
                 answering = True
                 await self._stream(method, request, send, extra)
                 return
             assert isinstance(method, Unary)
             with self._calls.enter(deadline=request.deadline) as call:
-                message = await self._message(request)
+                event = await request.receive()
+                message = self._whole(event, request)
+                if message is None:
+                    message = await self._put_together(event, request)
                 call.listen(request.receive)
                 message = await method.answer(message, request)
                 flags = 0
@@ -185,9 +201,8 @@ class GrpcApp:
         if self._max_calls is not None and self._active > self._max_calls:
             raise ServingError("Concurrent RPC limit exceeded!", code=Code.RESOURCE_EXHAUSTED)
 
-    async def _message(self, request: _Request) -> bytes:
-        """The one message of a request."""
-        event = await request.receive()
+    def _whole(self, event: Any, request: _Request) -> bytes | None:
+        """The one message of a request, if its first event is just that, as most are."""
         body: bytes = event.get("body", b"")
         if (
             not event.get("more_body")
@@ -197,6 +212,10 @@ class GrpcApp:
         ):
             request.ended = True
             return body[PREFIX_BYTES:]
+        return None
+
+    async def _put_together(self, event: Any, request: _Request) -> bytes:
+        """The one message of a request whose first event is no more than its beginning."""
         request.first = event
         with self._reader(request) as reader:
             # The method reserves the message once more, before anything else runs.
@@ -242,7 +261,7 @@ class GrpcApp:
     # What is no call.
 
     async def _no_call(self, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> None:
-        if scope["method"] == "OPTIONS" and self._cors and b"access-control-request-method" in headers:
+        if scope["method"] == "OPTIONS" and self._cors is not None and b"access-control-request-method" in headers:
             await _respond(send, 204, b"", self._cors.preflight(headers))
         elif scope["method"] != "POST":
             await _respond(send, 405, b"gRPC calls are POST requests\n", [(b"allow", b"POST")])
@@ -269,11 +288,6 @@ class _Request:
     @property
     def encoding(self) -> bytes:
         return self.headers.get(b"grpc-encoding", b"")
-
-    def read_timeout(self) -> None:
-        timeout = self.headers.get(b"grpc-timeout")
-        if timeout is not None:
-            self.deadline = asyncio.get_running_loop().time() + read_timeout(timeout)
 
     async def next_event(self) -> Any:
         """The next of the body's events."""
@@ -335,10 +349,18 @@ class GrpcMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection, or let the host do it."""
-        if scope["type"] == "http" and self._grpc.takes(scope, self._all_calls):
-            await self._grpc(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+        await self.route(scope, receive, send)
+
+    def route(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """As calling it: the coroutine of whichever application answers, without one around it."""
+        if scope["type"] == "http":
+            call = self._grpc.call(scope, receive, self._all_calls)
+            if call is not None:
+                return self._grpc.answer(call, send)
+            if self._grpc.is_preflight(scope):
+                return self._grpc(scope, receive, send)
+        answering: Coroutine[Any, Any, None] = self._app(scope, receive, send)
+        return answering
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

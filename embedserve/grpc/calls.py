@@ -123,7 +123,8 @@ def unary(
         request: Any = None
         size = len(body)
         try:
-            registry.inflight.reserve(size)
+            inflight = registry.inflight
+            inflight.reserve(size)
             try:
                 large = size > LARGE
                 request = known = None if forms is None else forms.find(body)
@@ -138,7 +139,7 @@ def unary(
                 if forms is not None and known is None:
                     forms.learn(body, request)
             finally:
-                registry.inflight.release(size)
+                inflight.release(size)
             code = Code.OK
             return response
         except Exception as error:

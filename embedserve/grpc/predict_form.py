@@ -32,10 +32,19 @@ _PACKED = {5: 1, 6: 2}  # float_val: DT_FLOAT, double_val: DT_DOUBLE
 _LENGTH_DELIMITED = 2
 
 
+class KnownSpec(NamedTuple):
+    """A `ModelSpec` that has been read: attributes of the message cost a call each."""
+
+    name: str
+    version: int | None
+    label: str | None
+    signature_name: str
+
+
 class Form(NamedTuple):
     """What every request of one form says: its model spec, one input, and where the values start."""
 
-    model_spec: Any
+    model_spec: KnownSpec
     alias: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -53,10 +62,6 @@ class KnownRequest:
         self._form = form
         self._body = body
         self.model_spec = form.model_spec
-
-    def HasField(self, name: str) -> bool:  # noqa: N802 - protobuf's name
-        """As a message has it; a form without a model spec is not kept."""
-        return True
 
     def decode(self) -> dict[str, Array]:
         """The input by its name: read-only, in the form's dtype and shape."""
@@ -116,9 +121,12 @@ def _form(request: Any, start: int, size: int) -> Form | None:
     fits = dtype.numpy.itemsize * math.prod(shape) == size - start > 0
     if not fits or dtype.numpy.kind not in "fiuc":
         return None  # Bytes of other dtypes need a look at each; fewer or more values than elements need a rule.
-    spec = type(request.model_spec)()
-    spec.CopyFrom(request.model_spec)
-    return Form(spec, alias, dtype.numpy, shape, start)
+    spec = request.model_spec
+    choice = spec.WhichOneof("version_choice")
+    version = spec.version.value if choice == "version" else None
+    label = spec.version_label if choice == "version_label" else None
+    known = KnownSpec(spec.name, version, label, spec.signature_name)
+    return Form(known, alias, dtype.numpy, shape, start)
 
 
 def _start_of_values(body: bytes) -> int | None:

@@ -132,12 +132,18 @@ class _DecodedInputs(Mapping[str, Array]):
 async def _predict(
     registry: ModelRegistry, tensor_content: bool, request: Any, context: Context, large: bool, log: Log
 ) -> bytes:
-    with acquire(registry, request) as handle:
-        signature = handle.signature(request.model_spec.signature_name)
+    spec = request.model_spec
+    known = type(request) is KnownRequest
+    with (
+        registry.acquire_now(spec.name, version=spec.version, label=spec.label)
+        if known
+        else acquire(registry, request) as handle
+    ):
+        signature = handle.signature(spec.signature_name)
         if registry.options.enable_signature_method_name_check:
             signature.check_predict_method()
         # A tensor names its dtype itself, so nothing is cast.
-        if type(request) is KnownRequest:
+        if known:
             inputs = signature.bind(request.decode(), cast=False)
             unpacked = 0
         else:
@@ -151,8 +157,11 @@ async def _predict(
                 outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority)
         else:
             outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority)
-        encode = partial(predict_response, handle.name, handle.version, signature, outputs, tensor_content)
-        answer = await registry.run_in_thread(encode) if _is_large(outputs) else encode()
+        made_of = (handle.name, handle.version, signature, outputs, tensor_content)
+        if _is_large(outputs):
+            answer = await registry.run_in_thread(predict_response, *made_of)
+        else:
+            answer = predict_response(*made_of)
         return log(handle, signature.name, answer)
 
 
@@ -164,10 +173,10 @@ def _unpacked(request: Any, inputs: Tensors) -> int:
 
 def _is_large(outputs: Tensors) -> bool:
     """Whether writing them takes so long that it is done in a thread."""
-    candidates = [array for array in outputs.values() if array.nbytes > LARGE]
-    return bool(candidates) and any(
-        array.dtype.kind not in "fcb" or array.nbytes > LARGE_MEMORY for array in candidates
-    )
+    for array in outputs.values():
+        if array.nbytes > LARGE and (array.dtype.kind not in "fcb" or array.nbytes > LARGE_MEMORY):
+            return True
+    return False
 
 
 def _write_spec(spec: Any, handle: ModelHandle, signature_name: str = "") -> None:

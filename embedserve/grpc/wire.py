@@ -45,7 +45,7 @@ class Wire:
 
     async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Send a whole answer of one message."""
-        await self.start(send, flags, extra)
+        await send(self._start(flags, extra))
         if len(message) > LARGE:  # Two messages rather than a copy.
             await send({"type": "http.response.body", "body": _prefix(message, flags), "more_body": True})
             await send({"type": "http.response.body", "body": message})
@@ -55,13 +55,17 @@ class Wire:
 
     async def start(self, send: Send, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Begin an answer; `flags` are those its messages will have."""
+        await send(self._start(flags, extra))
+
+    def _start(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+        # Made anew each time: applications around this one may add to the headers.
         headers: Headers = [self._content_type, _ENCODINGS, *extra]
         if flags:
             headers.append(_GZIPPED)
         event: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers}
         if not self.web:
             event["trailers"] = True
-        await send(event)
+        return event
 
     async def message(self, send: Send, message: bytes, flags: int) -> None:
         """Send one message of a stream."""

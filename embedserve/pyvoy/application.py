@@ -34,6 +34,8 @@ from embedserve.standalone import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from embedserve.asgi.calls import Receive, Scope, Send
     from embedserve.metrics import Metrics
 
@@ -50,25 +52,30 @@ class PyvoyApp:
     Pyvoy has one loop for TCP and another one for HTTP/3, each with a lifespan; calls of the other are carried over.
     """
 
+    _asgi_single_callable = True  # What pyvoy asks for of an application that is no coroutine function itself.
+
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._serving: Any = None
+        self._route: Any = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one ASGI connection."""
-        loop = asyncio.get_running_loop()
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Answer one ASGI connection, in the coroutine that this gives: one around it would cost each call."""
         if scope["type"] == "lifespan":
-            loop.set_exception_handler(overlook_late_events)
-            if self._loop is None:
-                self._loop = loop
-                await self._live(receive, send)
-            else:
-                await _follow_the_first(receive, send)
-        elif loop is self._loop:
-            await self._serving(scope, receive, send)
+            return self._lifespan(receive, send)
+        if asyncio.get_running_loop() is self._loop:
+            answering: Coroutine[Any, Any, None] = self._route(scope, receive, send)
+            return answering
+        assert self._loop is not None
+        return carry_over(self._route, self._loop, scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(overlook_late_events)
+        if self._loop is None:
+            self._loop = loop
+            await self._live(receive, send)
         else:
-            assert self._loop is not None
-            await carry_over(self._serving, self._loop, scope, receive, send)
+            await _follow_the_first(receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """From the start of the process to its end."""
@@ -124,7 +131,7 @@ class PyvoyApp:
             log_models(config.models)
         await asyncio.to_thread(tensorflow_setup.apply, config.session_config)
         await registry.start(wait=False)
-        self._serving = _application(registry, config, applied, metrics)
+        self._route = _application(registry, config, applied, metrics).route
         if config.rest.early:
             link.say("opening")
             await send({"type": "lifespan.startup.complete"})

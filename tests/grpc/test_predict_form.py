@@ -23,6 +23,8 @@ def request_of(array: Any, alias: str = "x", content: bool = False, **spec: Any)
     request.model_spec.name = spec.get("name", "m")
     if "version" in spec:
         request.model_spec.version.value = spec["version"]
+    if "label" in spec:
+        request.model_spec.version_label = spec["label"]
     request.model_spec.signature_name = spec.get("signature_name", "")
     proto.encode_into(request.inputs[alias], array, by_numpy(array.dtype), as_content=content)
     return request
@@ -42,13 +44,15 @@ def learned(*requests: Any) -> Forms:
     shape=st.lists(st.integers(1, 5), max_size=4),
     alias=st.text(max_size=200),
     name=st.text(min_size=1, max_size=20),
-    version=st.none() | st.integers(0, 2**62),
+    choice=st.none() | st.integers(0, 2**62) | st.text(max_size=20),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_the_second_of_its_form_reads_as_the_parser_reads_it(
-    dtype: Any, shape: list[int], alias: str, name: str, version: int | None, seed: int
+    dtype: Any, shape: list[int], alias: str, name: str, choice: int | str | None, seed: int
 ) -> None:
+    version, label = (None, choice) if isinstance(choice, str) else (choice, None)
     spec: dict[str, Any] = {"name": name} | ({} if version is None else {"version": version})
+    spec |= {} if label is None else {"label": label}
     rng = np.random.default_rng(seed)
     arrays = [
         np.frombuffer(rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape) for _ in "ab"
@@ -60,7 +64,7 @@ def test_the_second_of_its_form_reads_as_the_parser_reads_it(
     found = forms.find(body)
     assert found is not None
     parsed = predict_pb2.PredictRequest.FromString(body)
-    assert found.model_spec == parsed.model_spec
+    assert found.model_spec == (name, version, label, parsed.model_spec.signature_name)
     [(read, array)] = found.decode().items()
     expected = proto.decode(parsed.inputs[alias], alias)
     assert read == alias
