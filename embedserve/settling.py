@@ -17,13 +17,13 @@ class Settling:
     """Decides from what waiting has brought so far: an idle system never waits, and one with nothing to gain hardly.
 
     First it waits turns of the loop, as long as each few of them bring another request: turns of a loop that has
-    nothing to do pass in microseconds, and a busy one would not have run the work much sooner. Where that brings
-    requests, few are there without it, runs are short, and the process has used most of a core for a while, it waits
-    milliseconds, as long as each brings a request and there are not as many as come at the most: little is lost, for
-    the core is busy with the requests that come, and the runs take a small part of it instead of most.
+    nothing to do pass in microseconds, and a busy one would not have run the work much sooner.
 
-    Turns that bring nothing do not say that nothing is on its way: other threads may have it, which a turning loop
-    keeps from the core. There a pause is tried now and then, and made as long as pauses bring requests.
+    In a process that uses a core up, with short runs, it tries pauses of milliseconds besides. They pay as long as the
+    core is busy meanwhile with the requests that come, of which each saves most of a run; with few clients it soon has
+    nothing to do. So a pause ends at a number of requests that grows while nothing is idled away and shrinks when
+    something is, and where pauses cost more than they save they are tried less and less often. Turns that bring
+    nothing do not say that nothing is on its way: other threads may have it, which a turning loop keeps from the core.
 
     Attributes:
         enough: Requests at which a pause ends before its time.
@@ -34,19 +34,24 @@ class Settling:
     MOST_SECONDS = 0.002  # Of waiting by turns.
     TRUST = 8
     TRY_EVERY = 16
+
     SHORT_RUN = 0.002
-    FEW = 8.0
-    STEP = 0.002
-    MOST_STEPS = 2
     SATURATED = 0.5  # Of one core, which is all that Python code can use.
     WINDOW = 0.05
-
-    # Where other threads have the requests.
-    VAIN = 4  # Tries of turns that brought nothing, before a pause is tried.
-    PATIENCE = 16  # Tries until the next one where a pause has brought nothing either.
-    SOME = 4.0  # With fewer, a try would cost more than it could bring.
-    FEW_OF_THREADS = 16.0
-    PART = 0.6  # Of what comes at the most ends a pause: with all of them here, those threads would have nothing to do.
+    STEP = 0.001  # After each the pause ends, unless the process has worked for so much of it.
+    WORKING = 0.7
+    MOST_STEPS = 4
+    SAVED = 0.000_05  # Seconds of the process that a request costs less when it shares a run.
+    RARELY = 1024  # Dispatches between two tries of a pause, at the most.
+    # Where turns bring nothing, pauses are tried after so many tries of turns, if so many requests are there.
+    VAIN = 4
+    SOME = 4.0
+    # What becomes of the number that ends a pause when more than a part of the time from pause to pause was idle, and
+    # when not: it grows, the faster the longer that goes on.
+    LITTLE = 0.1
+    SHRUNK = 0.8
+    GROWTH = 0.125
+    ACCELERATION = 1.06
 
     def __init__(self, now: Callable[[], float], used: Callable[[], float] = time.process_time) -> None:
         self._now = now
@@ -54,19 +59,24 @@ class Settling:
         self._trust = 0
         self._since_tried = 0
         self._vain = 0  # Tries of turns in a row that brought nothing.
-        self._threads_trust = 0  # As `_trust`, in pauses where turns bring nothing.
         self._turns = self._quiet = self._first = self._most = 0
         self._end = 0.0
-        self._paused = False
-        self._peak = 0.0
-        self.enough = sys.maxsize
-        self._run_seconds = 0.0
         self._usual = 0.0  # Requests that are there before any waiting.
+        self._run_seconds = 0.0
         self._saturated = False
         self._window = (now(), used())
+        self._paused = False
+        # Now and used, at the end of the last pause and of the last step of this one.
+        self._since = self._stepped = (0.0, 0.0)
+        self._balance = 0.0  # Seconds that the last pauses have saved; where they have not, there are only tries.
+        self._pause_every = self._until_pause = self.TRY_EVERY
+        self._target = 0.0  # Requests that end a pause.
+        self._growth = self.GROWTH
+        self.enough = sys.maxsize
 
     def __repr__(self) -> str:
-        return f"<Settling trust {self._trust}{', saturated' * self._saturated}>"
+        pauses = f", pauses for {self._target:.0f}" * (self._balance > 0)
+        return f"<Settling trust {self._trust}{', saturated' * self._saturated}{pauses}>"
 
     def ran(self, seconds: float) -> None:
         """A run took so long, from its dispatch to its end."""
@@ -79,18 +89,18 @@ class Settling:
             waiting: Requests that could go together and are here now; 0 where none can be gained.
         """
         if self._paused:
-            if waiting > self._most and self._now() < self._end:
-                self._most = waiting
+            now, total = self._now(), self._used()
+            began, used = self._stepped
+            if now < self._end and total - used > self.WORKING * (now - began):
+                self._stepped = (now, total)
                 return self.STEP
-            if waiting == self._most:  # Nobody else is coming: there are fewer clients than there were.
-                self._peak -= (self._peak - waiting) / 8
-            self._resume(waiting)
+            self.stop(waiting)
             return None
         if not self._turns:
             if not waiting:
                 return None
             self._usual += (waiting - self._usual) / 16
-            if self._pays():
+            if self._pays(waiting):
                 return self._begin_pause(waiting)
             if not self._trust and self._since_tried:
                 return None
@@ -105,50 +115,63 @@ class Settling:
         if self._quiet < self.QUIET_TURNS and self._turns < self.MOST_TURNS and self._now() < self._end:
             return 0.0
         self._turns = 0
-        gained = self._most > self._first
-        self._trust = self._learned(self._trust, gained)
-        self._vain = 0 if gained else self._vain + 1
+        if self._most > self._first:
+            self._trust = min(self._trust + 2, self.TRUST)
+            self._vain = 0
+        else:
+            self._trust = max(self._trust - 1, 0)
+            self._vain += 1
         return None
 
-    def stop(self, waiting: int) -> None:
-        """The pause is over before its time, with `waiting` requests there."""
-        self._resume(waiting)
+    def _pays(self, waiting: int) -> bool:
+        """Whether to wait by the clock."""
+        tries = self._trust >= self.TRUST // 2
+        if not self._trust:
+            self._since_tried = (self._since_tried + 1) % self.TRY_EVERY
+            if not self._since_tried:  # The turn of the turns.
+                return False
+            tries = self._vain >= self.VAIN and self._usual >= self.SOME
+        if self._run_seconds >= self.SHORT_RUN:
+            return False
+        if self._balance <= 0:
+            if not tries:
+                return False
+            self._until_pause -= 1
+            if self._until_pause > 0:
+                return False
+        elif waiting >= int(self._target):
+            self._target += 1.0
+            return False
+        return self._busy()
 
     def _begin_pause(self, waiting: int) -> float:
         self._paused = True
-        self._first = self._most = waiting
-        self._end = self._now() + self.MOST_STEPS * self.STEP
-        enough = self._peak if self._trust else self._peak * self.PART
-        self.enough = max(int(enough), waiting + 1)
+        self._first = waiting
+        now, total = self._stepped = (self._now(), self._used())
+        if self._balance <= 0 or now - self._since[0] > self.WINDOW / 4:
+            self._since = (now, total)
+        self._end = now + self.MOST_STEPS * self.STEP
+        self.enough = int(self._target) if self._balance > 0 else 2 * (waiting + 1)
         return self.STEP
 
-    def _resume(self, waiting: int) -> None:
+    def stop(self, waiting: int) -> None:
+        """The pause is over, perhaps before its time, with `waiting` requests there."""
         self._paused = False
+        now, total = self._now(), self._used()
+        began, used = self._since
+        self._since = (now, total)
+        idle = (now - began) - (total - used)
+        saved = (waiting - self._first - 1) * self.SAVED  # One more would have come anyway.
+        self._balance = max(self._balance, 0.0) * (7 / 8) + saved - idle
+        if idle > self.LITTLE * (now - began):
+            self._target = min(self._target, waiting) * self.SHRUNK
+            self._growth = self.GROWTH
+        elif waiting >= self.enough:
+            self._target = max(self._target, self.enough) + self._growth
+            self._growth = min(self._growth * self.ACCELERATION, 1.0)
         self.enough = sys.maxsize
-        self._peak = max(waiting, self._peak)
-        gained = waiting > self._first + 1  # One more would have come anyway.
-        if self._trust:
-            self._trust = self._learned(self._trust, gained)
-            return
-        self._threads_trust = self._learned(self._threads_trust, gained)
-        if not self._threads_trust:
-            self._vain = -self.PATIENCE
-
-    def _learned(self, trust: int, gained: bool) -> int:
-        return min(trust + 2, self.TRUST) if gained else max(trust - 1, 0)
-
-    def _pays(self) -> bool:
-        """Whether to wait by the clock."""
-        if self._trust:
-            return self._trust >= self.TRUST // 2 and self._usual < self.FEW and self._can_pause()
-        self._since_tried = (self._since_tried + 1) % self.TRY_EVERY
-        if not self._since_tried:  # The turn of the turns.
-            return False
-        tries = self._vain >= self.VAIN and self._since_tried == self.TRY_EVERY // 2 and self._usual >= self.SOME
-        return bool(self._threads_trust or tries) and self._usual < self.FEW_OF_THREADS and self._can_pause()
-
-    def _can_pause(self) -> bool:
-        return self._run_seconds < self.SHORT_RUN and self._busy()
+        self._pause_every = self.TRY_EVERY if self._balance > 0 else min(2 * self._pause_every, self.RARELY)
+        self._until_pause = self._pause_every
 
     def _busy(self) -> bool:
         """Whether the process used up a core over the last window."""

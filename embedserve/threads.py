@@ -10,6 +10,7 @@ import asyncio
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +151,7 @@ class RunPool:
         self.size = size
         self._waiting: deque[SlotClient] = deque()
         self._dispatching = False
-        self.settling = Settling(loop.time)
+        self.settling = Settling(time.monotonic)  # A loop's own clock may stand still for a millisecond.
         self._settled: asyncio.TimerHandle | None = None
         self.closed = False
         self.bell = _Bell(loop, self._finished, size)
@@ -190,17 +191,19 @@ class RunPool:
             self._settled.cancel()
             self._settled = None
             self.settling.stop(sum([client.waiting for client in self._waiting]))
-            self.loop.call_soon(self._dispatch)
+            self.loop.call_soon(self._hand_out)
 
     def _dispatch(self) -> None:
         self._settled = None
         pause = self.settling.pause(sum([client.waiting for client in self._waiting]))
-        if pause is not None:
-            if pause:
-                self._settled = self.loop.call_later(pause, self._dispatch)
-            else:
-                self.loop.call_soon(self._dispatch)
-            return
+        if pause is None:
+            self._hand_out()
+        elif pause:
+            self._settled = self.loop.call_later(pause, self._dispatch)
+        else:
+            self.loop.call_soon(self._dispatch)
+
+    def _hand_out(self) -> None:
         try:
             while self._idle and self._waiting:
                 work = self._waiting.popleft().take_work()
