@@ -109,7 +109,9 @@ RPCS: dict[str, list[Any]] = {
 }
 
 PATIENCE = 20  # Seconds after which a request counts as forgotten.
-RELOAD_PATIENCE = 60  # It unloads every other model first, and a cluster may be starting on the same machine.
+# A reload that adds a model without a version waits for one, as long as a start does.
+START_TIMEOUT = 40
+RELOAD_PATIENCE = START_TIMEOUT + PATIENCE
 BLAMES_THE_SERVER = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
@@ -153,6 +155,7 @@ def fuzzed(serve: Serve, directory: Path) -> Iterator[Serving]:
         "--max_request_bytes=4000000",
         "--max_num_load_retries=0",
         "--rest_api_timeout_in_ms=10000",
+        f"--start_timeout={START_TIMEOUT}",
     )
     yield server
     assert server.process.running, server.process.log[-3000:]
