@@ -109,12 +109,11 @@ class GrpcApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
         if scope["type"] == "http":
-            headers = dict(scope["headers"])
-            wire = wire_of(headers.get(b"content-type", b""))
-            if wire is None or scope["method"] != "POST":
-                await self._no_call(scope, headers, send)
+            call = self.call(scope, receive, all_calls=True)
+            if call is None:
+                await self._no_call(scope, send)
             else:
-                await self.answer(_Request(scope, headers, wire, receive), send)
+                await self.answer(call, send)
         elif scope["type"] == "lifespan":
             await run_lifespan(self._registry, self, receive, send)
         elif scope["type"] == "websocket":
@@ -260,7 +259,8 @@ class GrpcApp:
 
     # What is no call.
 
-    async def _no_call(self, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> None:
+    async def _no_call(self, scope: Scope, send: Send) -> None:
+        headers = dict(scope["headers"])
         if scope["method"] == "OPTIONS" and self._cors is not None and b"access-control-request-method" in headers:
             await _respond(send, 204, b"", self._cors.preflight(headers))
         elif scope["method"] != "POST":
