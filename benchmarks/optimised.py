@@ -23,7 +23,7 @@ import tensorflow as tf
 from benchmarks.models import Spec, examples, export_mobilenet, save
 from embedserve import ModelRegistry
 from embedserve.config import BatchingOptions, ModelConfig
-from embedserve.saved_model.judge import difference
+from embedserve.saved_model.judge.compare import difference
 from embedserve.servable import Array
 
 MODES = ("none", "freeze", "xla")

@@ -17,7 +17,7 @@ import pytest
 import embedserve
 
 PACKAGE = Path(embedserve.__file__).parent
-MAX_LINES = 420
+MAX_LINES = 600
 
 # A module imports only from layers above its own (docs/architecture.md); a layer's modules may import each other.
 LAYERS: tuple[frozenset[str], ...] = tuple(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embedserve.errors import ConfigError, ServingError
 from embedserve.handle import ModelHandle
-from embedserve.saved_model.samples import candidates, feature_examples, shape_of
+from embedserve.saved_model.judge.probe_inputs import candidates, feature_examples, shape_of
 from embedserve.servable import Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature, rows
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from embedserve.saved_model import judge, run_time
+from embedserve.saved_model import run_time
 from embedserve.saved_model.function import FunctionServable
+from embedserve.saved_model.judge import compare
 from embedserve.saved_model.session import SessionServable
 from embedserve.servable import Servable, Tensors
 
@@ -89,4 +90,4 @@ def _all_runs(servable: Servable, requests: Mapping[str, Tensors]) -> float:
 def _same_answers(first: Servable, second: Servable, name: str, inputs: Tensors) -> bool:
     expected = first.run(name, inputs, timeout=_PATIENCE)
     found = second.run(name, inputs, timeout=_PATIENCE)
-    return all(judge.equal(found[output], array) for output, array in expected.items())
+    return all(compare.equal(found[output], array) for output, array in expected.items())

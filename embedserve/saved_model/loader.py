@@ -18,14 +18,15 @@ import tensorflow as tf
 
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import Code, LoadError, ServingError
-from embedserve.saved_model import completeness, custom_ops, graph_session, judge, memory, warmup
+from embedserve.saved_model import completeness, custom_ops, graph_session, memory, warmup
 from embedserve.saved_model.choosing import is_worth_a_try, session_if_faster
 from embedserve.saved_model.freezing import NotOptimisableError
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
+from embedserve.saved_model.judge import verdict
+from embedserve.saved_model.judge.probe_inputs import Sample, candidates, feature_examples
 from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
 from embedserve.saved_model.optimising import Wanted, optimise, reason_of
-from embedserve.saved_model.samples import Sample, candidates, feature_examples
 from embedserve.saved_model.session import SessionServable
 from embedserve.saved_model.status import clean, code_of
 from embedserve.saved_model.tflite import MissingOperationError, TfliteServable
@@ -183,7 +184,7 @@ class SavedModelLoader:
     ) -> dict[str, Signature]:
         ranks = {**ranks, **recorded.ranks, **self._config.input_ranks}
         return {
-            name: judge.describe(signature, operations[name], graph, ranks, self.batching[0])
+            name: verdict.describe(signature, operations[name], graph, ranks, self.batching[0])
             for name, signature in signatures.items()
         }
 
@@ -272,27 +273,27 @@ class SavedModelLoader:
         servable = loaded.servable
         judged = {}
         for name, signature in loaded.described.items():
-            unguarded = judge.unguarded_inputs(signature)
+            unguarded = verdict.unguarded_inputs(signature)
             if unguarded:
                 logger.warning(
                     "%s cannot be guarded: signature %r declares no rank for %s, and a kernel may end the process on a "
                     "wrong one. Set input_ranks, or record a warm-up request",
                     *(self._id, name, ", ".join(unguarded)),
                 )
-            probed = judge.needs_probe(signature)
+            probed = verdict.needs_probe(signature)
             sample = self._find_sample(loaded, signature, probed)
             if probed:
-                signature = dataclasses.replace(signature, batching=judge.probe(servable, signature, sample))
+                signature = dataclasses.replace(signature, batching=verdict.probe(servable, signature, sample))
             if sample is not None:
                 self._samples[name] = sample
                 if isinstance(servable, FunctionServable):
                     self._seconds[name] = servable.choose_threads(name, sample.batch(1))
                 elif isinstance(servable, SessionServable):
                     servable.choose_threads(name, sample.batch(1))
-            verdict = signature.batching
+            found = signature.batching
             logger.info(
                 "%s: signature %r is %s: %s",
-                *(self._id, name, "batched" if verdict.batchable else "not batched", verdict.reason),
+                *(self._id, name, "batched" if found.batchable else "not batched", found.reason),
             )
             judged[name] = signature
         return judged
@@ -303,7 +304,7 @@ class SavedModelLoader:
         features = loaded.operations[signature.name].features
         examples = feature_examples(features) if features else []
         recorded = loaded.recorded.inputs.get(signature.name, ())
-        return judge.find_sample(loaded.servable, signature, candidates(signature, recorded, examples))
+        return verdict.find_sample(loaded.servable, signature, candidates(signature, recorded, examples))
 
     def _optimised(self, loaded: _Loaded) -> OptimisedServable | None:
         """The optimised copy of a version whose owner asks for one; None where it cannot be had, which `note` says."""

@@ -17,12 +17,13 @@ import tensorflow as tf
 
 from embedserve.config import BatchingOptions
 from embedserve.errors import ServingError
-from embedserve.saved_model import judge, run_time
+from embedserve.saved_model import run_time
 from embedserve.saved_model.freezing import Frozen, NotOptimisableError, freeze
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, Operations
 from embedserve.saved_model.graph_session import open_saved_model
-from embedserve.saved_model.samples import Recorded, Sample, shape_of
+from embedserve.saved_model.judge import compare
+from embedserve.saved_model.judge.probe_inputs import Recorded, Sample, shape_of
 from embedserve.saved_model.status import clean
 from embedserve.saved_model.xla import OptimisedServable, add_compiled
 from embedserve.servable import Servable, Tensors
@@ -245,8 +246,8 @@ def _difference(plain: Servable, servable: Servable, name: str, inputs: Tensors,
         raise NotOptimisableError(f"signature {name!r} fails when it is optimised: {error}") from None
     apart = 0.0
     for output, array in expected.items():
-        difference = judge.difference(found[output], array)
-        if not judge.equal(found[output], array, tolerance):
+        difference = compare.difference(found[output], array)
+        if not compare.equal(found[output], array, tolerance):
             raise NotOptimisableError(
                 f"output {output!r} of signature {name!r} differs by {difference:.1e} of its size, "
                 f"optimize_tolerance is {tolerance:g}"

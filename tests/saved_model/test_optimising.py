@@ -18,7 +18,8 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
 from embedserve.errors import Code, DeadlineExceededError, InferenceError
 from embedserve.registry import ModelRegistry
-from embedserve.saved_model import folding, freezing, judge, optimising
+from embedserve.saved_model import folding, freezing, optimising
+from embedserve.saved_model.judge import compare
 from embedserve.saved_model.loader import SavedModelLoader
 from embedserve.saved_model.xla import OptimisedServable
 from embedserve.servable import Array, Cancellation, ServableId, Tensors
@@ -75,7 +76,7 @@ def test_frozen_models_answer_as_plain_ones(load: Load, optimised: Any, case: st
     bound = servable.signatures[signature_name].bind(inputs)
     plain = load(name).run(signature_name, bound)
     for output, array in servable.run(signature_name, bound).items():
-        assert judge.equal(array, plain[output])
+        assert compare.equal(array, plain[output])
         assert array.flags.owndata or array.dtype.hasobject
 
 
@@ -91,7 +92,7 @@ def test_variables_that_only_the_lifted_model_has_are_frozen_too(optimised: Any,
     assert servable.kind == "frozen"
     x = {"x": floats(3, 6)}
     plain = load("keras_saved", servable="function").run("serving_default", x)
-    assert judge.equal(servable.run("serving_default", x)["y"], plain["y"])
+    assert compare.equal(servable.run("serving_default", x)["y"], plain["y"])
 
 
 def test_without_grapplers_door_a_model_is_served_as_it_is(optimised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +169,7 @@ def test_an_old_depthwise_network_is_folded_and_answers_the_same(load: Load, opt
     assert servable.kind == "frozen"
     assert not any("FusedBatchNorm" in found.type for found in servable._session.graph.get_operations())
     x = {"x": floats(3, 8, 8, 3)}
-    assert judge.equal(
+    assert compare.equal(
         servable.run("serving_default", x)["y"], load(path, servable="session").run("serving_default", x)["y"]
     )
 
@@ -337,7 +338,7 @@ class TestXla:
             for names in (None, ("sum",), ("x", "y")):
                 found, expected = (one.run("serving_default", x, names) for one in (servable, plain))
                 assert set(found) == set(expected)
-                assert all(judge.equal(found[name], expected[name]) for name in found)
+                assert all(compare.equal(found[name], expected[name]) for name in found)
 
     def test_without_allowed_sizes_they_are_the_powers_of_two(self, optimised: Any, chain: Path) -> None:
         loader, servable = optimised(chain, "xla", batching_options=BatchingOptions(max_batch_size=6))
@@ -357,7 +358,7 @@ class TestXla:
             assert registry.status()["m"][0].kind == "xla"
             found = registry.predict_sync("m", x)
             assert registry.statistics().queues["m", 1].padding_rows == 1
-        assert judge.equal(found["y"], load(chain).run("serving_default", {"x": x})["y"])
+        assert compare.equal(found["y"], load(chain).run("serving_default", {"x": x})["y"])
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -432,7 +433,7 @@ class TestXla:
         assert [list(tensor.shape) for tensor in call.inputs] == [[None, 1024], [1024, 1024]]
         x = {"x": floats(2, 1024)}
         expected = load("big_constant").run("serving_default", x)["y"]
-        assert judge.equal(servable.run("serving_default", x)["y"], expected)
+        assert compare.equal(servable.run("serving_default", x)["y"], expected)
 
     def test_a_wrong_answer_of_a_program_never_goes_live(
         self, optimised: Any, chain: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,8 +11,8 @@ import pytest
 
 from embedserve.config import Batching
 from embedserve.errors import DeadlineExceededError, InferenceError, InvalidInputError
-from embedserve.saved_model import judge
-from embedserve.saved_model.samples import MadeUp, Recorded, candidates, feature_examples
+from embedserve.saved_model.judge.probe_inputs import MadeUp, Recorded, candidates, feature_examples
+from embedserve.saved_model.judge.verdict import find_sample, probe
 from embedserve.servable import Array, Tensors
 from embedserve.signature import Signature, TensorSpec
 from embedserve.tensors import dtypes
@@ -195,7 +195,7 @@ class Fake:
 def verdict(function: Callable[[Array], Array], rows: Sequence[Sequence[float]] = ((1, 2), (3, 4))) -> str | None:
     servable = Fake(function)
     one = servable.signatures["serving_default"]
-    found = judge.probe(servable, one, Recorded(one, [{"x": np.array([row], np.float32)} for row in rows]))
+    found = probe(servable, one, Recorded(one, [{"x": np.array([row], np.float32)} for row in rows]))
     return None if found.batchable else found.reason
 
 
@@ -239,7 +239,7 @@ class TestProbe:
 
     def test_without_a_sample_there_is_no_batching(self) -> None:
         servable = Fake(lambda x: x)
-        found = judge.probe(servable, servable.signatures["serving_default"], None)
+        found = probe(servable, servable.signatures["serving_default"], None)
         assert not found.batchable
         assert "record warm-up requests" in found.reason
 
@@ -253,10 +253,10 @@ class TestFindSample:
 
         servable = Fake(picky)
         one = signature(x=("float", (None, None)))
-        found = judge.find_sample(servable, one, candidates(one))
+        found = find_sample(servable, one, candidates(one))
         assert found is not None
         assert found.batch(1)["x"].shape == (1, 32)
 
     def test_a_run_without_end_gives_up(self) -> None:
         one = signature(x=("float", (None, None)))
-        assert judge.find_sample(Fake(raising(DeadlineExceededError("no"))), one, candidates(one)) is None
+        assert find_sample(Fake(raising(DeadlineExceededError("no"))), one, candidates(one)) is None

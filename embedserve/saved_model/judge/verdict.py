@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Iterable, Mapping
-
-import numpy as np
 
 from embedserve.config import Batching
 from embedserve.errors import DeadlineExceededError, ServingError
 from embedserve.saved_model.graph import GraphReader, Operations
-from embedserve.saved_model.samples import Sample, shape_of
-from embedserve.servable import Array, Servable, Tensors
+from embedserve.saved_model.judge.compare import equal
+from embedserve.saved_model.judge.probe_inputs import Sample, shape_of
+from embedserve.servable import Servable, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
-from embedserve.tensors import dtypes
 
-__all__ = ["describe", "difference", "equal", "find_sample", "needs_probe", "probe", "unguarded_inputs"]
+__all__ = ["describe", "find_sample", "needs_probe", "probe", "unguarded_inputs"]
 
 logger = logging.getLogger("embedserve")
 
 # A made-up input may send a loop anywhere.
 _PATIENCE = 30.0
-_TOLERANCE = 1e-5
 _TO_BE_PROBED = BatchingVerdict(False, "not probed")
 
 
@@ -132,39 +128,3 @@ def probe(servable: Servable, signature: Signature, sample: Sample | None) -> Ba
             if not equal(merged[row : row + 1], alone[row][name]):
                 return BatchingVerdict(False, f"output {name!r} of a row depends on the other rows of its batch")
     return BatchingVerdict(True, "two rows together equal each alone")
-
-
-def equal(first: Array, second: Array, tolerance: float = _TOLERANCE) -> bool:
-    """Whether two outputs are the same: exactly, or for floats within `tolerance` as `difference` measures it."""
-    if first.dtype != second.dtype:
-        return False
-    return difference(first, second) <= (max(tolerance, 4.0 * _epsilon(first.dtype)) if _is_inexact(first) else 0.0)
-
-
-def difference(first: Array, second: Array) -> float:
-    """The largest difference of an element, relative to the largest finite element of `second`.
-
-    Infinite where the shapes, exact values or non-finite elements differ.
-    """
-    if first.shape != second.shape:
-        return math.inf
-    if not _is_inexact(first):
-        return 0.0 if np.array_equal(first, second) else math.inf
-    wide = np.complex128 if first.dtype.kind == "c" else np.float64
-    a, b = first.astype(wide), second.astype(wide)
-    finite = np.isfinite(b)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
-        return math.inf
-    apart = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-    return apart / float(np.abs(b[finite]).max()) if apart and b[finite].any() else (math.inf if apart else 0.0)
-
-
-def _is_inexact(array: Array) -> bool:
-    dtype = array.dtype
-    return not (dtype.hasobject or dtype.fields or dtype.kind == "b" or dtypes.by_numpy(dtype).limits)
-
-
-def _epsilon(dtype: np.dtype[np.generic]) -> float:
-    import ml_dtypes
-
-    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
