@@ -23,7 +23,7 @@ from embedserve.saved_model.choosing import is_worth_a_try, session_if_faster
 from embedserve.saved_model.freezing import NotOptimisableError
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
-from embedserve.saved_model.judge import verdict
+from embedserve.saved_model.judge import probe, verdict
 from embedserve.saved_model.judge.probe_inputs import Sample, candidates, feature_examples
 from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
 from embedserve.saved_model.optimising import Wanted, optimise, reason_of
@@ -283,7 +283,7 @@ class SavedModelLoader:
             probed = verdict.needs_probe(signature)
             sample = self._find_sample(loaded, signature, probed)
             if probed:
-                signature = dataclasses.replace(signature, batching=verdict.probe(servable, signature, sample))
+                signature = dataclasses.replace(signature, batching=probe.probe(servable, signature, sample))
             if sample is not None:
                 self._samples[name] = sample
                 if isinstance(servable, FunctionServable):
@@ -304,7 +304,7 @@ class SavedModelLoader:
         features = loaded.operations[signature.name].features
         examples = feature_examples(features) if features else []
         recorded = loaded.recorded.inputs.get(signature.name, ())
-        return verdict.find_sample(loaded.servable, signature, candidates(signature, recorded, examples))
+        return probe.find_sample(loaded.servable, signature, candidates(signature, recorded, examples))
 
     def _optimised(self, loaded: _Loaded) -> OptimisedServable | None:
         """The optimised copy of a version whose owner asks for one; None where it cannot be had, which `note` says."""
