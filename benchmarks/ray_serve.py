@@ -98,7 +98,8 @@ async def cluster(way: str, models: Path) -> AsyncIterator[tuple[int, int]]:
     from embedserve.ray import build_app
 
     logs = tempfile.mkdtemp(prefix="ray-")
-    head: dict[str, Any] = {"num_cpus": 8, "include_dashboard": False, "temp_dir": logs}
+    os.environ["RAY_TMPDIR"] = logs  # Not `temp_dir`: `Cluster` writes its address below Ray's own default.
+    head: dict[str, Any] = {"num_cpus": 8, "include_dashboard": False}
     node = Cluster(initialize_head=True, head_node_args=head | {"dashboard_agent_listen_port": 0})
     ray.init(address=node.address, log_to_driver=False, configure_logging=False)
     rest, grpc_port = free_port(), free_port()

@@ -56,8 +56,10 @@ def cluster() -> Iterator[Cluster]:
     with ExitStack() as stack:
         logs = tempfile.mkdtemp(prefix="ray-")  # Short, because sockets are in it.
         stack.callback(shutil.rmtree, logs, ignore_errors=True)
-        stack.enter_context(mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT)} | SERVE))
-        head: dict[str, Any] = {"num_cpus": 16, "object_store_memory": 100 * 2**20, "temp_dir": logs}
+        # Not `temp_dir`: `Cluster` writes its address below Ray's own default, which must exist, whatever that says.
+        environment = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": logs} | SERVE
+        stack.enter_context(mock.patch.dict(os.environ, environment))
+        head: dict[str, Any] = {"num_cpus": 16, "object_store_memory": 100 * 2**20}
         head |= {"include_dashboard": False, "dashboard_agent_listen_port": 0}
         before = set(processes_below(os.getpid()))
         rays: set[int] = set()
