@@ -289,7 +289,8 @@ class RegistryOptions(_Options):
         gc_freeze: Move what exists before the first load out of the garbage collector's sight, so that collections
             are short; it concerns the whole process, so a host decides.
         max_request_bytes: Largest request body, also after decompression.
-        max_inflight_bytes: Bytes of request bodies held at once by the adapters; None is a quarter of memory.
+        max_inflight_bytes: Bytes of request bodies held at once by the adapters; None is a quarter of the memory that
+            the process may use, as far as its control group allows.
         request_log_max_file_bytes: Size at which a request log goes on in another file.
         request_log_max_total_bytes: Size of all files of one request log together; the oldest are deleted.
         remote_cache_dir: Where versions from remote stores are kept; None is `~/.cache/embedserve`. Processes may share

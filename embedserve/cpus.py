@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from embedserve.cgroups import allowances
 
 __all__ = ["present_cpus", "usable_cpus"]
 
@@ -19,8 +20,6 @@ def present_cpus() -> int:
 def usable_cpus(root: Path = Path("/")) -> int:
     """The CPUs that the process may run on, or as many as its control group's quota pays for where that is less.
 
-    Containers are limited so (`docker run --cpus=2`, a Kubernetes limit) without any other CPU being hidden.
-
     Args:
         root: Where `proc` and `sys` are mounted.
     """
@@ -29,28 +28,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
 
 @cache
 def _quotas(root: Path) -> tuple[float, ...]:
-    return tuple(_read_quotas(root))
-
-
-def _read_quotas(root: Path) -> Iterator[float]:
-    """The quota of the process's control group and of each above it, in CPUs."""
-    mount = root / "sys" / "fs" / "cgroup"
-    try:
-        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        # Seen from a container the group may be named as its host knows it; then only the mount's root is there.
-        groups = [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]
-        if not controllers:
-            found = (_unified(mount / group) for group in groups)
-        elif "cpu" in controllers.split(","):
-            names = {controllers, "cpu", "cpu,cpuacct"}
-            found = (_classic(mount / name / group) for name in sorted(names) for group in groups)
-        else:
-            continue
-        yield from (quota for quota in found if quota is not None)
+    return tuple(allowances(root, "cpu", _unified, _classic, mounts=("cpu,cpuacct",)))
 
 
 def _unified(group: Path) -> float | None:

@@ -271,7 +271,12 @@ _OWN: tuple[Flag, ...] = (
     _own("remote_poll_wait_seconds", "float", 0.0, "Seconds between looks at a store; 0 for those between scans."),
     _own("remote_timeout", "float", 60.0, "Seconds a store may take for an answer, or between two bytes."),
     _own("remote_storage_options_file", "string", "", "JSON file: options of fsspec by scheme; credentials go here."),
-    _own("max_inflight_bytes", "int64", 0, "Bytes of request bodies held at once; 0 for a quarter of memory."),
+    _own(
+        "max_inflight_bytes",
+        "int64",
+        0,
+        "Bytes of request bodies held at once; 0 for a quarter of memory, or of the container's limit.",
+    ),
 )
 
 FLAGS: dict[str, Flag] = {flag.name: flag for flag in _TENSORFLOW_SERVING + _OWN}

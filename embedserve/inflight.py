@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
 from embedserve.errors import RequestTooLargeError
+from embedserve.memory import usable_memory
 
 __all__ = ["InflightBytes", "Reservation", "default_limit"]
 
 
 def default_limit() -> int:
-    """A quarter of the machine's memory, or 4 GiB where that cannot be read."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30
+    """A quarter of the memory that the process may use, in bytes."""
+    return max(1, usable_memory() // 4)
 
 
 class InflightBytes:

@@ -23,7 +23,8 @@ MAX_LINES = 600
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "errors cpus",
+        "errors cgroups",
+        "cpus memory",
         "store_url",
         "config",
         "priority servable observer",
