@@ -261,8 +261,10 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
     ):
         if value > 0:
             options[name] = value
-    for name in ("servable", "optimize", "transition"):
+    for name in ("servable", "optimize", "transition", "absent_versions"):
         options[name] = flags.text(name)
+    if flags.text("start_requires"):
+        options["start_requires"] = flags.text("start_requires")
     for name in ("optimize_tolerance", "settle", "drain_timeout", "remote_timeout"):
         options[name] = flags.real(name)
     for name in (

@@ -274,7 +274,12 @@ class RegistryOptions(_Options):
         poll_interval: Seconds between directory scans; watch events only make a scan come sooner.
         watch: Use watchfiles events as hints.
         settle: Seconds for which a version directory must not change before it is loaded.
-        start_timeout: Seconds that entering may take until every configured model has an available version.
+        start_timeout: Seconds that entering may take until as many models are available as `start_requires` asks for.
+        start_requires: Which models must be available for a start to succeed: `all`, or `any`, which waits for what
+            is being copied, fetched and loaded, and then serves without the models that cannot be had; they are tried
+            again in the background. None is `any` for a registry with a root and `all` for one without.
+        absent_versions: What becomes of a model whose policy names only versions that are not there: `keep` goes on
+            with those that serve, `unload` unloads them as TF Serving does.
         drain_timeout: Seconds that leaving waits for requests in flight before their handles are taken away.
         retry: Retries of failed loads.
         transition: `availability` loads the new version before it unloads the old; `resource` the other way round.
@@ -317,6 +322,8 @@ class RegistryOptions(_Options):
     watch: bool = True
     settle: float = Field(default=0.2, ge=0)
     start_timeout: float = Field(default=300.0, gt=0)
+    start_requires: Literal["all", "any"] | None = None
+    absent_versions: Literal["keep", "unload"] = "keep"
     drain_timeout: float = Field(default=30.0, ge=0)
     retry: RetryPolicy = RetryPolicy()
     transition: Literal["availability", "resource"] = "availability"

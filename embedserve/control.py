@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy
 from embedserve.errors import Code, ConfigError, LoadError, ServableNotFoundError, ServingError
 from embedserve.servable import State
+from embedserve.starting import Prospect
 
 if TYPE_CHECKING:
     from embedserve.runtime import Runtime
@@ -89,7 +90,8 @@ class Control:
 
     async def _wait_for_added(self, added: Sequence[str]) -> None:
         def decided(name: str) -> bool:
-            return any(self._runtime.prospects(name)) or name not in self._runtime.configs
+            prospect = self._runtime.prospect(name)
+            return prospect in (Prospect.SERVED, Prospect.HOPELESS) or name not in self._runtime.configs
 
         await self._runtime.monitor.wait_until(lambda: all(map(decided, added)), self._runtime.options.start_timeout)
         missing = [name for name in added if not self._runtime.manager.available(name)]

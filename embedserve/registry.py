@@ -73,7 +73,7 @@ class ModelRegistry(RegistryView):
         """Enter on the running loop; `wait=False` returns before the first load has ended.
 
         Raises:
-            StartError: A configured model did not become available; the registry is left again.
+            StartError: Fewer models became available than `start_requires` asks for; the registry is left again.
             RegistryStateError: Already entered.
         """
         self._check_not_entered()
@@ -104,7 +104,7 @@ class ModelRegistry(RegistryView):
         return Runtime(self.options, self._root, self._models, self.observers)
 
     async def wait_until_ready(self, timeout: float | None = None) -> None:
-        """Wait until every configured model has an available version, after `start(wait=False)`.
+        """Wait until as many models have been served as `start_requires` asks for, after `start(wait=False)`.
 
         Raises:
             StartError: The time (`start_timeout` if None) is over, or no model that is missing can still succeed.

@@ -81,6 +81,14 @@ class RegistryView:
             return {model.name: "the registry has not been entered" for model in self._models}
         return self._runtime.readiness()
 
+    def unready(self) -> str | None:
+        """Why the process as a whole is not ready, or None: what was configured at start has been served once.
+
+        How much of it is needed is `start_requires`. Models that appear, fail or go later are no reason; `readiness`
+        tells of each.
+        """
+        return "the registry has not been entered" if self._runtime is None else self._runtime.unready()
+
     def labels(self, name: str) -> dict[str, int]:
         """Label → version of one model."""
         return {} if self._runtime is None else dict(self._runtime.labels_of.get(name, {}))

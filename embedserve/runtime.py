@@ -34,6 +34,7 @@ from embedserve.request_log.records import predict_exchange
 from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State, Tensors
 from embedserve.signature import Signature
 from embedserve.source import MakeSource, watch
+from embedserve.starting import Outcome, Prospect, Start
 from embedserve.store_url import StoreUrl
 from embedserve.threads import LoadPool, RunPool
 
@@ -74,6 +75,8 @@ _POLICIES = {"availability": availability_preserving, "resource": resource_prese
 
 # So many failed attempts in a row make a start give up on a version, although its load is still retried.
 ATTEMPTS_AT_START = 3
+# Seconds between two looks at a start besides those after every change: how long a copy counts as coming is bounded.
+LOOK_INTERVAL = 1.0
 
 
 def load_saved_model(
@@ -126,6 +129,8 @@ class Runtime(HomeLoop):
             coordinator=coordinator,
         )
         self.control = Control(self, [model.name for model in models])
+        self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
+        self._starting: asyncio.Task[None] | None = None
         self.source = (make_source or watch)(options, self._scan_pool, root, self)
         if models:
             self.source.set_models(models)
@@ -307,40 +312,63 @@ class Runtime(HomeLoop):
     # Start and stop.
 
     async def start(self, wait: bool) -> None:
-        """Begin to watch and load; with `wait` return when every configured model has an available version.
+        """Begin to watch and load; with `wait` return when as many models are served as `start_requires` asks for.
 
         Raises:
             StartError: Time is over, or no model that is still missing can succeed; the reason for each model.
         """
         await self.source.start()
+        self._starting = self.loop.create_task(self._follow_start(), name="embedserve-start")
         if wait:
             await self.wait_until_ready(self.options.start_timeout)
 
+    async def _follow_start(self) -> None:
+        """Notice that the start is over, whether or not somebody waits for it."""
+        while not self._start.over:
+            await self.monitor.wait_until(lambda: self._look() is Outcome.SERVING, LOOK_INTERVAL)
+
+    def _look(self) -> Outcome:
+        return self._start.look({name: self.prospect(name) for name in self.configs})
+
     async def wait_until_ready(self, timeout: float) -> None:
-        """Wait for every configured model.
+        """Wait until as many models have been served as `start_requires` asks for; an empty root is not waited for.
 
         Raises:
             StartError: As `start`.
         """
         if not self.configs and self.source.misused:
             raise StartError(self.source.diagnosis or "")
-        await self.monitor.wait_until(
-            lambda: all(ready or hopeless for ready, hopeless in map(self.prospects, self.configs)), timeout
-        )
+        deadline = self.loop.time() + timeout
+        while (outcome := self._look()) is Outcome.PENDING and (left := deadline - self.loop.time()) > 0:
+            await self.monitor.wait_until(lambda: self._look() is not Outcome.PENDING, min(left, LOOK_INTERVAL))
+        if outcome in (Outcome.SERVING, Outcome.EMPTY) or self._start.settle_for_less():
+            return
         reasons = {name: reason for name, reason in self.readiness().items() if reason is not None}
-        if reasons:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            raise StartError(f"{len(reasons)} of {len(self.configs)} model(s) did not become available: {listed}")
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise StartError(f"{len(reasons)} of {len(self.configs)} model(s) did not become available: {listed}")
 
-    def prospects(self, name: str) -> tuple[bool, bool]:
-        """Whether a model has an available version, and whether it has none and no version can succeed any more."""
+    def prospect(self, name: str) -> Prospect:
+        """What can be expected of a model."""
         if self.manager.available(name):
-            return True, False
+            return Prospect.SERVED
         versions = self.manager.versions_of(name)
+        untried = any(v.error is None and v.state in (State.START, State.LOADING) for v in versions)
+        if untried or self.source.coming(name):
+            return Prospect.COMING
         hopeless = bool(versions) and all(
             v.failed and (v.state is State.END or v.failures >= ATTEMPTS_AT_START) for v in versions
         )
-        return False, hopeless and not self.monitor.waiting(name)
+        return Prospect.HOPELESS if hopeless and not self.monitor.waiting(name) else Prospect.TROUBLED
+
+    def unready(self) -> str | None:
+        """Why the process as a whole is not ready, or None; what comes, goes or fails after the start is no reason."""
+        if self.draining:
+            return "the registry is draining: shutdown has begun"
+        if self._start.over:
+            return None
+        if not self.configs:
+            return "no model has been found yet"
+        return f"the start waits for {', '.join(self._start.missing(self.configs))}"
 
     def readiness(self) -> dict[str, str | None]:
         """For each configured model None when it has an available, warm version, else the reason."""
@@ -371,6 +399,8 @@ class Runtime(HomeLoop):
     async def aclose(self) -> None:
         """Drain and unload everything; bounded by `drain_timeout`."""
         self.draining = True
+        if self._starting is not None:
+            self._starting.cancel()
         await self.source.aclose()
         await self.manager.aclose()
         self.request_logs.close()

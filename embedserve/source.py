@@ -38,6 +38,9 @@ class Source(Protocol):
     def problem(self, name: str) -> str | None:
         """What the last scan found wrong with a model's base path, or None."""
 
+    def coming(self, name: str) -> bool:
+        """Whether a version of the model is on its way by itself: it is being fetched, or was copied a moment ago."""
+
     @property
     def diagnosis(self) -> str | None:
         """Why the last scan discovered no model, and what to do, or None."""

@@ -81,7 +81,7 @@ def read_metric(metrics: Metrics, name: str) -> int:
 
 
 async def wait_until_ready(registry: ModelRegistry, stop: asyncio.Event) -> bool:
-    """Wait for the first load; False when a signal came before.
+    """Wait for the first load of as many models as `start_requires` asks for; False when a signal came before.
 
     Raises:
         StartError: In TensorFlow Serving's words.
@@ -96,6 +96,9 @@ async def wait_until_ready(registry: ModelRegistry, stop: asyncio.Event) -> bool
         if stopped.done():
             return False
         ready.result()
+        for name, reason in registry.readiness().items():
+            if reason is not None:
+                logger.error("Serving without model %s, which is tried again in the background: %s", name, reason)
         return True
     except StartError as error:
         raise _start_error(registry, error) from None

@@ -285,6 +285,10 @@ class FakeSource:
         """There is no base path to be wrong."""
         return None if self.found.get(name) else f"No versions of servable {name} found"
 
+    def coming(self, name: str) -> bool:
+        """What is there is there."""
+        return False
+
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """Follow these models."""
         self._configs = {model.name: model for model in models}

@@ -37,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "predictor batching request_log",
         "lifecycle",
         "remote",
-        "handle acquisition control tf_example home_loop private_loop source runtime",
+        "handle acquisition control tf_example home_loop private_loop source starting runtime",
         "registry registry_view",
         "metrics testing",
         "asgi",

@@ -63,7 +63,7 @@ class Health:
         """The serving status of the server (`""`), a service or a model."""
         readiness = self._registry.readiness()
         if service in OVERALL:
-            ready = all(reason is None for reason in readiness.values())
+            ready = self._registry.unready() is None
         elif service in readiness:
             ready = readiness[service] is None
         else:

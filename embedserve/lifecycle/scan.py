@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy
-from embedserve.lifecycle.version_policy import choose, find_versions, version_number
+from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent, version_number
 from embedserve.saved_model.completeness import Fingerprint, Look
 from embedserve.servable import ServableId
 
@@ -133,6 +133,7 @@ def scan(
     root: Path | None,
     disk: Disk,
     settle: float,
+    keep_absent: bool = True,
 ) -> Scan:
     """Look at everything once.
 
@@ -143,11 +144,12 @@ def scan(
         root: Directory whose subdirectories are discovered as models, or None.
         disk: The file system.
         settle: Seconds for which a directory must not change before it is believed.
+        keep_absent: Whether a policy that names only versions that are not there changes nothing.
     """
     discovered, missed, diagnosis, due = _discover(memory, root, disk, settle)
     configs = {name: ModelConfig(name=name, base_path=path) for name, path in discovered.items()} | dict(configured)
     models = {
-        name: _scan_model(config, policies.get(name), memory.models.get(name, ModelMemory()), disk, settle)
+        name: _scan_model(config, policies.get(name), memory.models.get(name, ModelMemory()), disk, settle, keep_absent)
         for name, config in configs.items()
     }
     notices = [] if diagnosis is None else [diagnosis]
@@ -247,7 +249,12 @@ def _holds_graph(children: Sequence[Child]) -> bool:
 
 
 def _scan_model(
-    config: ModelConfig, policy: VersionPolicy | None, memory: ModelMemory, disk: Disk, settle: float
+    config: ModelConfig,
+    policy: VersionPolicy | None,
+    memory: ModelMemory,
+    disk: Disk,
+    settle: float,
+    keep_absent: bool,
 ) -> ModelScan:
     policy = config.version_policy if policy is None else policy
     try:
@@ -258,13 +265,20 @@ def _scan_model(
     names, duplicates = find_versions((child.name for child in children), policy)
     found = {number: config.directory / name for number, name in names.items()}
     examination = _Examination(memory, found, disk, settle)
-    aspired = examination.aspire(policy)
+    slip = keep_absent and names_only_absent(policy, found)
+    aspired = examination.kept() if slip else examination.aspire(policy)
     notices = [
         f"Duplicate version directories detected. Version {version} will be loaded from {used}, "
         f"{ignored} will be ignored. (model {config.name}, {config.directory})"
         for version, used, ignored in duplicates
     ]
     notices += _unserved(config, policy, found)
+    if slip and aspired:
+        listed = ", ".join(map(str, sorted(aspired)))
+        notices.append(
+            f"The version policy of servable {config.name} names only versions that are not there, so it changes "
+            f"nothing: versions {listed} go on serving until one of those appears"
+        )
     notices += [
         f"Servable version {ServableId(config.name, number)} is not taken yet: {reason}"
         for number, reason in examination.lacking
@@ -348,6 +362,10 @@ class _Examination:
             for number, directory in self._emitted.items()
             if number in self._found or self.due is not None
         }
+
+    def kept(self) -> dict[int, VersionDirectory]:
+        """What was aspired before and is still there."""
+        return {number: self._emitted[number] for number in self._emitted if number in self._found}
 
     def _examine(self, number: int) -> VersionDirectory | None:
         """The version as it may be served now: its new contents, else the last ones that were whole, else None."""

@@ -28,6 +28,9 @@ __all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
 
 logger = logging.getLogger("embedserve")
 
+# Seconds for which a directory that goes on changing counts as a version that is about to be whole.
+COPY_PATIENCE = 10.0
+
 
 class SourceListener(Protocol):
     """Whom a source tells; every call comes on the loop, between two turns of it, and must not block."""
@@ -99,6 +102,7 @@ class FileSystemSource:
         self._policies: dict[str, VersionPolicy] = {}
         self._epoch = 0  # Counts what was asked for; a scan that began before the last change is thrown away.
         self._last = Scan(Memory(), {}, {})
+        self._coming: dict[str, float] = {}
         self._noticed: set[str] = set()
         self._waiters: list[_Waiter] = []
         self._wake = asyncio.Event()
@@ -124,6 +128,11 @@ class FileSystemSource:
         """What the last scan found wrong with a model's base path, or None."""
         model = self._last.models.get(name)
         return None if model is None else model.problem
+
+    def coming(self, name: str) -> bool:
+        """Whether a version that is wanted has been changing, but for no longer than a copy may take."""
+        since = self._coming.get(name)
+        return since is not None and time.monotonic() < since + self._options.settle + COPY_PATIENCE
 
     def found(self, name: str) -> Mapping[int, Path]:
         """Every version directory of a model that the last scan saw, whole or not, wanted or not."""
@@ -224,6 +233,7 @@ class FileSystemSource:
                     dict(self._policies),
                     self._root,
                     self._options.settle,
+                    self._options.absent_versions == "keep",
                 )
                 if epoch == self._epoch:
                     break
@@ -238,6 +248,10 @@ class FileSystemSource:
 
     def _tell(self, result: Scan) -> None:
         before, self._last = self._last, result
+        now = time.monotonic()
+        self._coming = {
+            name: self._coming.get(name, now) for name, model in result.models.items() if model.due is not None
+        }
         for notice in result.notices:
             if notice not in self._noticed:
                 logger.warning("%s", notice)
@@ -269,8 +283,9 @@ def _scan_in_thread(
     policies: Mapping[str, VersionPolicy],
     root: Path | None,
     settle: float,
+    keep_absent: bool,
 ) -> tuple[Scan, list[WatchTarget]]:
-    result = scan(memory, configured, policies, root, _FileSystem(), settle)
+    result = scan(memory, configured, policies, root, _FileSystem(), settle, keep_absent)
     paths = {config.directory for config in result.configs.values()}
     if root is not None:
         paths.add(root)

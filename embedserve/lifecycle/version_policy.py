@@ -7,12 +7,12 @@ whole (TF Serving: file_system_storage_path_source.cc).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from embedserve.config import AllVersions, LatestVersions, SpecificVersions, VersionPolicy
 
-__all__ = ["Duplicate", "choose", "find_versions", "version_number"]
+__all__ = ["Duplicate", "choose", "find_versions", "names_only_absent", "version_number"]
 
 T = TypeVar("T")
 
@@ -68,3 +68,10 @@ def choose(policy: VersionPolicy, found: Mapping[int, T]) -> dict[int, T]:
         case SpecificVersions(versions=versions):
             wanted = sorted(set(versions).intersection(found), reverse=True)
     return {number: found[number] for number in wanted}
+
+
+def names_only_absent(policy: VersionPolicy, found: Collection[int]) -> bool:
+    """Whether a policy names versions and none of them is there: a slip rather than the wish to serve nothing."""
+    return (
+        isinstance(policy, SpecificVersions) and bool(policy.versions) and not set(policy.versions).intersection(found)
+    )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.scan import VersionDirectory
-from embedserve.lifecycle.version_policy import choose, find_versions
+from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent
 from embedserve.remote.cache import Cache, cache_key
 from embedserve.remote.contents import RemoteVersion
 from embedserve.remote.errors import StoreError
@@ -112,6 +112,7 @@ class Follower:
         self._storage_options = storage_options(self.url.scheme, config.storage_options, options)
         self._key = cache_key(self.url, self._storage_options)
         self._surroundings = surroundings
+        self._keep_absent = options.absent_versions == "keep"
         self._cache = surroundings.cache
         self._disk = surroundings.disk
         self._listener = listener
@@ -151,10 +152,18 @@ class Follower:
             return f"{self.url} has not answered yet"
         if not self._names:
             return f"No versions of servable {self.config.name} found under base path {self.url}"
-        if not choose(self._policy, self._names):
-            found = ", ".join(map(str, sorted(self._names)[-20:]))
-            return f"{self.url} holds versions {found}, none of which the version policy wants"
-        return None
+        return None if choose(self._policy, self._names) else self._unwanted(self._names)
+
+    def _unwanted(self, names: Collection[int]) -> str:
+        found = ", ".join(map(str, sorted(names)[-20:]))
+        return f"{self.url} holds versions {found}, none of which the version policy wants"
+
+    @property
+    def coming(self) -> bool:
+        """Whether the store is being asked for the first time, or a version is being fetched; not after a failure."""
+        if self._rounds.error is not None or self._fetcher.error is not None:
+            return False
+        return self._names is None or self._fetcher.running is not None or bool(self._fetcher.finished)
 
     def statistics(self) -> StoreStatistics:
         """What became of the sync so far; readable from any thread."""
@@ -208,11 +217,12 @@ class Follower:
             self._complain(str(error))
             await self._serve_from_memory(policy, cached, str(error))
             raise
-        self._complain(None)
+        assert self._names is not None
+        slip = bool(self.served) and self._keep_absent and names_only_absent(policy, self._names)
+        self._complain(self._unwanted(self._names) if slip else None)
         if policy != self._policy:
             return  # Changed meanwhile; the next round comes at once.
         await self._serve(plan, {v: finding or self._fetching(v) for v, finding in plan.waiting.items()})
-        assert self._names is not None
         assert self._store is not None
         self._fetcher.note(self._looked)
         self._fetcher.stop_unless(self._names if policy == self._last_policy else plan.fetch)
@@ -258,7 +268,7 @@ class Follower:
         self, policy: VersionPolicy, found: Collection[int], looked: Mapping[int, RemoteVersion], cached: _Cached
     ) -> Plan:
         findings, without_room = self._fetcher.findings(), self._fetcher.without_room()
-        return decide(policy, found, looked, cached, findings, self._digests, without_room)
+        return decide(policy, found, looked, cached, findings, self._digests, without_room, self._keep_absent)
 
     async def _serve_from_memory(self, policy: VersionPolicy, cached: _Cached, error: str) -> None:
         """Follow the policy over what was last known, or over what the cache has; nothing is unloaded for an error."""

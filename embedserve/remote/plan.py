@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from embedserve.config import VersionPolicy
-from embedserve.lifecycle.version_policy import choose
+from embedserve.lifecycle.version_policy import choose, names_only_absent
 from embedserve.remote.contents import RemoteVersion
 
 __all__ = ["Plan", "decide", "next_delay", "superfluous"]
@@ -51,6 +51,7 @@ def decide(
     findings: Mapping[tuple[int, str], str],
     served: Mapping[int, str],
     without_room: Collection[tuple[int, str]] = (),
+    keep_absent: bool = True,
 ) -> Plan:
     """Choose versions.
 
@@ -62,7 +63,10 @@ def decide(
         findings: Why the contents of a version cannot be served, by version and digest.
         served: Digests of what is served now.
         without_room: Contents that come only when others go.
+        keep_absent: Whether a policy that names only versions that are not there changes nothing.
     """
+    if keep_absent and names_only_absent(policy, found):
+        return Plan(serve={version: digest for version, digest in served.items() if version in found})
 
     def problem(version: int) -> str | None:
         return looked[version].lacking or findings.get((version, looked[version].digest))

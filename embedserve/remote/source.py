@@ -76,6 +76,10 @@ class CombinedSource:
         """What is wrong with a model's base path, or None."""
         return (self._remote if self._is_remote(name) else self._local).problem(name)
 
+    def coming(self, name: str) -> bool:
+        """Whether a version of the model is on its way by itself: it is being fetched, or was copied a moment ago."""
+        return (self._remote if self._is_remote(name) else self._local).coming(name)
+
     def stores(self) -> Mapping[str, StoreStatistics]:
         """How the sync of each remote model goes; readable from any thread."""
         return self._remote.statistics()

@@ -100,6 +100,11 @@ class Syncer:
         follower = self._followers.get(name)
         return None if follower is None else follower.problem
 
+    def coming(self, name: str) -> bool:
+        """Whether a model's store is being asked for the first time, or a version is being fetched."""
+        follower = self._followers.get(name)
+        return follower is not None and follower.coming
+
     def served(self, name: str) -> Mapping[int, VersionDirectory]:
         """What the listener was told of a model last."""
         follower = self._followers.get(name)

@@ -25,30 +25,25 @@ def is_health_path(path: str) -> bool:
 
 
 def answer(registry: ModelRegistry, method: str, path: str) -> Response:
-    """Answer a health request: 200, or 503 with the reason for each model that is not ready."""
+    """Answer a health request: 200, or 503 with the reason; the body of the process's tells of every model as well."""
     if method not in ("GET", "HEAD"):
         response = _json({"error": f"Method {method} is not allowed for {path}"}, 405)
         return response._replace(headers=(*response.headers, (b"allow", b"GET, HEAD")))
     if path == "/-/live":
         return _json({"status": "live"})
     reasons = registry.readiness()
-    reason = None
-    if registry.loop is None:
-        reason = NOT_ENTERED
-    elif registry.draining:
-        reason = "the registry is draining: shutdown has begun"
+    reason = NOT_ENTERED if registry.loop is None else registry.unready()
     if path == "/-/ready":
-        if reason is None and not reasons:
-            reason = "no model has been found yet"
-        return _readiness(reason, reasons)
+        return _readiness(reason is None, reason, reasons)
     name = unquote(path.removeprefix("/-/ready/"))
-    if reason is None and name not in reasons:
+    leaving = reason if registry.loop is None or registry.draining else None
+    if leaving is None and name not in reasons:
         return _json({"status": "unknown", "error": f"Could not find model {name}"}, 404)
-    return _readiness(reason, {name: reasons[name]} if name in reasons else {})
+    of_model = {name: reasons[name]} if name in reasons else {}
+    return _readiness(leaving is None and of_model.get(name) is None, leaving, of_model)
 
 
-def _readiness(reason: str | None, reasons: dict[str, str | None]) -> Response:
-    ready = reason is None and not any(reasons.values())
+def _readiness(ready: bool, reason: str | None, reasons: dict[str, str | None]) -> Response:
     document: dict[str, object] = {"status": "ready" if ready else "not ready"}
     if reason is not None:
         document["reason"] = reason

@@ -91,6 +91,7 @@ class Status:
 
     versions: Mapping[str, tuple[VersionStatus, ...]]
     readiness: Mapping[str, str | None]
+    unready: str | None
     draining: bool
     workers: tuple[WorkerStatus, ...]
 

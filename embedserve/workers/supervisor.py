@@ -177,7 +177,9 @@ class _Supervisor:
 
     def _post_status(self) -> None:
         registry = self.registry
-        status = Status(registry.status(), registry.readiness(), registry.draining, self.fleet.workers())
+        status = Status(
+            registry.status(), registry.readiness(), registry.unready(), registry.draining, self.fleet.workers()
+        )
         if status != self._posted:
             self._posted = status
             with suppress(ServingError):  # Larger than any page: the last one stays.

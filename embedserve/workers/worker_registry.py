@@ -37,7 +37,7 @@ __all__ = ["WorkerRegistry"]
 
 logger = logging.getLogger("embedserve")
 
-_NOTHING = Status({}, {}, False, ())
+_NOTHING = Status({}, {}, "the supervisor has not said anything yet", False, ())
 
 
 class WorkerRegistry(ModelRegistry):
@@ -103,6 +103,10 @@ class WorkerRegistry(ModelRegistry):
         """As `ModelRegistry`, of all workers together."""
         return dict(self.whole.readiness)
 
+    def unready(self) -> str | None:
+        """As `ModelRegistry`, of all workers together, or of this one when it leaves."""
+        return self.whole.unready or super().unready()
+
 
 def _key_of(version: ManagedVersion) -> Key:
     return Key(version.id.name, version.id.version, version.fingerprint)
@@ -126,6 +130,10 @@ class _ToldSource:
     def problem(self, name: str) -> str | None:
         """The supervisor knows."""
         return None
+
+    def coming(self, name: str) -> bool:
+        """The supervisor knows."""
+        return False
 
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """The supervisor tells."""

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     model_management_pb2,
     model_service_pb2_grpc,
@@ -243,6 +244,57 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_reason(
     )
     assert server.out.endswith("}, }\n")
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_directory_with_models_that_cannot_be_had_serves_the_others_and_goes_on_trying(
+    start: Start, saved: Path, tmp_path: Path, workers: int
+) -> None:
+    publish(saved / "two", tmp_path / "models" / "good" / "1")
+    publish(saved / "two", tmp_path / "models" / "bad" / "1")
+    broken = tmp_path / "models" / "bad" / "1" / "saved_model.pb"
+    broken.write_bytes(broken.read_bytes().replace(b"StatefulPartitionedCall", b"StatefulPartitionedCell"))
+    (tmp_path / "models" / "torn" / "1").mkdir(parents=True)
+    port, rest = free_port(), free_port()
+    server = start(
+        "models",
+        f"--port={port}",
+        f"--rest_api_port={rest}",
+        f"--workers={workers}",
+        "--enable_grpc_healthcheck_service",
+        "--load_retry_interval_micros=100000",
+        "--max_num_load_retries=1000000",
+    )
+    server.wait_until_serving()
+    url = f"http://localhost:{rest}"
+    assert grpc_predict(f"localhost:{port}", "good").model_spec.version.value == 1
+    assert fetch(f"{url}/v1/models/good:predict", {"instances": [2.0]}) == (200, {"predictions": [3.0]})
+    status, document = fetch(f"{url}/-/ready")
+    assert (status, document["status"], document["models"]["good"]) == (200, "ready", "ready")
+    assert "StatefulPartitionedCell" in document["models"]["bad"]
+    assert "saved_model.pb" in document["models"]["torn"]
+    assert [fetch(f"{url}/-/ready/{name}")[0] for name in ("good", "bad", "torn")] == [200, 503, 503]
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        said = [check(health_pb2.HealthCheckRequest(service=name)).status for name in ("", "good", "bad", "torn")]
+    assert said == [1, 1, 2, 2]
+    assert "Serving without model bad, which is tried again in the background: version 1 is LOADING" in server.log
+    publish(saved / "three", tmp_path / "models" / "torn" / "2")
+    publish(saved / "three", tmp_path / "models" / "bad" / "2")
+    wait_until(lambda: {fetch(f"{url}/-/ready/{name}")[0] for name in ("bad", "torn")} == {200})
+    server.terminate()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_config_file_that_lists_no_model_is_ready(start: Start, tmp_path: Path, workers: int) -> None:
+    (tmp_path / "none.config").write_text("model_config_list {}")
+    rest = free_port()
+    server = start(
+        f"--port={free_port()}", f"--rest_api_port={rest}", "--model_config_file=none.config", f"--workers={workers}"
+    )
+    server.wait_until_serving()
+    assert fetch(f"http://localhost:{rest}/-/ready") == (200, {"status": "ready", "models": {}})
+    server.terminate()
 
 
 def test_a_signal_before_the_first_load_has_ended_ends_the_process(start: Start, tmp_path: Path) -> None:

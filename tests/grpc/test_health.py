@@ -66,6 +66,24 @@ async def test_a_model_that_loads_is_not_serving_and_so_is_the_server(start: Sta
     await registry.aclose()
 
 
+async def test_a_model_that_fails_after_the_start_is_its_own_business(start: Start) -> None:
+    registry = FakeRegistry({"a": {1: FakeLoader()}, "b": {1: FakeLoader()}}, retry={"max_retries": 0})
+    client = await start(registry)
+    await registry.remove("b", 1)
+    watched = watch(client, "b")
+    while await said(watched) != "NOT_SERVING":
+        pass
+    assert [await check(client, service) for service in ("a", "b", *OVERALL)] == ["SERVING", "NOT_SERVING"] + [
+        "SERVING"
+    ] * 5
+    watched.cancel()
+
+
+async def test_a_server_that_was_told_to_serve_no_model_serves(start: Start) -> None:
+    client = await start(FakeRegistry({}))
+    assert [await check(client, service) for service in OVERALL] == ["SERVING"] * 5
+
+
 async def test_unknown_services(start: Start) -> None:
     client = await start(FakeRegistry({"a": {1: FakeLoader()}}))
     code, _ = await failure(

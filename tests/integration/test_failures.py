@@ -18,6 +18,7 @@ from embedserve import (
     ModelRegistry,
     RetryPolicy,
     ServableNotFoundError,
+    SpecificVersions,
     StartError,
     State,
 )
@@ -140,7 +141,7 @@ async def test_entering_ends_as_soon_as_no_model_can_still_succeed(
     """It would wait for 300 s, and the loads are tried again for ever."""
     deploy(line(1), models / "good" / "1")
     deploy(needs_missing_op, models / "bad" / "1")
-    registry = ModelRegistry(models, **QUICK)
+    registry = ModelRegistry(models, start_requires="all", **QUICK)
     with pytest.raises(StartError) as raised:
         await registry.start()
     assert str(raised.value).startswith(
@@ -155,6 +156,94 @@ async def test_entering_ends_as_soon_as_no_model_can_still_succeed(
     shutil.rmtree(models / "bad")
     async with registry:
         assert (await registry.predict("good", [[0.0]]))["y"].tolist() == [[1.0]]
+
+
+async def test_a_start_serves_without_what_cannot_be_had_and_goes_on_trying(
+    models: Path, line: Line, needs_missing_op: Path
+) -> None:
+    deploy(line(1), models / "good" / "1")
+    bad = deploy(needs_missing_op, models / "bad" / "1")
+    (models / "torn" / "1").mkdir(parents=True)
+    async with ModelRegistry(models, **QUICK) as registry:
+        assert (await registry.predict("good", [[0.0]]))["y"].tolist() == [[1.0]]
+        assert registry.unready() is None
+        readiness = registry.readiness()
+        assert readiness["good"] is None
+        assert "SimpleMLInferenceOp" in (readiness["bad"] or "")
+        assert "saved_model.pb" in (readiness["torn"] or "")
+        shutil.rmtree(bad)
+        deploy(line(2), models / "bad" / "1")
+        deploy(line(3), models / "torn" / "2")
+        await until(registry, lambda: set(registry.readiness().values()) == {None})
+        assert (await registry.predict("bad", [[0.0]]))["y"].tolist() == [[2.0]]
+
+
+async def test_configured_models_are_all_needed_unless_any_will_do(models: Path, line: Line) -> None:
+    deploy(line(1), models / "good" / "1")
+    configs = [ModelConfig(name=name, base_path=models / name) for name in ("good", "missing")]
+    short = {**QUICK, "start_timeout": 0.5}
+    with pytest.raises(StartError, match=r"1 of 2 model.* missing: .*Could not find base path"):
+        async with ModelRegistry(models=configs, **short):
+            pass
+    async with ModelRegistry(models=configs, start_requires="any", **QUICK) as registry:
+        assert registry.unready() is None
+        deploy(line(2), models / "missing" / "1")
+        await until(registry, lambda: registry.readiness()["missing"] is None)
+
+
+async def test_a_model_that_is_still_loading_is_waited_for_where_any_will_do_until_the_time_is_up() -> None:
+    gate = Gate()
+    found = {"good": {1: FakeLoader()}, "slow": {1: FakeLoader(load_gate=gate)}}
+    registry = FakeRegistry(found, start_requires="any", start_timeout=0.5)
+    async with registry:
+        assert registry.readiness()["slow"] == "version 1 is LOADING"
+        assert registry.unready() is None
+        gate.open()
+    gate.close()
+    starting = asyncio.create_task(FakeRegistry(found, start_requires="any").start())
+    while not gate.waiting:
+        await asyncio.sleep(0)
+    assert not starting.done()
+    starting.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+
+
+async def test_nothing_that_appears_after_the_start_makes_the_process_unready(
+    models: Path, line: Line, needs_missing_op: Path
+) -> None:
+    deploy(line(1), models / "m" / "1")
+    async with ModelRegistry(models, **ONCE) as registry:
+        (models / "new" / "1").mkdir(parents=True)
+        deploy(needs_missing_op, models / "other" / "1")
+        deploy(needs_missing_op, models / "m" / "2")
+        seen: set[str | None] = set()
+
+        def told() -> bool:
+            seen.add(registry.unready())
+            unready = {name for name, reason in registry.readiness().items() if reason is not None}
+            return unready == {"new", "other"} and state_of(registry, "m", 2) is State.END
+
+        await until(registry, told)
+        shutil.rmtree(models / "m")
+        await until(registry, lambda: "m" not in registry.models())
+        assert seen | {registry.unready()} == {None}
+
+
+async def test_a_version_policy_with_a_slip_changes_nothing_and_unloads_where_that_is_asked_for(
+    models: Path, line: Line, caplog: pytest.LogCaptureFixture
+) -> None:
+    deploy(line(1), models / "m" / "1")
+    config = ModelConfig(name="m", base_path=models / "m")
+    slip = config.model_copy(update={"version_policy": SpecificVersions(versions=(9,))})
+    async with ModelRegistry(models=[config], **QUICK) as registry:
+        await registry.reconfigure([slip])
+        assert (await registry.predict("m", [[0.0]]))["y"].tolist() == [[1.0]]
+        assert "names only versions that are not there" in caplog.text
+    async with ModelRegistry(models=[config], absent_versions="unload", **QUICK) as registry:
+        await registry.reconfigure([slip])
+        await until_state(registry, "m", 1, State.END)
 
 
 async def test_entering_ends_at_its_time_limit_with_the_reason_for_each_model(models: Path, line: Line) -> None:

@@ -85,12 +85,13 @@ class Scanner:
         self.root = root
         self.memory = Memory()
         self.last = Scan(Memory(), {}, {})
+        self.keep_absent = True
 
     def scan(self, after: float = 0.0) -> Scan:
         self.disk.now += after
         self.disk.checked.clear()
         self.disk.looked.clear()
-        self.last = scan(self.memory, self.configured, self.policies, self.root, self.disk, SETTLE)
+        self.last = scan(self.memory, self.configured, self.policies, self.root, self.disk, SETTLE, self.keep_absent)
         self.memory = self.last.memory
         return self.last
 
@@ -320,6 +321,39 @@ class TestPolicies:
             "Version 5 of servable m, which was requested to be served as a 'specific' version in the servable's "
             "version policy, was not found in the file system (/models/m)",
         )
+
+    def test_a_policy_that_names_only_absent_versions_changes_nothing_and_says_so(self, scanner: Scanner) -> None:
+        scanner.versions().update({"1": Version(), "2": Version(contents=2)})
+        scanner.settle()
+        scanner.policies["m"] = SpecificVersions(versions=(9,))
+        result = scanner.scan()
+        assert scanner.aspired() == {2: 2}
+        assert result.notices[-1] == (
+            "The version policy of servable m names only versions that are not there, so it changes nothing: versions "
+            "2 go on serving until one of those appears"
+        )
+        scanner.versions()["9"] = Version(contents=9)
+        scanner.scan()
+        assert scanner.aspired() == {2: 2}, "it is not quiet yet"
+        scanner.scan(after=SETTLE)
+        assert scanner.aspired() == {9: 9}
+
+    def test_a_version_kept_for_want_of_those_that_are_named_goes_with_its_directory(self, scanner: Scanner) -> None:
+        scanner.versions()["1"] = Version()
+        scanner.settle()
+        scanner.policies["m"] = SpecificVersions(versions=(9,))
+        scanner.scan()
+        del scanner.versions()["1"]
+        scanner.scan()
+        assert scanner.aspired() == {}
+
+    def test_absent_versions_unload_what_serves_where_that_is_asked_for(self, scanner: Scanner) -> None:
+        scanner.versions()["1"] = Version()
+        scanner.settle()
+        scanner.keep_absent = False
+        scanner.policies["m"] = SpecificVersions(versions=(9,))
+        scanner.scan()
+        assert scanner.aspired() == {}
 
     def test_an_empty_list_of_versions_serves_nothing(self, scanner: Scanner) -> None:
         scanner.versions()["1"] = Version()

@@ -146,7 +146,8 @@ async def test_health_fails_when_there_is_nothing_to_serve_and_not_before(
         assert registry._runtime is not None
         assert await registry._runtime.monitor.wait_until(lambda: "other" in registry.readiness(), 20)
         one.check_health()
-        assert (await one.answer_rest(RestRequest("GET", "/-/ready", [], b""))).status == 503
+        assert (await one.answer_rest(RestRequest("GET", "/-/ready", [], b""))).status == 200
+        assert (await one.answer_rest(RestRequest("GET", "/-/ready/other", [], b""))).status == 503
         shutil.rmtree(store / "line")
         assert await registry._runtime.monitor.wait_until(lambda: "line" not in registry.readiness(), 20)
         with pytest.raises(NotReadyError, match="no model is available: other"):

@@ -134,6 +134,13 @@ def test_an_empty_store_serves_nothing_and_so_does_a_policy_that_wants_nothing()
     assert planned(SpecificVersions(), {1: contents(1)}, {1: [digest(1)]}, {1: digest(1)}) == Plan()
 
 
+def test_a_policy_that_names_only_absent_versions_changes_nothing_unless_that_is_asked_for() -> None:
+    policy, found = SpecificVersions(versions=(9,)), {1: contents(1)}
+    cached, served = {1: {digest(1): 0}}, {1: digest(1), 2: digest(2)}
+    assert decide(policy, found, {}, cached, {}, served) == Plan(serve={1: digest(1)})
+    assert decide(policy, found, {}, cached, {}, served, keep_absent=False) == Plan()
+
+
 def test_a_version_that_is_gone_from_the_store_is_not_served() -> None:
     plan = planned(AllVersions(), {1: contents(1)}, {1: [digest(1)], 2: [digest(2)]}, {1: digest(1), 2: digest(2)})
     assert plan == Plan(serve={1: digest(1)})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from embedserve import ModelRegistry, State
 from embedserve.rest import create_app
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 
 
-def client_of(registry: FakeRegistry) -> httpx.AsyncClient:
+def client_of(registry: ModelRegistry) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(registry)), base_url="http://x")
 
 
@@ -34,6 +36,7 @@ async def test_ready_once_every_model_has_an_available_version() -> None:
         try:
             status, document = await get(client, "/-/ready")
             assert (status, document["status"]) == (503, "not ready")
+            assert document["reason"].startswith("the start waits for a/b")
             assert document["models"]["a/b"].startswith("version 1 is ")
             assert (await get(client, "/-/ready/a%2Fb"))[0] == 503
             gate.open()
@@ -75,11 +78,33 @@ async def test_a_failed_model_is_named_with_its_reason() -> None:
         await registry.aclose()
 
 
-async def test_no_model_is_not_ready_and_an_unknown_one_is_not_found() -> None:
-    async with FakeRegistry({}) as registry, client_of(registry) as client:
+async def test_an_empty_root_is_not_ready_and_an_unknown_model_is_not_found(tmp_path: Path) -> None:
+    async with ModelRegistry(tmp_path) as registry, client_of(registry) as client:
         status, document = await get(client, "/-/ready")
         assert (status, document["reason"]) == (503, "no model has been found yet")
         assert await get(client, "/-/ready/q") == (404, {"status": "unknown", "error": "Could not find model q"})
+
+
+async def test_an_explicitly_empty_list_of_models_is_ready() -> None:
+    async with FakeRegistry({}) as registry, client_of(registry) as client:
+        assert await get(client, "/-/ready") == (200, {"status": "ready", "models": {}})
+
+
+async def test_a_version_that_fails_and_one_that_goes_do_not_take_the_process_down() -> None:
+    found = {"m": {1: FakeLoader()}, "n": {1: FakeLoader()}}
+    async with FakeRegistry(found, retry={"max_retries": 0}) as registry, client_of(registry) as client:
+        await registry.put("m", 2, FakeLoader(failures=-1))
+        await registry.remove("n", 1)
+        assert registry._runtime is not None
+        assert await registry._runtime.monitor.wait_until(
+            lambda: registry.status()["m"][0].state is State.END and registry.readiness()["n"] is not None, 20
+        )
+        status, document = await get(client, "/-/ready")
+        assert (status, document["status"]) == (200, "ready")
+        assert document["models"]["m"] == "ready"
+        status, document = await get(client, "/-/ready/n")
+        assert (status, document["status"]) == (503, "not ready")
+        assert "No versions of servable n found" in document["models"]["n"]
 
 
 @pytest.mark.parametrize("path", ["/-/live", "/-/ready", "/-/ready/m"])

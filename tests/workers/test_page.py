@@ -16,7 +16,7 @@ from embedserve.workers.page import WorkerApp
 async def test_any_worker_shows_all_and_says_which_it_is() -> None:
     workers = (WorkerStatus(0, 11, "serving", 0), WorkerStatus(1, None, "restarting", 2, "was ended by SIGKILL"))
     async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
-        whole: Any = SimpleNamespace(whole=Status({}, {}, False, workers))
+        whole: Any = SimpleNamespace(whole=Status({}, {}, None, False, workers))
         app: Any = WorkerApp(create_app(registry), whole, 1)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
             assert (await client.get("/-/workers")).json() == {

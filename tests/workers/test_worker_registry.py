@@ -228,11 +228,12 @@ async def test_what_it_says_of_versions_and_readiness_is_what_the_supervisor_pos
         assert (registry.status(), registry.readiness(), registry.models(), registry.draining) == ({}, {}, (), False)
         status = VersionStatus(3, State.LOADING)
         workers = (WorkerStatus(0, 1, "serving", 0),)
-        worker.status.post(Status({"m": (status,)}, {"m": "version 3 is LOADING", "n": None}, False, workers))
+        worker.status.post(Status({"m": (status,)}, {"m": "version 3 is LOADING", "n": None}, "later", False, workers))
         assert registry.status() == {"m": (status,)}
         assert registry.status("n") == {}
         assert registry.readiness() == {"m": "version 3 is LOADING", "n": None}
+        assert registry.unready() == "later"
         assert registry.models() == ("m", "n")
-        worker.status.post(Status({}, {}, True, workers))
+        worker.status.post(Status({}, {}, "draining", True, workers))
         assert registry.draining
         assert registry.whole.workers == workers
