@@ -13,7 +13,8 @@ from pathlib import Path
 
 from embedserve.errors import ConfigError, ServingError
 from embedserve.handle import ModelHandle
-from embedserve.saved_model.judge.probe_inputs import candidates, feature_examples, shape_of
+from embedserve.saved_model.judge.probe_inputs import candidates, shape_of
+from embedserve.saved_model.judge.probe_texts import Features
 from embedserve.servable import Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature, rows
 
@@ -93,9 +94,9 @@ async def made_up(handle: ModelHandle, signature: Signature, path: Path, tags: I
         ConfigError: None can be made up.
     """
     takes_text = any(spec.dtype.numpy.hasobject for spec in signature.inputs.values())
-    examples = await asyncio.to_thread(_examples, path, tags, signature) if takes_text else []
+    features = await asyncio.to_thread(_features, path, tags, signature) if takes_text else {}
     reason = "an input declares no rank"
-    for sample in candidates(signature, examples=examples):
+    for sample in candidates(signature, features=features):
         inputs = sample.batch(rows)
         try:
             await handle.predict(inputs, signature_name=signature.name, timeout=PATIENCE)
@@ -108,18 +109,18 @@ async def made_up(handle: ModelHandle, signature: Signature, path: Path, tags: I
     )
 
 
-def _examples(path: Path, tags: Iterable[str], signature: Signature) -> list[bytes]:
-    """`tf.Example`s that a signature parses, if it does."""
+def _features(path: Path, tags: Iterable[str], signature: Signature) -> Features:
+    """What a signature parses out of `tf.Example`s, if it does."""
     from embedserve.saved_model.graph import GraphReader
     from embedserve.saved_model.meta_graph import has_saved_model, read_meta_graph
 
     if not has_saved_model(path):
-        return []
+        return {}
     outputs, inputs = signature.outputs.values(), signature.inputs.values()
     found = GraphReader(read_meta_graph(path, tags)).operations(
         [spec.tensor_name for spec in outputs], [spec.tensor_name for spec in inputs]
     )
-    return feature_examples(found.features) if found.features else []
+    return found.features
 
 
 def recorded(files: Sequence[Path], signatures: Mapping[str, Signature], signature: Signature) -> Requests:

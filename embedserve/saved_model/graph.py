@@ -75,7 +75,7 @@ class Operations:
         writes_files: Writes to the disk.
         constant_bytes: Size of the constants in the graph.
         element_wise: Every operation takes any shape and gives an element for an element.
-        features: Features of the tf.Examples it parses: name → (`DataType` number, number of values).
+        features: Features of the tf.Examples it parses: name → (`DataType` number, number of values or None for any).
     """
 
     writes: str | None = None
@@ -85,7 +85,7 @@ class Operations:
     writes_files: str | None = None
     constant_bytes: int = 0
     element_wise: bool = True
-    features: dict[str, tuple[int, int]] = field(default_factory=dict)
+    features: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
     @property
     def stateless(self) -> bool:
@@ -222,18 +222,22 @@ def _is_single(node: Any) -> bool:
     return not shape.unknown_rank and all(dim.size == 1 for dim in shape.dim)
 
 
-def _features(parser: Any, body: Iterable[Any]) -> dict[str, tuple[int, int]]:
+def _features(parser: Any, body: Iterable[Any]) -> dict[str, tuple[int, int | None]]:
     """Features that a ParseExample node asks for, as far as their names are constants beside it."""
     constants = {node.name: node.attr["value"].tensor for node in body if node.op == "Const"}
     keys = [list(constants[name].string_val) if name in constants else [] for name in map(_node_name, parser.input)]
     dense_types, sparse_types = parser.attr["Tdense"].list.type, parser.attr["sparse_types"].list.type
+    ragged: list[bytes] = []
     if parser.op == "ParseExampleV2":
-        sparse, dense = keys[2], keys[3]
+        sparse, dense, ragged = keys[2:5]
     else:
         sparse = [key for some in keys[2 : 2 + len(sparse_types)] for key in some]
         dense = [key for some in keys[2 + len(sparse_types) : 2 + len(sparse_types) + len(dense_types)] for key in some]
     shapes = parser.attr["dense_shapes"].list.shape
-    found = {key.decode(): (int(dtype), 1) for key, dtype in zip(sparse, sparse_types, strict=False)}
+    found: dict[str, tuple[int, int | None]] = {}
+    for names, types in ((sparse, sparse_types), (ragged, parser.attr["ragged_value_types"].list.type)):
+        found |= {key.decode(): (int(dtype), None) for key, dtype in zip(names, types, strict=False)}
     for key, dtype, shape in zip(dense, dense_types, shapes, strict=False):
-        found[key.decode()] = (int(dtype), math.prod(max(dim.size, 1) for dim in shape.dim))
+        sizes = [dim.size for dim in shape.dim]
+        found[key.decode()] = (int(dtype), None if sizes == [-1] else math.prod(max(size, 1) for size in sizes))
     return found

@@ -24,7 +24,7 @@ from embedserve.saved_model.freezing import NotOptimisableError
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
 from embedserve.saved_model.judge import probe, verdict
-from embedserve.saved_model.judge.probe_inputs import Sample, candidates, feature_examples
+from embedserve.saved_model.judge.probe_inputs import Sample, candidates
 from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
 from embedserve.saved_model.optimising import Wanted, optimise, reason_of
 from embedserve.saved_model.session import SessionServable
@@ -302,9 +302,8 @@ class SavedModelLoader:
         if not signature.stateless or (self._warmup == "none" and not probed):
             return None
         features = loaded.operations[signature.name].features
-        examples = feature_examples(features) if features else []
         recorded = loaded.recorded.inputs.get(signature.name, ())
-        return probe.find_sample(loaded.servable, signature, candidates(signature, recorded, examples))
+        return probe.find_sample(loaded.servable, signature, candidates(signature, recorded, features))
 
     def _optimised(self, loaded: _Loaded) -> OptimisedServable | None:
         """The optimised copy of a version whose owner asks for one; None where it cannot be had, which `note` says."""

@@ -376,7 +376,7 @@ def verdict(load: Load, data: bytes) -> tuple[bool, str]:
 
 
 def test_what_batches_is_found_out_as_for_any_model(load: Load, dense: bytes) -> None:
-    assert verdict(load, dense) == (True, "two rows together equal each alone")
+    assert verdict(load, dense) == (True, "unlike rows together equal each alone")
     assert verdict(load, convert(lambda x: tf.nn.softmax(x @ WEIGHTS), spec([1, 4])))[0], "resized"
     assert not verdict(load, convert(lambda x: x - tf.reduce_mean(x), spec([None])))[0]
     random = verdict(load, convert(lambda x: x + tf.random.uniform(tf.shape(x)), spec([None])))

@@ -1,18 +1,20 @@
-"""How far two answers are apart: exactly for what is exact, relative to an output's largest element for floats.
+"""How far two answers are apart: exactly for what is exact, relative to a size for floats.
 
-Used wherever two ways of running a signature are compared. Knows no servable and no signature.
+The size is the largest element of a whole output (`difference`), or of each row by itself (`row_difference`). Used
+wherever two ways of running a signature are compared. Knows no servable and no signature.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from embedserve.servable import Array
 from embedserve.tensors import dtypes
 
-__all__ = ["TOLERANCE", "difference", "equal"]
+__all__ = ["TOLERANCE", "difference", "equal", "is_rounding", "limit", "row_difference", "rows_equal", "usual_size"]
 
 TOLERANCE = 1e-5
 """Relative difference up to which floats count as equal: a merged batch changes the order of sums (about 6e-8)."""
@@ -20,9 +22,17 @@ TOLERANCE = 1e-5
 
 def equal(first: Array, second: Array, tolerance: float = TOLERANCE) -> bool:
     """Whether two outputs are the same: exactly, or for floats within `tolerance` as `difference` measures it."""
-    if first.dtype != second.dtype:
-        return False
-    return difference(first, second) <= (max(tolerance, 4.0 * _epsilon(first.dtype)) if _is_inexact(first) else 0.0)
+    return first.dtype == second.dtype and difference(first, second) <= limit(first.dtype, tolerance)
+
+
+def rows_equal(first: Array, second: Array, tolerance: float = TOLERANCE, least_size: float = 0.0) -> bool:
+    """Whether the rows of two outputs are the same, each measured as `row_difference` does."""
+    return first.dtype == second.dtype and row_difference(first, second, least_size) <= limit(first.dtype, tolerance)
+
+
+def limit(dtype: np.dtype[np.generic], tolerance: float) -> float:
+    """What two values of a dtype may differ by: 0 for an exact dtype, at least four units of the last place else."""
+    return max(tolerance, 4.0 * _epsilon(dtype)) if _is_inexact(dtype) else 0.0
 
 
 def difference(first: Array, second: Array) -> float:
@@ -30,21 +40,66 @@ def difference(first: Array, second: Array) -> float:
 
     Infinite where the shapes, exact values or non-finite elements differ.
     """
+    return _largest(first, second, 1, 0.0)
+
+
+def row_difference(first: Array, second: Array, least_size: float = 0.0) -> float:
+    """The largest difference of an element, relative to the largest finite element of its own row in `second`.
+
+    A row of small values is thus not measured by the large values of its neighbour.
+
+    Args:
+        first, second: Outputs of shape `[rows, ...]`.
+        least_size: Size that a smaller row is measured by.
+    """
+    return _largest(first, second, len(second) if second.ndim else 1, least_size)
+
+
+def _largest(first: Array, second: Array, rows: int, least_size: float) -> float:
     if first.shape != second.shape:
         return math.inf
-    if not _is_inexact(first):
+    if not _is_inexact(first.dtype):
         return 0.0 if np.array_equal(first, second) else math.inf
+    if not second.size:
+        return 0.0
     wide = np.complex128 if first.dtype.kind == "c" else np.float64
-    a, b = first.astype(wide), second.astype(wide)
+    a, b = first.astype(wide).reshape(rows, -1), second.astype(wide).reshape(rows, -1)
     finite = np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
         return math.inf
-    apart = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-    return apart / float(np.abs(b[finite]).max()) if apart and b[finite].any() else (math.inf if apart else 0.0)
+    a[~finite] = b[~finite] = 0
+    apart = np.abs(a - b).max(axis=1)
+    sizes = np.maximum(np.abs(b).max(axis=1), least_size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.where(apart == 0, 0.0, apart / sizes).max())
 
 
-def _is_inexact(array: Array) -> bool:
-    dtype = array.dtype
+def usual_size(outputs: Iterable[Array]) -> float:
+    """The median of the largest finite elements of some answers to one row each; 0 for an exact dtype."""
+    sizes = [
+        float(np.abs(output[np.isfinite(output)]).max(initial=0)) for output in outputs if _is_inexact(output.dtype)
+    ]
+    return float(np.median(sizes)) if sizes else 0.0
+
+
+def is_rounding(together: Array, copies: Array, alone: Array, usual: float = 0.0, tolerance: float = TOLERANCE) -> bool:
+    """Whether a row's answer beside neighbours differs from its answer alone only as sums in another order do.
+
+    A sum that cancels out leaves a small result with a large relative error, whatever the neighbours hold. So the row
+    is answered once more among copies of itself: that answer must be the same, and the number of rows may change the
+    answer only by little of the output's usual size.
+
+    Args:
+        together: The row's answer beside neighbours.
+        copies: Its answer at the same place among as many copies of itself.
+        alone: Its answer alone.
+        usual: `usual_size` of the output.
+        tolerance: For both comparisons.
+    """
+    return rows_equal(together, copies, tolerance) and rows_equal(copies, alone, tolerance, usual)
+
+
+def _is_inexact(dtype: np.dtype[np.generic]) -> bool:
     return not (dtype.hasobject or dtype.fields or dtype.kind == "b" or dtypes.by_numpy(dtype).limits)
 
 

@@ -5,13 +5,17 @@ A probe decides only what the graph leaves open; `verdict` says where. Knows no 
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from embedserve.errors import DeadlineExceededError, ServingError
-from embedserve.saved_model.judge.compare import equal
+from embedserve.saved_model.judge.compare import equal, is_rounding, rows_equal, usual_size
 from embedserve.saved_model.judge.probe_inputs import Sample
-from embedserve.servable import Servable, Tensors
+from embedserve.servable import Array, Servable, Tensors
 from embedserve.signature import BatchingVerdict, Signature
 
 __all__ = ["find_sample", "probe"]
@@ -20,6 +24,12 @@ logger = logging.getLogger("embedserve")
 
 # Seconds; a made-up input may send a loop anywhere.
 _PATIENCE = 30.0
+# Rows that are tried alone, of which the model may refuse some, and rows that then share runs. Two are ordinary and
+# four differ from them each in another way.
+_TRIED = 8
+_ROWS = 6
+# The same rows at each load, so that a version gets the same verdict.
+_SEED = 0
 
 
 def find_sample(servable: Servable, signature: Signature, samples: Iterable[Sample]) -> Sample | None:
@@ -38,22 +48,89 @@ def find_sample(servable: Servable, signature: Signature, samples: Iterable[Samp
 
 
 def probe(servable: Servable, signature: Signature, sample: Sample | None) -> BatchingVerdict:
-    """Run two different rows together and each alone, and compare: exactly, for floats within 1e-5 relative."""
+    """Run unlike rows together and each alone, and compare: exactly, for floats within 1e-5 of a row's own size."""
     if sample is None:
         return BatchingVerdict(False, "no input for the load-time probe could be made up: record warm-up requests")
-    both = sample.batch(2)
-    rows: list[Tensors] = [{name: array[row : row + 1] for name, array in both.items()} for row in range(2)]
-    if all(equal(rows[0][name], rows[1][name]) for name in both):
-        return BatchingVerdict(False, "the recorded requests are all alike: nothing to probe with")
     try:
-        together = servable.run(signature.name, both, timeout=_PATIENCE)
-        alone = [servable.run(signature.name, row, timeout=_PATIENCE) for row in rows]
+        rows = _answered(servable, signature, sample)
+        if len(rows) < 2:
+            return BatchingVerdict(False, "the requests it takes are all alike: nothing to probe with")
+        together = _Together(servable, signature, rows)
+        for order in _orders(len(rows)):
+            reason = together.objection(order)
+            if reason is not None:
+                return BatchingVerdict(False, reason)
     except ServingError as error:
-        return BatchingVerdict(False, f"two rows together fail: {error}")
-    for name, merged in together.items():
-        if merged.ndim == 0 or len(merged) != 2:
-            return BatchingVerdict(False, f"output {name!r} of two rows has shape {list(merged.shape)}")
-        for row in range(2):
-            if not equal(merged[row : row + 1], alone[row][name]):
-                return BatchingVerdict(False, f"output {name!r} of a row depends on the other rows of its batch")
-    return BatchingVerdict(True, "two rows together equal each alone")
+        return BatchingVerdict(False, f"rows together fail: {error}")
+    return BatchingVerdict(True, "unlike rows together equal each alone")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row, and what it gets alone."""
+
+    inputs: Tensors
+    alone: Tensors
+
+
+def _answered(servable: Servable, signature: Signature, sample: Sample) -> list[_Row]:
+    """Rows of which no two are equal, as far as the model answers them alone.
+
+    Raises:
+        DeadlineExceededError: A run does not end.
+    """
+    found: list[_Row] = []
+    for inputs in itertools.islice(sample.unlike(np.random.default_rng(_SEED)), _TRIED):
+        if any(all(equal(inputs[name], row.inputs[name], 0.0) for name in inputs) for row in found):
+            continue
+        try:
+            found.append(_Row(inputs, servable.run(signature.name, inputs, timeout=_PATIENCE)))
+        except DeadlineExceededError:
+            raise
+        except ServingError as error:
+            logger.debug("signature %r refuses a made-up row: %s", signature.name, error)
+        if len(found) == _ROWS:
+            break
+    return found
+
+
+def _orders(count: int) -> list[tuple[int, ...]]:
+    """Which rows share a run, and in which order."""
+    every = tuple(range(count))
+    last = count - 1
+    return list(dict.fromkeys([(0, 1), (1, 0), every, every[::-1], (last, last, 0, last)]))
+
+
+class _Together:
+    """Runs rows together and holds each answer against the row's answer alone."""
+
+    def __init__(self, servable: Servable, signature: Signature, rows: Sequence[_Row]) -> None:
+        self._servable = servable
+        self._signature = signature
+        self._rows = rows
+        self._usual = {name: usual_size([row.alone[name] for row in rows]) for name in rows[0].alone}
+
+    def objection(self, order: Sequence[int]) -> str | None:
+        """Why these rows may not share a run, or None."""
+        answers = self._run(order)
+        for name, merged in answers.items():
+            if merged.ndim == 0 or len(merged) != len(order):
+                return f"output {name!r} of {len(order)} rows has shape {list(merged.shape)}"
+        for place, index in enumerate(order):
+            copies: Tensors | None = None
+            for name, merged in answers.items():
+                found, alone = merged[place : place + 1], self._rows[index].alone[name]
+                if rows_equal(found, alone):
+                    continue
+                copies = copies or self._run([index] * len(order))
+                if not self._is_rounding(found, copies[name][place : place + 1], alone, name):
+                    return f"output {name!r} of a row depends on the other rows of its batch"
+        return None
+
+    def _is_rounding(self, found: Array, copies: Array, alone: Array, name: str) -> bool:
+        return is_rounding(found, copies, alone, self._usual[name])
+
+    def _run(self, order: Sequence[int]) -> Tensors:
+        rows = [self._rows[index].inputs for index in order]
+        inputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        return self._servable.run(self._signature.name, inputs, timeout=_PATIENCE)

@@ -1,26 +1,32 @@
 """Inputs for runs that nobody asked for, the load-time probe and warm-up: made up from a signature, or recorded ones.
 
-Made-up inputs keep to what the signature declares, as a client's must, and are small. Called by the loader.
+Made-up inputs keep to what the signature declares, as a client's must, and are small. Knows no servable.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
+from embedserve.saved_model.judge.probe_texts import Examples, Features, Kind, Pictures, Pieces, Texts, Words
 from embedserve.servable import Array, Tensors
 from embedserve.signature import Signature, TensorSpec
 from embedserve.tensors import dtypes
 
-__all__ = ["MadeUp", "Recorded", "Sample", "candidates"]
+__all__ = ["MadeUp", "Recorded", "Sample", "candidates", "shape_of"]
 
 # Sizes for unknown dimensions after the first: a short text or a small vector, a thumbnail, a photograph.
 _SIZES = (4, 1, 32, 224)
 _MAX_ELEMENTS = 2**20
+# Rows of made-up integers hold indices, sizes and class numbers: small, and never negative.
+_SMALL_INTEGERS = (0, 2)
+# Largest float of an unlike row; a loop as long as its data says still ends.
+_LARGE = 1e3
+_TINY = 1e-6
 
 
 class Sample(Protocol):
@@ -28,6 +34,13 @@ class Sample(Protocol):
 
     def batch(self, rows: int) -> dict[str, Array]:
         """Inputs of `rows` rows; where an input has no leading unknown dimension, its one value."""
+
+    def unlike(self, random: np.random.Generator) -> Iterator[dict[str, Array]]:
+        """Inputs of one row each, without end, that differ in length, sign, magnitude and number of values.
+
+        The sizes of all rows are those of `batch`. The model may refuse a row. Nothing comes where an input has no
+        rows.
+        """
 
 
 def shape_of(signature: Signature, spec: TensorSpec) -> tuple[int | None, ...] | None:
@@ -40,47 +53,56 @@ def shape_of(signature: Signature, spec: TensorSpec) -> tuple[int | None, ...] |
 
 
 class MadeUp:
-    """Small numbers, or the given texts, in the declared shapes with `size` for each unknown dimension."""
+    """Small numbers, or strings of one family, in the declared shapes.
 
-    def __init__(self, signature: Signature, size: int, texts: Sequence[bytes]) -> None:
-        self._shapes = {}
+    Args:
+        signature: Whose inputs they are.
+        size: For each unknown dimension after the first.
+        texts: For string inputs.
+    """
+
+    def __init__(self, signature: Signature, size: int, texts: Texts) -> None:
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._batched: dict[str, bool] = {}
         for spec in signature.inputs.values():
             shape = shape_of(signature, spec)
             if shape is None:
                 raise ValueError(f"the rank of {spec.name!r} is unknown")
-            self._shapes[spec.name] = shape
+            self._batched[spec.name] = _is_batched(shape)
+            rest = shape[1:] if _is_batched(shape) else shape
+            self._shapes[spec.name] = tuple(size if each is None else each for each in rest)
         self._dtypes = {spec.name: spec.dtype.numpy for spec in signature.inputs.values()}
-        self._size = size
         self._texts = texts
 
     @property
     def elements(self) -> int:
         """Elements of the largest input of one row."""
-        return max((int(np.prod(self._row_shape(name))) for name in self._shapes), default=0)
+        return max((int(np.prod(shape)) for shape in self._shapes.values()), default=0)
 
     def batch(self, rows: int) -> dict[str, Array]:
         return {name: self._input(name, rows) for name in self._shapes}
 
-    def _row_shape(self, name: str) -> tuple[int, ...]:
-        shape = self._shapes[name]
-        rest = shape[1:] if _is_batched(shape) else shape
-        return tuple(self._size if size is None else size for size in rest)
+    def unlike(self, random: np.random.Generator) -> Iterator[dict[str, Array]]:
+        if not self._shapes or not all(self._batched.values()):
+            return
+        yield {name: self._input(name, 2)[:1] for name in self._shapes}
+        yield {name: self._input(name, 2)[1:] for name in self._shapes}
+        texts = dict.fromkeys(self._shapes, self._texts)
+        yield from _unlike_rows(self._shapes, self._dtypes, texts, {}, random)
 
     def _input(self, name: str, rows: int) -> Array:
-        shape, dtype = self._row_shape(name), self._dtypes[name]
-        if not _is_batched(self._shapes[name]):
+        shape, dtype = self._shapes[name], self._dtypes[name]
+        if not self._batched[name]:
             return self._row(shape, dtype, 0)
         return np.stack([self._row(shape, dtype, row) for row in range(rows)])
 
     def _row(self, shape: tuple[int, ...], dtype: np.dtype[Any], row: int) -> Array:
         count = int(np.prod(shape))
         if dtype.hasobject:
-            texts = np.empty(count, object)
-            texts[:] = [self._texts[(index + row) % len(self._texts)] for index in range(count)]
-            return texts.reshape(shape)
+            return _objects([self._texts.ordinary(index + row) for index in range(count)], shape)
         index = np.arange(count)
         if dtype.kind == "b" or dtypes.by_numpy(dtype).limits:
-            # Indices, sizes and class numbers: small, and no 0 where there is only one.
+            # No 0 where there is only one.
             return ((index + row + 1) % (2 if dtype.kind == "b" else 3)).astype(dtype).reshape(shape)
         if dtype.fields:
             return ((index + row + 1) % 3).astype(dtype[0]).view(dtype).reshape(shape)
@@ -88,11 +110,20 @@ class MadeUp:
 
 
 class Recorded:
-    """Rows taken from recorded warm-up requests of one signature."""
+    """Rows taken from recorded warm-up requests of one signature.
 
-    def __init__(self, signature: Signature, requests: Sequence[Tensors]) -> None:
+    Args:
+        signature: Whose requests they are.
+        requests: Bound inputs; those with other sizes than the first are left out.
+        features: What the signature parses out of its strings, where it is a parser of `tf.Example`s.
+    """
+
+    def __init__(
+        self, signature: Signature, requests: Sequence[Tensors], features: Features = MappingProxyType({})
+    ) -> None:
         self._batched = all(_is_batched(shape_of(signature, spec)) for spec in signature.inputs.values())
         self._first = dict(requests[0])
+        self._features = features
         alike = [request for request in requests if _row_shapes(request) == _row_shapes(self._first)]
         if self._batched:
             self._first = {name: np.concatenate([request[name] for request in alike]) for name in self._first}
@@ -101,6 +132,80 @@ class Recorded:
         if not self._batched:
             return self._first
         return {name: array[np.arange(rows) % len(array)] for name, array in self._first.items()}
+
+    def unlike(self, random: np.random.Generator) -> Iterator[dict[str, Array]]:
+        if not self._batched or not self._first:
+            return
+        arrays = self._first
+        count = len(next(iter(arrays.values())))
+        rows = ({name: array[row : row + 1] for name, array in arrays.items()} for row in range(count))
+        texts = {name: self._texts(array) for name, array in arrays.items() if array.dtype.hasobject}
+        ranges = {name: _range(array) for name, array in arrays.items() if not array.dtype.hasobject}
+        made_up = _unlike_rows(_row_shapes(arrays), {n: a.dtype for n, a in arrays.items()}, texts, ranges, random)
+        for _ in range(count):
+            yield next(rows)
+            yield next(made_up)
+        yield from made_up
+
+    def _texts(self, array: Array) -> Texts:
+        return Examples(self._features) if self._features else Pieces(array.ravel().tolist())
+
+
+def _unlike_rows(
+    shapes: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, np.dtype[Any]],
+    texts: Mapping[str, Texts],
+    ranges: Mapping[str, tuple[int, int]],
+    random: np.random.Generator,
+) -> Iterator[dict[str, Array]]:
+    """One row of each kind, then rows whose inputs are of any kind."""
+    for turn in itertools.count():
+        kinds = list(Kind)
+        row = {}
+        for name, shape in shapes.items():
+            kind = kinds[turn] if turn < len(kinds) else kinds[random.integers(len(kinds))]
+            if types[name].hasobject:
+                count = int(np.prod(shape))
+                row[name] = _objects([texts[name].unlike(kind, random) for _ in range(count)], shape)[None]
+            else:
+                row[name] = _numbers(kind, shape, types[name], ranges.get(name, _SMALL_INTEGERS), random)[None]
+        yield row
+
+
+def _numbers(
+    kind: Kind, shape: tuple[int, ...], dtype: np.dtype[Any], seen: tuple[int, int], random: np.random.Generator
+) -> Array:
+    """One row of numbers; integers stay within what is `seen` to be safe, and zero."""
+    count = int(np.prod(shape))
+    plain = dtype[0] if dtype.fields else dtype
+    if plain.kind == "b":
+        found = np.zeros(count) if kind is Kind.NOTHING else random.integers(0, 2, count)
+    elif dtype.fields or dtypes.by_numpy(plain).limits:
+        low, high = (0, 255) if plain == np.uint8 and not dtype.fields else seen  # A uint8 is a pixel.
+        found = random.integers(low, high + 1, count)
+        if kind is Kind.SMALL:
+            found[:] = found[:1]
+        found = np.zeros(count, np.int64) if kind is Kind.NOTHING else found
+    else:
+        scale = {Kind.LARGE: _LARGE, Kind.NOTHING: 0.0, Kind.SMALL: _TINY, Kind.PADDED: -1.0}[kind]
+        found = random.uniform(-1, 1, count) * scale if kind is not Kind.PADDED else -random.uniform(0, 1, count)
+    if kind is Kind.PADDED:
+        found[(count + 1) // 2 :] = 0
+    typed = found.astype(plain)
+    return (typed.view(dtype) if dtype.fields else typed).reshape(shape)
+
+
+def _range(array: Array) -> tuple[int, int]:
+    """Least and greatest of recorded integers."""
+    if array.dtype.kind == "b" or array.dtype.fields or not dtypes.by_numpy(array.dtype).limits or not array.size:
+        return _SMALL_INTEGERS
+    return int(array.min()), int(array.max())
+
+
+def _objects(values: Sequence[bytes], shape: tuple[int, ...]) -> Array:
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found.reshape(shape)
 
 
 def _is_batched(shape: tuple[int | None, ...] | None) -> bool:
@@ -112,24 +217,25 @@ def _row_shapes(request: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def candidates(
-    signature: Signature, recorded: Sequence[Tensors] = (), examples: Sequence[bytes] = ()
+    signature: Signature, recorded: Sequence[Tensors] = (), features: Features = MappingProxyType({})
 ) -> Iterator[Sample]:
     """Samples to try in turn until the model takes one; only recorded ones where an input declares no rank.
 
     Args:
         signature: With `input_ranks` and `shape_free` already set.
         recorded: Bound inputs of recorded requests.
-        examples: Serialized `tf.Example`s that the signature's parser takes, if it has one.
+        features: What the signature's parser of `tf.Example`s asks for, if it has one.
     """
     usable = [request for request in recorded if all(array.size for array in request.values())]
     if usable and signature.inputs:
-        yield Recorded(signature, usable)
+        yield Recorded(signature, usable, features)
     if not all(_may_be_made_up(signature, spec) for spec in signature.inputs.values()):
         return
     shapes = [shape_of(signature, spec) for spec in signature.inputs.values()]
     open_sizes = any(size is None for shape in shapes if shape for size in shape[1:])
     takes_text = any(spec.dtype.numpy.hasobject for spec in signature.inputs.values())
-    for texts in _texts(examples) if takes_text else [()]:
+    families: list[Texts] = [*([Examples(features)] if features else []), Words(), Pictures()]
+    for texts in families if takes_text else families[:1]:
         for size in _SIZES if open_sizes else _SIZES[:1]:
             sample = MadeUp(signature, size, texts)
             if sample.elements <= _MAX_ELEMENTS:
@@ -145,38 +251,3 @@ def _may_be_made_up(signature: Signature, spec: TensorSpec) -> bool:
     if spec.shape is not None or signature.shape_free:
         return True
     return spec.dtype.name == "string" and spec.name in signature.input_ranks
-
-
-def _texts(examples: Sequence[bytes]) -> list[Sequence[bytes]]:
-    """Pairs of strings that models of many kinds can read: their tf.Examples, numbers (and words), pictures."""
-    return [*([examples] if examples else []), (b"1", b"2"), (_png(64), _png(192))]
-
-
-def _png(level: int, side: int = 8) -> bytes:
-    """A square RGB picture of one colour."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = (b"\0" + bytes([level, 255 - level, level]) * side) * side
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def feature_examples(features: Mapping[str, tuple[int, int]]) -> list[bytes]:
-    """Two serialized `tf.Example`s with these features, as (`DataType` number, number of values)."""
-    from tensorflow.core.example.example_pb2 import Example
-
-    made = []
-    for row in range(2):
-        example = Example()
-        for name, (dtype, count) in sorted(features.items()):
-            feature = example.features.feature[name]
-            if dtype == 7:
-                feature.bytes_list.value.extend([b"1", b"2"][row] for _ in range(count))
-            elif dtype == 9:
-                feature.int64_list.value.extend((index + row + 1) % 3 for index in range(count))
-            else:
-                feature.float_list.value.extend((0.1 + 0.37 * index + 0.51 * row) % 1.0 for index in range(count))
-        made.append(example.SerializeToString())
-    return made

@@ -14,6 +14,8 @@ from embedserve.saved_model.judge.probe_inputs import Recorded, candidates
 from embedserve.servable import Array, Tensors
 from tests.saved_model.judge.signatures import signature
 
+DEPENDS = "output 'y' of a row depends on the other rows of its batch"
+
 
 class Fake:
     """A servable made of one function over `x`."""
@@ -48,34 +50,75 @@ def raising(error: Exception) -> Callable[[Array], Array]:
 
 class TestProbe:
     def test_tolerance_is_relative(self) -> None:
-        assert verdict(lambda x: x * (1 + 5e-6 * (len(x) - 1))) is None
-        assert verdict(lambda x: x * (1 + 5e-5 * (len(x) - 1))) is not None
-        assert verdict(lambda x: x * 1e6 * (1 + 5e-6 * (len(x) - 1))) is None
-        assert verdict(lambda x: x * 1e-6 * (1 + 5e-5 * (len(x) - 1))) is not None
+        assert verdict(lambda x: x * (1 + 5e-6 * (len(x) > 1))) is None
+        assert verdict(lambda x: x * (1 + 5e-5 * (len(x) > 1))) == DEPENDS
+        assert verdict(lambda x: x * 1e6 * (1 + 5e-6 * (len(x) > 1))) is None
+        assert verdict(lambda x: x * 1e-6 * (1 + 5e-5 * (len(x) > 1))) == DEPENDS
 
     def test_integers_and_strings_are_compared_exactly(self) -> None:
         assert verdict(lambda x: x.astype(np.int64)) is None
-        assert verdict(lambda x: x.astype(np.int64) * 10**9 + len(x)) is not None
+        assert verdict(lambda x: x.astype(np.int64) * 10**9 + len(x)) == DEPENDS
         assert verdict(lambda x: np.array([b"a"] * len(x), object)) is None
-        assert verdict(lambda x: np.array([b"%d" % len(x)] * len(x), object)) is not None
+        assert verdict(lambda x: np.array([b"%d" % len(x)] * len(x), object)) == DEPENDS
 
     def test_nan_equals_nan(self) -> None:
         assert verdict(lambda x: x * np.float32(np.nan)) is None
 
     @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: x * 0.5 if np.abs(x).max() > 10 else x,  # A large row changes its neighbours' answers.
+            lambda x: x if np.abs(x).min() > 0 else x + 1,  # A row with a zero does.
+            lambda x: x if (x > 0).all() else x + 1,  # A negative one does.
+            lambda x: x if np.abs(x).max(axis=1).min() > 1e-3 else x + 1,  # A tiny one does.
+            lambda x: x + (x[0] == x[-1]).all() * (len(x) > 1),  # Equal rows do.
+            lambda x: x + np.arange(len(x))[:, None],  # A row's place does.
+            lambda x: x - x[:1] if len(x) == 2 else x * 0,  # The first row does.
+            lambda x: x + 1e-4 * np.abs(x).max(),  # Little of a large neighbour is much of a small row.
+        ],
+    )
+    def test_a_neighbour_of_another_kind_is_seen(self, function: Callable[[Array], Array]) -> None:
+        found = verdict(lambda x: function(x).astype(np.float32), [(1, 2), (0.3, 0.2)])
+        assert found == DEPENDS
+
+    def test_sums_that_cancel_out_are_no_difference(self) -> None:
+        def sums(x: Array) -> Array:
+            # What a kernel does: another order of summing for another number of rows, alike for whatever they hold.
+            return (x[:, :1] - x[:, 1:] + np.float32(1e-7 * (len(x) > 1))).astype(np.float32)
+
+        assert verdict(sums, [(1, 1), (1, 2), (2, 4)]) is None
+
+    @pytest.mark.parametrize(
         ("function", "reason"),
         [
-            (lambda x: x[:1], "output 'y' of two rows has shape [1, 2]"),
-            (lambda x: x.sum(), "output 'y' of two rows has shape []"),
+            (lambda x: x[:1], "output 'y' of 2 rows has shape [1, 2]"),
+            (lambda x: x.sum(), "output 'y' of 2 rows has shape []"),
             (lambda x: np.tile(x, (1, len(x))), "output 'y' of a row depends on the other rows of its batch"),
-            (raising(InferenceError("no")), "two rows together fail: no"),
         ],
     )
     def test_what_cannot_be_split_is_not_batched(self, function: Callable[[Array], Array], reason: str) -> None:
         assert verdict(function) == reason
 
+    def test_rows_that_fail_only_together_are_not_batched(self) -> None:
+        assert verdict(lambda x: x if len(x) == 1 else raising(InferenceError("no"))(x)) == "rows together fail: no"
+
+    def test_a_row_that_the_model_refuses_is_left_out(self) -> None:
+        assert verdict(lambda x: x if (x > 0).all() else raising(InferenceError("no"))(x)) is None
+
+    def test_a_row_without_end_is_not_batched(self) -> None:
+        endless = raising(DeadlineExceededError("too late"))
+        assert verdict(lambda x: x if (x > 0).all() else endless(x)) == "rows together fail: too late"
+
     def test_rows_that_are_alike_prove_nothing(self) -> None:
-        assert verdict(lambda x: x, [(1, 2), (1, 2)]) == "the recorded requests are all alike: nothing to probe with"
+        picky = raising(InferenceError("no"))
+        found = verdict(lambda x: x if (x == (1, 2)).all() else picky(x), [(1, 2), (1, 2)])
+        assert found == "the requests it takes are all alike: nothing to probe with"
+
+    def test_a_handful_of_runs_is_enough(self) -> None:
+        runs: list[int] = []
+        assert verdict(lambda x: runs.append(len(x)) or x) is None  # type: ignore[func-returns-value]
+        assert len(runs) <= 13
+        assert max(runs) <= 6
 
     def test_without_a_sample_there_is_no_batching(self) -> None:
         servable = Fake(lambda x: x)

@@ -39,7 +39,7 @@ from tests.saved_model.conftest import Load
 def test_auto_batches_only_what_is_safe(load: Load, name: str, signature_name: str, reason: str | None) -> None:
     verdict = load(name).signatures[signature_name].batching
     assert verdict.batchable is (reason is None)
-    assert verdict.reason == (reason or "two rows together equal each alone")
+    assert verdict.reason == (reason or "unlike rows together equal each alone")
 
 
 @pytest.mark.parametrize("batching", [True, False])
