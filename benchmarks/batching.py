@@ -24,6 +24,7 @@ from embedserve.servable import Array, Cancellation, Predictor, Servable, Servab
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.tensors.dtypes import by_name
 from embedserve.threads import RunPool
+from embedserve.watchdog import VersionRuns
 
 
 class Doubler:
@@ -79,9 +80,9 @@ async def measure(title: str, servable: Servable, seconds: float) -> None:
         calls += 1
     print(f"{title}: plain run() in this thread {calls / (time.perf_counter() - started):,.0f}/s")
     pool = RunPool(asyncio.get_running_loop(), 2)
-    id = ServableId("bench", 1)
     for name, batching in (("direct", False), ("batched", True)):
-        predictor = make_predictor(servable, id, pool, Observers(), BatchingOptions(), batching, 1000)
+        runs = VersionRuns(ServableId("bench", 1), Observers(), RegistryOptions().run_timeout)
+        predictor = make_predictor(servable, runs, pool, Observers(), BatchingOptions(), batching, 1000)
         rates = [await rate(predictor, signature, inputs, callers, seconds) for callers in (1, 8, 64)]
         print(f"  {name:8}" + "".join(f"{r:>12,.0f}/s at {n}" for r, n in zip(rates, (1, 8, 64), strict=True)))
         await predictor.aclose()

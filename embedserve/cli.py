@@ -255,6 +255,7 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         ("num_batch_threads", flags.number("num_batch_threads") or platform.num_batch_threads or 0),
         ("num_load_threads", max(flags.number("num_load_threads"), flags.number("num_unload_threads"))),
         ("num_tflite_pools", flags.number("num_tflite_pools")),
+        ("max_stuck_runs", flags.number("max_stuck_runs")),
         ("max_inflight_bytes", flags.number("max_inflight_bytes")),
         ("remote_cache_max_bytes", flags.number("remote_cache_max_bytes")),
         ("remote_poll_interval", flags.real("remote_poll_wait_seconds")),
@@ -265,7 +266,7 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         options[name] = flags.text(name)
     if flags.text("start_requires"):
         options["start_requires"] = flags.text("start_requires")
-    for name in ("optimize_tolerance", "settle", "drain_timeout", "remote_timeout"):
+    for name in ("optimize_tolerance", "settle", "drain_timeout", "remote_timeout", "run_timeout"):
         options[name] = flags.real(name)
     for name in (
         "max_pending_requests",

@@ -220,6 +220,7 @@ class ModelConfig(_Options):
         input_ranks: Rank per input name, for signatures that declare unknown rank.
         warmup: `auto` runs made-up and recorded requests before a version serves; `none` runs nothing.
         prefer_tflite_model: Serve a version's `model.tflite`, where it has one, instead of its SavedModel.
+        run_timeout: Seconds that one run may take, however long its callers would wait.
         num_tflite_pools: TensorFlow Lite interpreters of each version, so many runs at once.
         logging_config: Which requests are logged; None logs none.
         storage_options: What fsspec is given for a remote `base_path`, over the registry's `remote_storage_options`.
@@ -238,6 +239,7 @@ class ModelConfig(_Options):
     input_ranks: Mapping[str, int] = Field(default_factory=dict)
     warmup: Literal["auto", "none"] | None = None
     prefer_tflite_model: bool | None = None
+    run_timeout: float | None = Field(default=None, gt=0)
     num_tflite_pools: int | None = Field(default=None, ge=1)
     logging_config: LoggingOptions | None = None
     storage_options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
@@ -268,7 +270,13 @@ class RegistryOptions(_Options):
         batching, batching_options, servable, optimize, optimize_tolerance, warmup, prefer_tflite_model: Defaults for
             models that do not say.
         num_tflite_pools: As well; None is one interpreter per run thread.
-        num_batch_threads: Run threads, shared by all models; as many as the process may use CPUs.
+        num_batch_threads: Run threads, shared by all models; as many as the process may use CPUs. One more is lent
+            while a single model has held all of them for a tenth of a second and another waits.
+        run_timeout: Seconds that one run may take, however long its callers would wait; infinite for no bound. Then the
+            run is stopped and its callers get DeadlineExceededError. A run that cannot be stopped, and goes on for as
+            long again as it was given (5 to 60 seconds), is stuck: its thread is replaced, its version refused.
+        max_stuck_runs: Threads of stuck runs that are replaced; from that number on `liveness()` says that the process
+            should be replaced. None is as many as `num_batch_threads`, which also is what TensorFlow's pools can lose.
         num_load_threads: Threads for load, unload and directory scans.
         max_pending_requests: Bound of the unbatched path, per loaded version, in requests waiting or running.
         poll_interval: Seconds between directory scans; watch events only make a scan come sooner.
@@ -316,6 +324,8 @@ class RegistryOptions(_Options):
     prefer_tflite_model: bool = False
     num_tflite_pools: int | None = Field(default=None, ge=1)
     num_batch_threads: int = Field(default_factory=usable_cpus, ge=1)
+    run_timeout: float = Field(default=600.0, gt=0)
+    max_stuck_runs: int | None = Field(default=None, ge=1)
     num_load_threads: int = Field(default=2, ge=1)
     max_pending_requests: int = Field(default=1000, ge=1)
     poll_interval: float = Field(default=1.0, gt=0)

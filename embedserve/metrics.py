@@ -228,6 +228,8 @@ class Metrics(Observer, Collector):
         self._rows = _Histogram("embedserve_batch_rows", "Rows per batch, without padding.", labels, _BATCH_SIZES)
         self._waits = _Histogram("embedserve_queue_wait_seconds", "Wait in the batch queue.", labels, _WAIT_SECONDS)
         self._padding = _Counter("embedserve_padding_rows_total", "Rows that were padding.", labels)
+        self._stuck = _Counter("embedserve_stuck_runs_total", "Runs left behind in their threads.", labels)
+        self._returned = _Counter("embedserve_stuck_runs_returned_total", "Stuck runs that ended after all.", labels)
         self._released = _Counter(
             "embedserve_batches_released_total", "Batches by why they left the queue.", (*labels, "reason")
         )
@@ -245,7 +247,7 @@ class Metrics(Observer, Collector):
             ended.append(version)
             if len(ended) > _ENDED_VERSIONS_KEPT:
                 gone = ended.popleft()
-                for family in (self._rows, self._waits, self._padding, self._released):
+                for family in (self._rows, self._waits, self._padding, self._released, self._stuck, self._returned):
                     family.drop((id.name, gone))
 
     def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
@@ -264,6 +266,14 @@ class Metrics(Observer, Collector):
         api = running_api.get()
         if error is None and api in ("Predict", "Classify", "Regress"):
             self._runtime_latency.observe((id.name, api, "TF1"), _micros(seconds))
+
+    def run_stuck(self, id: ServableId, signature_name: str, seconds: float) -> None:
+        """Count a stuck run."""
+        self._stuck.add((id.name, str(id.version), signature_name))
+
+    def run_returned(self, id: ServableId, signature_name: str) -> None:
+        """Count its return."""
+        self._returned.add((id.name, str(id.version), signature_name))
 
     def batch_formed(
         self, id: ServableId, signature_name: str, rows: int, padded_rows: int, requests: int, reason: str

@@ -37,6 +37,12 @@ class Observer:
     def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
         """One request's stay in the predictor ended: queue wait and run together."""
 
+    def run_stuck(self, id: ServableId, signature_name: str, seconds: float) -> None:
+        """A run went on past its time and was left behind in its thread; the name is empty for a SessionRun."""
+
+    def run_returned(self, id: ServableId, signature_name: str) -> None:
+        """A run that was stuck has ended after all."""
+
     def batch_formed(
         self, id: ServableId, signature_name: str, rows: int, padded_rows: int, requests: int, reason: str
     ) -> None:
@@ -101,6 +107,12 @@ class Observers(Observer):
 
     def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
         self._each("run_finished", id, signature_name, seconds, error)
+
+    def run_stuck(self, id: ServableId, signature_name: str, seconds: float) -> None:
+        self._each("run_stuck", id, signature_name, seconds)
+
+    def run_returned(self, id: ServableId, signature_name: str) -> None:
+        self._each("run_returned", id, signature_name)
 
     def batch_formed(
         self, id: ServableId, signature_name: str, rows: int, padded_rows: int, requests: int, reason: str

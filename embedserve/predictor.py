@@ -6,24 +6,27 @@ Called on the loop by a handle; knows no batch. Only `Servable.run` runs in a th
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from embedserve.errors import Code, DeadlineExceededError, QueueFullError, RegistryStateError
+from embedserve.errors import Code, DeadlineExceededError, QueueFullError, RegistryStateError, ServingError
 from embedserve.observer import Observers
 from embedserve.priority import OVERTAKEN, Lanes, Priority
 from embedserve.servable import Array, Cancellation, Servable, ServableId, SlotCall, Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool, Work
+from embedserve.watchdog import VersionRuns
 
 __all__ = [
     "Answer",
     "DeadlineTimer",
     "DirectPredictor",
     "PredictorStatistics",
+    "copied",
     "drained",
     "expired",
     "left_behind",
@@ -55,6 +58,7 @@ class PredictorStatistics:
         cancelled: Runs that were asked to stop because nobody was left to answer.
         rerun: Requests that ran again, alone, because a batch that they were in failed.
         shed: Requests that adaptive batching gave up, because they could not be answered in time.
+        stuck: Runs that were left behind in their threads and have not returned.
     """
 
     waiting: int = 0
@@ -68,6 +72,7 @@ class PredictorStatistics:
     cancelled: int = 0
     rerun: int = 0
     shed: int = 0
+    stuck: int = 0
 
 
 class Pending(Protocol):
@@ -136,6 +141,16 @@ def left_behind(id: ServableId) -> RegistryStateError:
     return RegistryStateError(f"the registry was left while servable {id} was still working on the request")
 
 
+def copied(error: Exception) -> Exception:
+    """An exception of its own for each caller: raising one in several tasks would mix their tracebacks."""
+    try:
+        own = copy.copy(error)
+    except Exception:
+        return error
+    own.__cause__ = error.__cause__
+    return own.with_traceback(error.__traceback__)
+
+
 def timed_out(error: Exception, timeout: float | None) -> bool:
     """Whether a run failed because its `timeout` was over, shortly before the deadline timer would have come."""
     return timeout is not None and getattr(error, "code", None) is Code.DEADLINE_EXCEEDED
@@ -156,17 +171,29 @@ async def drained(waiting: Callable[[], set[Answer]], running: Callable[[], int]
 class _DirectRun:
     """One request, from the queue through a run thread to its answer."""
 
-    __slots__ = ("_call", "_owner", "cancellation", "deadline", "future", "timeout")
+    __slots__ = (
+        *("_call", "_owner", "began", "cancellation", "deadline", "ends_at", "future", "inputs", "look_at"),
+        *("signature", "timeout"),
+    )
 
     def __init__(
-        self, owner: DirectPredictor, future: asyncio.Future[Any], call: SlotCall[Any], deadline: float | None
+        self,
+        owner: DirectPredictor,
+        future: asyncio.Future[Any],
+        call: SlotCall[Any],
+        deadline: float | None,
+        signature: str,
+        inputs: Tensors,
     ) -> None:
         self._owner = owner
         self._call = call
         self.future = future
         self.deadline = deadline
+        self.signature = signature
+        self.inputs = inputs
         self.timeout: float | None = None
         self.cancellation = Cancellation()
+        self.began = self.ends_at = self.look_at = math.inf
 
     def call(self) -> Any:
         """In a run thread."""
@@ -174,13 +201,30 @@ class _DirectRun:
 
     def done(self, result: Any, error: Exception | None) -> None:
         """On the loop, when the thread is back."""
-        self._owner.ended(self)
+        self._owner.ended(self, error is None)
         if self.future.done():
             return
         if error is None:
             self.future.set_result(result)
         else:
             self.future.set_exception(expired() if timed_out(error, self.timeout) else error)
+
+    def overdue(self) -> bool:
+        """As `Work.overdue`."""
+        if self._owner.runs.overdue(self):
+            return True
+        self.expire()
+        return False
+
+    def expire(self) -> None:
+        """Answer the caller, whose time is over by `run_timeout`."""
+        if not self.future.done():
+            self.future.set_exception(self._owner.runs.expired())
+
+    def stuck(self, seconds: float) -> None:
+        """As `Work.stuck`."""
+        self.expire()
+        self._owner.left_behind(self, seconds)
 
     def left(self, _: Answer) -> None:
         """The future is done; if the thread is not back yet, the caller has left or its time is over."""
@@ -195,10 +239,14 @@ class DirectPredictor:
     """
 
     def __init__(
-        self, servable: Servable, id: ServableId, pool: RunPool, observers: Observers, max_pending: int
+        self, servable: Servable, runs: VersionRuns, pool: RunPool, observers: Observers, max_pending: int
     ) -> None:
         self.servable = servable
-        self._id = id
+        self.runs = runs
+        self.model = runs.id.name
+        runs.predictors.append(self)
+        self._stuck = runs.stuck
+        self._id = runs.id
         self._pool = pool
         self._observers = observers
         self._max_pending = max_pending
@@ -209,7 +257,7 @@ class DirectPredictor:
         self._claimed = False
         self._closed = False
         self._idle = asyncio.Event()
-        self._runs = self._refused = self._dropped = self._cancelled = 0
+        self._started = self._refused = self._dropped = self._cancelled = 0
 
     def __repr__(self) -> str:
         state = "closed, " if self._closed else ""
@@ -224,18 +272,24 @@ class DirectPredictor:
         priority: int = Priority.NORMAL,
     ) -> Answer:
         """As `Predictor.submit`."""
-        return self.submit_call(partial(self.servable.run, signature.name, inputs, output_names), deadline, priority)
+        call = partial(self.servable.run, signature.name, inputs, output_names)
+        return self._submit(call, deadline, priority, signature.name, inputs)
 
     def submit_call(
         self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL
     ) -> asyncio.Future[T]:
         """As `Predictor.submit_call`."""
-        if self._closed:
-            raise refusal(self._id)
+        return self._submit(call, deadline, priority, "", {})
+
+    def _submit(
+        self, call: SlotCall[T], deadline: float | None, priority: int, signature: str, inputs: Tensors
+    ) -> asyncio.Future[T]:
+        if self._closed or self._stuck:
+            raise refusal(self._id) if self._closed else self.runs.refusal()
         if len(self._waiting) + len(self._running) >= self._max_pending:
             self._make_room(priority)
         future: asyncio.Future[T] = self._create_future()
-        self._waiting.append(_DirectRun(self, future, call, deadline), priority)
+        self._waiting.append(_DirectRun(self, future, call, deadline, signature, inputs), priority)
         if deadline is not None:
             self._deadlines.watch(deadline)
         if not self._claimed:
@@ -275,14 +329,34 @@ class DirectPredictor:
             if self._waiting:
                 self._claimed = True
                 self._pool.request(self)
-            self._runs += 1
+            self._started += 1
             self._running.add(request)
+            request.began = now
+            request.timeout = self.runs.begin(request, now, request.timeout)
             request.future.add_done_callback(request.left)
-            return request.call, request.done
+            return request
         return None
 
-    def ended(self, request: _DirectRun) -> None:
-        """The thread that ran `request` is back."""
+    def turn_away(self, error: ServingError) -> None:
+        """As `SlotClient.turn_away`."""
+        self._claimed = False
+        for request in self._waiting:
+            if not request.future.done():
+                request.future.set_exception(copied(error))
+
+    def ended(self, request: _DirectRun, completed: bool) -> None:
+        """The thread that ran `request` is back; `completed` if it has an answer."""
+        self._not_running(request)
+        self.runs.returned(request)
+        if completed:
+            self.runs.completed(self._pool.loop.time() - request.began)
+
+    def left_behind(self, request: _DirectRun, seconds: float) -> None:
+        """`request` is stuck in its thread."""
+        self._not_running(request)
+        self.runs.left_behind(request, request.signature, request.inputs, 0, seconds)
+
+    def _not_running(self, request: _DirectRun) -> None:
         self._running.discard(request)
         if not self._running:
             self._idle.set()
@@ -298,12 +372,18 @@ class DirectPredictor:
         return PredictorStatistics(
             waiting=len(self._waiting),
             running=len(self._running),
-            runs=self._runs,
-            requests=self._runs,
+            runs=self._started,
+            requests=self._started,
             refused=self._refused,
             dropped=self._dropped,
             cancelled=self._cancelled,
+            stuck=len(self._stuck),
         )
+
+    @property
+    def trouble(self) -> str | None:
+        """As `Predictor.trouble`."""
+        return self.runs.trouble
 
     def close(self) -> None:
         """Take no more requests; those that are here are answered."""

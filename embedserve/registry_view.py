@@ -76,7 +76,10 @@ class RegistryView:
         return () if self._runtime is None else tuple(sorted(self._runtime.readiness()))
 
     def readiness(self) -> dict[str, str | None]:
-        """For each configured model None when it has an available, warm version, else the reason it has not."""
+        """For each configured model None when it has an available, warm version that answers, else the reason.
+
+        A version with a stuck run answers nothing until the run returns.
+        """
         if self._runtime is None:
             return {model.name: "the registry has not been entered" for model in self._models}
         return self._runtime.readiness()
@@ -84,10 +87,17 @@ class RegistryView:
     def unready(self) -> str | None:
         """Why the process as a whole is not ready, or None: what was configured at start has been served once.
 
-        How much of it is needed is `start_requires`. Models that appear, fail or go later are no reason; `readiness`
-        tells of each.
+        How much of it is needed is `start_requires`. Models that appear, fail or go later are no reason, but one with a
+        stuck run is; `readiness` tells of each.
         """
         return "the registry has not been entered" if self._runtime is None else self._runtime.unready()
+
+    def liveness(self) -> str | None:
+        """Why this process should be replaced, because stuck runs have used up its threads; None while it should not.
+
+        `max_stuck_runs` is the bound. A run that returns gives its thread back, and the reason goes.
+        """
+        return None if self._runtime is None else self._runtime.liveness()
 
     def labels(self, name: str) -> dict[str, int]:
         """Label → version of one model."""

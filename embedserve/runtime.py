@@ -26,6 +26,7 @@ from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
+from embedserve.load_pool import LoadPool
 from embedserve.observer import Observers
 from embedserve.priority import Priority, PriorityName, priority_named
 from embedserve.remote.follower import StoreStatistics
@@ -36,7 +37,8 @@ from embedserve.signature import Signature
 from embedserve.source import MakeSource, watch
 from embedserve.starting import Outcome, Prospect, Start
 from embedserve.store_url import StoreUrl
-from embedserve.threads import LoadPool, RunPool
+from embedserve.threads import RunPool
+from embedserve.watchdog import StuckRun, VersionRuns
 
 if TYPE_CHECKING:
     from embedserve.lifecycle.coordinator import Coordinator
@@ -59,6 +61,7 @@ class RegistryStatistics:
         busy_threads, run_threads: Run threads at work, and how many there are.
         reserved_bytes: Bytes of request bodies that the adapters hold.
         stores: How the sync of each model in a remote store goes, by model.
+        stuck_runs: Runs that went on past their time and were left behind in their threads, until they return.
     """
 
     in_flight: Mapping[tuple[str, int], int]
@@ -67,6 +70,7 @@ class RegistryStatistics:
     run_threads: int
     reserved_bytes: int
     stores: Mapping[str, StoreStatistics] = field(default_factory=dict)
+    stuck_runs: tuple[StuckRun, ...] = ()
 
 
 MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]"
@@ -116,7 +120,8 @@ class Runtime(HomeLoop):
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
         self._codec_pool = LoadPool(self.loop, 2, "embedserve-codec")
         self._scan_pool = LoadPool(self.loop, 1, "embedserve-scan")  # A long load must not hide a new version.
-        self._run_pool = RunPool(self.loop, options.num_batch_threads)
+        self._run_pool = RunPool(self.loop, options.num_batch_threads, max_stuck=options.max_stuck_runs)
+        self._stuck: dict[ManagedVersion, VersionRuns] = {}
         self.manager = Manager(
             self._predictor_of,
             load_pool=self._load_pool,
@@ -261,13 +266,26 @@ class Runtime(HomeLoop):
         batching, options = version.loader.batching or self.options.batching_of(self.configs[version.id.name])
         return make_predictor(
             servable,
-            version.id,
+            self._runs_of(version),
             self._run_pool,
             self.observers,
             options,
             batching,
             self.options.max_pending_requests,
         )
+
+    def _runs_of(self, version: ManagedVersion) -> VersionRuns:
+        own = self.configs[version.id.name].run_timeout
+        run_timeout = self.options.run_timeout if own is None else own
+        runs = VersionRuns(version.id, self.observers, run_timeout, lambda: self._stuck_changed(version, runs))
+        return runs
+
+    def _stuck_changed(self, version: ManagedVersion, runs: VersionRuns) -> None:
+        if runs.stuck:
+            self._stuck[version] = runs
+        else:
+            self._stuck.pop(version, None)
+        self.manager.refresh(version)
 
     # What the source tells (lifecycle/source.py: SourceListener).
 
@@ -361,18 +379,40 @@ class Runtime(HomeLoop):
         return Prospect.HOPELESS if hopeless and not self.monitor.waiting(name) else Prospect.TROUBLED
 
     def unready(self) -> str | None:
-        """Why the process as a whole is not ready, or None; what comes, goes or fails after the start is no reason."""
+        """Why the process as a whole is not ready, or None.
+
+        What comes, goes or fails after the start is no reason; what serves and is stuck is one.
+        """
         if self.draining:
             return "the registry is draining: shutdown has begun"
         if self._start.over:
-            return None
+            stuck = [name for name in self.configs if self._trouble(name) is not None]
+            return f"stuck: {', '.join(stuck)}" if stuck else None
         if not self.configs:
             return "no model has been found yet"
         return f"the start waits for {', '.join(self._start.missing(self.configs))}"
 
     def readiness(self) -> dict[str, str | None]:
-        """For each configured model None when it has an available, warm version, else the reason."""
-        return {name: None if self.manager.available(name) else self._why_not(name) for name in self.configs}
+        """For each configured model None when it has an available, warm version and no stuck run, else the reason."""
+        return {
+            name: self._trouble(name) if self.manager.available(name) else self._why_not(name) for name in self.configs
+        }
+
+    def liveness(self) -> str | None:
+        """Why only a new process can help: stuck runs have used up the threads. None where that is not so."""
+        return self._run_pool.trouble
+
+    def _trouble(self, name: str) -> str | None:
+        """Why a model that serves is refused."""
+        if not self._stuck:
+            return None
+        reasons = [
+            f"version {version.id.version} is refused: {trouble}"
+            for version in self.manager.serving()
+            if version.id.name == name and (predictor := version.predictor) is not None
+            if (trouble := predictor.trouble) is not None
+        ]
+        return "; ".join(reasons) or None
 
     def _why_not(self, name: str) -> str:
         reasons = []
@@ -394,6 +434,7 @@ class Runtime(HomeLoop):
             run_threads=self._run_pool.size,
             reserved_bytes=self.inflight.reserved,
             stores=self.source.stores(),
+            stuck_runs=tuple(run for runs in list(self._stuck.values()) for run in list(runs.stuck.values())),
         )
 
     async def aclose(self) -> None:

@@ -200,6 +200,10 @@ class Predictor(Protocol):
             QueueFullError: The bounded queue is full.
         """
 
+    @property
+    def trouble(self) -> str | None:
+        """Why requests are refused although the version is loaded; None where they are not."""
+
     def abort(self) -> None:
         """Fail everything submitted that has not ended, where waiting any longer is not wanted."""
 

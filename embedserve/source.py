@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.load_pool import LoadPool
 from embedserve.remote.follower import StoreStatistics
 from embedserve.store_url import StoreUrl
-from embedserve.threads import LoadPool
 
 if TYPE_CHECKING:
     from embedserve.remote.source import VersionHolder

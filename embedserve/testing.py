@@ -19,6 +19,7 @@ from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, LoadError
 from embedserve.lifecycle.source import SourceListener, VersionDirectory
 from embedserve.lifecycle.version_policy import choose
+from embedserve.load_pool import LoadPool
 from embedserve.registry import ModelRegistry
 from embedserve.remote.follower import StoreStatistics
 from embedserve.runtime import Runtime
@@ -27,7 +28,6 @@ from embedserve.servable import Array, Cancellation, Loader, Servable, ServableI
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.store_url import StoreUrl
 from embedserve.tensors.dtypes import by_name
-from embedserve.threads import LoadPool
 
 __all__ = ["FakeLoader", "FakeRegistry", "FakeServable", "FakeSource", "fake_signature"]
 

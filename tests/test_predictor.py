@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 
 import numpy as np
@@ -14,6 +15,7 @@ from embedserve.errors import Code, DeadlineExceededError, InferenceError, Queue
 from embedserve.observer import Observers
 from embedserve.predictor import DeadlineTimer, DirectPredictor
 from embedserve.servable import Array, Cancellation, Tensors
+from embedserve.watchdog import VersionRuns
 from tests.batching.fakes import ID, FakeServable, Rig, rig, signature, times_ten
 
 both = pytest.mark.parametrize("batching", [False, True], ids=["direct", "batched"])
@@ -21,8 +23,9 @@ both = pytest.mark.parametrize("batching", [False, True], ids=["direct", "batche
 
 def beside(r: Rig, batching: bool, servable: FakeServable | None = None) -> DirectPredictor | BatchingPredictor:
     """A predictor of another version on the same threads."""
-    direct = DirectPredictor(servable or FakeServable(), ID, r.pool, Observers(), 100)
-    return BatchingPredictor(direct, [signature()], ID, r.pool, Observers(), BatchingOptions()) if batching else direct
+    runs = VersionRuns(ID, Observers(), math.inf)
+    direct = DirectPredictor(servable or FakeServable(), runs, r.pool, Observers(), 100)
+    return BatchingPredictor(direct, [signature()], r.pool, Observers(), BatchingOptions()) if batching else direct
 
 
 async def test_each_request_is_a_run_of_its_own_on_the_callers_arrays() -> None:

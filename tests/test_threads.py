@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from embedserve import threads
-from embedserve.errors import RegistryStateError
-from embedserve.threads import LoadPool, RunPool, Work
+from embedserve.errors import RegistryStateError, ServingError
+from embedserve.load_pool import LoadPool
+from embedserve.threads import RunPool, Task, Work
 
 
 class Client:
@@ -22,7 +23,7 @@ class Client:
 
     def __init__(self, pool: RunPool, name: str = "", log: list[str] | None = None) -> None:
         self.pool = pool
-        self.name = name
+        self.name = self.model = name
         self.calls: list[Callable[[], Any]] = []
         self.outcomes: asyncio.Queue[Any] = asyncio.Queue()
         self.log = log if log is not None else []
@@ -35,7 +36,10 @@ class Client:
         if not self.calls:
             return None
         self.log.append(self.name)
-        return self.calls.pop(0), lambda result, error: self.outcomes.put_nowait(error or result)
+        return Task(self.calls.pop(0), lambda result, error: self.outcomes.put_nowait(error or result))
+
+    def turn_away(self, error: ServingError) -> None:
+        self.outcomes.put_nowait(error)
 
 
 @pytest.fixture(autouse=True, params=["eventfd", "call_soon"])
@@ -107,10 +111,13 @@ async def test_a_thread_outlives_what_it_ran_and_tells_the_loop_an_ordinary_erro
 
 async def test_a_client_that_breaks_its_promise_keeps_nobody_waiting(single: RunPool) -> None:
     class Broken:
+        model = "broken"
         waiting = 0
 
         def take_work(self) -> Work | None:
             raise ValueError("broken")
+
+        def turn_away(self, error: ServingError) -> None: ...
 
     loop = asyncio.get_running_loop()
     reported: list[dict[str, Any]] = []
@@ -208,10 +215,13 @@ async def test_a_cancelled_run_in_each_thread_takes_back_what_has_not_begun(sing
 
 async def test_an_answer_that_raises_is_reported_and_loses_no_other(pool: RunPool) -> None:
     class Broken:
+        model = "broken"
         waiting = 0
 
         def take_work(self) -> Work | None:
-            return int, lambda result, error: [][0]
+            return Task(int, lambda result, error: [][0])
+
+        def turn_away(self, error: ServingError) -> None: ...
 
     loop = asyncio.get_running_loop()
     reported: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ Made by batcher.py, which hears of the end on the loop; only the `call` methods 
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ __all__ = ["BatchRun", "Join"]
 class BatchRun:
     """One batch, from the queue through a run thread to its tasks' answers."""
 
-    __slots__ = ("_owner", "cancellation", "key", "padding", "ran", "rows", "tasks", "timeout", "watched")
+    __slots__ = (
+        *("_owner", "cancellation", "ends_at", "key", "look_at", "padding", "ran", "rows", "tasks", "timeout"),
+        "watched",
+    )
 
     def __init__(self, owner: SignatureBatcher, batch: Batch, tasks: list[BatchTask], rows: int, padding: int) -> None:
         self._owner = owner
@@ -34,6 +38,7 @@ class BatchRun:
         self.cancellation = Cancellation()
         self.ran = False
         self.watched = 0
+        self.ends_at = self.look_at = math.inf
 
     def call(self) -> tuple[list[dict[str, Array]], float]:
         """In a run thread: merge, run, split; the outputs of each task, and how long that took."""
@@ -60,6 +65,24 @@ class BatchRun:
         tasks, self.tasks = self.tasks, []  # No cycle through the traceback of an error, and nothing left to watch.
         self._owner.ended(self, tasks, result, error)
 
+    def overdue(self) -> bool:
+        """As `Work.overdue`."""
+        if self._owner.runs.overdue(self):
+            return True
+        self.expire()
+        return False
+
+    def expire(self) -> None:
+        """Answer the callers that are left: their time is over by `run_timeout`."""
+        for task in self.tasks:
+            if not task.future.done():
+                task.future.set_exception(self._owner.runs.expired())
+
+    def stuck(self, seconds: float) -> None:
+        """As `Work.stuck`."""
+        self.expire()
+        self._owner.left_behind(self, seconds)
+
     def watch(self, _: Answer | None = None) -> None:
         """Keep an eye on one task whose caller still waits; when none is left, stop the run."""
         tasks = self.tasks
@@ -77,6 +100,8 @@ class Join:
 
     __slots__ = ("_owner", "deadline", "future", "parts")
 
+    look_at = math.inf  # Concatenating arrays ends.
+
     def __init__(self, owner: SignatureBatcher, future: Answer, deadline: float | None, parts: list[Tensors]) -> None:
         self._owner = owner
         self.future = future
@@ -85,6 +110,12 @@ class Join:
 
     def call(self) -> dict[str, Array]:
         return join(self.parts)
+
+    def overdue(self) -> bool:
+        return False
+
+    def stuck(self, seconds: float) -> None:
+        raise AssertionError("never asked for")
 
     def done(self, result: Any, error: Exception | None) -> None:
         if not self.future.done():

@@ -7,7 +7,6 @@ failure, deadline or departure touches a batch mate. Loop only.
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import perf_counter
@@ -19,13 +18,14 @@ from embedserve.batching.batch_queue import SLACK, BatchQueue
 from embedserve.batching.batch_run import BatchRun, Join
 from embedserve.batching.merge import MAX_PADDED_RANK, cut, target_rows
 from embedserve.config import BatchingOptions
-from embedserve.errors import InvalidInputError, QueueFullError
+from embedserve.errors import InvalidInputError, QueueFullError, ServingError
 from embedserve.observer import Observers
 from embedserve.predictor import (
     Answer,
     DeadlineTimer,
     DirectPredictor,
     PredictorStatistics,
+    copied,
     drained,
     expired,
     left_behind,
@@ -33,7 +33,7 @@ from embedserve.predictor import (
     timed_out,
 )
 from embedserve.priority import Priority
-from embedserve.servable import ServableId, Tensors
+from embedserve.servable import Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool, Work
 
@@ -47,7 +47,6 @@ class SignatureBatcher:
         self,
         signature: Signature,
         direct: DirectPredictor,
-        id: ServableId,
         pool: RunPool,
         observers: Observers,
         options: BatchingOptions,
@@ -56,8 +55,12 @@ class SignatureBatcher:
         self.signature = signature
         self.servable = direct.servable
         self.ragged = options.pad_variable_length_inputs
+        self.runs = direct.runs
+        self.model = direct.model
+        self.runs.predictors.append(self)
+        self._stuck = self.runs.stuck
         self._direct = direct
-        self._id = id
+        self._id = self.runs.id
         self._pool = pool
         self._settling = pool.settling
         self._observers = observers
@@ -82,7 +85,7 @@ class SignatureBatcher:
         self._joins: deque[Join] = deque()
         self._idle = asyncio.Event()
         self._deadlines = DeadlineTimer(loop, self._pending)
-        self._runs = self._requests = self._rows = self._padding_rows = 0
+        self._started = self._requests = self._rows = self._padding_rows = 0
         self._refused = self._dropped = self._cancelled = self._rerun = 0
 
     def __repr__(self) -> str:
@@ -96,8 +99,8 @@ class SignatureBatcher:
         priority: int = Priority.NORMAL,
     ) -> Answer:
         """As `Predictor.submit`. The hot path: one future and one task per request, a slot per batch."""
-        if self._closed:
-            raise refusal(self._id)
+        if self._closed or self._stuck:
+            raise refusal(self._id) if self._closed else self.runs.refusal()
         if self._same_tails:  # Checked when the inputs were bound, so only the filter tells requests apart.
             rows, key = self._rows_of(inputs), (output_names,)
         else:
@@ -191,7 +194,7 @@ class SignatureBatcher:
             joining = self._joins.popleft()
             if not joining.future.done():
                 self._running.add(joining)
-                return joining.call, joining.done
+                return joining
         return None
 
     def _next_batch(self, now: float) -> Work | None:
@@ -204,17 +207,23 @@ class SignatureBatcher:
         rows = batch.rows if tasks is batch.tasks else sum(task.rows for task in tasks)
         padding = target_rows(rows, self._allowed) - rows if self._allowed else 0
         run = BatchRun(self, batch, tasks, rows, padding)
-        run.timeout = _longest(tasks, now)
+        run.timeout = self.runs.begin(run, now, _longest(tasks, now))
         self._queue.started(now)
         self._running.add(run)
-        self._runs += 1
+        self._started += 1
         self._requests += len(tasks)
         self._rows += rows
         self._padding_rows += padding
         run.watch()
         if self._observers:
             self._report(batch.reason, tasks, rows, padding)
-        return run.call, run.done
+        return run
+
+    def turn_away(self, error: ServingError) -> None:
+        """As `SlotClient.turn_away`."""
+        self._claimed = False
+        for future in self._unanswered():
+            future.set_exception(copied(error))
 
     def _live(self, tasks: list[BatchTask], now: float) -> list[BatchTask]:
         """The tasks that still need an answer; the same list if all do."""
@@ -239,8 +248,10 @@ class SignatureBatcher:
     def ended(self, run: BatchRun, tasks: list[BatchTask], result: Any, error: Exception | None) -> None:
         """The thread that ran a batch is back."""
         self._over(run)
+        self.runs.returned(run)
         if error is None:
             pieces, seconds = result
+            self.runs.completed(seconds)
             self._queue.ended(seconds, run.rows + run.padding, self._now())
             for task, outputs in zip(tasks, pieces, strict=True):
                 if not task.future.done():
@@ -282,19 +293,25 @@ class SignatureBatcher:
             return
         for i, task in enumerate(live):
             if not task.future.done():  # Pieces of one request share a future.
-                task.future.set_exception(_copy(error) if i else error)
+                task.future.set_exception(copied(error) if i else error)
 
     def abandoned(self, run: BatchRun) -> None:
         """Nobody waits for any task of a running batch; stop it. Its slot is free when the thread is back."""
         self._cancelled += 1
         run.cancellation.cancel()
 
+    def left_behind(self, run: BatchRun, seconds: float) -> None:
+        """A batch is stuck in its thread."""
+        self._over(run)
+        rows = run.rows + run.padding
+        self.runs.left_behind(run, self.signature.name, run.tasks[0].inputs, rows, seconds)
+
     def statistics(self) -> PredictorStatistics:
         """Counts so far, and what waits and runs now."""
         return PredictorStatistics(
             waiting=self._queue.waiting,
             running=len(self._running),
-            runs=self._runs,
+            runs=self._started,
             requests=self._requests,
             rows=self._rows,
             padding_rows=self._padding_rows,
@@ -352,13 +369,3 @@ def _longest(tasks: list[BatchTask], now: float) -> float | None:
             return None
         last = max(last, task.deadline)
     return last - now
-
-
-def _copy(error: Exception) -> Exception:
-    """An exception of its own for each caller: raising one in several tasks would mix their tracebacks."""
-    try:
-        own = copy.copy(error)
-    except Exception:
-        return error
-    own.__cause__ = error.__cause__
-    return own.with_traceback(error.__traceback__)

@@ -14,9 +14,10 @@ from embedserve.config import Batching, BatchingOptions
 from embedserve.observer import Observers
 from embedserve.predictor import Answer, DirectPredictor, PredictorStatistics
 from embedserve.priority import Priority
-from embedserve.servable import Predictor, Servable, ServableId, SlotCall, Tensors
+from embedserve.servable import Predictor, Servable, SlotCall, Tensors
 from embedserve.signature import Signature
 from embedserve.threads import RunPool
+from embedserve.watchdog import VersionRuns
 
 __all__ = ["BatchingPredictor", "make_predictor"]
 
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 def make_predictor(
     servable: Servable,
-    id: ServableId,
+    runs: VersionRuns,
     pool: RunPool,
     observers: Observers,
     options: BatchingOptions,
@@ -36,7 +37,7 @@ def make_predictor(
 
     Args:
         servable: The loaded version.
-        id: Its name, for messages and observers.
+        runs: Which version it is, and how its runs are.
         pool: Run threads, shared with other versions.
         observers: Told of batches and queue waits.
         options: Sizes and bounds of each signature's queue.
@@ -44,11 +45,11 @@ def make_predictor(
             limits it learns; True all whose inputs can have rows; False none.
         max_pending: Bound of the unbatched path, in requests waiting or running.
     """
-    direct = DirectPredictor(servable, id, pool, observers, max_pending)
+    direct = DirectPredictor(servable, runs, pool, observers, max_pending)
     batched = [signature for signature in servable.signatures.values() if _is_batched(signature, batching)]
     if not batched:
         return direct
-    return BatchingPredictor(direct, batched, id, pool, observers, options, batching == "adaptive")
+    return BatchingPredictor(direct, batched, pool, observers, options, batching == "adaptive")
 
 
 def _is_batched(signature: Signature, batching: Batching) -> bool:
@@ -65,21 +66,19 @@ class BatchingPredictor:
         self,
         direct: DirectPredictor,
         batched: list[Signature],
-        id: ServableId,
         pool: RunPool,
         observers: Observers,
         options: BatchingOptions,
         adaptive: bool = False,
     ) -> None:
         self._direct = direct
-        self._id = id
         self._batchers = {
-            signature.name: SignatureBatcher(signature, direct, id, pool, observers, options, adaptive)
+            signature.name: SignatureBatcher(signature, direct, pool, observers, options, adaptive)
             for signature in batched
         }
 
     def __repr__(self) -> str:
-        return f"<BatchingPredictor {self._id} {[*self._batchers.values()]}, direct: {self._direct!r}>"
+        return f"<BatchingPredictor {self._direct.runs.id} {[*self._batchers.values()]}, direct: {self._direct!r}>"
 
     def submit(
         self,
@@ -106,6 +105,11 @@ class BatchingPredictor:
         parts = [self._direct.statistics(), *(batcher.statistics() for batcher in self._batchers.values())]
         names = [field.name for field in fields(PredictorStatistics)]
         return PredictorStatistics(**{name: sum(getattr(part, name) for part in parts) for name in names})
+
+    @property
+    def trouble(self) -> str | None:
+        """As `Predictor.trouble`."""
+        return self._direct.trouble
 
     def abort(self) -> None:
         """As `Predictor.abort`."""

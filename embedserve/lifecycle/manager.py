@@ -19,9 +19,10 @@ from embedserve.lifecycle.coordinator import Coordinator
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import Action, TransitionPolicy, availability_preserving
+from embedserve.load_pool import LoadPool
 from embedserve.observer import Observers
 from embedserve.servable import Loader, Predictor, Servable, ServableId, State
-from embedserve.threads import LoadPool, RunPool
+from embedserve.threads import RunPool
 
 __all__ = ["AspiredVersion", "Manager"]
 
@@ -196,6 +197,15 @@ class Manager:
         self._managed[name].append(version)
         self._note(version)
 
+    def refresh(self, version: ManagedVersion) -> None:
+        """Show what has changed of a version that keeps its state, and unload one that was left with a stuck run."""
+        name, number = version.id.name, version.id.version
+        if version in self._managed.get(name, ()):
+            self._monitor.update(name, [v for v in self._managed[name] if v.id.version == number])
+        predictor = version.predictor
+        if version.state is State.END and not self._closing and predictor is not None and predictor.trouble is None:
+            self._start(self._unload_drained(version))
+
     def _advance(self, version: ManagedVersion, state: State) -> None:
         version.advance(state)
         self._note(version)
@@ -340,12 +350,19 @@ class Manager:
             logger.error("Servable version %s is still in use (%r); it is left loaded", version.id, version)
             version.predictor.abort()
         else:
-            logger.info("Done quiescing servable version %s", version.id)
-            servable, version.servable, version.signatures, version.predictor = version.servable, None, {}, None
-            await self._unload(version, servable)
-            logger.info("Done unloading servable version %s", version.id)
+            if (trouble := version.predictor.trouble) is not None:
+                # A thread still runs it; `refresh` unloads it when that is back.
+                logger.error("Servable version %s is left loaded: %s", version.id, trouble)
+            else:
+                logger.info("Done quiescing servable version %s", version.id)
+                await self._unload_drained(version)
         self._advance(version, State.END)
         self._reconcile(version.id.name)
+
+    async def _unload_drained(self, version: ManagedVersion) -> None:
+        servable, version.servable, version.signatures, version.predictor = version.servable, None, {}, None
+        await self._unload(version, servable)
+        logger.info("Done unloading servable version %s", version.id)
 
     async def _unload(self, version: ManagedVersion, servable: Servable | None) -> None:
         try:

@@ -28,8 +28,8 @@ class VersionStatus:
         path: The version's directory.
         generation: Counts how often the version was brought up: for new contents, or after it had been unloaded.
         kind: `function`, `session`, `frozen`, `xla` or `tflite` once loaded.
-        note: What else to know: a newer generation that failed, why a directory is not loaded yet, or what of
-            `optimize` could not be had.
+        note: What else to know: a newer generation that failed, why a directory is not loaded yet, which stuck runs
+            the version is refused for, or what of `optimize` could not be had.
     """
 
     version: int
@@ -57,6 +57,8 @@ def status_of(generations: Iterable[ManagedVersion]) -> VersionStatus:
     )
     if shown.error is not None and shown.state is not State.AVAILABLE:
         status = replace(status, code=Code(shown.error.code), message=shown.error.message)
+    if shown.predictor is not None and (trouble := shown.predictor.trouble) is not None:
+        status = replace(status, note=f"refused: {trouble}")
     newest = newest_first[0]
     if newest is not shown and newest.error is not None:
         status = replace(status, note=f"the directory changed, but its new contents failed to load: {newest.error}")

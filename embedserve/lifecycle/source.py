@@ -21,8 +21,8 @@ from typing import Protocol
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.scan import Child, Memory, ModelScan, Scan, VersionDirectory, scan
 from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget
+from embedserve.load_pool import LoadPool
 from embedserve.saved_model.completeness import Look, check, look
-from embedserve.threads import LoadPool
 
 __all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
 

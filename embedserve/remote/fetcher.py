@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedserve.load_pool import LoadPool
 from embedserve.remote.cache import Cache, Part
 from embedserve.remote.contents import RemoteFile, RemoteVersion
 from embedserve.remote.errors import BusyError, NoRoomError, StoreError
 from embedserve.remote.lock import Lock
 from embedserve.remote.plan import next_delay
 from embedserve.store_url import StoreUrl
-from embedserve.threads import LoadPool
 
 if TYPE_CHECKING:
     from embedserve.remote.store import Store

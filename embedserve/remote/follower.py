@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.scan import VersionDirectory
 from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent
+from embedserve.load_pool import LoadPool
 from embedserve.remote.cache import Cache, cache_key
 from embedserve.remote.contents import RemoteVersion
 from embedserve.remote.errors import StoreError
@@ -28,7 +29,6 @@ from embedserve.remote.plan import Plan, decide, superfluous
 from embedserve.remote.rounds import Rounds
 from embedserve.remote.shelf import Shelf
 from embedserve.store_url import StoreUrl
-from embedserve.threads import LoadPool
 
 if TYPE_CHECKING:
     from embedserve.remote.store import Store

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.source import FileSystemSource, SourceListener, VersionDirectory
+from embedserve.load_pool import LoadPool
 from embedserve.remote.follower import StoreStatistics
 from embedserve.remote.syncer import Syncer, default_cache_dir
 from embedserve.store_url import StoreUrl
-from embedserve.threads import LoadPool
 
 __all__ = ["CombinedSource", "VersionHolder"]
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, absolute
 from embedserve.errors import StartError
 from embedserve.lifecycle.scan import VersionDirectory
+from embedserve.load_pool import LoadPool
 from embedserve.remote.cache import Cache
 from embedserve.remote.errors import StoreError
 from embedserve.remote.follower import Follower, StoreStatistics, Surroundings, SyncListener
@@ -24,7 +25,6 @@ from embedserve.remote.root import RemoteRoot
 from embedserve.remote.shelf import Shelf
 from embedserve.remote.slots import Slots
 from embedserve.store_url import StoreUrl
-from embedserve.threads import LoadPool
 
 if TYPE_CHECKING:
     from embedserve.remote.store import Store

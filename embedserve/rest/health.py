@@ -30,7 +30,8 @@ def answer(registry: ModelRegistry, method: str, path: str) -> Response:
         response = _json({"error": f"Method {method} is not allowed for {path}"}, 405)
         return response._replace(headers=(*response.headers, (b"allow", b"GET, HEAD")))
     if path == "/-/live":
-        return _json({"status": "live"})
+        trouble = registry.liveness()
+        return _json({"status": "live"}) if trouble is None else _json({"status": "not live", "reason": trouble}, 503)
     reasons = registry.readiness()
     reason = NOT_ENTERED if registry.loop is None else registry.unready()
     if path == "/-/ready":

@@ -227,6 +227,7 @@ class _FleetPredictor:
         raise AssertionError("requests go to the workers")
 
     submit_call = submit
+    trouble = None
 
     def abort(self) -> None:
         """The workers end their requests themselves."""

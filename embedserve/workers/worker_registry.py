@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from embedserve.lifecycle.managed_version import ManagedVersion
     from embedserve.lifecycle.monitor import VersionStatus
     from embedserve.lifecycle.source import SourceListener
+    from embedserve.load_pool import LoadPool
     from embedserve.observer import Observer, Observers
     from embedserve.remote.follower import StoreStatistics
     from embedserve.runtime import MakeLoader
     from embedserve.servable import Loader, Servable
     from embedserve.store_url import StoreUrl
-    from embedserve.threads import LoadPool
     from embedserve.workers.board import Board
 
 __all__ = ["WorkerRegistry"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from embedserve.servable import Array, Cancellation, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.tensors.dtypes import by_name
 from embedserve.threads import RunPool
+from embedserve.watchdog import VersionRuns
 
 Shape = tuple[int | None, ...] | None
 Model = Callable[[Tensors], dict[str, Array]]
@@ -150,13 +152,20 @@ async def rig(
     batching: Batching = "auto",
     threads: int = 1,
     max_pending: int = 1000,
+    run_timeout: float = math.inf,
     observers: Sequence[Observer] = (),
 ) -> AsyncIterator[Rig]:
     """A predictor that is closed, with everything answered, at the end."""
     servable = servable or FakeServable()
     pool = RunPool(asyncio.get_running_loop(), threads)
     predictor = make_predictor(
-        servable, ID, pool, Observers(observers), options or BatchingOptions(), batching, max_pending
+        servable,
+        VersionRuns(ID, Observers(observers), run_timeout),
+        pool,
+        Observers(observers),
+        options or BatchingOptions(),
+        batching,
+        max_pending,
     )
     assert isinstance(predictor, DirectPredictor | BatchingPredictor)
     try:

@@ -16,8 +16,8 @@ from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, Spec
 from embedserve.lifecycle import source as source_module
 from embedserve.lifecycle.scan import Memory, scan
 from embedserve.lifecycle.source import FileSystemSource, VersionDirectory
+from embedserve.load_pool import LoadPool
 from embedserve.saved_model.completeness import fingerprint
-from embedserve.threads import LoadPool
 from tests import saved_models
 
 SETTLE = 0.05

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
+from embedserve.load_pool import LoadPool
 from embedserve.remote.source import CombinedSource
 from embedserve.store_url import StoreUrl
-from embedserve.threads import LoadPool
 from tests.remote.recorder import Recorder
 from tests.remote.stores import FAST, WebStore
 
