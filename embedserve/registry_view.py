@@ -6,6 +6,7 @@ The half of `ModelRegistry` that changes nothing; its snapshots are of the entry
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,18 +35,31 @@ class RegistryView:
         runtime = self._runtime
         if runtime is None:
             return f"<ModelRegistry {what}, {'starting' if self._entering else 'not entered'}>"
+        if self._entry is None:
+            return f"<ModelRegistry {what}, entered in process {runtime.pid}, which forked this one>"
         serving = ", ".join(runtime.monitor.available()) or "nothing"
         return f"<ModelRegistry {what}, {'draining' if runtime.draining else 'serving'} {serving}>"
 
     @property
     def started(self) -> bool:
-        """Whether the registry has been entered and not been left."""
-        return self._runtime is not None
+        """Whether the registry has been entered, in this process, and not been left."""
+        return self._entry is not None
+
+    @property
+    def _not_entered(self) -> str:
+        where = "" if self._runtime is None else " in this process, which was forked from the one that entered it"
+        return f"the registry has not been entered{where}"
+
+    @property
+    def _entry(self) -> Runtime | None:
+        """The entry that is on; one of a process that has forked this one is not."""
+        runtime = self._runtime
+        return None if runtime is None or runtime.pid != os.getpid() else runtime
 
     @property
     def draining(self) -> bool:
         """Whether shutdown has begun: readiness is down, requests are still answered."""
-        return self._runtime is not None and self._runtime.draining
+        return self._entry is not None and self._entry.draining
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -68,21 +82,25 @@ class RegistryView:
 
     def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
         """Every version ever known in this entry, by model, versions descending; of one model if named."""
-        snapshot = self._last_status if self._runtime is None else self._runtime.monitor.snapshot
+        if self._runtime is None:
+            snapshot = self._last_status
+        else:
+            snapshot = {} if self._entry is None else self._entry.monitor.snapshot
         return {model: statuses for model, statuses in snapshot.items() if name is None or model == name}
 
     def models(self) -> tuple[str, ...]:
         """Names of the configured and discovered models."""
-        return () if self._runtime is None else tuple(sorted(self._runtime.readiness()))
+        return () if self._entry is None else tuple(sorted(self._entry.readiness()))
 
     def readiness(self) -> dict[str, str | None]:
         """For each configured model None when it has an available, warm version that answers, else the reason.
 
         A version with a stuck run answers nothing until the run returns.
         """
-        if self._runtime is None:
-            return {model.name: "the registry has not been entered" for model in self._models}
-        return self._runtime.readiness()
+        entry = self._entry
+        if entry is None:
+            return {model.name: self._not_entered for model in self._models}
+        return entry.readiness()
 
     def unready(self) -> str | None:
         """Why the process as a whole is not ready, or None: what was configured at start has been served once.
@@ -90,18 +108,18 @@ class RegistryView:
         How much of it is needed is `start_requires`. Models that appear, fail or go later are no reason, but one with a
         stuck run is; `readiness` tells of each.
         """
-        return "the registry has not been entered" if self._runtime is None else self._runtime.unready()
+        return self._not_entered if self._entry is None else self._entry.unready()
 
     def liveness(self) -> str | None:
         """Why this process should be replaced, because stuck runs have used up its threads; None while it should not.
 
         `max_stuck_runs` is the bound. A run that returns gives its thread back, and the reason goes.
         """
-        return None if self._runtime is None else self._runtime.liveness()
+        return None if self._entry is None else self._entry.liveness()
 
     def labels(self, name: str) -> dict[str, int]:
         """Label → version of one model."""
-        return {} if self._runtime is None else dict(self._runtime.labels_of.get(name, {}))
+        return {} if self._entry is None else dict(self._entry.labels_of.get(name, {}))
 
     def statistics(self) -> RegistryStatistics:
         """What the registry does now."""

@@ -20,7 +20,7 @@ from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.control import Control
 from embedserve.errors import Code, InvalidModelSpecError, ServingError, StartError
 from embedserve.handle import unknown_signature
-from embedserve.home_loop import HomeLoop
+from embedserve.home_loop import HomeLoop, check_fork
 from embedserve.inflight import InflightBytes
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
@@ -107,6 +107,8 @@ class Runtime(HomeLoop):
         coordinator: Coordinator | None = None,
     ) -> None:
         super().__init__()
+        if make_loader is None:
+            check_fork()
         self.options = options
         self.observers = observers
         self._check_method_names = options.enable_signature_method_name_check
