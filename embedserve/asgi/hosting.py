@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from embedserve.asgi.calls import Receive, Send
-from embedserve.errors import NotReadyError, RegistryStateError, ServingError
+from embedserve.errors import NotReadyError, RegistryStateError
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
@@ -43,7 +43,11 @@ def check_usable(registry: ModelRegistry) -> None:
 
 
 async def run_lifespan(registry: ModelRegistry, app: Any, receive: Receive, send: Send) -> None:
-    """Enter the registry where nobody else did: `app` is the whole application, not a mounted one."""
+    """Enter the registry where nobody else did: `app` is the whole application, not a mounted one.
+
+    Raises:
+        Exception: What went wrong, once the host has been told: some hosts (test clients) wait for it.
+    """
     await receive()
     step = "startup"
     try:
@@ -54,7 +58,8 @@ async def run_lifespan(registry: ModelRegistry, app: Any, receive: Receive, send
             await send({"type": "lifespan.startup.complete"})
             step = "shutdown"
             await receive()
-    except ServingError as error:
+    except Exception as error:
         await send({"type": f"lifespan.{step}.failed", "message": str(error)})
+        raise
     else:
         await send({"type": "lifespan.shutdown.complete"})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from embedserve.asgi.hosting import check_usable, run_lifespan
-from embedserve.errors import NotReadyError, RegistryStateError
+from embedserve.errors import NotReadyError, RegistryStateError, StartError
 from embedserve.testing import FakeLoader, FakeRegistry
 
 
@@ -57,10 +57,11 @@ async def test_a_registry_that_is_entered_stays_so() -> None:
         assert reg.started
 
 
-async def test_a_failed_start_is_told_to_the_host() -> None:
+async def test_a_failed_start_is_told_to_the_host_and_raised() -> None:
     reg = FakeRegistry({"m": {1: FakeLoader(load_gate=None, failures=-1)}}, start_timeout=0.05)
     host = Host()
-    await run_lifespan(reg, None, host.receive, host.send)
+    with pytest.raises(StartError, match="m"):
+        await run_lifespan(reg, None, host.receive, host.send)
     event = await host.said.get()
     assert event["type"] == "lifespan.startup.failed"
     assert "m" in event["message"]
@@ -70,7 +71,8 @@ async def test_a_failed_start_is_told_to_the_host() -> None:
 async def test_a_registry_of_another_loop_is_refused_at_the_start() -> None:
     reg, host = registry(), Host()
     with reg:
-        await run_lifespan(reg, None, host.receive, host.send)
+        with pytest.raises(RegistryStateError, match="another event loop"):
+            await run_lifespan(reg, None, host.receive, host.send)
         event = await host.said.get()
         assert event["type"] == "lifespan.startup.failed"
         assert "another event loop" in event["message"]

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from embedserve import ModelRegistry, NotReadyError, RegistryStateError, State
+from embedserve import ModelRegistry, NotReadyError, RegistryStateError, StartError, State
 from embedserve.rest import create_app
 from tests.integration.conftest import QUICK, deploy
 from tests.integration.waiting import until_state
@@ -128,3 +128,26 @@ async def test_a_call_from_another_loop_is_carried_over_and_its_cancellation_too
         assert await asyncio.to_thread(lambda: registry.predict_sync("m", [[0.0]])["y"].item()) == 1.0
     with pytest.raises(NotReadyError, match="has not been entered"):
         await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+@pytest.mark.parametrize("host", [create_app, lambda registry: Starlette(lifespan=registry.lifespan)])
+def test_a_test_client_raises_what_kept_the_registry_from_starting(
+    host: Callable[[ModelRegistry], Any], models: Path, client_of: Callable[[Any], Any]
+) -> None:
+    (models / "m" / "1").mkdir(parents=True)
+    registry = ModelRegistry(models, **QUICK | {"start_timeout": 0.3})
+    with pytest.raises(StartError, match="m"), client_of(host(registry)):
+        pass
+
+
+async def test_uvicorn_ends_with_the_reason_for_a_failed_start(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import uvicorn
+
+    (models / "m" / "1").mkdir(parents=True)
+    registry = ModelRegistry(models, **QUICK | {"start_timeout": 0.3})
+    server = uvicorn.Server(uvicorn.Config(create_app(registry), port=0, log_config=None))
+    with caplog.at_level("ERROR", "uvicorn.error"):
+        with pytest.raises(SystemExit) as ended:
+            await server.serve()
+        assert ended.value.code == 3
+    assert "model(s) did not become available: m" in caplog.text

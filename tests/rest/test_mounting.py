@@ -213,7 +213,7 @@ async def test_a_registry_of_another_loop_is_refused_with_the_remedy(serve: Serv
 
 
 async def lifespan_of(app: Any) -> list[Any]:
-    """What an application says to a host that starts and stops it."""
+    """What an application says to a host that starts and stops it, and what it raises at the end."""
     sent: list[Any] = []
     messages = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
 
@@ -223,7 +223,10 @@ async def lifespan_of(app: Any) -> list[Any]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await app({"type": "lifespan"}, receive, send)
+    try:
+        await app({"type": "lifespan"}, receive, send)
+    except Exception as error:
+        sent.append(error)
     return sent
 
 
@@ -244,14 +247,16 @@ async def test_a_registry_that_is_entered_already_is_left_to_whoever_did() -> No
 async def test_a_registry_of_another_loop_refuses_the_start() -> None:
     registry = FakeRegistry({"m": {1: FakeLoader()}})
     async with OtherLoop(registry):
-        (message,) = await lifespan_of(create_app(registry))
+        message, error = await lifespan_of(create_app(registry))
+    assert isinstance(error, RegistryStateError)
     assert message["type"] == "lifespan.startup.failed"
     assert "another event loop" in message["message"]
 
 
 async def test_a_model_that_cannot_load_fails_the_start_with_the_reason() -> None:
     registry = FakeRegistry({"m": {1: FakeLoader(failures=-1)}}, retry={"max_retries": 0})
-    (message,) = await lifespan_of(create_app(registry))
+    message, error = await lifespan_of(create_app(registry))
+    assert isinstance(error, StartError)
     assert message["type"] == "lifespan.startup.failed"
     assert "the fake loader was told to fail" in message["message"]
     with pytest.raises(StartError):
