@@ -159,7 +159,10 @@ class Loader(Protocol):
         """Whether the version's directory is still what it was before `load`; asked after warm-up."""
 
     def unload(self, servable: Servable | None) -> None:
-        """Free the version's resources; `servable` is what `load` returned, or None where it failed."""
+        """Drop the version's resources; `servable` is what `load` returned, or None where it failed."""
+
+    def give_back(self) -> None:
+        """Give the memory of dropped versions, whosever they were, back to the system: slow, so once for several."""
 
 
 class SlotCall(Protocol[T_co]):

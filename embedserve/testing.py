@@ -197,6 +197,7 @@ class FakeLoader:
         self.servable: FakeServable | None = None
         self.id = ServableId("", 0)
         self.note = ""
+        self.gave_back = 0
         self.warmup_records: int | None = None
 
     @property
@@ -237,6 +238,10 @@ class FakeLoader:
         if servable is not None:
             self.unloads += 1
         self.loaded = False
+
+    def give_back(self) -> None:
+        """Only counted."""
+        self.gave_back += 1
 
 
 class FakeSource:

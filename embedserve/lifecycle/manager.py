@@ -77,6 +77,7 @@ class Manager:
         self._moves: set[asyncio.Task[None]] = set()
         self._drains: set[asyncio.Timeout] = set()
         self._closing = False
+        self._giving_back: _GivingBack | None = None
 
     def __repr__(self) -> str:
         serving = {name: sorted(versions) for name, versions in self._serving.items() if versions}
@@ -367,8 +368,19 @@ class Manager:
     async def _unload(self, version: ManagedVersion, servable: Servable | None) -> None:
         try:
             await self._load_pool.run_shielded(version.loader.unload, servable)
+            await self._give_back(version.loader)
         except Exception:
             logger.exception("Unloading servable version %s failed; its memory may not be given back", version.id)
+
+    async def _give_back(self, loader: Loader) -> None:
+        """Give a dropped version's memory back, together with whatever else is dropped before that begins.
+
+        It holds up every thread for a while. The load threads take it after the unloads that they have been given, so
+        those share it.
+        """
+        if self._giving_back is None or self._giving_back.begun:
+            self._giving_back = _GivingBack(self._load_pool, loader)
+        await asyncio.shield(self._giving_back.ended)
 
     def _refresh_latest(self, name: str) -> None:
         serving = self._serving.get(name)
@@ -402,6 +414,19 @@ class Manager:
             self.set_aspired_versions(name, {})
         while self._moves:
             await asyncio.wait(self._moves)
+
+
+class _GivingBack:
+    """Memory that is given back, for all who wait for it, once a load thread is free."""
+
+    def __init__(self, pool: LoadPool, loader: Loader) -> None:
+        self._loader = loader
+        self.begun = False
+        self.ended = asyncio.ensure_future(pool.run_shielded(self._run))
+
+    def _run(self) -> None:
+        self.begun = True
+        self._loader.give_back()
 
 
 def _quietly(call: Callable[[Servable], object], servable: Servable) -> None:

@@ -386,11 +386,13 @@ class SavedModelLoader:
         return bool(completeness.fingerprint(self._path) == self._fingerprint)
 
     def unload(self, servable: Servable | None) -> None:
-        """Drop the model and give its memory back to the system."""
+        """Drop the model; its memory goes with the next `give_back`."""
         self._samples = {}
         if isinstance(servable, SavedModelServable):
             servable.close()
-        del servable
+
+    def give_back(self) -> None:
+        """As `Loader.give_back`."""
         memory.give_back()
 
 

@@ -193,6 +193,9 @@ class _FleetLoader:
         """Return when no worker has the version any more."""
         self._on_loop(self.dropped())
 
+    def give_back(self) -> None:
+        """The workers hold the memory, and give it back themselves."""
+
     async def dropped(self) -> None:
         """Have every worker answer what it holds and unload the version."""
         if self.key is not None:

@@ -143,3 +143,21 @@ async def test_an_unpin_whose_version_fails_keeps_what_serves() -> None:
         assert (await registry.predict("m", X))["y"].tolist() == [11.0]
         await registry.put("m", 3, FakeLoader())
         await until_state(registry, "m", 3, State.AVAILABLE)
+
+
+async def test_memory_is_given_back_once_for_many_versions_that_are_unloaded_together() -> None:
+    loaders = [FakeLoader() for _ in range(40)]
+    registry = FakeRegistry({f"m{number}": {1: loader} for number, loader in enumerate(loaders)})
+    async with registry:
+        pass
+    assert all(loader.unloads == 1 for loader in loaders)
+    # One for the first that end while others are still being unloaded by the other load thread, one at the end.
+    assert 1 <= sum(loader.gave_back for loader in loaders) <= 3
+
+
+async def test_memory_is_given_back_before_an_unloaded_version_has_ended() -> None:
+    loader = FakeLoader()
+    async with FakeRegistry({"m": {1: loader}}) as registry:
+        await registry.put("m", 2, FakeLoader())
+        await until_state(registry, "m", 1, State.END)
+        assert loader.gave_back == 1

@@ -413,6 +413,8 @@ def cycle():
     loader.warm_up(servable)
     loader.warm_up_thread(servable)
     loader.unload(servable)
+    del servable
+    loader.give_back()
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
