@@ -388,7 +388,7 @@ class Runtime(HomeLoop):
         if self.draining:
             return "the registry is draining: shutdown has begun"
         if self._start.over:
-            stuck = [name for name in self.configs if self._trouble(name) is not None]
+            stuck = [name for name in self.configs if self.trouble(name) is not None]
             return f"stuck: {', '.join(stuck)}" if stuck else None
         if not self.configs:
             return "no model has been found yet"
@@ -397,14 +397,14 @@ class Runtime(HomeLoop):
     def readiness(self) -> dict[str, str | None]:
         """For each configured model None when it has an available, warm version and no stuck run, else the reason."""
         return {
-            name: self._trouble(name) if self.manager.available(name) else self._why_not(name) for name in self.configs
+            name: self.trouble(name) if self.manager.available(name) else self._why_not(name) for name in self.configs
         }
 
     def liveness(self) -> str | None:
         """Why only a new process can help: stuck runs have used up the threads. None where that is not so."""
         return self._run_pool.trouble
 
-    def _trouble(self, name: str) -> str | None:
+    def trouble(self, name: str) -> str | None:
         """Why a model that serves is refused."""
         if not self._stuck:
             return None

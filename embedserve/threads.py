@@ -292,9 +292,9 @@ class RunPool:
         if not self._stuck or self.closed:
             return None
         if not self._threads:
-            return f"no run thread is left: {len(self._stuck)} runs are stuck"
+            return f"no run thread is left, stuck runs: {len(self._stuck)}"
         if len(self._stuck) >= self.max_stuck:
-            return f"{len(self._stuck)} runs are stuck, as many as may be replaced (max_stuck_runs is {self.max_stuck})"
+            return f"stuck runs: {len(self._stuck)}, as many as may be replaced (max_stuck_runs is {self.max_stuck})"
         return None
 
     def request(self, client: SlotClient) -> None:

@@ -50,6 +50,7 @@ class StuckRun:
         shapes: Shape of each input, as text; never a value. For a batch those of its first request.
         rows: Rows of the batch, padding included; 0 where the request runs alone.
         since: `time.monotonic()` at which the run began.
+        left_behind: `time.monotonic()` at which it counted as stuck.
     """
 
     model: str
@@ -58,6 +59,7 @@ class StuckRun:
     shapes: Mapping[str, str]
     rows: int
     since: float
+    left_behind: float
 
     @property
     def seconds(self) -> float:
@@ -161,7 +163,8 @@ class VersionRuns:
     def left_behind(self, run: object, signature: str, inputs: Tensors, rows: int, seconds: float) -> None:
         """A run is stuck: name it once, and refuse the version until it returns."""
         shapes = {name: str(list(array.shape)) for name, array in inputs.items()}
-        found = StuckRun(self.id.name, self.id.version, signature, shapes, rows, time.monotonic() - seconds)
+        now = time.monotonic()
+        found = StuckRun(self.id.name, self.id.version, signature, shapes, rows, now - seconds, now)
         self.stuck[run] = found
         logger.error(
             "Servable version %s has a stuck run, %s; it cannot be stopped and keeps its thread. Requests for the "

@@ -233,6 +233,16 @@ def endless(path: Path) -> Path:
     return _save(path, _Module(), serving_default=serve)
 
 
+def hue(path: Path) -> Path:
+    """A kernel that ends for a `delta []` of size 1 and never for 1e38, and that nothing can stop."""
+
+    @_signature(_spec([None, None, 3], tf.float32, "image"), _spec([], tf.float32, "delta"))
+    def serve(image: Any, delta: Any) -> Any:
+        return {"image": tf.image.adjust_hue(image, delta)}
+
+    return _save(path, _Module(), serving_default=serve)
+
+
 def control_flow(path: Path) -> Path:
     """Nested functions: `pure` has a cond and a loop without effects, `hidden` a write inside a cond's branch."""
     module = _Module(count=tf.Variable(0.0))

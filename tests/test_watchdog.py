@@ -199,16 +199,16 @@ async def test_stuck_threads_are_replaced_up_to_the_bound_and_then_nobody_waits_
             assert registry.liveness() is None
             await hang_one("m1")
             await stuck(registry, 2)
-            assert "2 runs are stuck, as many as may be replaced (max_stuck_runs is 2)" in (registry.liveness() or "")
+            assert "stuck runs: 2, as many as may be replaced (max_stuck_runs is 2)" in (registry.liveness() or "")
             assert (await registry.predict("m2", {"x": [1.0]}))["y"].tolist() == [11.0]
             hanging = asyncio.create_task(hang_one("m2"))
             await asyncio.sleep(0)
             waiting = asyncio.ensure_future(registry.predict("m3", {"x": [1.0]}))
             await hanging
             await stuck(registry, 3)
-            with pytest.raises(ServingError, match="no run thread is left: 3 runs are stuck"):
+            with pytest.raises(ServingError, match="no run thread is left, stuck runs: 3"):
                 await waiting
-            assert await refused(registry, "m3") == registry.liveness() == "no run thread is left: 3 runs are stuck"
+            assert await refused(registry, "m3") == registry.liveness() == "no run thread is left, stuck runs: 3"
             assert repr(registry._runtime._run_pool) == "<RunPool 0/1 busy, 0 waiting, 3 stuck>"  # type: ignore[union-attr]
         finally:
             hang.let.set()

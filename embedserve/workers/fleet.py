@@ -37,6 +37,7 @@ from embedserve.workers.messages import (
     Opened,
     Routes,
     Setup,
+    Stuck,
     Up,
     WorkerStatus,
 )
@@ -262,6 +263,8 @@ class Fleet:
                     self._cannot_catch_up(process, key, failure)
             case Dropped(key):
                 process.dropped(key)
+            case Stuck():
+                process.stuck = message
             case Opened(rest, grpc):
                 process.opened = Open(rest, grpc)
             case Measured(number, cells):
@@ -303,7 +306,25 @@ class Fleet:
             caught_up = self.rollout.catch_up(process)
             if caught_up and (self._ports.rest or self._ports.grpc):
                 process.open(self._ports, asyncio.get_running_loop().time())
+        self._replace_who_is_in_trouble()
         self.changes.notify()
+
+    def _replace_who_is_in_trouble(self) -> None:
+        if self._stopping.is_set() or not self._has_opened:
+            return
+        views = [plan.WorkerView(slot.index) if slot.process is None else slot.process.view() for slot in self._slots]
+        index = plan.next_to_replace(views)
+        if index is not None and (process := self._slots[index].process) is not None:
+            logger.error("Worker %d is replaced: %s", index, process.stuck.trouble)
+            process.drain()
+
+    def stuck_in(self) -> dict[str, list[int]]:
+        """Models that workers refuse for their stuck runs, and which workers those are."""
+        found: dict[str, list[int]] = {}
+        for process in self.processes():
+            for name in process.stuck.models:
+                found.setdefault(name, []).append(process.index)
+        return found
 
     # What the owner decides.
 

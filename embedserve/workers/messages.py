@@ -39,6 +39,7 @@ __all__ = [
     "Routes",
     "Setup",
     "Status",
+    "Stuck",
     "Up",
     "WorkerStatus",
 ]
@@ -189,6 +190,19 @@ class Alive:
     """Sent regularly, with all that the process has counted so far."""
 
     cells: Any = None
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """Sent when it has changed.
+
+    Attributes:
+        models: Models that this worker refuses, because runs of theirs never ended.
+        trouble: Why only another process can help; None while that is not so.
+    """
+
+    models: frozenset[str] = frozenset()
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ __all__ = [
     "catching_up",
     "may_serve",
     "next_to_load",
+    "next_to_replace",
     "restart_delay",
     "silent",
 ]
@@ -34,6 +35,8 @@ class WorkerView:
         serving: It was told to open its ports: its answers count.
         told: What it was told to load and not to drop.
         loaded: What it has loaded.
+        draining: It was told to end.
+        in_trouble: It cannot help itself any more: stuck runs have its threads.
     """
 
     index: int
@@ -41,6 +44,8 @@ class WorkerView:
     serving: bool = False
     told: frozenset[Key] = frozenset()
     loaded: frozenset[Key] = frozenset()
+    draining: bool = False
+    in_trouble: bool = False
 
 
 def next_to_load(key: Key, workers: Sequence[WorkerView]) -> tuple[int, ...] | None:
@@ -79,6 +84,16 @@ def catching_up(worker: WorkerView, ready: Collection[Key]) -> list[Key]:
 def may_serve(worker: WorkerView, ready: Collection[Key]) -> bool:
     """Whether a worker has everything that the others answer with."""
     return worker.up and all(key in worker.loaded for key in ready)
+
+
+def next_to_replace(workers: Sequence[WorkerView]) -> int | None:
+    """Which worker is told to end and make room for a new process; None for nobody now.
+
+    One after the other: all others serve meanwhile, be they in trouble as well.
+    """
+    if not all(worker.serving and not worker.draining for worker in workers):
+        return None
+    return next((worker.index for worker in workers if worker.in_trouble), None)
 
 
 def restart_delay(short_lives: int) -> float:

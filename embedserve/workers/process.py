@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from embedserve.workers.channel import Channel
-from embedserve.workers.messages import Drain, Drop, Failure, Key, Load, Loaded, Open, Setup
+from embedserve.workers.messages import Drain, Drop, Failure, Key, Load, Loaded, Open, Setup, Stuck
 from embedserve.workers.plan import WorkerView
 
 __all__ = ["WorkerProcess"]
@@ -30,6 +30,7 @@ class WorkerProcess:
         heard: When it last said something.
         cells: What it has counted.
         measured: The number of the `Measure` it answered last.
+        stuck: What it said of its stuck runs.
     """
 
     def __init__(self, index: int, process: asyncio.subprocess.Process, channel: Channel, now: float) -> None:
@@ -45,6 +46,7 @@ class WorkerProcess:
         self.heard = now
         self.cells: Any = None
         self.measured = 0
+        self.stuck = Stuck()
         self._process = process
         self._dropping: set[Key] = set()
         self._ports = Open(rest=False, grpc=False)
@@ -89,7 +91,15 @@ class WorkerProcess:
 
     def view(self) -> WorkerView:
         """As decisions see it."""
-        return WorkerView(self.index, self.up, self.serving, frozenset(self.told), frozenset(self.loaded))
+        return WorkerView(
+            self.index,
+            self.up,
+            self.serving,
+            frozenset(self.told),
+            frozenset(self.loaded),
+            self.draining,
+            self.stuck.trouble is not None,
+        )
 
     def load(self, order: Load) -> None:
         """Tell it to load a version, in place of an older generation that does not serve there."""

@@ -176,10 +176,13 @@ class _Supervisor:
                     waiting.cancel()
 
     def _post_status(self) -> None:
-        registry = self.registry
-        status = Status(
-            registry.status(), registry.readiness(), registry.unready(), registry.draining, self.fleet.workers()
-        )
+        registry, stuck = self.registry, self.fleet.stuck_in()
+        readiness = registry.readiness()
+        for name in stuck.keys() & readiness.keys():
+            where = f"worker {', '.join(map(str, stuck[name]))}"
+            readiness[name] = readiness[name] or f"{where} refuses it: runs of it are stuck there"
+        unready = registry.unready() or (f"stuck: {', '.join(sorted(stuck))}" if stuck else None)
+        status = Status(registry.status(), readiness, unready, registry.draining, self.fleet.workers())
         if status != self._posted:
             self._posted = status
             with suppress(ServingError):  # Larger than any page: the last one stays.

@@ -10,6 +10,7 @@ import itertools
 import logging
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ from embedserve.workers.messages import (
     Page,
     Reload,
     Setup,
+    Stuck,
     Up,
 )
 from embedserve.workers.page import WorkerApp
@@ -58,6 +60,8 @@ logger = logging.getLogger("embedserve")
 
 # Seconds between two signs of life.
 BEAT = 1.0
+# Seconds for which a run is stuck before the worker asks to be replaced, for the sake of the model that is refused.
+REPLACED_AFTER = 60.0
 # Seconds that the supervisor may take to put a metrics page together.
 PAGE_PATIENCE = 10.0
 
@@ -146,6 +150,7 @@ class _Worker:
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._orders: set[asyncio.Task[None]] = set()
         self._alone = False  # The supervisor is gone.
+        self._told = Stuck()
         counts = self._config.rest.port is not None and self._config.rest.metrics_path is not None
         self._metrics = _Supervised(self._ask) if counts else None
         observers = [self._metrics] if self._metrics is not None else []
@@ -190,7 +195,21 @@ class _Worker:
         while True:
             if not self._channel.congested:
                 self._channel.send(Alive(self._cells()))
+                self._tell_of_stuck_runs()
             await asyncio.sleep(BEAT)
+
+    def _tell_of_stuck_runs(self) -> None:
+        if self.registry.loop is None:
+            return
+        runs = self.registry.statistics().stuck_runs
+        trouble = self.registry.liveness()
+        now = time.monotonic()
+        if trouble is None and any(now - run.left_behind >= REPLACED_AFTER for run in runs):
+            trouble = f"a run has been stuck for {REPLACED_AFTER:g} s"
+        told = Stuck(self.registry.refused(), trouble)
+        if told != self._told:
+            self._told = told
+            self._channel.send(told)
 
     def _cells(self) -> Any:
         return None if self._metrics is None else self._metrics.cells()

@@ -103,6 +103,10 @@ class WorkerRegistry(ModelRegistry):
         """As `ModelRegistry`, of all workers together."""
         return dict(self.whole.readiness)
 
+    def refused(self) -> frozenset[str]:
+        """Models that this worker refuses for their stuck runs."""
+        return frozenset(name for name in self.runtime.configs if self.runtime.trouble(name) is not None)
+
     def unready(self) -> str | None:
         """As `ModelRegistry`, of all workers together, or of this one when it leaves."""
         return self.whole.unready or super().unready()

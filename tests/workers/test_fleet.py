@@ -11,7 +11,20 @@ import pytest
 from embedserve.errors import Code, ConfigError, StartError
 from embedserve.workers import fleet as fleet_module
 from embedserve.workers import plan
-from embedserve.workers.messages import Answer, Ask, Drain, Failed, Failure, Measure, Measured, Open, Opened, Setup, Up
+from embedserve.workers.messages import (
+    Answer,
+    Ask,
+    Drain,
+    Failed,
+    Failure,
+    Measure,
+    Measured,
+    Open,
+    Opened,
+    Setup,
+    Stuck,
+    Up,
+)
 from embedserve.workers.process import WorkerProcess
 from tests.workers.fakes import FakeChild, FakeWorker, make_fleet
 
@@ -247,3 +260,39 @@ def test_a_fleet_tells_who_is_there() -> None:
         return repr(fleet)
 
     assert asyncio.run(show()) == "<Fleet 0: restarting, 1: serving>"
+
+
+async def test_a_worker_that_says_its_threads_are_stuck_is_told_to_end_and_the_others_serve_on(caplog: Any) -> None:
+    fleet = make_fleet(2)
+    workers = [FakeWorker(fleet, index).up() for index in range(2)]
+    fleet.open(rest=True, grpc=False)
+    await fleet.opened()
+    for worker in workers:
+        worker.say(Stuck(frozenset({"m"}), "no run thread is left"))
+    while len(fleet.stuck_in().get("m", ())) < 2:
+        await asyncio.sleep(0)
+    assert fleet.stuck_in() == {"m": [0, 1]}
+    assert [Drain() in worker.orders for worker in workers] == [True, False]
+    assert "Worker 0 is replaced: no run thread is left" in caplog.text
+    workers[0].die()
+    assert fleet.stuck_in() == {"m": [1]}
+    assert Drain() not in workers[1].orders
+    new = FakeWorker(fleet, 0).up()
+    while Drain() not in workers[1].orders:  # When the new process serves.
+        await asyncio.sleep(0)
+    assert new.process.serving
+    assert Drain() not in new.orders
+
+
+async def test_a_worker_with_a_stuck_run_and_threads_left_is_named_and_not_replaced() -> None:
+    fleet = make_fleet(1)
+    worker = FakeWorker(fleet, 0).up()
+    fleet.open(rest=True, grpc=False)
+    await fleet.opened()
+    worker.say(Stuck(frozenset({"m"})))
+    while not fleet.stuck_in():
+        await asyncio.sleep(0)
+    worker.say(Stuck())
+    while fleet.stuck_in():
+        await asyncio.sleep(0)
+    assert Drain() not in worker.orders

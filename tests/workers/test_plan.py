@@ -11,6 +11,7 @@ from embedserve.workers.plan import (
     catching_up,
     may_serve,
     next_to_load,
+    next_to_replace,
     restart_delay,
     silent,
 )
@@ -86,3 +87,24 @@ def test_restarts_come_at_once_and_then_later_and_later() -> None:
 )
 def test_who_is_silent(now: float, looked_before: float, heard: float, expected: bool) -> None:
     assert silent(now, looked_before, heard, 30) is expected
+
+
+def troubled(index: int, *, serving: bool = True, draining: bool = False, in_trouble: bool = True) -> WorkerView:
+    return WorkerView(index, serving=serving, draining=draining, in_trouble=in_trouble)
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        ([troubled(0)], 0),
+        ([troubled(0, in_trouble=False), troubled(1)], 1),
+        ([troubled(0), troubled(1)], 0),  # One after the other.
+        ([troubled(0, draining=True), troubled(1)], None),
+        ([troubled(0, serving=False, in_trouble=False), troubled(1)], None),  # The new process has to serve first.
+        ([troubled(0, in_trouble=False)], None),
+    ],
+)
+def test_workers_whose_threads_are_stuck_are_replaced_one_after_the_other(
+    workers: list[WorkerView], expected: int | None
+) -> None:
+    assert next_to_replace(workers) == expected
