@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,10 +58,25 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class BatchingVerdict:
-    """Whether requests of a signature may be merged along dimension 0, and why or why not."""
+    """Whether requests of a signature may be merged along dimension 0, and why or why not.
+
+    Attributes:
+        batchable: Whether they may.
+        reason: A sentence without its end.
+        by: `proof` and `graph`: the graph alone decided, for it and against it. `probe`: a run of made-up or recorded
+            rows did, for what the graph leaves open. `option`: the owner did. `none`: nothing has yet.
+        operation, node: The first operation in the way of a proof and its node in the graph; empty with a proof.
+    """
 
     batchable: bool
     reason: str
+    by: Literal["proof", "graph", "probe", "option", "none"] = "none"
+    operation: str = ""
+    node: str = ""
+
+    def __str__(self) -> str:
+        by = f" by {self.by}" if self.by in ("proof", "probe") else ""
+        return f"{'batched' if self.batchable else 'not batched'}{by}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)

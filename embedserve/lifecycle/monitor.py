@@ -6,13 +6,14 @@ Written by the manager on the loop; the published snapshot is immutable, so any 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from embedserve.errors import Code
 from embedserve.lifecycle.changes import Changes
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.servable import State
+from embedserve.signature import BatchingVerdict
 
 __all__ = ["Monitor", "VersionStatus"]
 
@@ -30,6 +31,7 @@ class VersionStatus:
         kind: `function`, `session`, `frozen`, `xla` or `tflite` once loaded.
         note: What else to know: a newer generation that failed, why a directory is not loaded yet, which stuck runs
             the version is refused for, or what of `optimize` could not be had.
+        batching: Whether requests of each signature share runs, and why or why not, once loaded.
     """
 
     version: int
@@ -40,6 +42,7 @@ class VersionStatus:
     generation: int = 1
     kind: str = ""
     note: str = ""
+    batching: Mapping[str, BatchingVerdict] = field(default_factory=dict)
 
 
 def status_of(generations: Iterable[ManagedVersion]) -> VersionStatus:
@@ -54,6 +57,7 @@ def status_of(generations: Iterable[ManagedVersion]) -> VersionStatus:
         generation=shown.generation,
         kind=shown.servable.kind if shown.servable is not None else "",
         note=shown.loader.note if shown.servable is not None else "",
+        batching={name: one.batching for name, one in shown.servable.signatures.items()} if shown.servable else {},
     )
     if shown.error is not None and shown.state is not State.AVAILABLE:
         status = replace(status, code=Code(shown.error.code), message=shown.error.message)

@@ -25,6 +25,7 @@ from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
 from embedserve.saved_model.judge import probe, verdict
 from embedserve.saved_model.judge.probe_inputs import Sample, candidates
+from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
 from embedserve.saved_model.optimising import Wanted, optimise, reason_of
 from embedserve.saved_model.session import SessionServable
@@ -123,7 +124,7 @@ class SavedModelLoader:
     def _load_saved_model(self) -> _Loaded:
         meta_graph = read_meta_graph(self._path, self._config.saved_model_tags)
         self._check_whole()
-        graph = GraphReader(meta_graph)
+        graph, rows = GraphReader(meta_graph), RowAnalysis(meta_graph)
         signatures = read_signatures(meta_graph)
         operations = {
             name: graph.operations(
@@ -133,7 +134,7 @@ class SavedModelLoader:
             for name, signature in signatures.items()
         }
         recorded = self._recorded(signatures)
-        described = self._described(signatures, operations, graph, recorded)
+        described = self._described(signatures, operations, (graph, rows), recorded)
         try:
             servable = self._load_servable(meta_graph, described, operations)
         except LoadError as error:
@@ -155,7 +156,7 @@ class SavedModelLoader:
         recorded = self._recorded(model.signatures)
         # Older files do not tell a scalar from a tensor of unknown rank.
         unranked = {name: 0 for s in model.signatures.values() for name, spec in s.inputs.items() if spec.shape is None}
-        described = self._described(model.signatures, operations, None, recorded, unranked)
+        described = self._described(model.signatures, operations, (None, None), recorded, unranked)
         pools = self._config.num_tflite_pools or self._options.num_tflite_pools or self._options.num_batch_threads
         try:
             servable = TfliteServable(data, model, pools)
@@ -178,13 +179,13 @@ class SavedModelLoader:
         self,
         signatures: Mapping[str, Signature],
         operations: Mapping[str, Operations],
-        graph: GraphReader | None,
+        graph: tuple[GraphReader | None, RowAnalysis | None],
         recorded: warmup.RecordedInputs,
         ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, Signature]:
         ranks = {**ranks, **recorded.ranks, **self._config.input_ranks}
         return {
-            name: verdict.describe(signature, operations[name], graph, ranks, self.batching[0])
+            name: verdict.describe(signature, operations[name], *graph, ranks, self.batching[0])
             for name, signature in signatures.items()
         }
 
@@ -283,18 +284,15 @@ class SavedModelLoader:
             probed = verdict.needs_probe(signature)
             sample = self._find_sample(loaded, signature, probed)
             if probed:
-                signature = dataclasses.replace(signature, batching=probe.probe(servable, signature, sample))
+                found = verdict.by_probe(signature.batching, probe.probe(servable, signature, sample))
+                signature = dataclasses.replace(signature, batching=found)
             if sample is not None:
                 self._samples[name] = sample
                 if isinstance(servable, FunctionServable):
                     self._seconds[name] = servable.choose_threads(name, sample.batch(1))
                 elif isinstance(servable, SessionServable):
                     servable.choose_threads(name, sample.batch(1))
-            found = signature.batching
-            logger.info(
-                "%s: signature %r is %s: %s",
-                *(self._id, name, "batched" if found.batchable else "not batched", found.reason),
-            )
+            logger.info("%s: signature %r is %s", self._id, name, signature.batching)
             judged[name] = signature
         return judged
 

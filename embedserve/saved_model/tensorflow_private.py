@@ -23,6 +23,7 @@ __all__ = [
     "forget_kernels",
     "function_call",
     "is_stateful",
+    "op_definition",
     "optimized_graph",
     "process_config",
     "quiet_loading",
@@ -202,6 +203,11 @@ def _op_def(op: str) -> Any:
         return op_def_registry.get(op)
     except (ImportError, AttributeError):
         return None
+
+
+def op_definition(op: str, stored: Any = None) -> Any:
+    """The `OpDef` of an op type, or `stored`, the SavedModel's own; None if nobody knows it."""
+    return _op_def(op) or stored
 
 
 def is_stateful(op: str, stored: Any = None) -> bool:

@@ -14,6 +14,7 @@ from embedserve.config import ModelConfig
 from embedserve.errors import Code, LoadError, UnsupportedError
 from embedserve.registry import ModelRegistry
 from embedserve.runtime import Runtime
+from embedserve.signature import Signature
 from embedserve.workers.fleet import Fleet
 from embedserve.workers.messages import Key, Loaded, Routes
 from embedserve.workers.rollout import CrashedError, Rollout
@@ -211,7 +212,7 @@ class _FleetServable:
     def __init__(self, loaded: Loaded) -> None:
         self.kind = loaded.kind
         self.reads_files_at_run_time = loaded.reads_files_at_run_time
-        self.signatures: Mapping[str, Any] = {}
+        self.signatures = {name: Signature(name, {}, {}, batching=found) for name, found in loaded.batching.items()}
         self.signature_defs: Mapping[str, Any] = {}
 
     def run(self, *args: Any, **options: Any) -> Any:

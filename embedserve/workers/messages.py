@@ -6,7 +6,7 @@ They are pickled between a parent and its own children only, over descriptors th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from embedserve.config import ModelConfig
@@ -14,6 +14,7 @@ from embedserve.errors import Code, ServingError
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.lifecycle.source import VersionDirectory
 from embedserve.server_config import ServerConfig
+from embedserve.signature import BatchingVerdict
 
 __all__ = [
     "Alive",
@@ -218,6 +219,7 @@ class Loaded:
     kind: str
     reads_files_at_run_time: bool
     note: str = ""
+    batching: Mapping[str, BatchingVerdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,8 @@ class _WorkerRuntime(Runtime):
         await self.monitor.wait_until(lambda: key in self._held or version.failed or version.state is State.END)
         if key in self._held:
             servable = self._held[key][1]
-            self._send(Loaded(key, servable.kind, servable.reads_files_at_run_time, version.loader.note))
+            verdicts = {name: signature.batching for name, signature in servable.signatures.items()}
+            self._send(Loaded(key, servable.kind, servable.reads_files_at_run_time, version.loader.note, verdicts))
         elif version.error is not None and version.aspired:  # Else it was dropped, or replaced.
             self._send(Failed(key, Failure.of(version.error)))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from embedserve.errors import Code
 from embedserve.server_config import ServerConfig
+from embedserve.signature import BatchingVerdict
 from embedserve.workers.fleet import Fleet, FleetHooks
 from embedserve.workers.messages import (
     Configs,
@@ -28,6 +29,8 @@ from embedserve.workers.messages import (
     Up,
 )
 from embedserve.workers.process import WorkerProcess
+
+VERDICTS = {"serving_default": BatchingVerdict(True, "as the test says", "proof")}
 
 
 class FakeChild:
@@ -71,7 +74,7 @@ class FakeWorker:
                 if key.version in self.failing:
                     self.say(Failed(key, Failure(Code.DATA_LOSS, self.failing[key.version])))
                 else:
-                    self.say(Loaded(key, "fake", False))
+                    self.say(Loaded(key, "fake", False, batching=VERDICTS))
             case Drop(key):
                 self.say(Dropped(key))
             case Open(rest, grpc):

@@ -19,7 +19,7 @@ from embedserve.workers.fleet import Fleet
 from embedserve.workers.fleet_registry import FleetRegistry
 from embedserve.workers.messages import Configs, Drop, Load, Routes
 from tests.saved_models import half_plus_two
-from tests.workers.fakes import FakeWorker, make_fleet, routes_of
+from tests.workers.fakes import VERDICTS, FakeWorker, make_fleet, routes_of
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,7 @@ async def test_a_version_is_posted_when_every_worker_has_it_and_gone_before_one_
     async with serving(tmp_path, saved) as it:
         assert it.routed == {1}
         assert it.registry.status()["m"][0].kind == "fake"
+        assert it.registry.status()["m"][0].batching == VERDICTS
         first, second = it.workers
         second.waiting = True
         await asyncio.to_thread(it.publish, 2)

@@ -16,6 +16,7 @@ from embedserve.errors import InvalidModelSpecError, ServableNotFoundError
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.lifecycle.source import VersionDirectory
 from embedserve.servable import Loader, ServableId, State
+from embedserve.signature import BatchingVerdict
 from embedserve.testing import FakeLoader, Gate
 from embedserve.workers import worker_registry
 from embedserve.workers.board import Board
@@ -23,6 +24,7 @@ from embedserve.workers.messages import Configs, Dropped, Failed, Key, Load, Loa
 from embedserve.workers.worker_registry import WorkerRegistry
 
 X = {"x": np.array([1.0], np.float32)}
+VERDICTS = {"serving_default": BatchingVerdict(True, "as the test says")}
 CONFIG = ModelConfig(name="m", base_path="/fake/m")
 
 
@@ -78,13 +80,13 @@ async def test_what_a_loader_notes_is_told_with_the_version() -> None:
     loader.note = "not optimised"
     async with entered() as worker:
         one = await worker.load(1, 1, loader)
-        assert worker.said == [Loaded(one, "fake", False, "not optimised")]
+        assert worker.said == [Loaded(one, "fake", False, "not optimised", VERDICTS)]
 
 
 async def test_a_loaded_version_answers_from_the_post_on_and_not_before() -> None:
     async with entered() as worker:
         one = await worker.load(1, 1)
-        assert worker.said == [Loaded(one, "fake", False)]
+        assert worker.said == [Loaded(one, "fake", False, batching=VERDICTS)]
         worker.post(one)
         with pytest.raises(ServableNotFoundError):
             await worker.answer()  # It does not serve yet: others may not have what is posted now.
@@ -174,7 +176,7 @@ async def test_a_failed_load_is_reported_once_and_can_be_tried_again() -> None:
         assert failed.failure.message == "the fake loader was told to fail"
         await worker.registry.runtime.drop(key)
         again = await worker.load(1, 2)
-        assert worker.said[-1] == Loaded(again, "fake", False)
+        assert worker.said[-1] == Loaded(again, "fake", False, batching=VERDICTS)
 
 
 async def test_a_version_that_is_dropped_while_it_loads_is_unloaded_and_never_reported() -> None:

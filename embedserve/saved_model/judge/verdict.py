@@ -1,6 +1,7 @@
 """Judges each signature at load by its graph: is it stateless, does it take any shape, may requests share a run?
 
-The answer is in `Signature.batching`; `needs_probe` tells where only a run can give one. Runs nothing.
+The answer is in `Signature.batching`; `needs_probe` tells where only a run can give one. Neither a proof of row
+independence nor an operation that mixes rows leaves anything to a run. Runs nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from collections.abc import Mapping
 from embedserve.config import Batching
 from embedserve.saved_model.graph import GraphReader, Operations
 from embedserve.saved_model.judge.probe_inputs import shape_of
+from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 
-__all__ = ["describe", "needs_probe", "unguarded_inputs"]
+__all__ = ["by_probe", "describe", "needs_probe", "unguarded_inputs"]
 
-_TO_BE_PROBED = BatchingVerdict(False, "not probed")
+PROVEN = "each operation keeps the rows apart"
 
 
 def describe(
     signature: Signature,
     operations: Operations,
     graph: GraphReader | None,
+    rows: RowAnalysis | None,
     input_ranks: Mapping[str, int],
     batching: Batching,
 ) -> Signature:
@@ -31,6 +34,7 @@ def describe(
         signature: As stored.
         operations: What its part of the graph does.
         graph: To see what parses its inputs; None for a model without one.
+        rows: Judges whether the graph keeps rows apart; None for a model without one.
         input_ranks: Ranks of unknown-rank inputs, set by the user or seen in recorded requests.
         batching: The model's option.
     """
@@ -51,32 +55,61 @@ def describe(
         shape_free=operations.element_wise and len(signature.inputs) <= 1,
         input_ranks=ranks,
     )
-    return dataclasses.replace(described, batching=_static_verdict(described, operations, batching))
+    return dataclasses.replace(described, batching=_static_verdict(described, operations, rows, batching))
 
 
-def _static_verdict(signature: Signature, operations: Operations, batching: Batching) -> BatchingVerdict:
-    if batching is not True and batching is not False:
-        if operations.writes is not None:
-            return BatchingVerdict(False, f"{operations.writes} writes state")
-        if operations.random is not None:
-            return BatchingVerdict(False, f"{operations.random} draws random numbers")
-        if not signature.inputs:
-            return BatchingVerdict(False, "it has no input")
-        for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
-            for spec in specs.values():
-                if not _leads_with_rows(spec):
-                    return BatchingVerdict(False, f"{kind} {spec.name!r} is {spec}: no leading unknown dimension")
-        return _TO_BE_PROBED
-    return BatchingVerdict(batching, f"batching={batching}")
+def _static_verdict(
+    signature: Signature, operations: Operations, rows: RowAnalysis | None, batching: Batching
+) -> BatchingVerdict:
+    if batching is True or batching is False:
+        return BatchingVerdict(batching, f"batching={batching}", "option")
+    for operation, does in ((operations.writes, "writes state"), (operations.random, "draws random numbers")):
+        if operation is not None:
+            return BatchingVerdict(False, f"{operation} {does}", "graph", operation)
+    if not signature.inputs:
+        return BatchingVerdict(False, "it has no input", "graph")
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for spec in signature.inputs.values():
+        shape = spec.shape if spec.shape is not None else (None,) * signature.input_ranks.get(spec.name, 0)
+        if not shape or shape[0] is not None:
+            return _without_rows("input", spec)
+        # Element-wise signatures take any shape: what holds for a plain row of values holds with more dimensions.
+        shapes[spec.tensor_name] = (None,) if signature.shape_free else shape
+    for spec in signature.outputs.values():
+        if spec.shape is not None and spec.shape[:1] != (None,):
+            return _without_rows("output", spec)
+    if rows is None:
+        return BatchingVerdict(False, "not probed")
+    return _verdict_of(signature, rows, shapes)
 
 
-def _leads_with_rows(spec: TensorSpec) -> bool:
-    return bool(spec.shape) and spec.shape is not None and spec.shape[0] is None
+def _without_rows(kind: str, spec: TensorSpec) -> BatchingVerdict:
+    return BatchingVerdict(False, f"{kind} {spec.name!r} is {spec}: no leading unknown dimension", "graph")
+
+
+def _verdict_of(
+    signature: Signature, rows: RowAnalysis, shapes: Mapping[str, tuple[int | None, ...]]
+) -> BatchingVerdict:
+    found = rows.judge(shapes, [spec.tensor_name for spec in signature.outputs.values()])
+    if found.proven:
+        return BatchingVerdict(True, PROVEN, "proof")
+    obstacle = found.mixed or found.unproven
+    assert obstacle is not None
+    reason = f"{obstacle.op} {obstacle.node!r} {obstacle.why}"
+    return BatchingVerdict(False, reason, "graph" if found.mixed else "none", obstacle.op, obstacle.node)
 
 
 def needs_probe(signature: Signature) -> bool:
     """Whether only a run can tell if the signature batches."""
-    return signature.batching is _TO_BE_PROBED
+    return signature.batching.by == "none"
+
+
+def by_probe(open_question: BatchingVerdict, answer: BatchingVerdict) -> BatchingVerdict:
+    """The verdict of a probe, with what the graph left open."""
+    reason = answer.reason
+    if open_question.operation:
+        reason += f"; {open_question.reason}"
+    return BatchingVerdict(answer.batchable, reason, "probe", open_question.operation, open_question.node)
 
 
 def unguarded_inputs(signature: Signature) -> list[str]:

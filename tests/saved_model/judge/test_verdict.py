@@ -11,20 +11,38 @@ from tests.saved_model.conftest import Load
 
 
 @pytest.mark.parametrize(
+    ("name", "signature_name"),
+    [
+        ("half_plus_two", "serving_default"),
+        ("dense", "serving_default"),
+        ("integer_matmul", "serving_default"),
+        ("strings", "serving_default"),
+        ("lookup", "serving_default"),
+        ("reads_asset_at_run_time", "serving_default"),
+        ("positive_only", "serving_default"),
+        ("several", "serving_default"),
+        ("conv2d", "serving_default"),
+        ("text_cnn", "serving_default"),
+        ("keras_export", "serving_default"),
+        ("keras_line", "serving_default"),
+        ("keras_saved", "serving_default"),
+        ("examples", "classify_labels"),
+        ("examples", "regress_x_to_y"),
+        ("tf1_examples", "classify_x_to_y"),
+        ("big_constant", "serving_default"),
+        ("tf1_ref_variables", "serving_default"),
+        ("tf1_legacy_init", "serving_default"),
+    ],
+)
+def test_what_keeps_rows_apart_is_batched_by_proof(load: Load, name: str, signature_name: str) -> None:
+    verdict = load(name).signatures[signature_name].batching
+    assert str(verdict) == "batched by proof: each operation keeps the rows apart"
+    assert (verdict.operation, verdict.node) == ("", "")
+
+
+@pytest.mark.parametrize(
     ("name", "signature_name", "reason"),
     [
-        ("half_plus_two", "serving_default", None),
-        ("dense", "serving_default", None),
-        ("integer_matmul", "serving_default", None),
-        ("strings", "serving_default", None),
-        ("lookup", "serving_default", None),
-        ("conv2d", "serving_default", None),
-        ("text_cnn", "serving_default", None),
-        ("keras_export", "serving_default", None),
-        ("control_flow", "pure", None),
-        ("examples", "classify_labels", None),
-        ("big_constant", "serving_default", None),
-        ("tf1_legacy_init", "serving_default", None),
         ("counter", "serving_default", "AssignAddVariableOp writes state"),
         ("control_flow", "hidden", "AssignAddVariableOp writes state"),
         ("tf1_counter", "serving_default", "AssignAdd writes state"),
@@ -32,14 +50,19 @@ from tests.saved_model.conftest import Load
         ("several", "scalars", "input 'a' is float []: no leading unknown dimension"),
         ("several", "free", "input 'x' is float of unknown rank: no leading unknown dimension"),
         ("exposed_variable", "serving_default", "output 'all' is float [64]: no leading unknown dimension"),
-        ("across_rows", "serving_default", "output 'y' of a row depends on the other rows of its batch"),
-        ("endless", "serving_default", "output 'done' of a row depends on the other rows of its batch"),
+        ("across_rows", "serving_default", "Mean 'Mean' reduces the rows to one value"),
+        ("endless", "serving_default", "StatelessWhile 'while' depends on a condition over the whole batch"),
+        ("control_flow", "pure", "StatelessWhile 'while' depends on a condition over the whole batch"),
     ],
 )
-def test_auto_batches_only_what_is_safe(load: Load, name: str, signature_name: str, reason: str | None) -> None:
+def test_auto_batches_only_what_is_safe(load: Load, name: str, signature_name: str, reason: str) -> None:
     verdict = load(name).signatures[signature_name].batching
-    assert verdict.batchable is (reason is None)
-    assert verdict.reason == (reason or "unlike rows together equal each alone")
+    assert (verdict.batchable, verdict.by, verdict.reason) == (False, "graph", reason)
+
+
+def test_a_refusal_names_the_first_operation_in_the_way_and_its_node(load: Load) -> None:
+    verdict = load("across_rows").signatures["serving_default"].batching
+    assert (verdict.operation, verdict.node) == ("Mean", "Mean")
 
 
 @pytest.mark.parametrize("batching", [True, False])

@@ -1,0 +1,261 @@
+"""Rules of operations that treat every element, or every entry of the inner dimensions, for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from embedserve.saved_model.judge.rows.call import NUMBER_OF_ROWS, Call, Rule, constants, operand, shape_of
+from embedserve.saved_model.judge.rows.sizes import ONE, ROWS_SYMBOL, Size, added, named, product, quotient
+from embedserve.saved_model.judge.rows.values import (
+    Kind,
+    MixedError,
+    Obstacle,
+    UnprovenError,
+    Value,
+    constant,
+)
+
+__all__ = ["arithmetic", "broadcast", "element_wise", "first_only", "inner", "same"]
+
+
+# float32, float64, int32, int64
+_HOLDS_SIZES = frozenset((1, 2, 3, 9))
+
+
+def same(call: Call) -> Value:
+    """The tensor itself, perhaps of another dtype: whatever is known of it stays."""
+    return call.inputs[0]
+
+
+def all_same(call: Call) -> list[Value]:
+    """`IdentityN`."""
+    return list(call.inputs)
+
+
+def cast(call: Call) -> Value:
+    """`Cast`: sizes stay known where the new dtype holds them."""
+    value, wanted = call.inputs[0], call.attr("DstT")
+    if value.contents is not None and (wanted is None or wanted.type not in _HOLDS_SIZES):
+        return replace(operand(value), contents=None)
+    return value
+
+
+def quantized(call: Call) -> Value:
+    """`QuantizeAndDequantize...`: by a given range."""
+    if not call.flag("range_given", call.op != "QuantizeAndDequantizeV2") and call.inputs[0].kind is Kind.ROWS:
+        raise MixedError("scales by the range of the whole batch")
+    return first_only(call)
+
+
+def element_wise(call: Call) -> Value:
+    """An element of the result from the elements at its place, with numpy's broadcasting."""
+    return broadcast([operand(value) for value in call.inputs])
+
+
+def first_only(call: Call) -> Value:
+    """Element-wise in the first input; the others are one value for the whole batch."""
+    constants(call.inputs[1:])
+    return replace(operand(call.inputs[0]), contents=None, total=None)
+
+
+def broadcast(values: Sequence[Value]) -> Value:
+    """The result of broadcasting operands.
+
+    Raises:
+        MixedError: Rows meet along different dimensions, or meet a constant of several entries.
+        UnprovenError: Sizes or ranks are not known.
+    """
+    rows = [value for value in values if value.kind is Kind.ROWS]
+    if len(values) == 1:
+        return replace(values[0], contents=None, total=None)
+    if any(value.shape is None for value in values):
+        if rows:
+            raise UnprovenError("broadcasts rows with a constant of unknown rank")
+        return constant()
+    shapes = [shape_of(value) for value in values]
+    rank = max(map(len, shapes))
+    padded = [(ONE,) * (rank - len(shape)) + shape for shape in shapes]
+    if not rows:
+        return constant(tuple(_together([shape[place] for shape in padded]) for place in range(rank)))
+    axes = {value.axis + rank - len(shape_of(value)) for value in rows}
+    if len(axes) > 1:
+        raise MixedError("broadcasts the rows of one operand against those of another")
+    axis = axes.pop()
+    size = shape_of(rows[0])[rows[0].axis]
+    for value, shape in zip(values, padded, strict=True):
+        if value.kind is Kind.ROWS and shape[axis] != size:
+            raise UnprovenError("combines rows of different sizes")
+        if value.kind is Kind.CONST and not shape[axis].is_one:
+            if shape[axis].symbols:
+                raise UnprovenError("combines rows with a constant that may have several entries for them")
+            raise MixedError("combines rows with a constant that has several entries for them")
+    sizes = [size if place == axis else _together([shape[place] for shape in padded]) for place in range(rank)]
+    return Value(Kind.ROWS, tuple(sizes), axis)
+
+
+def _together(sizes: Sequence[Size]) -> Size:
+    different = sorted({size for size in sizes if not size.is_one})
+    if len(different) < 2:
+        return different[0] if different else ONE
+    numbers = [size for size in different if not size.symbols]
+    if numbers:
+        return numbers[0]
+    return named("broadcast(" + ",".join(map(str, different)) + ")")
+
+
+def arithmetic(call: Call) -> Value:
+    """Element-wise, and known element by element on sizes and shapes."""
+    kinds = {value.kind for value in call.inputs}
+    if kinds & {Kind.TURN, Kind.NEXT, Kind.BELOW}:
+        return _turn(call)
+    if kinds == {Kind.STARTS, Kind.ENDS} and call.op == "Sub" and call.inputs[0].kind is Kind.ENDS:
+        ends, starts = call.inputs
+        if (ends.space, ends.total) == (starts.space, starts.total) and ends.space is not None:
+            return Value(Kind.ROWS, (ends.space,), total=ends.total)
+    if kinds <= {Kind.CONST, Kind.COUNT} and all(value.contents is not None for value in call.inputs):
+        known = _computed(call)
+        if known is not None:
+            return known
+    return element_wise(call)
+
+
+def _computed(call: Call) -> Value | None:
+    contents = [value.contents or () for value in call.inputs]
+    length = max(map(len, contents))
+    if any(len(one) not in (1, length) for one in contents) or any((value.rank or 0) > 1 for value in call.inputs):
+        return None
+    first, *rest = [one if len(one) == length else one * length for one in contents]
+    found: list[Size | Obstacle | None] = list(first)
+    for other in rest:
+        found = [_combined(call, a, b) for a, b in zip(found, other, strict=True)]
+    shape = max((value.shape or () for value in call.inputs), key=len)
+    if len(found) == 1 and isinstance(found[0], Obstacle):
+        return Value(Kind.MIXED, obstacle=found[0])
+    return constant(shape, tuple(found))
+
+
+def _combined(call: Call, a: Size | Obstacle | None, b: Size | Obstacle | None) -> Size | Obstacle | None:
+    for one in (a, b):
+        if isinstance(one, Obstacle):
+            return one
+    assert not isinstance(a, Obstacle)
+    assert not isinstance(b, Obstacle)
+    counts = (a is not None and a.counter is not None) or (b is not None and b.counter is not None)
+    if a is not None and b is not None:
+        known = _of_sizes(call.op, a, b)
+        if known is not None:
+            return known
+        if counts and _is_settled(call.op, a, b):
+            return None
+    return call.obstacle(NUMBER_OF_ROWS) if counts else None
+
+
+def _of_sizes(op: str, a: Size, b: Size) -> Size | None:
+    if op == "Mul":
+        return product([a, b])
+    if op in ("Add", "AddV2"):
+        return added([a, b])
+    if op == "Sub":
+        if b.symbols:
+            return Size(0) if a == b else None
+        return a if b.factor == 0 else added([a, Size(-b.factor)])
+    if op in ("FloorDiv", "TruncateDiv") and b.factor > 0 and a.factor >= 0:
+        return quotient(a, b) if a.symbols or a.factor % b.factor == 0 else Size(a.factor // b.factor)
+    if op in ("Maximum", "Minimum"):
+        if not a.symbols and not b.symbols:
+            return Size((max if op == "Maximum" else min)(a.factor, b.factor))
+        if a == b:
+            return a
+        # Rows there always are: their number is 1 or more.
+        many, few = (a, b) if a.symbols else (b, a)
+        if many.symbols == (ROWS_SYMBOL,) and not few.symbols and few.factor <= max(many.factor, 0):
+            return many if op == "Maximum" else few
+    return None
+
+
+def _is_settled(op: str, a: Size, b: Size) -> bool:
+    """Whether a comparison with a number of rows has the same result in every batch."""
+    if op not in ("Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual"):
+        return False
+    if a == b:
+        return True
+    many, few = (a, b) if a.counter else (b, a)
+    if many.counter != ROWS_SYMBOL or few.symbols:
+        return False
+    if few.factor == 0:  # There is at least one row, so only what it is multiplied with decides.
+        return True
+    if many.symbols != (ROWS_SYMBOL,):
+        return False
+    at_least = ("GreaterEqual", "Less") if many is a else ("LessEqual", "Greater")
+    return few.factor < many.factor or (few.factor == many.factor and op in at_least)
+
+
+def _turn(call: Call) -> Value:
+    kinds = [value.kind for value in call.inputs]
+    if call.op in ("Add", "AddV2") and sorted(kinds, key=lambda kind: kind.value) == [Kind.CONST, Kind.TURN]:
+        step = next(value for value in call.inputs if value.kind is Kind.CONST)
+        if step.number == 1:
+            return Value(Kind.NEXT, ())
+    if call.op == "Less" and kinds == [Kind.TURN, Kind.COUNT]:
+        contents = call.inputs[1].contents or ()
+        if len(contents) == 1 and isinstance(contents[0], Size):
+            return Value(Kind.BELOW, (), space=contents[0])
+    below = call.op == "LogicalAnd" and kinds == [Kind.BELOW, Kind.BELOW]
+    if below and call.inputs[0].space == call.inputs[1].space:
+        return call.inputs[0]
+    raise UnprovenError("computes with the number of a row")
+
+
+def inner(dimensions: int, others: int = 0) -> Rule:
+    """Works on the last `dimensions` dimensions of its first input, one entry of the outer dimensions at a time.
+
+    Args:
+        dimensions: How many.
+        others: Sizes of the result are unknown in the last so many dimensions.
+    """
+
+    def rule(call: Call) -> Value:
+        value, rest = operand(call.inputs[0]), call.inputs[1:]
+        constants(rest)
+        if value.kind is Kind.CONST:
+            return constant(value.shape if not others else None)
+        shape = shape_of(value)
+        if value.axis >= len(shape) - dimensions:
+            raise MixedError("works across the rows")
+        kept = shape[: len(shape) - others]
+        return Value(Kind.ROWS, kept + tuple(call.fresh(place) for place in range(others)), value.axis)
+
+    return rule
+
+
+def select(call: Call) -> Value:
+    """`Select`: element-wise on equal shapes; a condition of rank 1 chooses entries of dimension 0."""
+    condition, first, second = map(operand, call.inputs)
+    chosen = _same_shape([first, second])
+    if condition.shape is None or chosen.shape is None:
+        raise UnprovenError("chooses between tensors of unknown rank")
+    if len(condition.shape) == 1 and len(chosen.shape) > 1:
+        wide = condition.shape + (ONE,) * (len(chosen.shape) - 1)
+        return broadcast([replace(condition, shape=wide, contents=None), chosen])
+    return broadcast([condition, chosen])
+
+
+def same_shape(call: Call) -> Value:
+    """Element-wise without broadcasting: all operands have one shape."""
+    return _same_shape([operand(value) for value in call.inputs])
+
+
+def _same_shape(values: Sequence[Value]) -> Value:
+    if len({value.rank for value in values}) > 1 and any(value.kind is Kind.ROWS for value in values):
+        raise UnprovenError("takes tensors whose ranks are not known to be the same")
+    kinds = {value.kind for value in values}
+    if kinds == {Kind.CONST, Kind.ROWS}:
+        raise MixedError("needs as many rows as a constant has")
+    return broadcast(values)
+
+
+def joined_texts(call: Call) -> Value:
+    """`StringJoin`: element-wise; scalars go with every element."""
+    values = [operand(value) for value in call.inputs]
+    return broadcast([value for value in values if value.shape != ()] or values)
