@@ -125,6 +125,16 @@ def strings(path: Path) -> Path:
     return _save(path, _Module(), serving_default=serve)
 
 
+def to_number(path: Path) -> Path:
+    """A kernel that quotes the request in its error: `text [-1]` to `number [-1]`."""
+
+    @_signature(_spec([None], tf.string, "text"))
+    def serve(text: Any) -> Any:
+        return {"number": tf.strings.to_number(text)}
+
+    return _save(path, _Module(), serving_default=serve)
+
+
 def several(path: Path) -> Path:
     """Two inputs and three outputs in `serving_default`; `scalars` (rank 0) and `free` (unknown rank) besides."""
 

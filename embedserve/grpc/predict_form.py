@@ -2,7 +2,7 @@
 
 Most clients send the same request again and again with other numbers in it. Once one has been parsed, its bytes before
 the numbers say everything about the next one: names, version, dtype and shape. A request that starts with the bytes of
-a known form and is as long needs no parsing. Called by `prediction_service`; knows no registry.
+a known form and has the same length needs no parsing. Every other request is parsed. Knows no registry.
 """
 
 from __future__ import annotations
@@ -77,17 +77,19 @@ class Forms:
     """
 
     def __init__(self) -> None:
-        self._forms: dict[bytes, Form] = {}
+        # By length and head. The head alone is not enough: fields may follow the input, an `output_filter` for one.
+        self._forms: dict[tuple[int, bytes], Form] = {}
         self._starts: dict[int, tuple[int, ...]] = {}  # By the length of the request.
-        self._candidate = b""
+        self._candidate: tuple[int, bytes] = 0, b""
 
     def __len__(self) -> int:
         return len(self._forms)
 
     def find(self, body: bytes) -> KnownRequest | None:
-        """The request, if its form is known. All requests of a form are of one length, which their head implies."""
-        for start in self._starts.get(len(body), ()):
-            form = self._forms.get(body[:start])
+        """The request, if one of the same length with the same bytes before its values is known."""
+        size = len(body)
+        for start in self._starts.get(size, ()):
+            form = self._forms.get((size, body[:start]))
             if form is not None:
                 return KnownRequest(form, body)
         return None
@@ -98,8 +100,8 @@ class Forms:
         if start is None or start > _MAX_HEAD:
             return
         head = body[:start]
-        if head != self._candidate:
-            self._candidate = head
+        if (len(body), head) != self._candidate:
+            self._candidate = len(body), head
             return
         form = _form(request, start, len(body))
         if form is None:
@@ -109,7 +111,7 @@ class Forms:
             self._forms.clear()
             self._starts.clear()
             starts = ()
-        self._forms[head] = form
+        self._forms[len(body), head] = form
         if start not in starts:
             self._starts[len(body)] = (*starts, start)
 

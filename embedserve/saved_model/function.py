@@ -17,7 +17,7 @@ from embedserve.errors import Code, DeadlineExceededError
 from embedserve.saved_model import run_time, tensorflow_private
 from embedserve.saved_model.arrays import owned, private_copies
 from embedserve.saved_model.deadlines import Deadlines, TimedRun
-from embedserve.saved_model.status import TIMED_OUT, code_of, inference_error
+from embedserve.saved_model.status import RUN_ERRORS, TIMED_OUT, code_of, inference_error
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
 
@@ -89,7 +89,7 @@ class FunctionServable:
             arrays = private_copies(arrays)
         try:
             values = _call(function.call, arrays, cancellation, timeout)
-        except tf.errors.OpError as error:
+        except RUN_ERRORS as error:
             raise inference_error(error) from None
         if output_names is None:
             return {name: owned(value, dtype) for (name, dtype), value in zip(function.outputs, values, strict=True)}

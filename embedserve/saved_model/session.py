@@ -16,7 +16,7 @@ from embedserve.errors import Code, DeadlineExceededError, InferenceError, Inval
 from embedserve.saved_model import run_time, tensorflow_private
 from embedserve.saved_model.arrays import owned, private_copies
 from embedserve.saved_model.graph import GraphReader
-from embedserve.saved_model.status import TIMED_OUT, inference_error
+from embedserve.saved_model.status import RUN_ERRORS, TIMED_OUT, inference_error
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
 from embedserve.tensors import dtypes
@@ -96,7 +96,7 @@ class SessionServable:
             arrays = private_copies(arrays)
         try:
             values = plan.compute(arrays, timeout)
-        except tf.errors.OpError as error:
+        except RUN_ERRORS as error:
             raise inference_error(error) from None
         outputs = {name: owned(values[index], dtype) for name, dtype, index in plan.fetched}
         for name, source in plan.passed_on:
@@ -160,7 +160,7 @@ class SessionServable:
         options = v1.RunOptions(timeout_in_ms=_limit(timeout))
         try:
             values, _ = self._session.run((tensors, operations), fed, options=options)
-        except tf.errors.OpError as error:
+        except RUN_ERRORS as error:
             raise inference_error(error) from None
         return [
             owned(value, dtypes.by_number(tensor.dtype.base_dtype.as_datatype_enum).numpy)

@@ -11,9 +11,12 @@ import tensorflow as tf
 
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, ServingError
 
-__all__ = ["TIMED_OUT", "clean", "code_of", "inference_error"]
+__all__ = ["RUN_ERRORS", "TIMED_OUT", "clean", "code_of", "inference_error"]
 
 TIMED_OUT = "Timed out waiting for notification"
+
+RUN_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+"""How a run fails. A kernel may quote bytes of a request, and TensorFlow's Python binding takes all text for UTF-8."""
 
 _NOISE = (
     # What the eager runtime, `Session.run` and function calls put around a kernel's own words.
@@ -43,8 +46,15 @@ def code_of(error: BaseException) -> Code:
     return Code.INTERNAL
 
 
-def inference_error(error: tf.errors.OpError, *, timed_out: bool = False) -> ServingError:
-    """What a request ends with when TensorFlow failed while running it."""
+def inference_error(error: Exception, *, timed_out: bool = False) -> ServingError:
+    """What a request ends with when TensorFlow failed while running it; `error` is one of `RUN_ERRORS`.
+
+    Bytes of the text that are not UTF-8 are replaced. Such a text quotes a request, so the code is INVALID_ARGUMENT:
+    TensorFlow's own is lost on the way.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return InferenceError(clean(error.object.decode("utf-8", "replace")), code=Code.INVALID_ARGUMENT)
+    assert isinstance(error, tf.errors.OpError)
     code = code_of(error)
     if timed_out or code is Code.DEADLINE_EXCEEDED:
         return DeadlineExceededError(TIMED_OUT)

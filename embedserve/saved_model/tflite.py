@@ -202,6 +202,9 @@ def _single(text: Array) -> Array:
 
 
 def _failed(what: str, error: Exception) -> ServingError:
+    if isinstance(error, UnicodeDecodeError):  # The text quotes a request.
+        text = error.object.decode("utf-8", "replace")
+        return InferenceError(f"{what}: {text.strip()}", code=Code.INVALID_ARGUMENT)
     return InferenceError(f"{what}: {str(error).strip()}", code=Code.INTERNAL)
 
 

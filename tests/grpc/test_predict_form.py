@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2
 
+from embedserve.grpc import prediction_service
+from embedserve.grpc.errors import StatusError
 from embedserve.grpc.predict_form import Forms
 from embedserve.tensors import proto
 from embedserve.tensors.dtypes import by_numpy
+from embedserve.testing import FakeLoader, FakeRegistry, fake_signature
 from tests.grpc.conftest import Start, predict_request, registry
 
 DTYPES = [np.float32, np.float64, np.int32, np.int64, np.uint8, np.int8, np.uint16, np.complex64]
@@ -158,3 +163,136 @@ async def test_a_known_form_follows_the_versions_and_fails_as_a_parsed_request_d
     code, message = await failure(client.prediction.Predict(predict_request(x=[1, 2])))
     assert code.name == "NOT_FOUND"
     assert "Servable not found for request: Latest(m)" in message
+
+
+async def test_an_output_filter_behind_the_input_is_seen_whatever_was_sent_before(start: Start) -> None:
+    client = await start(two_signatures())
+    call = client.channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    short, filtered, long = (request_of(np.ones(n, np.uint8), content=True, signature_name="other") for n in (3, 3, 6))
+    filtered.output_filter.append("y")
+    body = filtered.SerializeToString()
+    assert len(body) == len(long.SerializeToString())
+    for request in (short, short, short, long, long, long):
+        await call(request.SerializeToString())
+    response = predict_pb2.PredictResponse.FromString(await call(body))
+    assert list(response.outputs["y"].int_val) == [11] * 3
+
+
+# Differential: the method with what it has learnt, and the method that never learns, answer the same bytes alike.
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*encoded, value))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+UNKNOWN = [_field(100, b"abc"), b"\xa0\x06\x07", b"\xad\x06abcd", _field(3, b"y"), _field(3, b"none"), b""]
+
+
+@st.composite
+def bodies(draw: Any) -> bytes:
+    """Predict requests from few building blocks, so that heads and lengths are often the same and often nearly so."""
+    dtype = draw(st.sampled_from([np.float32, np.uint8, np.uint8, np.int32, np.float64]))
+    rows = draw(st.integers(0, 3)) * (3 if dtype is np.uint8 else 1)
+    array = np.frombuffer(draw(st.binary(min_size=24, max_size=24)), dtype)[:rows]
+    tensor = proto.encode(array, by_numpy(array.dtype), as_content=dtype is np.uint8 or draw(st.booleans()))
+    if draw(st.integers(0, 5)) == 0:
+        tensor.tensor_shape.dim[0].size += draw(st.integers(-2, 2))
+    value = tensor.SerializeToString() + draw(st.sampled_from([b""] * 8 + UNKNOWN))
+    alias, value = _field(1, draw(st.sampled_from([b"x"] * 6 + [b"y", b"\xff"]))), _field(2, value)
+    entry = draw(st.sampled_from([alias + value] * 6 + [value + alias, alias + value * 2]))
+    spec = request_of(array, name=draw(st.sampled_from("mmmmmn"))).model_spec
+    if choice := draw(st.sampled_from([None] * 4 + [1, 2, "stable"])):
+        if isinstance(choice, int):
+            spec.version.value = choice
+        else:
+            spec.version_label = choice
+    spec.signature_name = "other" if (dtype is np.uint8) != (draw(st.integers(0, 9)) == 0) else ""
+    parts = [_field(1, spec.SerializeToString()), *[_field(2, entry)] * draw(st.sampled_from([1, 1, 1, 1, 1, 2]))]
+    parts.append(draw(st.sampled_from([b"", b"", *UNKNOWN])))
+    return b"".join(draw(st.permutations(parts)) if draw(st.integers(0, 5)) == 0 else parts)
+
+
+# An output filter makes the first as long as the second, and their heads are the same but for lengths.
+TWINS = [
+    request_of(np.ones(size, np.uint8), content=True, signature_name="other").SerializeToString() for size in (3, 6)
+]
+
+
+@st.composite
+def sequences(draw: Any) -> list[bytes]:
+    """Requests as clients send them, some of them again and again, some with a byte or their end changed."""
+    known = draw(st.lists(bodies(), min_size=1, max_size=4)) + TWINS
+    sent = [body for body in known for _ in range(3)]
+    for _ in range(draw(st.integers(3, 12))):
+        body = bytearray(draw(st.sampled_from(known)))
+        match draw(st.sampled_from(["same", "same", "byte", "cut", "more", "values"])):
+            case "byte" if body:
+                body[draw(st.integers(0, len(body) - 1))] = draw(st.integers(0, 255))
+            case "cut":
+                del body[draw(st.integers(0, len(body))) :]
+            case "more":
+                body += draw(st.sampled_from(UNKNOWN))
+            case "values":
+                body[-4:] = draw(st.binary(min_size=4, max_size=4))
+        sent.append(bytes(body))
+    return sent
+
+
+class _NoContext:
+    def time_remaining(self) -> None:
+        return None
+
+    def metadata_value(self, key: str) -> None:
+        return None
+
+
+def two_signatures() -> FakeRegistry:
+    loader = FakeLoader(
+        signatures=[fake_signature(), fake_signature("other", {"x": ("uint8", (None,))}, {"y": ("uint8", (None,))})]
+    )
+    return FakeRegistry({"m": {1: loader}}, warmup="none")
+
+
+def test_what_is_learnt_never_changes_an_answer() -> None:
+    path = f"/{prediction_service.SERVICE}/Predict"
+    answers: dict[str, int] = {}
+
+    async def answer(methods: Any, body: bytes) -> object:
+        try:
+            found: bytes = await methods[path].answer(body, _NoContext())
+        except StatusError as error:
+            answers[error.code.name] = answers.get(error.code.name, 0) + 1
+            return error.code, error.message
+        answers["OK"] = answers.get("OK", 0) + 1
+        return found
+
+    with asyncio.Runner() as runner:
+        registry = two_signatures()
+        run: Callable[..., Any] = runner.run
+        run(registry.__aenter__())
+
+        @settings(max_examples=400, deadline=None)
+        @given(sequences())
+        def compare(sent: list[bytes]) -> None:
+            async def both() -> None:
+                learning = prediction_service.methods(registry)
+                for body in sent:
+                    learnt = await answer(learning, body)
+                    assert learnt == await answer(prediction_service.methods(registry), body), body
+
+            run(both())
+
+        try:
+            compare()
+        finally:
+            run(registry.__aexit__(None, None, None))
+    assert answers["OK"] > 100, "too few requests were answered to say anything"
+    assert "INTERNAL" not in answers

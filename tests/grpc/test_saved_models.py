@@ -33,12 +33,20 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "identities": saved_models.identities,
     "strings": saved_models.strings,
     "conv2d": saved_models.conv2d,
+    "to_number": saved_models.to_number,
+    "to_number_session": saved_models.to_number,
     "examples": saved_models.examples,
     "tf1_examples": saved_models.tf1_examples,
     "session": saved_models.half_plus_two,
     "endless": saved_models.endless,
 }
-KINDS = {"session": "session", "endless": "session", "half_plus_two": "function"}
+KINDS = {
+    "to_number": "function",
+    "to_number_session": "session",
+    "session": "session",
+    "endless": "session",
+    "half_plus_two": "function",
+}
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +101,16 @@ async def test_strings(real: Any) -> None:
     response = await client.prediction.Predict(predict_request("strings", text=given))
     assert list(response.outputs["upper"].string_val) == [b"AB\xff", b""]
     assert list(response.outputs["length"].int_val) == [3, 0]
+
+
+@pytest.mark.parametrize("name", ["to_number", "to_number_session"])
+async def test_an_error_that_quotes_bytes_of_the_request_is_an_invalid_argument(real: Any, name: str) -> None:
+    client = await real(name)
+    code, message = await failure(
+        client.prediction.Predict(predict_request(name, text=np.array([b"a\xff\xfeb"], object)))
+    )
+    assert code is C.INVALID_ARGUMENT
+    assert message.startswith("StringToNumberOp could not correctly convert string: a\ufffd\ufffdb")
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 2, 2), (1, 2, 2, 2), (1, 1, 1, 1, 1)])

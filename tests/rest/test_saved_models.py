@@ -30,6 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "half_plus_two": saved_models.half_plus_two,
         "several": saved_models.several,
         "strings": saved_models.strings,
+        "to_number": saved_models.to_number,
         "conv2d": saved_models.conv2d,
         "endless": saved_models.endless,
     }
@@ -88,6 +89,11 @@ class TestAnswers:
     async def test_strings(self, server: Server) -> None:
         answer = await ask(server, "strings", "predict", {"instances": ["abc", {"b64": "w6k="}]})
         assert answer == {"predictions": [{"length": 3, "upper": "ABC"}, {"length": 2, "upper": "é"}]}
+
+    async def test_an_error_that_quotes_bytes_of_the_request_is_json_of_status_400(self, server: Server) -> None:
+        status, message = await ask(server, "to_number", "predict", {"instances": [{"b64": "Yf/+Yg=="}]})
+        assert status == 400
+        assert message.startswith("StringToNumberOp could not correctly convert string: a\ufffd\ufffdb")
 
     async def test_a_bad_shape_never_reaches_a_kernel(self, server: Server) -> None:
         status, message = await ask(server, "conv2d", "predict", {"instances": [[1.0]]})

@@ -62,6 +62,13 @@ def test_an_error_of_a_run_keeps_code_and_message() -> None:
     assert (error.code, error.message) == (Code.OUT_OF_RANGE, "too far")
 
 
+def test_an_error_whose_text_is_not_utf8_has_the_text_replaced() -> None:
+    text = b"cannot read a\xffb [Op:X]"
+    error = inference_error(UnicodeDecodeError("utf-8", text, 13, 14, "invalid start byte"))
+    assert isinstance(error, InferenceError)
+    assert (error.code, error.message) == (Code.INVALID_ARGUMENT, "cannot read a\ufffdb")
+
+
 def test_an_error_without_words_still_says_something() -> None:
     assert inference_error(tf.errors.InternalError(None, None, "")).message == "INTERNAL"
     assert inference_error(tf.errors.CancelledError(None, None, "")).message == "the run was cancelled"

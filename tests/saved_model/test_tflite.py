@@ -210,6 +210,20 @@ def test_an_error_in_a_run_is_internal(load: Load) -> None:
     assert run(servable, [2, 5]).tolist() == [5, 2]
 
 
+def test_an_error_that_quotes_bytes_of_the_request_is_an_invalid_argument(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servable = load(half_plus_two(), options={"num_tflite_pools": 1})
+
+    def quoting(self: Any, index: int, value: Any) -> None:
+        b"no number: \xff".decode()
+
+    monkeypatch.setattr(tflite._interpreter_class(), "set_tensor", quoting)
+    with pytest.raises(InferenceError, match=r"^Failed to invoke TfLite interpreter: no number: \ufffd$") as caught:
+        run(servable, np.ones((1, 1), np.float32))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
 @pytest.mark.parametrize(
     "dtype", ["float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool", "complex64"]
 )
