@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.suite.wire import TFS_GRPC, dumps
+from embedserve.config import Access
 from embedserve.grpc.services import Services
 from embedserve.rest import create_app
 from embedserve.rest.payload import encode_predict, parse_predict
@@ -154,7 +155,7 @@ class NoContext:
 @at
 def test_dispatch_of_grpc(benchmark: Benchmark, run: Run, registry: FakeRegistry, callers: int) -> None:
     services = Services(
-        registry, health=False, reflection=False, profiler=False, tensor_content=False, reload=None, metric=None
+        registry, health=False, reflection=False, access=Access(), tensor_content=False, reload=None, metric=None
     )
     predict: Any = services.methods[TFS_GRPC.path("half")]
     message, context = TFS_GRPC.encode("half", ARRAYS["one value"]), NoContext()

@@ -30,8 +30,10 @@ from embedserve.store_url import StoreUrl, check_readable, is_url, local_path
 T = TypeVar("T", bound=BaseModel)
 
 __all__ = [
+    "Access",
     "AllVersions",
     "BatchingOptions",
+    "Clients",
     "LatestVersions",
     "Location",
     "LoggingOptions",
@@ -86,6 +88,25 @@ Location = Annotated[
 
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+Clients = Literal["none", "local", "all"]
+"""Whom a service answers: nobody, clients on this machine (loopback addresses and Unix sockets), or every client."""
+
+
+class Access(_Options):
+    """Who may use the gRPC services that can change, reveal or slow down more than one request.
+
+    Attributes:
+        reload: HandleReloadConfigRequest, which chooses the directories that models are loaded from.
+        session_run: SessionRun, which reads any tensor of a graph; UNIMPLEMENTED where nobody may.
+        profiler: `tensorflow.ProfilerService`, which writes below a directory that its client names; not there where
+            nobody may.
+    """
+
+    reload: Clients = "local"
+    session_run: Clients = "none"
+    profiler: Clients = "none"
 
 
 class LatestVersions(_Options):

@@ -217,7 +217,14 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
         "differs",
         "by TensorFlow's auto-clustering, for the whole process",
     ),
-    Flag("enable_profiler", "bool", True, "Offer the profiler service on the gRPC port."),
+    Flag(
+        "enable_profiler",
+        "bool",
+        True,
+        "Offer the profiler service on the gRPC port.",
+        "differs",
+        "to clients on this machine, see --profiler_clients",
+    ),
     Flag(
         "thread_pool_factory_config_file",
         "string",
@@ -246,6 +253,15 @@ _OWN: tuple[Flag, ...] = (
     _own("rest_tls_cert_file", "string", "", "PEM certificate chain: TLS on the REST port."),
     _own("rest_tls_key_file", "string", "", "PEM private key of --rest_tls_cert_file."),
     _own("rest_tls_client_ca_file", "string", "", "PEM certificates; clients must show one signed by these."),
+    _own(
+        "reload_clients",
+        "string",
+        "",
+        "Who may reload the configuration: none, local (this machine) or all; empty for all, but local with a "
+        "directory of models.",
+    ),
+    _own("session_run_clients", "string", "none", "Who may use SessionRun: none, local (this machine) or all."),
+    _own("profiler_clients", "string", "local", "Who may use the profiler: none, local (this machine) or all."),
     _own("grpc_reflection", "bool", False, "Offer server reflection on the gRPC port."),
     _own("servable", "string", "auto", "How models run: function, session or auto."),
     _own("optimize", "string", "none", "Optimised execution where a model allows it: none, freeze or xla."),

@@ -18,6 +18,8 @@ from embedserve.servable import Array, Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from embedserve.request_log import ModelLog
     from embedserve.runtime import Runtime
     from embedserve.tf_example import Classifications, InferenceTask
@@ -297,19 +299,14 @@ class ModelHandle:
 
         Raises:
             UnsupportedError: The version does not run in a graph session.
-            InvalidInputError: A name that is not there, a feed that does not fit, or ops that would write files.
+            InvalidInputError: As `check_graph`.
             QueueFullError, DeadlineExceededError, InferenceError: As `predict`.
         """
         self._check()
         runtime, version = self._runtime, self._version
         if not runtime.on_loop():
             return await runtime.bridge(self.run_graph(feeds, fetches, targets, timeout=timeout, priority=priority))
-        run_graph = getattr(self._servable, "run_graph", None)
-        if run_graph is None:
-            raise UnsupportedError(
-                f"version {self.version} of {self.name} runs as {self._servable.kind!r}; only a model that runs in a "
-                'graph session has a graph to feed: set servable="session" for this model'
-            )
+        run_graph = self._of_graph("run_graph")
         assert version.predictor is not None
         version.hold()
         try:
@@ -318,6 +315,36 @@ class ModelHandle:
             return await version.predictor.submit_call(call, deadline, priority_named(priority))
         finally:
             version.release()
+
+    def check_graph(
+        self,
+        feeds: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+        fetches: Sequence[str],
+        targets: Sequence[str] = (),
+    ) -> None:
+        """Check what `run_graph` would be asked for, before the values of the feeds are read; in any thread.
+
+        Args:
+            feeds: Dtype and shape by tensor name.
+            fetches, targets: As for `run_graph`.
+
+        Raises:
+            UnsupportedError: The version does not run in a graph session.
+            InvalidInputError: A name that is not there, a feed that does not fit its tensor, or an operation that could
+                write state or files, or open files that a feed names, and that no signature's own run reaches.
+            RequestTooLargeError: Too many different choices of feeds, fetches and targets.
+        """
+        self._check()
+        self._of_graph("check_graph")(feeds, fetches, targets)
+
+    def _of_graph(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] | None = getattr(self._servable, name, None)
+        if method is None:
+            raise UnsupportedError(
+                f"version {self.version} of {self.name} runs as {self._servable.kind!r}; only a model that runs in a "
+                'graph session has a graph to feed: set servable="session" for this model'
+            )
+        return method
 
     def run_graph_sync(
         self,

@@ -340,14 +340,13 @@ class Metrics(Observer, Collector):
         return self._registry
 
     def value(self, name: str) -> int:
-        """Total of a counter by TF Serving's internal name (`/tensorflow/serving/request_count`), 0 for other names."""
+        """A counter by TF Serving's internal name (`/tensorflow/serving/request_count`), 0 for other names.
+
+        As there, a counter with labels gives its first cell; here the first by the order of its labels' values.
+        """
         mangled = re.sub(r"\W", ":", name, flags=re.ASCII)
-        return sum(
-            int(value)
-            for family in self._families
-            if family.name == mangled and family.kind == "counter"
-            for _, _, value in family.values()
-        )
+        found = (family for family in self._families if family.name == mangled and family.kind == "counter")
+        return next((int(value) for family in found for _, _, value in family.values()), 0)
 
     async def read(self, name: str) -> int:
         """The same, for the model service's reload requests."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from embedserve.config import Access, Clients, validated
 from embedserve.errors import Code, ConfigError
 from embedserve.flags import ParsedFlags, comma_separated
 from embedserve.server_config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
@@ -89,9 +90,21 @@ def _grpc_config(flags: ParsedFlags, port: int | None) -> GrpcConfig:
         channel_arguments=_channel_arguments(flags.text("grpc_channel_arguments")),
         health=flags.on("enable_grpc_healthcheck_service"),
         reflection=flags.on("grpc_reflection"),
-        profiler=flags.on("enable_profiler"),
+        access=_access(flags),
         tensor_content=flags.on("enable_serialization_as_tensor_content"),
     )
+
+
+def _access(flags: ParsedFlags) -> Access:
+    """Who may use which service. TensorFlow Serving's flags keep its open reload, which its tools rely on."""
+    given = {name: flags.text(f"{name}_clients") for name in Access.model_fields}
+    given["reload"] = given["reload"] or ("all" if flags.directory is None else "local")
+    for name, clients in given.items():
+        if clients not in get_args(Clients):
+            raise ConfigError(f"--{name}_clients={clients}: there is {', '.join(get_args(Clients))}")
+    if not flags.on("enable_profiler"):
+        given["profiler"] = "none"
+    return validated(Access, given)
 
 
 def _port(flags: ParsedFlags, name: str) -> int | None:

@@ -10,7 +10,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 from embedserve import tensorflow_setup
@@ -24,7 +23,6 @@ from embedserve.standalone import (
     leave,
     make_metrics,
     make_registry,
-    read_metric,
     report_failed_start,
     stop_on_signals,
     wait_until_ready,
@@ -79,7 +77,7 @@ async def _serve(
             await enter(tasks, rest, leaving)
         follower: asyncio.Task[None] | None = None
         if await wait_until_ready(registry, stop):
-            metric = None if metrics is None else partial(_own_metric, metrics)
+            metric = None if metrics is None else metrics.read
             await enter(tasks, serve_grpc(registry, config.grpc, applied.apply, metric), leaving)
             if not config.rest.early:
                 await enter(tasks, rest, leaving)
@@ -135,20 +133,16 @@ async def serve_grpc(
             channel_arguments=tuple(config.channel_arguments.items()),
             health=config.health,
             reflection=config.reflection,
-            profiler=config.profiler,
+            access=config.access,
             tensor_content=config.tensor_content,
             reload=reload,
             metric=metric,
         ):
-            if config.profiler:
+            if config.access.profiler != "none":
                 logger.info("Profiler service is enabled")
             yield
     except OSError as error:
         raise StartError(f"Failed to BuildAndStart gRPC server: {error.strerror or error}") from error
-
-
-async def _own_metric(metrics: Metrics, name: str) -> int:
-    return read_metric(metrics, name)
 
 
 def _alts() -> grpc.ServerCredentials:

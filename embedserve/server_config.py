@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
-from embedserve.config import Location, ModelConfig, RegistryOptions
+from embedserve.config import Access, Location, ModelConfig, RegistryOptions
 from embedserve.tfs_config import DEFAULT_PLATFORMS, Platform, models_from_proto
 
 __all__ = ["ConfigFile", "GrpcConfig", "PyvoyConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
@@ -57,7 +57,8 @@ class GrpcConfig(_Config):
         tls: Certificates, or None for plain text.
         alts: Use Google's ALTS credentials.
         channel_arguments: gRPC channel arguments of the server.
-        health, reflection, profiler: Which services there are besides the models'.
+        health, reflection: Which services there are besides the models'.
+        access: Who may use those that are not for everybody.
         tensor_content: Answer with `tensor_content`.
     """
 
@@ -68,7 +69,7 @@ class GrpcConfig(_Config):
     channel_arguments: Mapping[str, int | str] = Field(default_factory=dict)
     health: bool = False
     reflection: bool = False
-    profiler: bool = True
+    access: Access = Access()
     tensor_content: bool = False
 
 

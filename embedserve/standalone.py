@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -31,7 +30,6 @@ __all__ = [
     "leave",
     "make_metrics",
     "make_registry",
-    "read_metric",
     "report_failed_start",
     "run",
     "stop_on_signals",
@@ -69,12 +67,6 @@ def make_metrics(config: RestConfig) -> Metrics | None:
     from embedserve.metrics import Metrics
 
     return Metrics()
-
-
-def read_metric(metrics: Metrics, name: str) -> int:
-    """What HandleReloadConfigRequest reports of a metric, whose `name` is TensorFlow Serving's with slashes."""
-    mangled = re.sub(r"[^A-Za-z0-9_]", ":", name)
-    return next((int(m.samples[0].value) for m in metrics.collect() if m.name == mangled and m.samples), 0)
 
 
 # Start.

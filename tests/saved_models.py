@@ -406,6 +406,54 @@ def tf1_ref_variables(path: Path) -> Path:
         return save_v1(path, session, {"serving_default": v1_signature({"x": x}, {"y": y})})
 
 
+def tf1_dangerous(path: Path) -> Path:
+    """`y = x * w`, beside operations that a client who feeds and fetches what it likes must not reach."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None, 2], "x")
+        w = v1.get_variable("w", initializer=[2.0, 3.0], use_resource=True)
+        r = v1.get_variable("r", initializer=[1.0, 1.0], use_resource=False)
+        y = tf.multiply(x, w, name="y")
+        name = tf.constant("/etc/passwd", name="name")
+        tf.io.read_file(name, name="read")
+        tf.identity(tf.io.read_file(tf.strings.join([name, ""], name="joined")), name="indirectly")
+        tf.io.matching_files(name, name="matching")
+        tf.io.write_file(name, "text", name="write")
+        with tf.control_dependencies([w.assign([0.0, 0.0])]):
+            tf.identity(x, name="after_assign")
+        v1.assign(r, [5.0, 5.0], name="assign_reference")
+
+        @tf.function
+        def nested(path: Any) -> Any:
+            return tf.io.read_file(path)
+
+        @tf.function
+        def loop(steps: Any) -> Any:
+            for _ in tf.range(steps):
+                w.assign_add([1.0, 1.0])
+            return steps
+
+        tf.identity(nested(name), name="in_a_function")
+        tf.identity(loop(tf.constant(2)), name="in_a_loop")
+        tf.raw_ops.GenerateVocabRemapping(
+            new_vocab_file=name, old_vocab_file=name, new_vocab_offset=0, num_new_vocab=1, name="remapped"
+        )
+        tf.identity(tf.random.uniform([2]), name="noise")
+        saver = v1.train.Saver([w, r])
+        session.run(v1.global_variables_initializer())
+        return save_v1(path, session, {"serving_default": v1_signature({"x": x}, {"y": y})}, saver=saver)
+
+
+def tf1_assign_on_read(path: Path) -> Path:
+    """A TF1 model that sets a variable whenever a request reads it: `y = 3 x`."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None], "x")
+        v = v1.get_variable("v", initializer=0.0, use_resource=True)
+        with tf.control_dependencies([v.assign(3.0)]):
+            y = tf.multiply(x, v.read_value(), name="y")
+        session.run(v1.global_variables_initializer())
+        return save_v1(path, session, {"serving_default": v1_signature({"x": x}, {"y": y})})
+
+
 def tf1_counter(path: Path) -> Path:
     """A TF1 reference variable that each run increments: `y = x + count`."""
     with tf.Graph().as_default(), v1.Session() as session:
@@ -522,6 +570,8 @@ MODELS: Mapping[str, Builder] = {
             keras_export,
             keras_saved,
             tf1_ref_variables,
+            tf1_dangerous,
+            tf1_assign_on_read,
             tf1_counter,
             tf1_legacy_init,
             tf1_examples,

@@ -370,8 +370,33 @@ def test_ports_and_what_they_offer() -> None:
         "grpc.lb_policy_name": "grpclb",
         "grpc.so_reuseaddr": 1,
     }
-    assert (grpc.health, grpc.profiler, grpc.reflection, grpc.tensor_content) == (True, False, True, True)
+    assert (grpc.health, grpc.reflection, grpc.tensor_content) == (True, True, True)
     assert (rest.port, rest.required, rest.timeout, rest.cors, rest.early) == (9001, True, 2.5, True, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "access"),
+    [
+        ([SINGLE], {"reload": "all", "session_run": "none", "profiler": "local"}),
+        ([SINGLE, "--enable_profiler=false"], {"reload": "all", "session_run": "none", "profiler": "none"}),
+        (
+            [SINGLE, "--reload_clients=none", "--session_run_clients=all", "--profiler_clients=all"],
+            {"reload": "none", "session_run": "all", "profiler": "all"},
+        ),
+    ],
+)
+def test_tensorflow_servings_flags_leave_only_the_reload_open_to_all(flags: list[str], access: dict[str, str]) -> None:
+    assert configured(*flags).grpc.access.model_dump() == access
+
+
+def test_a_directory_of_models_is_reloaded_from_its_own_machine_only(tmp_path: Path) -> None:
+    assert configured(str(tmp_path)).grpc.access.reload == "local"
+    assert configured(str(tmp_path), "--reload_clients=all").grpc.access.reload == "all"
+
+
+def test_clients_of_an_unknown_kind_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--profiler_clients=some: there is none, local, all"):
+        configured(SINGLE, "--profiler_clients=some")
 
 
 def test_port_zero_turns_a_port_off() -> None:

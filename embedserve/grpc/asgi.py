@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.hosting import check_usable, run_lifespan
+from embedserve.config import Access
 from embedserve.errors import Code, DeadlineExceededError, ServingError
+from embedserve.grpc.access import is_loopback
 from embedserve.grpc.calls import LARGE, Streaming, Unary
 from embedserve.grpc.cors import Cors
 from embedserve.grpc.errors import StatusError, status_of
@@ -60,7 +62,7 @@ class GrpcApp:
         cors: Let web pages of any origin call (True), or of those given, as in `https://app.example`.
         health: Serve `grpc.health.v1.Health`.
         reflection: Serve server reflection.
-        profiler: Serve `tensorflow.ProfilerService`. Its clients name the directory that profiles are written to.
+        access: Who may reload, use SessionRun and the profiler; see `Access` for what holds without it.
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
         reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
         metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
@@ -79,7 +81,7 @@ class GrpcApp:
         cors: bool | str | Iterable[str] = False,
         health: bool = True,
         reflection: bool = True,
-        profiler: bool = False,
+        access: Access | None = None,
         tensor_content: bool = False,
         reload: Reload | None = None,
         metric: MetricReader | None = None,
@@ -89,7 +91,7 @@ class GrpcApp:
             registry,
             health=health,
             reflection=reflection,
-            profiler=profiler,
+            access=access or Access(),
             tensor_content=tensor_content,
             reload=reload,
             metric=metric,
@@ -325,6 +327,10 @@ class _Request:
     def metadata_value(self, key: str) -> str | bytes | None:
         value = self.headers.get(key.encode())
         return None if value is None else metadata_value(key, value)
+
+    def is_local(self) -> bool:
+        client = self.scope.get("client")  # Hosts leave it out on Unix sockets, and where they do not know.
+        return client is not None and is_loopback(client[0])
 
 
 class GrpcMiddleware:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -55,6 +55,9 @@ class Context(Protocol):
     def metadata_value(self, key: str) -> str | bytes | None:
         """What the client sent as metadata under a key, in lower case; the first where there are several."""
 
+    def is_local(self) -> bool:
+        """Whether the client is known to be on this machine: at a loopback address or behind a Unix socket."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unary:
@@ -86,6 +89,8 @@ class Streaming:
 
 Methods: TypeAlias = Mapping[str, Unary | Streaming]
 """Methods by path, `/package.Service/Method`."""
+
+Method = TypeVar("Method", Unary, Streaming, "Unary | Streaming")
 
 Handler: TypeAlias = Callable[..., Awaitable[bytes]]
 """Takes the request message, the `Context` and whether the request is large; gives response bytes.
@@ -186,7 +191,7 @@ async def one_of(requests: AsyncIterator[bytes], request_type: Any) -> Any:
     return parse(request_type, found[0])
 
 
-def paths(service: str, methods: Mapping[str, Unary | Streaming]) -> Methods:
+def paths(service: str, methods: Mapping[str, Method]) -> dict[str, Method]:
     """Methods of one service by path instead of by name."""
     return {f"/{service}/{name}": method for name, method in methods.items()}
 

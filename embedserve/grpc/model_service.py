@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2
 
+from embedserve.config import Clients
 from embedserve.errors import ConfigError, InvalidModelSpecError, ServableNotFoundError
+from embedserve.grpc.access import answering
 from embedserve.grpc.calls import Methods, paths, unary
 
 if TYPE_CHECKING:
@@ -32,7 +34,13 @@ Reload: TypeAlias = Callable[[Any], Awaitable[None]]
 """Applies a `ModelServerConfig` message."""
 
 
-def methods(registry: ModelRegistry, *, reload: Reload | None = None, metric: MetricReader | None = None) -> Methods:
+def methods(
+    registry: ModelRegistry,
+    *,
+    reload: Reload | None = None,
+    metric: MetricReader | None = None,
+    reloaded_by: Clients = "local",
+) -> Methods:
     """The service's methods.
 
     Args:
@@ -40,15 +48,16 @@ def methods(registry: ModelRegistry, *, reload: Reload | None = None, metric: Me
         reload: Applies the configuration of a reload; `registry.reconfigure` by default. A server that also polls a
             configuration file brings its own, so that both agree on the configuration in force.
         metric: Reads a metric for a reload's `metric_names`; without it they all count as 0.
+        reloaded_by: Whose reloads are applied.
     """
     apply = partial(_reload, reload or partial(_reconfigure, registry), metric or _no_metric)
-    return paths(
-        SERVICE,
-        {
-            "GetModelStatus": unary(registry, get_model_status_pb2.GetModelStatusRequest, partial(_status, registry)),
-            "HandleReloadConfigRequest": unary(registry, model_management_pb2.ReloadConfigRequest, apply),
-        },
-    )
+    status = unary(registry, get_model_status_pb2.GetModelStatusRequest, partial(_status, registry))
+    handled = unary(registry, model_management_pb2.ReloadConfigRequest, apply)
+    reloads = paths(SERVICE, {"HandleReloadConfigRequest": handled})
+    return {
+        **paths(SERVICE, {"GetModelStatus": status}),
+        **answering(reloaded_by, "HandleReloadConfigRequest", "reload_clients", reloads),
+    }
 
 
 async def _reconfigure(registry: ModelRegistry, config: Any) -> None:

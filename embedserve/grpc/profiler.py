@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from embedserve.errors import Code, InvalidInputError, ServingError, UnsupportedError
-from embedserve.grpc.calls import Methods, paths, unary
+from embedserve.grpc.calls import Unary, paths, unary
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
@@ -86,7 +86,7 @@ class Profiler:
     def __repr__(self) -> str:
         return f"<Profiler {'idle' if self._work is None else f'in session {self._session_id!r}'}>"
 
-    def methods(self) -> Methods:
+    def methods(self) -> dict[str, Unary]:
         """The service's methods."""
         return paths(
             SERVICE,

@@ -12,11 +12,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
+from embedserve.config import Access
 from embedserve.errors import Code, ConfigError, RegistryStateError
+from embedserve.grpc.access import is_loopback
 from embedserve.grpc.addresses import UnixSocket, bind_error, tcp_address
 from embedserve.grpc.calls import Methods, Streaming, Unary
 from embedserve.grpc.errors import StatusError
@@ -147,7 +150,7 @@ async def serve(
     max_concurrent_calls: int | None = None,
     health: bool = True,
     reflection: bool = True,
-    profiler: bool = False,
+    access: Access | None = None,
     tensor_content: bool = False,
     reload: Reload | None = None,
     metric: MetricReader | None = None,
@@ -166,7 +169,7 @@ async def serve(
         max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
         health: Serve `grpc.health.v1.Health`.
         reflection: Serve server reflection.
-        profiler: Serve `tensorflow.ProfilerService`. Its clients name the directory that profiles are written to.
+        access: Who may reload, use SessionRun and the profiler; see `Access` for what holds without it.
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
         reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
         metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
@@ -196,7 +199,7 @@ async def serve(
         registry,
         health=health,
         reflection=reflection,
-        profiler=profiler,
+        access=access or Access(),
         tensor_content=tensor_content,
         reload=reload,
         metric=metric,
@@ -273,6 +276,10 @@ class _Context:
                 found: str | bytes = value
                 return found
         return None
+
+    def is_local(self) -> bool:
+        kind, _, address = unquote(self._context.peer()).partition(":")
+        return kind == "unix" or (kind in ("ipv4", "ipv6") and is_loopback(address.rpartition(":")[0]))
 
 
 class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]

@@ -9,8 +9,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from embedserve.config import Access
 from embedserve.errors import ConfigError
 from embedserve.grpc import model_service, prediction_service, session_service
+from embedserve.grpc.access import answering
 from embedserve.grpc.calls import Methods, Streaming, Unary
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ __all__ = ["Services"]
 
 class Services:
     """The methods over one registry; `aclose` ends the calls that last for as long as their clients like.
+
+    What `Access` keeps from a client is answered with an error of the same words on every transport.
 
     Attributes:
         methods: By path, `/package.Service/Method`.
@@ -38,25 +42,29 @@ class Services:
         *,
         health: bool,
         reflection: bool,
-        profiler: bool,
+        access: Access,
         tensor_content: bool,
         reload: model_service.Reload | None,
         metric: model_service.MetricReader | None,
     ) -> None:
+        session_run = session_service.methods(registry, tensor_content=tensor_content)
         methods: dict[str, Unary | Streaming] = {
             **prediction_service.methods(registry, tensor_content=tensor_content),
-            **model_service.methods(registry, reload=reload, metric=metric),
-            **session_service.methods(registry, tensor_content=tensor_content),
+            **model_service.methods(registry, reload=reload, metric=metric, reloaded_by=access.reload),
+            **answering(access.session_run, "SessionRun", "session_run_clients", session_run),
         }
         self._health: Health | None = None
         self._profiler: Profiler | None = None
         if health:
             self._health = _optional("health", "grpcio-health-checking").Health(registry)
             methods |= self._health.methods()
-        described = _services(methods)
-        if profiler:  # Not described by reflection: its messages are in no descriptor pool that clients share.
+        described = tuple(
+            name for name in _services(methods) if access.session_run != "none" or name != session_service.SERVICE
+        )
+        if access.profiler != "none":
+            # Not described by reflection: its messages are in no descriptor pool that clients share.
             self._profiler = _optional("profiler", "tensorflow").Profiler(registry)
-            methods |= self._profiler.methods()
+            methods |= answering(access.profiler, "the profiler", "profiler_clients", self._profiler.methods())
         if reflection:
             methods |= _optional("reflection", "grpcio-reflection").methods(described)
         self.methods: Methods = methods

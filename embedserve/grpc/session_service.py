@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tensorflow_serving.apis import session_service_pb2
 
 from embedserve.errors import InvalidInputError
-from embedserve.grpc.calls import LARGE, Log, Methods, acquire, paths, priority_of, unary
+from embedserve.grpc.calls import LARGE, Log, Unary, acquire, paths, priority_of, unary
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import dtypes, proto
@@ -27,7 +27,7 @@ __all__ = ["SERVICE", "methods"]
 SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 
 
-def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods:
+def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> dict[str, Unary]:
     """The service's methods; `tensor_content` as for Predict."""
     run = partial(_session_run, registry, tensor_content)
     return paths(
@@ -40,14 +40,14 @@ async def _session_run(
     registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool, log: Log
 ) -> bytes:
     with acquire(registry, request) as handle:
-        read = partial(_read, handle, request)
-        feeds, tensors = await registry.run_in_thread(read) if large else read()
+        priority = priority_of(context)
+        feeds, tensors = await registry.run_in_thread(_read, handle, request)
         arrays = await handle.run_graph(
             feeds,
             tensors,
             tuple(request.target),
             timeout=_timeout(request, context),
-            priority=priority_of(context),
+            priority=priority,
         )
         encode = partial(_response, handle, request.fetch, arrays, tensor_content)
         large = sum(array.nbytes for array in arrays) > LARGE
@@ -62,25 +62,23 @@ def _timeout(request: Any, context: Any) -> float | None:
 
 
 def _read(handle: ModelHandle, request: Any) -> tuple[dict[str, Array], list[str]]:
-    """What to feed and what to fetch, by tensor name."""
-    feeds, fetches = _decode(request), list(request.fetch)
-    if request.tensor_name_is_alias:
-        return _resolve(handle, request.model_spec.signature_name, feeds, fetches)
-    return feeds, fetches
-
-
-def _decode(request: Any) -> dict[str, Array]:
-    feeds: dict[str, Array] = {}
+    """What to feed and what to fetch, by tensor name. No feed is decoded before the graph takes all of them."""
+    protos: dict[str, Any] = {}
     for feed in request.feed:
-        if feed.name in feeds:
+        if feed.name in protos:
             raise InvalidInputError(f"duplicate feed: {feed.name}")
-        feeds[feed.name] = proto.decode(feed.tensor, feed.name)
-    return feeds
+        protos[feed.name] = feed.tensor
+    fetches = list(request.fetch)
+    if request.tensor_name_is_alias:
+        protos, fetches = _resolve(handle, request.model_spec.signature_name, protos, fetches)
+    declared = {name: proto.declared(tensor, name) for name, tensor in protos.items()}
+    handle.check_graph(declared, fetches, tuple(request.target))
+    return {name: proto.decode(tensor, name) for name, tensor in protos.items()}, fetches
 
 
 def _resolve(
-    handle: ModelHandle, signature_name: str, feeds: dict[str, Array], fetches: list[str]
-) -> tuple[dict[str, Array], list[str]]:
+    handle: ModelHandle, signature_name: str, feeds: dict[str, Any], fetches: list[str]
+) -> tuple[dict[str, Any], list[str]]:
     """Replace the signature's aliases by the names of its tensors."""
     signature = handle.signature(signature_name or DEFAULT_SIGNATURE)
 
@@ -94,7 +92,7 @@ def _resolve(
         return str(spec.tensor_name)
 
     return (
-        {tensor_name(signature.inputs, alias): array for alias, array in feeds.items()},
+        {tensor_name(signature.inputs, alias): tensor for alias, tensor in feeds.items()},
         [tensor_name(signature.outputs, alias) for alias in fetches],
     )
 

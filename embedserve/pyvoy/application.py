@@ -165,7 +165,7 @@ def _application(registry: ModelRegistry, config: ServerConfig, applied: Applied
         cors=rest.cors,
         health=grpc.health,
         reflection=grpc.reflection,
-        profiler=grpc.profiler,
+        access=grpc.access,
         tensor_content=grpc.tensor_content,
         reload=applied.apply,
         metric=None if metrics is None else metrics.read,

@@ -38,6 +38,7 @@ def build_app(
     timeout: float | None = 30.0,
     cors: bool = False,
     tensor_content: bool = False,
+    session_run: bool = False,
     **options: Any,
 ) -> Application:
     """A Serve application that answers TensorFlow Serving's REST and gRPC APIs: `serve.run(build_app("/models"))`.
@@ -52,6 +53,7 @@ def build_app(
         deployment: Options of `serve.deployment` for the replicas with models, over those made here.
         timeout, cors: As for `embedserve.rest.create_app`.
         tensor_content: As for `embedserve.grpc.serve`.
+        session_run: Answer SessionRun, to every client: replicas do not see where a client is.
         options: Any field of `RegistryOptions`.
 
     Raises:
@@ -68,6 +70,7 @@ def build_app(
         timeout=timeout,
         cors=cors,
         tensor_content=tensor_content,
+        session_run=session_run,
     )
     ingress = serve.ingress(build_rest_app)
     if not per_model:

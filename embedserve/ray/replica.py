@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from embedserve import tensorflow_setup
-from embedserve.config import ModelConfig, SpecificVersions
+from embedserve.config import Access, ModelConfig, SpecificVersions
 from embedserve.errors import Code, NotReadyError, UnsupportedError
 from embedserve.ray.rpcs import REPLICA_KEY, Metadata, RpcAnswer
 from embedserve.ray.settings import ReplicaSettings
@@ -112,7 +112,7 @@ class Replica:
             registry,
             health=False,
             reflection=False,
-            profiler=False,
+            access=Access(reload="all", session_run="all" if self._settings.session_run else "none"),
             tensor_content=self._settings.tensor_content,
             reload=_refuse_reload,
             metric=None,
@@ -237,3 +237,6 @@ class _Context:
 
     def time_remaining(self) -> None:
         return None
+
+    def is_local(self) -> bool:
+        return False  # The client is the proxy's.

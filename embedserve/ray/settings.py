@@ -59,6 +59,7 @@ class ReplicaSettings(_Settings):
         timeout: Seconds that a REST request's run may take, or None.
         cors: Answer CORS requests.
         tensor_content: Answer gRPC with `tensor_content`.
+        session_run: Answer SessionRun.
     """
 
     root: Location | None = None
@@ -67,6 +68,7 @@ class ReplicaSettings(_Settings):
     timeout: float | None = 30.0
     cors: bool = False
     tensor_content: bool = False
+    session_run: bool = False
 
     @property
     def registry_options(self) -> RegistryOptions:

@@ -7,6 +7,7 @@ loader; runs nothing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,8 +47,11 @@ _READS_FILES = _words("""
     TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 InitializeTableFromTextFile
     InitializeTableFromTextFileV2 TextLineDataset TFRecordDataset FixedLengthRecordDataset Restore RestoreV2
     """)
-WRITES_FILES = _words("WriteFile Save SaveV2 SaveSlices MergeV2Checkpoints WriteSummary TensorSummary")
-"""Ops that a SessionRun may not reach: they let a client write to the server's disk."""
+# Not stateful as far as TensorFlow's registry goes, but with a string input of such a name they open files or reach
+# for other machines: ReadFile, MatchingFiles, SnapshotDataset and the like, and custom ops that follow suit.
+_OPENS = re.compile(r"file|path|prefix|dir|address|host|url|uri|pattern|endpoint|bucket")
+_OPENS_NOTHING = _words("RegexReplace RegexFullMatch")
+_RUNS_PYTHON = _words("PyFunc PyFuncStateless EagerPyFunc")
 
 # Take any shape, and give an element for an element: no kernel among them can abort on a shape (design rule 9).
 _ELEMENT_WISE = _words("""
@@ -60,6 +64,7 @@ _ELEMENT_WISE = _words("""
     StringLength StringStrip StringToNumber AsString
     """)
 _CONSTANTS = frozenset(("Const", "VarHandleOp", "Variable", "VariableV2"))
+_PLACEHOLDERS = frozenset(("Placeholder", "PlaceholderV2"))
 _PARSERS = frozenset(("ParseExample", "ParseExampleV2"))
 
 
@@ -72,7 +77,8 @@ class Operations:
         random: Draws random numbers.
         loops: May run for any time.
         reads_files: Opens files in every run.
-        writes_files: Writes to the disk.
+        unsafe: For a client that feeds what it likes: writes state or files, opens files that a tensor names, reaches
+            for other machines, or runs Python.
         constant_bytes: Size of the constants in the graph.
         element_wise: Every operation takes any shape and gives an element for an element.
         features: Features of the tf.Examples it parses: name → (`DataType` number, number of values or None for any).
@@ -82,7 +88,7 @@ class Operations:
     random: str | None = None
     loops: bool = False
     reads_files: bool = False
-    writes_files: str | None = None
+    unsafe: str | None = None
     constant_bytes: int = 0
     element_wise: bool = True
     features: dict[str, tuple[int, int | None]] = field(default_factory=dict)
@@ -98,7 +104,7 @@ class Operations:
         self.random = self.random or other.random
         self.loops = self.loops or other.loops
         self.reads_files = self.reads_files or other.reads_files
-        self.writes_files = self.writes_files or other.writes_files
+        self.unsafe = self.unsafe or other.unsafe
         self.constant_bytes += other.constant_bytes
         self.element_wise = self.element_wise and other.element_wise
         self.features |= other.features
@@ -115,23 +121,35 @@ class GraphReader:
         self._summaries: dict[str, Operations] = {}
 
     def operations(self, fetched: Iterable[str], fed: Iterable[str] = ()) -> Operations:
-        """What computing the tensors or ops `fetched` does when the tensors `fed` are given."""
-        given = {_node_name(name) for name in fed}
+        """What computing the tensors or ops `fetched` does when the tensors `fed` are given.
+
+        An op is written `^name`. A bare `name` is the op too, unless its first output is fed.
+        """
         result = Operations()
-        for node in self._reached(fetched, given):
+        for node in self._reached(fetched, fed):
             self._look_at(node, result, self._nodes.values())
         return result
 
-    def _reached(self, fetched: Iterable[str], given: set[str]) -> Iterable[Any]:
-        todo, seen = [_node_name(name) for name in fetched], set(given)
+    def reached(self, fetched: Iterable[str], fed: Iterable[str] = ()) -> frozenset[str]:
+        """Names of the nodes that run; arguments as for `operations`."""
+        return frozenset(node.name for node in self._reached(fetched, fed))
+
+    def _reached(self, fetched: Iterable[str], fed: Iterable[str]) -> Iterable[Any]:
+        """The nodes that run. A feed stands for one tensor: its op still runs for another output or for its effect."""
+        given = {_tensor_name(name) for name in fed}
+        todo, seen = list(fetched), set[str]()
         while todo:
-            name = todo.pop()
+            source = todo.pop()
+            name = _node_name(source)
             node = self._nodes.get(name)
-            if name in seen or node is None:
+            if node is None or name in seen:
+                continue
+            # TensorFlow puts the feed of a placeholder in the place of the op itself.
+            if (f"{name}:0" if node.op in _PLACEHOLDERS else _tensor_name(source)) in given:
                 continue
             seen.add(name)
             yield node
-            todo += [_node_name(source) for source in node.input]
+            todo += node.input
 
     def _look_at(self, node: Any, result: Operations, body: Iterable[Any]) -> None:
         op = node.op
@@ -142,14 +160,14 @@ class GraphReader:
             result.add(self._summary(op))
             return
         stored = self._stored_ops.get(op)
-        if op in _RANDOM or any(word in op for word in _RANDOM_WORDS):
+        if _draws(op):
             result.random = result.random or op
         elif self._may_write(op, stored):
             result.writes = result.writes or op
         result.loops = result.loops or op in _LOOPS
         result.reads_files = result.reads_files or op in _READS_FILES
-        if op in WRITES_FILES:
-            result.writes_files = result.writes_files or op
+        if self._is_unsafe(op, stored):
+            result.unsafe = result.unsafe or op
         if op == "Const":
             result.constant_bytes += node.attr["value"].tensor.ByteSize()
         if op not in _ELEMENT_WISE or (op in _CONSTANTS and not _is_single(node)):
@@ -163,6 +181,20 @@ class GraphReader:
         if tensorflow_private.is_stateful(op, stored):
             return True
         return op not in _PASS_REFERENCES and tensorflow_private.takes_references(op, stored)
+
+    def _is_unsafe(self, op: str, stored: Any) -> bool:
+        """Whether an op may do harm with values that a client chose: whatever is not known to be harmless."""
+        if op in _RUNS_PYTHON:
+            return True
+        if op in _ONLY_READS or op.startswith(_PER_RUN):
+            return False
+        if tensorflow_private.is_stateful(op, stored):
+            # Random numbers out of a kernel's own generator; those out of a variable write it.
+            return tensorflow_private.takes_resources(op, stored) or not _draws(op)
+        if op not in _PASS_REFERENCES and tensorflow_private.takes_references(op, stored):
+            return True
+        texts = tensorflow_private.string_inputs(op, stored)
+        return op not in _OPENS_NOTHING and any(_OPENS.search(name) for name in texts)
 
     def _summary(self, function: str) -> Operations:
         known = self._summaries.get(function)
@@ -200,6 +232,15 @@ class GraphReader:
                 else:
                     found.add(node.op)
         return found
+
+
+def _draws(op: str) -> bool:
+    return op in _RANDOM or any(word in op for word in _RANDOM_WORDS)
+
+
+def _tensor_name(source: str) -> str:
+    """A tensor's name with its index; an op's name as it is."""
+    return source if ":" in source or source.startswith("^") else f"{source}:0"
 
 
 def _node_name(tensor: str) -> str:

@@ -6,13 +6,14 @@ Made by the loader, run in run threads. A run can be bounded in time, not stoppe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
-from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError
+from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError, RequestTooLargeError
 from embedserve.saved_model import run_time, tensorflow_private
 from embedserve.saved_model.arrays import owned, private_copies
 from embedserve.saved_model.graph import GraphReader
@@ -21,13 +22,22 @@ from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
 from embedserve.tensors import dtypes
 
-__all__ = ["Plan", "SessionServable"]
+__all__ = ["FeedSpec", "Plan", "SessionServable"]
 
 v1 = tf.compat.v1
+
+# Feeds and what is fetched or run, each by tensor name, an op as `^name`.
+_GraphChoice: TypeAlias = tuple[frozenset[str], frozenset[str]]
+_HANDLES = (tf.resource, tf.variant)
 
 # A client chooses which outputs are computed, and TensorFlow compiles and keeps the graph of each choice.
 _MAX_OUTPUT_CHOICES = 32
 _MAX_LIMIT_MS = 2**31 - 1
+# TensorFlow also keeps the graph of each choice of feeds, fetches and targets, until the session is closed.
+_MAX_GRAPH_CHOICES = 256
+
+FeedSpec: TypeAlias = tuple[np.dtype[Any], tuple[int, ...]]
+"""What is declared of a feed: its dtype and shape."""
 
 
 class SessionServable:
@@ -64,6 +74,7 @@ class SessionServable:
         self._prune = prune
         self._short: set[str] = set()
         self._reader: GraphReader | None = None
+        self._choices: set[_GraphChoice] = set()
         self._plans: dict[tuple[str, tuple[str, ...] | None], Plan] = {}
         self._making = threading.Lock()
         self._reading = threading.Lock()
@@ -137,24 +148,15 @@ class SessionServable:
         `timeout` bounds every such run; `cancellation` is looked at before it begins.
 
         Raises:
-            InvalidInputError: A tensor or op that is not there, a feed that does not fit the tensor it is for, or a
-                request that would write files.
+            InvalidInputError, RequestTooLargeError: As `check_graph`.
             InferenceError: With the canonical code of TensorFlow's error.
             DeadlineExceededError: `timeout` passed.
         """
+        self.check_graph({name: (array.dtype, array.shape) for name, array in feeds.items()}, fetches, targets)
         graph = self._session.graph
-        fed: dict[str, Array] = {}
-        for name, array in feeds.items():
-            tensor = _tensor(graph, name)
-            _check_feed(tensor, name, array)
-            if tensor.name in fed:
-                raise InvalidInputError(f"duplicate feed: {tensor.name}")
-            fed[tensor.name] = array.copy()
+        fed = {_tensor(graph, name).name: array.copy() for name, array in feeds.items()}
         tensors = [_tensor(graph, name) for name in fetches]
         operations = [_operation(graph, name) for name in targets]
-        writer = self._file_writer([*fetches, *targets], feeds)
-        if writer is not None:
-            raise InvalidInputError(f"SessionRun may not write files; the graph's {writer} operation would")
         if cancellation is not None and cancellation.cancelled:
             raise InferenceError("the run was cancelled", code=Code.CANCELLED)
         options = v1.RunOptions(timeout_in_ms=_limit(timeout))
@@ -166,6 +168,58 @@ class SessionServable:
             owned(value, dtypes.by_number(tensor.dtype.base_dtype.as_datatype_enum).numpy)
             for value, tensor in zip(values, tensors, strict=True)
         ]
+
+    def check_graph(self, feeds: Mapping[str, FeedSpec], fetches: Sequence[str], targets: Sequence[str] = ()) -> None:
+        """Check what `run_graph` is asked for, before any value of a feed is read; from any thread.
+
+        A feed may be any tensor of the graph, a file's name for one. So no operation may run that writes state or
+        files, opens files that a tensor names, or reaches for another machine: except where a signature's own run, fed
+        through its own inputs alone, runs the same operations.
+
+        Raises:
+            InvalidInputError: A tensor or op that is not there, a feed that does not fit the tensor it is for, a tensor
+                that has no value, or an operation that may not run.
+            RequestTooLargeError: Too many different choices of feeds, fetches and targets: each stays compiled.
+        """
+        graph = self._session.graph
+        fed: set[str] = set()
+        for name, declared in feeds.items():
+            tensor = _tensor(graph, name)
+            _check_feed(tensor, name, declared)
+            if tensor.name in fed:
+                raise InvalidInputError(f"duplicate feed: {tensor.name}")
+            fed.add(tensor.name)
+        fetched = {_fetched(graph, name) for name in fetches}
+        run = {f"^{_operation(graph, name).name}" for name in targets}
+        choice = frozenset(fed), frozenset(fetched | run)
+        if choice in self._choices:
+            return
+        # A reader half way through knows less: one at a time.
+        with self._reading:
+            if self._reader is None:
+                self._reader = GraphReader(v1.MetaGraphDef(graph_def=self._session.graph.as_graph_def()))
+            unsafe = self._reader.operations(choice[1], fed).unsafe
+            if unsafe is not None and not self._is_within_a_signature(self._reader, *choice):
+                raise InvalidInputError(
+                    f"SessionRun may not run the graph's {unsafe} operation: it could write state or files, or open "
+                    "what a feed names"
+                )
+            if len(self._choices) >= _MAX_GRAPH_CHOICES:
+                raise RequestTooLargeError(
+                    f"this version has compiled {_MAX_GRAPH_CHOICES} different choices of feeds, fetches and targets, "
+                    "and takes no more"
+                )
+            self._choices.add(choice)
+
+    def _is_within_a_signature(self, reader: GraphReader, fed: frozenset[str], wanted: frozenset[str]) -> bool:
+        """Whether some signature's run runs all of this, with no other feeds."""
+        nodes = reader.reached(wanted, fed)
+        for signature in self.signatures.values():
+            inputs = {spec.tensor_name for spec in signature.inputs.values()}
+            outputs = [spec.tensor_name for spec in signature.outputs.values()]
+            if fed <= inputs and nodes <= reader.reached(outputs, inputs):
+                return True
+        return False
 
     def close(self) -> None:
         """End the session and drop the graph; runs that are still going on fail."""
@@ -189,13 +243,6 @@ class SessionServable:
                     plan.short = tensorflow_private.session_callable(self._session, plan.feeds, plan.fetches)
                 self._plans[signature_name, choice] = plan
             return plan
-
-    def _file_writer(self, fetched: Sequence[str], fed: Iterable[str]) -> str | None:
-        """An operation that would write files, if there is one. A reader half way through knows less: one at a time."""
-        with self._reading:
-            if self._reader is None:
-                self._reader = GraphReader(v1.MetaGraphDef(graph_def=self._session.graph.as_graph_def()))
-            return self._reader.operations(fetched, fed).writes_files
 
 
 class Plan:
@@ -254,9 +301,20 @@ def _operation(graph: Any, name: str) -> Any:
         raise InvalidInputError(f"the graph has no operation {name!r}") from None
 
 
-def _check_feed(tensor: Any, name: str, array: Array) -> None:
+def _fetched(graph: Any, name: str) -> str:
+    tensor = _tensor(graph, name)
+    if tensor.dtype.base_dtype in _HANDLES:
+        raise InvalidInputError(f"tensor {name!r} is {tensor.dtype.name}, which has no value to send")
+    fetched: str = tensor.name
+    return fetched
+
+
+def _check_feed(tensor: Any, name: str, declared: FeedSpec) -> None:
+    dtype, shape = declared
+    if tensor.dtype.base_dtype in _HANDLES:
+        raise InvalidInputError(f"tensor {name!r} is {tensor.dtype.name}, which cannot be fed")
     wanted = dtypes.by_number(tensor.dtype.base_dtype.as_datatype_enum)
-    if array.dtype != wanted.numpy:
-        raise InvalidInputError(f"tensor {name!r} is {wanted.name}, the feed is {dtypes.short_name(array.dtype)}")
-    if not tensor.shape.is_compatible_with(array.shape):
-        raise InvalidInputError(f"tensor {name!r} has shape {tensor.shape}, the feed has {array.shape}")
+    if dtype != wanted.numpy:
+        raise InvalidInputError(f"tensor {name!r} is {wanted.name}, the feed is {dtypes.short_name(dtype)}")
+    if not tensor.shape.is_compatible_with(shape):
+        raise InvalidInputError(f"tensor {name!r} has shape {tensor.shape}, the feed has {shape}")

@@ -29,11 +29,14 @@ __all__ = [
     "quiet_loading",
     "session_callable",
     "session_run",
+    "string_inputs",
     "takes_references",
+    "takes_resources",
 ]
 
 logger = logging.getLogger("embedserve")
 
+_STRING, _RESOURCE = tf.string.as_datatype_enum, tf.resource.as_datatype_enum
 _CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
 
 
@@ -217,6 +220,18 @@ def is_stateful(op: str, stored: Any = None) -> bool:
     """
     definition = _op_def(op) or stored
     return definition is None or bool(definition.is_stateful)
+
+
+def takes_resources(op: str, stored: Any = None) -> bool:
+    """Whether an op type takes a handle of a resource: a variable, a table, a generator of random numbers."""
+    definition = _op_def(op) or stored
+    return definition is None or any(argument.type == _RESOURCE for argument in definition.input_arg)
+
+
+def string_inputs(op: str, stored: Any = None) -> list[str]:
+    """Names of an op type's inputs that are strings."""
+    definition = _op_def(op) or stored
+    return [] if definition is None else [arg.name for arg in definition.input_arg if arg.type == _STRING]
 
 
 def takes_references(op: str, stored: Any = None) -> bool:

@@ -18,7 +18,7 @@ from embedserve.tensors.dtypes import DTYPES, Array, DType
 if TYPE_CHECKING:
     from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-__all__ = ["decode", "delimited", "encode", "encode_into", "serialized", "varint"]
+__all__ = ["declared", "decode", "delimited", "encode", "encode_into", "serialized", "varint"]
 
 _BY_NUMBER = {row.number: row for row in DTYPES}
 _MAX_RANK = 64
@@ -47,11 +47,8 @@ def decode(proto: TensorProto, what: str = "") -> Array:
     Raises:
         InvalidInputError: Not a valid tensor.
     """
-    dtype = _BY_NUMBER.get(proto.dtype)
     try:
-        if dtype is None or dtype.field in ("resource_handle_val", "variant_val"):
-            raise _ParseError(f"dtype {proto.dtype} carries no values")
-        shape = _shape(proto.tensor_shape)
+        dtype, shape = _declared(proto)
         if 0 in shape:  # Whatever the message carries, TensorFlow does not look.
             return np.zeros(shape, dtype.numpy)
         content = proto.tensor_content
@@ -60,6 +57,26 @@ def decode(proto: TensorProto, what: str = "") -> Array:
         return _from_field(getattr(proto, dtype.field), dtype, shape)
     except _ParseError as error:
         raise InvalidInputError(f"tensor parsing error: {what} ({error})") from None
+
+
+def declared(proto: TensorProto, what: str = "") -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Dtype and shape that a message declares, whatever values it carries.
+
+    Raises:
+        InvalidInputError: As `decode`, for dtype and shape.
+    """
+    try:
+        dtype, shape = _declared(proto)
+    except _ParseError as error:
+        raise InvalidInputError(f"tensor parsing error: {what} ({error})") from None
+    return dtype.numpy, shape
+
+
+def _declared(proto: Any) -> tuple[DType, tuple[int, ...]]:
+    dtype = _BY_NUMBER.get(proto.dtype)
+    if dtype is None or dtype.field in ("resource_handle_val", "variant_val"):
+        raise _ParseError(f"dtype {proto.dtype} carries no values")
+    return dtype, _shape(proto.tensor_shape)
 
 
 def encode(array: Array, dtype: DType, *, as_content: bool = False) -> TensorProto:

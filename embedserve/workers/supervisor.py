@@ -22,7 +22,6 @@ from embedserve.server_config import ServerConfig
 from embedserve.standalone import (
     first_failure,
     leave,
-    read_metric,
     report_failed_start,
     stop_on_signals,
     wait_until_ready,
@@ -141,7 +140,7 @@ class _Supervisor:
             case MetricOf(name):
                 if self._metrics is None:
                     return 0
-                return read_metric(self._metrics.total(await self._measured()), name)
+                return self._metrics.total(await self._measured()).value(name)
         return None
 
     async def _reload(self, config: bytes) -> None:

@@ -152,6 +152,7 @@ def fuzzed(serve: Serve, directory: Path) -> Iterator[Serving]:
         "--enable_batching",
         "--enable_grpc_healthcheck_service",
         "--grpc_reflection",
+        "--session_run_clients=local",
         "--max_request_bytes=4000000",
         "--max_num_load_retries=0",
         "--rest_api_timeout_in_ms=10000",

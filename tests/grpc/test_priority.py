@@ -14,6 +14,7 @@ from tensorflow_serving.apis import (
     session_service_pb2,
 )
 
+from embedserve.config import Access
 from tests.grpc.conftest import Start, failure, predict_request
 from tests.recorder import Recorder
 
@@ -51,7 +52,7 @@ def requests() -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", requests())
 async def test_metadata_that_names_no_priority_is_an_invalid_argument(start: Start, path: str) -> None:
-    client = await start(Recorder().registry)
+    client = await start(Recorder().registry, access=Access(session_run="local"))
     call = client.channel.unary_unary(f"/tensorflow.serving.{path}")
     code, message = await failure(call(requests()[path].SerializeToString(), metadata=((KEY, "urgent"),)))
     assert (code, message) == (

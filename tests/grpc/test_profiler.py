@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from embedserve.config import Access
 from embedserve.grpc.profiler import message_class
 from embedserve.testing import FakeLoader, FakeRegistry
 from tests.grpc.conftest import Client, Start, failure
@@ -17,7 +18,7 @@ C = grpc.StatusCode
 
 
 async def profiled(start: Start) -> Client:
-    return await start(FakeRegistry({"m": {1: FakeLoader()}}), profiler=True)
+    return await start(FakeRegistry({"m": {1: FakeLoader()}}), access=Access(profiler="local"))
 
 
 def profile(client: Client, **fields: Any) -> Any:

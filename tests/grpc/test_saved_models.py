@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
     session_service_pb2,
 )
 
-from embedserve.config import ModelConfig
+from embedserve.config import Access, ModelConfig
 from embedserve.registry import ModelRegistry
 from embedserve.tensors import dtypes, proto
 from tests import saved_models
@@ -39,12 +39,14 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "tf1_examples": saved_models.tf1_examples,
     "session": saved_models.half_plus_two,
     "endless": saved_models.endless,
+    "tf1_dangerous": saved_models.tf1_dangerous,
 }
 KINDS = {
     "to_number": "function",
     "to_number_session": "session",
     "session": "session",
     "endless": "session",
+    "tf1_dangerous": "session",
     "half_plus_two": "function",
 }
 
@@ -67,7 +69,7 @@ def real(models: list[ModelConfig], start: Start) -> Callable[..., Any]:
     async def run(*names: str, threads: int = 2, **options: Any) -> Client:
         chosen = [model for model in models if model.name in names]
         registry = ModelRegistry(models=chosen, settle=0.0, watch=False, num_batch_threads=threads)
-        return await start(registry, **options)
+        return await start(registry, **{"access": Access(session_run="local")} | options)
 
     return run
 
@@ -256,6 +258,38 @@ async def test_session_run_errors(real: Any) -> None:
     broken = session_request("tf1_examples", {"x:0": [[1.0]]}, "y:0")
     broken.feed[0].tensor.tensor_shape.dim[0].size = -1
     assert (await fails(broken))[1].startswith("tensor parsing error: x:0")
+
+
+async def test_feeds_are_checked_against_the_graph_before_they_are_decoded(
+    real: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await real("tf1_dangerous")
+    decoded: list[str] = []
+    decode = proto.decode
+
+    def recorded(tensor: Any, what: str = "") -> Any:
+        decoded.append(what)
+        return decode(tensor, what)
+
+    monkeypatch.setattr(proto, "decode", recorded)
+    for feeds, fetch in (({"none:0": [[1.0]]}, "y:0"), ({"x:0": [[[1.0]]]}, "y:0"), ({"name:0": [1.0]}, "y:0")):
+        code, _ = await failure(session_run(client, session_request("tf1_dangerous", feeds, fetch)))
+        assert code is C.INVALID_ARGUMENT
+    unsafe = session_request("tf1_dangerous", {"name:0": np.array(b"/etc/passwd", object)}, "read:0")
+    code, message = await failure(session_run(client, unsafe))
+    assert code is C.INVALID_ARGUMENT
+    assert message.startswith("SessionRun may not run the graph's ReadFile operation")
+    assert decoded == []
+    await session_run(client, session_request("tf1_dangerous", {"x:0": [[1.0, 1.0]]}, "y:0"))
+    assert decoded == ["x:0"]
+
+
+async def test_weights_cannot_be_replaced_from_a_path_that_a_client_names(real: Any) -> None:
+    client = await real("tf1_dangerous")
+    request = session_request("tf1_dangerous", {"save/Const:0": np.array(b"/tmp/other", object)})
+    request.target.append("save/restore_all")
+    code, _ = await failure(session_run(client, request))
+    assert code is C.INVALID_ARGUMENT
 
 
 def endless_request(steps: int) -> Any:

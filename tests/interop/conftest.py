@@ -33,7 +33,12 @@ def ports(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
     """The port of each server; both processes start at the same time."""
     pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
     pyvoy = free_port()
-    services = ("--enable_grpc_healthcheck_service", "--grpc_reflection", "--rest_api_enable_cors_support")
+    services = (
+        "--enable_grpc_healthcheck_service",
+        "--grpc_reflection",
+        "--session_run_clients=local",
+        "--rest_api_enable_cors_support",
+    )
     flags = (*services, "--num_batch_threads=1", "--watch=false")
     directory = tmp_path_factory.mktemp("servers")
     with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ import hypercorn.config
 import uvicorn
 
 from embedserve import ModelRegistry
-from embedserve.grpc import GrpcMiddleware, serve
+from embedserve.grpc import Access, GrpcMiddleware, serve
 from embedserve.rest import create_app
 
 PORTS = "serving on "
@@ -65,9 +65,10 @@ async def _main(models: str) -> None:
     kinds: tuple[tuple[str, Literal["none", "gzip"]], ...] = (("", "none"), ("+gzip", "gzip"))
     async with registry, asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
         for suffix, compression in kinds:
-            server = serve(registry, host="127.0.0.1", port=0, compression=compression)
+            chosen: dict[str, Any] = {"compression": compression, "access": Access(session_run="local")}
+            server = serve(registry, host="127.0.0.1", port=0, **chosen)
             ports[f"grpcio{suffix}"] = (await stack.enter_async_context(server)).port
-            app = GrpcMiddleware(create_app(registry), registry, all_calls=True, cors=True, compression=compression)
+            app = GrpcMiddleware(create_app(registry), registry, all_calls=True, cors=True, **chosen)
             ports[f"hypercorn{suffix}"] = await _hypercorn(app, tasks, stop)
             ports[f"uvicorn{suffix}"] = await _uvicorn(app, tasks, stop)
         print(f"{PORTS}{json.dumps(ports)}", file=sys.stderr, flush=True)

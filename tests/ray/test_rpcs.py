@@ -16,6 +16,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from embedserve.config import Access
 from embedserve.errors import Code
 from embedserve.grpc.calls import Unary
 from embedserve.grpc.services import Services
@@ -28,7 +29,7 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 def test_every_unary_rpc_of_the_models_passes_and_no_two_share_a_name() -> None:
     options: dict[str, Any] = {"tensor_content": False, "reload": None, "metric": None}
-    services = Services(FakeRegistry({}), health=False, reflection=False, profiler=False, **options)
+    services = Services(FakeRegistry({}), health=False, reflection=False, access=Access(), **options)
     expected = {path for path, method in services.methods.items() if isinstance(method, Unary)}
     assert {f"/{service}/{name}" for service, names in SERVICES.items() for name in names} == expected
     names = [name for names in SERVICES.values() for name in names]

@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
 )
 
 from embedserve import ModelRegistry
-from embedserve.config import LoggingOptions, ModelConfig
+from embedserve.config import Access, LoggingOptions, ModelConfig
 from embedserve.errors import Code, InvalidInputError
 from embedserve.grpc import serve as serve_grpc
 from embedserve.metrics import Metrics
@@ -63,11 +63,14 @@ class Clients(NamedTuple):
         return (await self.rest.post(f"/v1/models/m:{action}", json=body)).json()
 
 
+SESSION_RUN = Access(session_run="local")
+
+
 @asynccontextmanager
 async def serving(registry: ModelRegistry) -> AsyncIterator[Clients]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(registry)
-        server = await stack.enter_async_context(serve_grpc(registry, host="127.0.0.1", port=0))
+        server = await stack.enter_async_context(serve_grpc(registry, host="127.0.0.1", port=0, access=SESSION_RUN))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
         rest = await stack.enter_async_context(_serve(create_app(registry)))
         yield Clients(registry, rest.client, prediction_service_pb2_grpc.PredictionServiceStub(channel), channel)

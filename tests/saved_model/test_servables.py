@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError
-from embedserve.saved_model import tensorflow_private
+from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError, RequestTooLargeError
+from embedserve.saved_model import session, tensorflow_private
 from embedserve.saved_model.function import FunctionServable, _KeptKernels
 from embedserve.saved_model.graph_session import open_saved_model
 from embedserve.saved_model.session import SessionServable
@@ -342,6 +342,10 @@ def test_an_output_that_is_an_input_is_passed_on(load: Load, tmp_path: Path) -> 
     assert set(servable.run("serving_default", {"x": given}, ("x",))) == {"x"}
 
 
+TEXT = np.array(b"/etc/hostname", object)
+TWO = np.ones(2, np.float32)
+
+
 class TestRunGraph:
     def test_feeds_and_fetches_any_tensor(self, load: Load) -> None:
         servable = load("tf1_ref_variables")
@@ -359,7 +363,7 @@ class TestRunGraph:
             ({}, [], ["nope"], "no operation 'nope'"),
             ({"x:0": np.zeros((1, 2))}, ["y:0"], [], "is float, the feed is double"),
             ({"x:0": np.zeros((1, 2, 3), np.float32)}, ["y:0"], [], "has shape"),
-            ({}, [], ["save/SaveV2"], "may not write files"),
+            ({}, [], ["save/SaveV2"], "may not run the graph's SaveV2 operation"),
         ],
     )
     def test_refuses_what_does_not_fit(
@@ -369,6 +373,77 @@ class TestRunGraph:
         assert isinstance(servable, SessionServable)
         with pytest.raises(InvalidInputError, match=words):
             servable.run_graph(feeds, fetches, targets)
+
+    @pytest.mark.parametrize(
+        ("feeds", "fetches", "targets", "op"),
+        [
+            ({}, [], ["save/restore_all"], "Assign"),
+            ({"save/Const:0": TEXT}, [], ["save/restore_all"], "Assign"),
+            ({}, ["save/RestoreV2:0"], [], "RestoreV2"),
+            ({"save/RestoreV2:0": TWO}, ["save/RestoreV2:1"], [], "RestoreV2"),  # The other output still runs the op.
+            ({"save/RestoreV2:0": TWO}, [], ["save/RestoreV2"], "RestoreV2"),
+            ({"read:0": TEXT}, [], ["read"], "ReadFile"),
+            ({"name:0": TEXT}, ["read:0"], [], "ReadFile"),
+            ({"joined:0": TEXT}, ["indirectly"], [], "ReadFile"),
+            ({}, ["read"], [], "ReadFile"),
+            ({}, ["matching:0"], [], "MatchingFiles"),
+            ({}, ["remapped:0"], [], "GenerateVocabRemapping"),
+            ({}, [], ["write"], "WriteFile"),
+            ({"x:0": TWO[None]}, ["after_assign:0"], [], "AssignVariableOp"),
+            ({"x:0": TWO[None]}, ["y:0"], ["assign_reference"], "Assign"),
+            ({}, ["assign_reference:0"], [], "Assign"),
+            ({"name:0": TEXT}, ["in_a_function:0"], [], "ReadFile"),
+            ({}, ["in_a_loop:0"], [], "AssignAddVariableOp"),
+        ],
+    )
+    def test_nothing_that_a_client_could_harm_with_is_reached(
+        self, load: Load, feeds: Tensors, fetches: list[str], targets: list[str], op: str
+    ) -> None:
+        servable = load("tf1_dangerous", servable="session")
+        assert isinstance(servable, SessionServable)
+        with pytest.raises(InvalidInputError, match=rf"may not run the graph's {op}\w* operation"):
+            servable.run_graph(feeds, fetches, targets)
+        (y,) = servable.run_graph({"x:0": TWO[None]}, ["y:0"])
+        assert y.tolist() == [[2.0, 3.0]]
+
+    def test_handles_are_neither_fetched_nor_fed(self, load: Load) -> None:
+        servable = load("tf1_dangerous", servable="session")
+        assert isinstance(servable, SessionServable)
+        with pytest.raises(InvalidInputError, match="tensor 'w:0' is resource, which has no value to send"):
+            servable.run_graph({}, ["w:0"])
+        with pytest.raises(InvalidInputError, match="tensor 'w:0' is resource, which cannot be fed"):
+            servable.run_graph({"w:0": TEXT}, ["y:0"])
+
+    def test_variables_constants_and_random_numbers_can_be_fetched(self, load: Load) -> None:
+        servable = load("tf1_dangerous", servable="session")
+        assert isinstance(servable, SessionServable)
+        w, r, name, noise = servable.run_graph({}, ["w/Read/ReadVariableOp:0", "r:0", "name:0", "noise:0"])
+        assert (w.tolist(), r.tolist(), name.item()) == ([2.0, 3.0], [1.0, 1.0], b"/etc/passwd")
+        assert noise.shape == (2,)
+        (fed,) = servable.run_graph({"read:0": np.array(b"mine", object)}, ["read:0"])
+        assert fed.item() == b"mine"
+
+    def test_a_signature_that_assigns_may_be_run_as_it_is_and_not_otherwise(self, load: Load) -> None:
+        servable = load("tf1_assign_on_read", servable="session")
+        assert isinstance(servable, SessionServable)
+        x = floats(2)
+        (y,) = servable.run_graph({"x:0": x}, ["y:0"])
+        assert np.array_equal(y, x * 3)
+        value = servable._session.graph.get_operation_by_name("AssignVariableOp").inputs[1].name
+        with pytest.raises(InvalidInputError, match="may not run the graph's AssignVariableOp operation"):
+            servable.run_graph({"x:0": x, value: np.array(7.0, np.float32)}, ["y:0"])
+
+    def test_choices_are_bounded_because_each_is_kept(self, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(session, "_MAX_GRAPH_CHOICES", 2)
+        servable = load("tf1_ref_variables")
+        assert isinstance(servable, SessionServable)
+        x = floats(1, 2)
+        for _ in range(3):
+            servable.run_graph({"x:0": x}, ["y:0"])
+            servable.run_graph({"x:0": x}, ["mul:0"])
+        with pytest.raises(RequestTooLargeError, match="2 different choices"):
+            servable.run_graph({"x:0": x}, ["mul:0", "y:0"])
+        servable.run_graph({"x": x}, ["y"])
 
     def test_time_and_departure_end_it(self, load: Load) -> None:
         servable = load("endless", servable="session")

@@ -1,0 +1,57 @@
+"""Which clients a method answers, by where their connections come from. Knows no transport and no message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv6Address, ip_address
+
+from embedserve.config import Clients
+from embedserve.errors import Code
+from embedserve.grpc.calls import Context, Unary
+from embedserve.grpc.errors import StatusError
+
+__all__ = ["answering", "is_loopback"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an IP address, with or without brackets, is one of this machine's own loopback addresses."""
+    try:
+        address = ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def answering(clients: Clients, what: str, option: str, methods: Mapping[str, Unary]) -> dict[str, Unary]:
+    """The methods as they answer `clients` only.
+
+    Args:
+        clients: Who is answered.
+        what: What the methods are, for the message of those who are not.
+        option: The flag that decides.
+        methods: By path.
+    """
+    if clients == "all":
+        return dict(methods)
+    if clients == "none":
+        refusal = StatusError(Code.UNIMPLEMENTED, f"{what} is off; --{option}=local or all turns it on")
+        return dict.fromkeys(methods, _refused(refusal))
+    refusal = StatusError(Code.PERMISSION_DENIED, f"{what} answers clients on its own machine only; see --{option}")
+    return {path: _for_local(method, refusal) for path, method in methods.items()}
+
+
+def _refused(refusal: StatusError) -> Unary:
+    async def answer(body: bytes, context: Context) -> bytes:
+        raise StatusError(refusal.code, refusal.message)
+
+    return Unary(answer)
+
+
+def _for_local(method: Unary, refusal: StatusError) -> Unary:
+    async def answer(body: bytes, context: Context) -> bytes:
+        if context.is_local():
+            return await method.answer(body, context)
+        raise StatusError(refusal.code, refusal.message)
+
+    return Unary(answer)
