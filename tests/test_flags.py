@@ -113,4 +113,4 @@ def test_usage_is_laid_out_as_tensorflow_servings() -> None:
     assert lines[0].startswith("usage: server")
     assert lines[3] == "Flags:"
     assert '\t--model_name="default"           \tstring\tName of the single model at --model_base_path.' in lines
-    assert "\t--enable_profiler=true           \tbool\tOffer the profiler service on the gRPC port." in lines
+    assert "\t--version=false                  \tbool\tPrint the versions and exit." in lines
