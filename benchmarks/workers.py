@@ -1,6 +1,7 @@
 """Workers on one machine: two processes against one; a worker killed under load; versions swapped under load.
 
-python -m benchmarks.workers [--parts throughput,memory,kill,swaps] [--models half,mobilenet] [--seconds 5] [--rounds 3]
+python -m benchmarks.workers [--parts throughput,memory,start,kill,swaps] [--models half,mobilenet] [--workers 0,1,2]
+                             [--callers N] [--seconds 5] [--rounds 3]
 
 The load comes from the same machine, and the server may use all of it: the figures of the servers compare with each
 other. `0` workers is the server that needs no supervisor. Memory, of one server at a time after a load, is what each
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,15 +150,15 @@ def memory_of(pid: int) -> tuple[float, float]:
     return rss, pss
 
 
-def throughput(model: str, seconds: float, rounds: int) -> bool:
-    """Servers with 0, 1 and 2 workers, in turn."""
+def throughput(model: str, counts: Sequence[int], callers: int, seconds: float, rounds: int) -> bool:
+    """Servers with so many workers, in turn; ratios are to the first."""
     models = models_directory([model])
     x = examples_of(models, model).x[:1]
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         only = Path(directory, "models")
         only.mkdir()
         (only / model).symlink_to(models / model)
-        servers = [stack.enter_context(serving(only, workers)) for workers in (0, 1, 2)]
+        servers = [stack.enter_context(serving(only, workers)) for workers in counts]
         pids = {server: list(server.processes().values()) for server in servers}
         stack.callback(tell, pids, signal.SIGCONT)
         tell(pids, signal.SIGSTOP)
@@ -167,32 +168,34 @@ def throughput(model: str, seconds: float, rounds: int) -> bool:
                 for server in servers:
                     with running(server, pids):
                         target = target_of(server, model, form, x)
-                        load = measure_once(target, CONCURRENCY[model], seconds)
+                        load = measure_once(target, callers, seconds)
                     loads.setdefault((form.protocol, server.workers), []).append(load)
         medians = {key: median(each) for key, each in loads.items()}
-        print(f"{model}, {CONCURRENCY[model]} callers, {rounds} rounds of {seconds:g} s")
+        print(f"{model}, {callers} callers, {rounds} rounds of {seconds:g} s")
         for (protocol, workers), load in sorted(medians.items(), key=lambda item: (item[0][0] == "grpc", item[0])):
-            ratio = load.rate / medians[protocol, 0].rate
+            ratio = load.rate / medians[protocol, counts[0]].rate
             print(
                 f"  {protocol:4}  workers {workers}: {load.rate:8,.0f}/s ({ratio:.2f})   "
                 f"p50 {1e3 * load.p50:7.1f}   p99 {1e3 * load.p99:7.1f} ms   failed {load.failed}"
             )
-        with running(servers[-1], pids):
-            shares = servers[-1].shares()
-        print(f"  answered by each of 2 workers: {', '.join(f'{share / sum(shares):.0%}' for share in shares)}")
+        if counts[-1] > 1:
+            with running(servers[-1], pids):
+                shares = servers[-1].shares()
+            listed = ", ".join(f"{share / sum(shares):.0%}" for share in shares)
+            print(f"  answered by each of {counts[-1]} workers: {listed}")
     sys.stdout.flush()
     return not any(load.failed for load in medians.values())
 
 
-def memory(model: str, seconds: float) -> None:
-    """What the processes of one server hold, with 0, 1, 2 and 3 workers."""
+def memory(model: str, counts: Sequence[int], seconds: float) -> None:
+    """What the processes of one server hold, with so many workers."""
     models = models_directory([model])
     x = examples_of(models, model).x[:1]
     with tempfile.TemporaryDirectory() as directory:
         only = Path(directory, "models")
         only.mkdir()
         (only / model).symlink_to(models / model)
-        for workers in (0, 1, 2, 3):
+        for workers in counts:
             with serving(only, workers) as server:
                 for form in (TFS_REST, TFS_GRPC):
                     measure_once(target_of(server, model, form, x), CONCURRENCY[model], seconds)
@@ -200,6 +203,41 @@ def memory(model: str, seconds: float) -> None:
             listed = ", ".join(f"{name} {rss:,.0f} RSS {pss:,.0f} PSS" for name, (rss, pss) in held.items())
             print(f"{model}, workers {workers}: {sum(pss for _, pss in held.values()):,.0f} MB in all ({listed})")
     sys.stdout.flush()
+
+
+def start(model: str, counts: Sequence[int], rounds: int) -> None:
+    """From the command to the first answer, with so many workers; and from a killed worker to the next answer."""
+    models = models_directory([model])
+    x = examples_of(models, model).x[:1]
+    with tempfile.TemporaryDirectory() as directory:
+        only = Path(directory, "models")
+        only.mkdir()
+        (only / model).symlink_to(models / model)
+        for workers in counts:
+            seconds: list[float] = []
+            again: list[float] = []
+            for _ in range(rounds):
+                begin = time.perf_counter()
+                with serving(only, workers) as server:
+                    ask = target_of(server, model, TFS_REST, x)
+                    answer(ask)
+                    seconds.append(time.perf_counter() - begin)
+                    if workers == 1:
+                        os.kill(server.status()[0]["pid"], signal.SIGKILL)
+                        begin = time.perf_counter()
+                        time.sleep(0.05)
+                        answer(ask)
+                        again.append(time.perf_counter() - begin)
+            after_kill = f", after a kill {statistics.median(again):.1f} s" if again else ""
+            print(f"{model}, workers {workers}: first answer {statistics.median(seconds):.1f} s{after_kill}")
+    sys.stdout.flush()
+
+
+def answer(ask: Target) -> None:
+    """One request over a connection of its own."""
+    request = urllib.request.Request(ask.url, data=ask.body, headers={"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        response.read()
 
 
 # Under load from this process: what fails, and what is seen.
@@ -345,7 +383,9 @@ def make_versions(directory: Path, count: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="throughput,memory,kill,swaps")
+    parser.add_argument("--parts", default="throughput,memory,start,kill,swaps")
+    parser.add_argument("--workers", default="0,1,2", help="how many, for throughput, memory and start")
+    parser.add_argument("--callers", type=int, help="for throughput, instead of as many as the model has")
     parser.add_argument("--models", default="half,mobilenet")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
@@ -353,13 +393,18 @@ def main() -> int:
     parser.add_argument("--swaps", type=int, default=20)
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
+    counts = [int(count) for count in arguments.workers.split(",")]
     fine = True
     if "throughput" in parts:
         for model in arguments.models.split(","):
-            fine &= throughput(model, arguments.seconds, arguments.rounds)
+            callers = arguments.callers or CONCURRENCY[model]
+            fine &= throughput(model, counts, callers, arguments.seconds, arguments.rounds)
     if "memory" in parts:
         for model in arguments.models.split(","):
-            memory(model, arguments.seconds)
+            memory(model, counts, arguments.seconds)
+    if "start" in parts:
+        for model in arguments.models.split(","):
+            start(model, counts, arguments.rounds)
     if "kill" in parts or "swaps" in parts:
         with tempfile.TemporaryDirectory() as directory:
             templates = Path(directory, "templates")

@@ -36,6 +36,7 @@ from embedserve.tfs_config import (
 )
 from embedserve.tfs_protos import message_class, read_text_proto
 from embedserve.workers import hollow_tensorflow
+from embedserve.workers.shares import can_share_ports
 
 __all__ = ["main", "server_config"]
 
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
         return 0
     configure_logging()
-    if flags.number("workers"):
+    if _workers(flags) > 0:
         hollow_tensorflow.install()
     try:
         config = server_config(flags, os.environ)
@@ -120,6 +121,9 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
 
 
 def _workers(flags: ParsedFlags) -> int:
+    """One worker where nobody has said how many, so that a process that dies is replaced; none where that cannot be."""
+    if "workers" not in flags and (flags.text("server") == "pyvoy" or not can_share_ports()):
+        return 0
     if (workers := flags.number("workers")) < 0:
         raise ConfigError(f"--workers={workers}: 0 serves in this process, 1 or more under a supervisor")
     if flags.real("worker_timeout") <= 0:

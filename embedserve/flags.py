@@ -245,8 +245,8 @@ _OWN: tuple[Flag, ...] = (
     _own(
         "workers",
         "int32",
-        0,
-        "Processes that serve on the same ports, under a supervisor; 0 for this one alone.",
+        1,
+        "Processes that serve on the same ports, under a supervisor that replaces the dead; 0 for this one alone.",
     ),
     _own("worker_timeout", "float", 30.0, "Seconds without a sign of life after which a worker is replaced."),
     _own("rest_early", "bool", False, "Open REST before the first load ends; /-/ready then says what is missing."),

@@ -25,6 +25,7 @@ __all__ = [
     "Answer",
     "DeadlineTimer",
     "DirectPredictor",
+    "MakeError",
     "PredictorStatistics",
     "copied",
     "drained",
@@ -37,6 +38,7 @@ __all__ = [
 T = TypeVar("T")
 
 Answer: TypeAlias = asyncio.Future[dict[str, Array]]
+MakeError: TypeAlias = Callable[[ServableId], ServingError]
 
 # The deadline timer does not come more often than this, however many deadlines there are.
 SWEEP_INTERVAL = 0.001
@@ -256,6 +258,7 @@ class DirectPredictor:
         self._deadlines = DeadlineTimer(pool.loop, lambda: [*self._waiting, *self._running])
         self._claimed = False
         self._closed = False
+        self._refuse: MakeError = refusal
         self._idle = asyncio.Event()
         self._started = self._refused = self._dropped = self._cancelled = 0
 
@@ -285,7 +288,7 @@ class DirectPredictor:
         self, call: SlotCall[T], deadline: float | None, priority: int, signature: str, inputs: Tensors
     ) -> asyncio.Future[T]:
         if self._closed or self._stuck:
-            raise refusal(self._id) if self._closed else self.runs.refusal()
+            raise self._refuse(self._id) if self._closed else self.runs.refusal()
         if len(self._waiting) + len(self._running) >= self._max_pending:
             self._make_room(priority)
         future: asyncio.Future[T] = self._create_future()
@@ -389,11 +392,13 @@ class DirectPredictor:
         """Take no more requests; those that are here are answered."""
         self._closed = True
 
-    def abort(self) -> None:
-        """Fail every request that is still owed an answer, and ask its run to stop."""
+    def abort(self, error: MakeError | None = None) -> None:
+        """Take no more requests, fail every one that is still owed an answer, and ask its run to stop."""
+        make = self._refuse = error or left_behind
+        self._closed = True
         for request in [*self._waiting, *self._running]:
             if not request.future.done():
-                request.future.set_exception(left_behind(self._id))
+                request.future.set_exception(make(self._id))
 
     async def aclose(self) -> None:
         """Close, and wait until every request has been answered and every thread is back."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
+from embedserve.errors import ServingError
 from embedserve.priority import Priority
 
 if TYPE_CHECKING:
@@ -207,8 +208,12 @@ class Predictor(Protocol):
     def trouble(self) -> str | None:
         """Why requests are refused although the version is loaded; None where they are not."""
 
-    def abort(self) -> None:
-        """Fail everything submitted that has not ended, where waiting any longer is not wanted."""
+    def abort(self, error: Callable[[ServableId], ServingError] | None = None) -> None:
+        """Fail everything submitted that has not ended, where waiting any longer is not wanted, and all that comes.
+
+        Args:
+            error: Makes each request's own; None says that the registry was left.
+        """
 
     async def aclose(self) -> None:
         """Wait until everything submitted has ended; call after the last handle was released."""

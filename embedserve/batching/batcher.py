@@ -24,6 +24,7 @@ from embedserve.predictor import (
     Answer,
     DeadlineTimer,
     DirectPredictor,
+    MakeError,
     PredictorStatistics,
     copied,
     drained,
@@ -81,6 +82,7 @@ class SignatureBatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._claimed = False
         self._closed = False
+        self._refuse: MakeError = refusal
         self._running: set[BatchRun | Join] = set()
         self._joins: deque[Join] = deque()
         self._idle = asyncio.Event()
@@ -100,7 +102,7 @@ class SignatureBatcher:
     ) -> Answer:
         """As `Predictor.submit`. The hot path: one future and one task per request, a slot per batch."""
         if self._closed or self._stuck:
-            raise refusal(self._id) if self._closed else self.runs.refusal()
+            raise self._refuse(self._id) if self._closed else self.runs.refusal()
         if self._same_tails:  # Checked when the inputs were bound, so only the filter tells requests apart.
             rows, key = self._rows_of(inputs), (output_names,)
         else:
@@ -338,11 +340,13 @@ class SignatureBatcher:
             self._queue.close()
             self._look(self._now())
 
-    def abort(self) -> None:
-        """Fail every request that is still owed an answer, and ask its run to stop."""
+    def abort(self, error: MakeError | None = None) -> None:
+        """Take no more requests, fail every one that is still owed an answer, and ask its run to stop."""
+        make = self._refuse = error or left_behind
+        self._closed = True
         for pending in list(self._pending()):
             if not pending.future.done():
-                pending.future.set_exception(left_behind(self._id))
+                pending.future.set_exception(make(self._id))
 
     async def drained(self) -> None:
         """Wait, after `close`, until every request has been answered and every thread is back."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 from embedserve.batching.batcher import SignatureBatcher
 from embedserve.config import Batching, BatchingOptions
 from embedserve.observer import Observers
-from embedserve.predictor import Answer, DirectPredictor, PredictorStatistics
+from embedserve.predictor import Answer, DirectPredictor, MakeError, PredictorStatistics
 from embedserve.priority import Priority
 from embedserve.servable import Predictor, Servable, SlotCall, Tensors
 from embedserve.signature import Signature
@@ -111,11 +111,11 @@ class BatchingPredictor:
         """As `Predictor.trouble`."""
         return self._direct.trouble
 
-    def abort(self) -> None:
+    def abort(self, error: MakeError | None = None) -> None:
         """As `Predictor.abort`."""
-        self._direct.abort()
+        self._direct.abort(error)
         for batcher in self._batchers.values():
-            batcher.abort()
+            batcher.abort(error)
 
     async def aclose(self) -> None:
         """Close, and wait until every request has been answered and every thread is back."""

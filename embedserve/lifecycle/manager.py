@@ -137,6 +137,16 @@ class Manager:
         """Versions of `name` the source wants now, ascending."""
         return tuple(sorted(self._aspired.get(name, ())))
 
+    def abort(self, error: Callable[[ServableId], ServingError]) -> int:
+        """Fail every request under way in any version, and all that come; how many handles were held."""
+        held = 0
+        for versions in self._managed.values():
+            for version in versions:
+                held += version.handles
+                if version.predictor is not None:
+                    version.predictor.abort(error)
+        return held
+
     # What sources tell.
 
     def set_aspired_versions(self, name: str, aspired: Mapping[int, AspiredVersion]) -> None:

@@ -93,9 +93,8 @@ class Replica:
         options = dict(self._settings.options)
         if self._threads is not None:
             options.setdefault("num_batch_threads", self._threads)
-        options.setdefault(
-            "start_requires", "all"
-        )  # Replicas that start with different models would answer differently.
+        # Replicas that start with different models would answer differently.
+        options.setdefault("start_requires", "all")
         registry = ModelRegistry(self._settings.root, models=configured, **options)
         await asyncio.to_thread(_prepare_process, self._threads)
         await registry.start()

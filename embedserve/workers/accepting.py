@@ -189,6 +189,13 @@ class Acceptor:
         """Take no more connections; if nobody else does, those that the kernel has already are taken before."""
         if self._closed:
             return
+        self.abandon()
+        while not self._counts.accepting() and self._accept():
+            pass
+        self._listener.close()
+
+    def abandon(self) -> None:
+        """Take no more connections; those that the kernel has stay for another process."""
         self._closed = True
         self._counts.set(self._worker, None)
         self._telling.cancel()
@@ -196,9 +203,6 @@ class Acceptor:
             self._pausing.cancel()
         else:
             self._loop.remove_reader(self._listener.fileno())
-        while not self._counts.accepting() and self._accept():
-            pass
-        self._listener.close()
 
     async def wait_closed(self) -> None:
         """Return when every connection that was taken has been opened; a handshake that drags on is given up."""

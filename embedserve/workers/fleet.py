@@ -20,6 +20,7 @@ from embedserve.lifecycle.changes import Changes
 from embedserve.workers import plan
 from embedserve.workers.accepting import ConnectionCounts
 from embedserve.workers.board import Board
+from embedserve.workers.hands import Hands, Suspects
 from embedserve.workers.messages import (
     Alive,
     Answer,
@@ -66,6 +67,7 @@ class _Slot:
     process: WorkerProcess | None = None
     restarts: int = 0
     short_lives: int = 0
+    failed_starts: int = 0
     ended: str = ""
 
 
@@ -106,6 +108,9 @@ class Fleet:
         self.routes = Board()
         self.status = Board()
         self.connections = ConnectionCounts(count)
+        self.hands = Hands(count)
+        self.suspects = Suspects()
+        self._shared = (self.routes, self.status, self.connections, self.hands)
         self.changes = Changes()
         self._setup = setup
         self._slots = [_Slot(index) for index in range(count)]
@@ -161,10 +166,14 @@ class Fleet:
         while not self._stopping.is_set():
             try:
                 process = await WorkerProcess.start(
-                    self._setup(slot.index), (self.routes.fd, self.status.fd, self.connections.fd), self._listener
+                    self._setup(slot.index),
+                    [shared.fd for shared in self._shared],
+                    self._listener,
                 )
             except OSError as error:
                 slot.ended = f"could not be started: {error}"
+                slot.short_lives += 1
+                slot.failed_starts += 1
             else:
                 slot.process = process
                 try:
@@ -177,10 +186,9 @@ class Fleet:
             self._changed()
             if self._stopping.is_set():
                 return
-            slot.short_lives += 1
-            if not self._has_opened and slot.short_lives >= plan.DEATHS_AT_START:
-                raise StartError(f"worker {slot.index} {slot.ended}, {slot.short_lives} times in a row while starting")
-            delay = plan.restart_delay(slot.short_lives - 1)
+            if not self._has_opened and slot.failed_starts >= plan.DEATHS_AT_START:
+                raise StartError(f"worker {slot.index} {slot.ended}, {slot.failed_starts} times in a row at the start")
+            delay = plan.restart_delay(max(slot.short_lives - 1, 0))
             logger.error("Worker %d %s; it is restarted%s", slot.index, slot.ended, f" in {delay:g} s" * (delay > 0))
             slot.restarts += 1
             await self._stopped_within(delay)
@@ -216,10 +224,14 @@ class Fleet:
 
     def _bury(self, slot: _Slot, process: WorkerProcess) -> None:
         self.connections.set(slot.index, None)
+        self.suspects.died(self.hands.take(slot.index))
         since = process.serving_since
         if since is not None and asyncio.get_running_loop().time() - since >= plan.STEADY:
             slot.short_lives = 0
-        self.rollout.died(process, f"worker {slot.index} {slot.ended}")
+        # A version that ends processes is given up by itself; it neither ends the start nor delays the next process.
+        if not self.rollout.died(process, f"worker {slot.index} {slot.ended}"):
+            slot.short_lives += 1
+            slot.failed_starts += 1
         self._hooks.buried(process)
 
     async def _stopped_within(self, delay: float) -> None:

@@ -165,6 +165,7 @@ class _FleetLoader:
         Raises:
             LoadError: One of them could not, or the version ends the processes that load it.
         """
+        alone = self._crashes > 0
         while True:
             if self._crashes >= CRASHES:
                 raise LoadError(
@@ -173,9 +174,10 @@ class _FleetLoader:
                     code=Code.ABORTED,
                 )
             try:
-                loaded = self._on_loop(self._rollout.load(self._id.name, self._directory, self._config))
-            except CrashedError:
-                self._crashes += 1
+                loaded = self._on_loop(self._rollout.load(self._id.name, self._directory, self._config, alone))
+            except CrashedError as crash:
+                self._crashes += crash.alone  # One of several may be innocent: then each is loaded by itself.
+                alone = True
             else:
                 self.key, self.note = loaded.key, loaded.note
                 return _FleetServable(loaded)
@@ -233,7 +235,7 @@ class _FleetPredictor:
     submit_call = submit
     trouble = None
 
-    def abort(self) -> None:
+    def abort(self, error: Any = None) -> None:
         """The workers end their requests themselves."""
 
     async def aclose(self) -> None:

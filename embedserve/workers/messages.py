@@ -15,6 +15,7 @@ from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.lifecycle.source import VersionDirectory
 from embedserve.server_config import ServerConfig
 from embedserve.signature import BatchingVerdict
+from embedserve.workers.hands import Suspect
 
 __all__ = [
     "Alive",
@@ -96,6 +97,7 @@ class Status:
     unready: str | None
     draining: bool
     workers: tuple[WorkerStatus, ...]
+    suspects: tuple[tuple[Suspect, int], ...] = ()
 
 
 # From the supervisor to a worker.

@@ -1,6 +1,7 @@
 """What a worker's REST port has besides the REST API: `GET /-/workers`, and an end to connections others should have.
 
-The page says which processes there are, how they are, and which of them has answered; any worker answers for all.
+The page says which processes there are, how they are, which of them has answered, and which requests are suspected to
+have ended some; any worker answers for all.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ class WorkerApp:
             await self._app(scope, receive, send)
 
     async def _page(self, scope: Mapping[str, Any], send: Send) -> None:
-        workers = [asdict(worker) for worker in self._registry.whole.workers]
-        body = orjson.dumps({"answered_by": self._index, "workers": workers})
+        whole = self._registry.whole
+        workers = [asdict(worker) for worker in whole.workers]
+        suspects = [{**request._asdict(), "deaths": deaths} for request, deaths in whole.suspects]
+        body = orjson.dumps({"answered_by": self._index, "workers": workers, "suspects": suspects})
         headers = [
             (b"content-length", b"%d" % len(body)),
             (b"content-type", b"application/json"),

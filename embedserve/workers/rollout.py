@@ -22,16 +22,28 @@ __all__ = ["CrashedError", "Rollout"]
 
 
 class CrashedError(Exception):
-    """A worker ended while it loaded a version."""
+    """A worker ended while it loaded a version; `alone` says whether it loaded no other."""
+
+    def __init__(self, message: str, alone: bool) -> None:
+        super().__init__(message)
+        self.alone = alone
 
 
 @dataclass
 class _Attempt:
-    """A version that is being loaded; `problem` is why it cannot be."""
+    """A version that is being loaded; `problem` is why it cannot be.
+
+    Attributes:
+        alone: No other version is loaded meanwhile, since one of several has ended a worker.
+        crashed: A worker ended while it loaded this version.
+        shared: It loaded others as well.
+    """
 
     order: Load
+    alone: bool = False
     problem: ServingError | None = None
     crashed: bool = False
+    shared: bool = False
 
 
 class Rollout:
@@ -53,25 +65,30 @@ class Rollout:
     def __repr__(self) -> str:
         return f"<Rollout {len(self._ready)} ready, {len(self._loading)} loading>"
 
-    async def load(self, name: str, directory: VersionDirectory, config: ModelConfig) -> Loaded:
-        """Have a version loaded by every worker; when this returns it may be published.
+    async def load(self, name: str, directory: VersionDirectory, config: ModelConfig, alone: bool = False) -> Loaded:
+        """Have a version loaded by every worker, while no other is if `alone`; when this returns it may be published.
 
         Raises:
             LoadError: One of them could not load it, and the others have dropped it.
             CrashedError: One of them ended while it did, and the others have dropped it.
         """
+        await self._changes.wait_until(lambda: self._closed or self._may_begin(alone))
         key = Key(name, directory.version, next(self._attempts))
-        attempt = self._loading[key] = _Attempt(Load(key, directory, config))
+        attempt = self._loading[key] = _Attempt(Load(key, directory, config), alone)
         try:
             await self._follow(attempt)
         finally:
             del self._loading[key]
+            self._changes.notify()
         if attempt.problem is None:
             # In the step that saw every worker ready: one that comes up after it must catch up.
             self._ready[key] = attempt.order
             return next(process.loaded[key] for process in self._processes() if key in process.loaded)
         await self.drop(key)
-        raise CrashedError(attempt.problem.message) if attempt.crashed else attempt.problem
+        raise CrashedError(attempt.problem.message, not attempt.shared) if attempt.crashed else attempt.problem
+
+    def _may_begin(self, alone: bool) -> bool:
+        return not self._loading if alone else not any(other.alone for other in self._loading.values())
 
     async def _follow(self, attempt: _Attempt) -> None:
         """Tell one worker after the other, until all have loaded the version or one of them has not."""
@@ -114,12 +131,14 @@ class Rollout:
             attempt.problem = attempt.problem or LoadError(failure.message, code=failure.code)
         return key in self._ready and not process.serving
 
-    def died(self, process: WorkerProcess, how: str) -> None:
-        """A worker has ended; what it was loading may be the reason."""
-        for key in process.told.keys() - process.loaded.keys() - process.failed.keys():
-            if (attempt := self._loading.get(key)) is not None:
-                attempt.problem = attempt.problem or LoadError(f"{how} while it loaded the version", code=Code.ABORTED)
-                attempt.crashed = True
+    def died(self, process: WorkerProcess, how: str) -> bool:
+        """A worker has ended; what it was loading may be the reason. Whether there was such a version."""
+        keys = process.told.keys() - process.loaded.keys() - process.failed.keys()
+        attempts = [attempt for key, attempt in self._loading.items() if key in keys]
+        for attempt in attempts:
+            attempt.problem = attempt.problem or LoadError(f"{how} while it loaded the version", code=Code.ABORTED)
+            attempt.crashed, attempt.shared = True, len(attempts) > 1
+        return bool(attempts)
 
     def close(self) -> None:
         """Nothing more is loaded."""

@@ -11,10 +11,10 @@ from embedserve.errors import ConfigError
 from embedserve.inflight import default_limit
 from embedserve.server_config import ServerConfig
 
-__all__ = ["check_supported", "share", "worker_config"]
+__all__ = ["can_share_ports", "check_supported", "share", "worker_config"]
 
-# The kernel deals connections out once, by chance: those that end in good order now and then are dealt anew, so that a
-# worker that was replaced gets its share.
+# The kernel deals connections out once, by chance. Of several workers, one that was replaced gets its share because
+# connections that end in good order now and then are dealt anew.
 _CONNECTIONS = {"grpc.max_connection_age_ms": 60_000}
 
 
@@ -24,12 +24,17 @@ def check_supported(config: ServerConfig) -> None:
     Raises:
         ConfigError: This system or configuration cannot; the message says why, and what to do.
     """
-    if not hasattr(socket, "SO_REUSEPORT") or os.name != "posix":
+    if not can_share_ports():
         raise ConfigError("--workers needs a system whose processes can share a port (SO_REUSEPORT), such as Linux")
     if config.pyvoy is not None:
         raise ConfigError("--workers and --server=pyvoy exclude each other: workers serve by --server=uvicorn")
-    if config.grpc.socket_path is not None:
-        raise ConfigError("--grpc_socket_path cannot be shared by --workers: give a port, or start without --workers")
+    if config.grpc.socket_path is not None and config.workers > 1:
+        raise ConfigError("--grpc_socket_path cannot be shared by --workers: give a port, or have one worker")
+
+
+def can_share_ports() -> bool:
+    """Whether processes of this system can share a TCP port."""
+    return hasattr(socket, "SO_REUSEPORT") and os.name == "posix"
 
 
 def share(whole: int, workers: int) -> int:
@@ -59,7 +64,13 @@ def worker_config(config: ServerConfig, cpus: int) -> ServerConfig:
                 }
             ),
             "grpc": config.grpc.model_copy(
-                update={"channel_arguments": {**_CONNECTIONS, **config.grpc.channel_arguments, "grpc.so_reuseport": 1}}
+                update={
+                    "channel_arguments": {
+                        **(_CONNECTIONS if workers > 1 else {}),
+                        **config.grpc.channel_arguments,
+                        "grpc.so_reuseport": 1,
+                    }
+                }
             ),
             "session_config": session_config_share(config.session_config, workers, cpus),
         }

@@ -104,7 +104,8 @@ class _Supervisor:
         """From the first process to the last answer."""
         if self._config.models is not None:
             log_models(self._config.models)
-        rest, grpc = self._listener is not None, self._config.grpc.port is not None
+        rest, ports = self._listener is not None, self._config.grpc
+        grpc = ports.port is not None or ports.socket_path is not None
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.fleet.run())
             await self.registry.start(wait=False)
@@ -181,7 +182,14 @@ class _Supervisor:
             where = f"worker {', '.join(map(str, stuck[name]))}"
             readiness[name] = readiness[name] or f"{where} refuses it: runs of it are stuck there"
         unready = registry.unready() or (f"stuck: {', '.join(sorted(stuck))}" if stuck else None)
-        status = Status(registry.status(), readiness, unready, registry.draining, self.fleet.workers())
+        status = Status(
+            registry.status(),
+            readiness,
+            unready,
+            registry.draining,
+            self.fleet.workers(),
+            self.fleet.suspects.listed(),
+        )
         if status != self._posted:
             self._posted = status
             with suppress(ServingError):  # Larger than any page: the last one stays.

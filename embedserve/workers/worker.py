@@ -26,6 +26,8 @@ from embedserve.workers.accepting import Acceptor, ConnectionCounts
 from embedserve.workers.board import Board
 from embedserve.workers.channel import Channel
 from embedserve.workers.descriptors import high_descriptors, stop_listening
+from embedserve.workers.hands import Hands, Places
+from embedserve.workers.last_words import answer_before_an_abort
 from embedserve.workers.messages import (
     Alive,
     Answer,
@@ -65,16 +67,23 @@ REPLACED_AFTER = 60.0
 # Seconds that the supervisor may take to put a metrics page together.
 PAGE_PATIENCE = 10.0
 
+# Seconds in which the requests that a dying process has must be answered, and then for the bytes to leave.
+LAST_ANSWERS = 0.5
+LAST_BYTES = 0.1
+
 _GONE = Failure(Code.UNAVAILABLE, "the supervisor of the workers is gone")
 
 
-async def run_worker(control: int, routes: int, status: int, connections: int, listener: int | None = None) -> int:
+async def run_worker(
+    control: int, routes: int, status: int, connections: int, hands: int, listener: int | None = None
+) -> int:
     """Load and serve as told until told to leave, or until the supervisor is gone; return the exit status.
 
     Args:
         control: Descriptor of this end of the channel.
         routes, status: Descriptors of the boards.
         connections: Descriptor of the workers' numbers of connections.
+        hands: Descriptor of what the workers' run threads have in their hands.
         listener: Descriptor of the REST port, bound.
     """
     channel = await Channel.over(socket.socket(fileno=control))
@@ -89,6 +98,7 @@ async def run_worker(control: int, routes: int, status: int, connections: int, l
         Board(routes),
         Board(status),
         ConnectionCounts(setup.workers, connections),
+        Places(Hands(setup.workers, hands), setup.index),
         None if listener is None else socket.socket(fileno=listener),
     )
     try:
@@ -134,6 +144,7 @@ class _Worker:
         routes: Board,
         status: Board,
         connections: ConnectionCounts,
+        places: Places,
         listener: socket.socket | None,
     ) -> None:
         self.status = 0
@@ -154,7 +165,8 @@ class _Worker:
         counts = self._config.rest.port is not None and self._config.rest.metrics_path is not None
         self._metrics = _Supervised(self._ask) if counts else None
         observers = [self._metrics] if self._metrics is not None else []
-        self.registry = WorkerRegistry(self._config.options, routes, status, channel.send, observers)
+        self._acceptor: Acceptor | None = None
+        self.registry = WorkerRegistry(self._config.options, routes, status, channel.send, observers, places=places)
 
     async def run(self, messages: AsyncIterator[Any]) -> None:
         """From the import of TensorFlow to the last answer.
@@ -167,6 +179,7 @@ class _Worker:
                 beating = background.create_task(self._beat())
                 await asyncio.to_thread(tensorflow_setup.apply, self._config.session_config)
                 await self.registry.start(wait=False)
+                answer_before_an_abort(self._answer_the_last)
                 self._channel.send(Up())
                 async with asyncio.TaskGroup() as ports:
                     listening = background.create_task(self._listen(messages, ports))
@@ -273,6 +286,16 @@ class _Worker:
             self._opened = wanted
             self._channel.send(Opened(wanted.rest, wanted.grpc))
 
+    async def _answer_the_last(self) -> None:
+        """A kernel aborts this process: leave what has not been taken to others, and answer the rest with an error."""
+        logger.critical("TensorFlow aborts this process: requests in flight are answered with UNAVAILABLE")
+        if self._acceptor is not None:
+            self._acceptor.abandon()
+        if self._config.grpc.port is not None:
+            stop_listening(self._config.grpc.port)
+        await self.registry.runtime.fail_all(LAST_ANSWERS)
+        await asyncio.sleep(LAST_BYTES)
+
     def _rest(self) -> AbstractAsyncContextManager[None]:
         served: list[WorkerApp] = []
 
@@ -281,7 +304,8 @@ class _Worker:
             return served[0]
 
         def accept(*port: Any) -> Acceptor:
-            served[0].acceptor = acceptor = Acceptor(self._connections, self._setup.index, *port)
+            self._acceptor = acceptor = Acceptor(self._connections, self._setup.index, *port)
+            served[0].acceptor = acceptor
             return acceptor
 
         return serve_rest(self.registry, self._config.rest, self._listener, self._metrics, wrap=wrap, accept=accept)

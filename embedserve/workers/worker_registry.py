@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedserve.errors import Code, LoadError
+from embedserve.errors import Code, LoadError, ServingError
 from embedserve.lifecycle.manager import AspiredVersion
 from embedserve.lifecycle.transition_policy import as_told
 from embedserve.registry import ModelRegistry
 from embedserve.runtime import Runtime
 from embedserve.servable import ServableId, State
 from embedserve.standalone import exit_now
+from embedserve.workers.hands import NotedServable
 from embedserve.workers.messages import Configs, Dropped, Failed, Failure, Key, Load, Loaded, Routes, Status
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from embedserve.observer import Observer, Observers
     from embedserve.remote.follower import StoreStatistics
     from embedserve.runtime import MakeLoader
-    from embedserve.servable import Loader, Servable
+    from embedserve.servable import Loader, Predictor, Servable
     from embedserve.store_url import StoreUrl
     from embedserve.workers.board import Board
+    from embedserve.workers.hands import Places
 
 __all__ = ["WorkerRegistry"]
 
@@ -50,6 +52,7 @@ class WorkerRegistry(ModelRegistry):
         send: Says something to the supervisor.
         observers: As `ModelRegistry`.
         make_loader: Makes loaders, where not of SavedModels.
+        places: Where runs are written down while they last; None writes nothing.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class WorkerRegistry(ModelRegistry):
         send: Callable[[Any], None],
         observers: Iterable[Observer] = (),
         make_loader: MakeLoader | None = None,
+        places: Places | None = None,
     ) -> None:
         fields = {name: getattr(options, name) for name in type(options).model_fields}
         super().__init__(models=(), observers=observers, **fields)
@@ -67,10 +71,11 @@ class WorkerRegistry(ModelRegistry):
         self._board = status
         self._send = send
         self._make_loader = make_loader
+        self._places = places
         self._seen: tuple[int, Status] = (0, _NOTHING)
 
     def _make_runtime(self) -> _WorkerRuntime:
-        return _WorkerRuntime(self.options, self._routes, self._send, self.observers, self._make_loader)
+        return _WorkerRuntime(self.options, self._routes, self._send, self.observers, self._make_loader, self._places)
 
     @property
     def runtime(self) -> _WorkerRuntime:
@@ -110,6 +115,14 @@ class WorkerRegistry(ModelRegistry):
     def unready(self) -> str | None:
         """As `ModelRegistry`, of all workers together, or of this one when it leaves."""
         return self.whole.unready or super().unready()
+
+
+def ending_error() -> ServingError:
+    """The error of requests that a process has when a kernel aborts it."""
+    return ServingError(
+        "the worker process that had this request ends: TensorFlow aborted it while it ran this or another request",
+        code=Code.UNAVAILABLE,
+    )
 
 
 def _key_of(version: ManagedVersion) -> Key:
@@ -163,7 +176,10 @@ class _WorkerRuntime(Runtime):
         send: Callable[[Any], None],
         observers: Observers,
         make_loader: MakeLoader | None,
+        places: Places | None,
     ) -> None:
+        self._places = places
+        self._ending = False
         self._routes = routes
         self._send = send
         self._following = False
@@ -182,7 +198,20 @@ class _WorkerRuntime(Runtime):
         """As `Runtime`, after all that has been posted: from the moment of a post no worker answers otherwise."""
         if self._following and self._routes.number != self._adopted:
             self.adopt()
+        if self._ending:
+            raise ending_error()
         return super().resolve(name, version, label)
+
+    def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
+        noted = servable if self._places is None else NotedServable(servable, version.id, self._places)
+        return super()._predictor_of(version, noted)
+
+    async def fail_all(self, patience: float) -> None:
+        """The process ends: answer every request with UNAVAILABLE; returns when all are, or after `patience` s."""
+        self._ending = True
+        deadline = self.loop.time() + patience
+        while self.manager.abort(lambda id: ending_error()) and self.loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
     def follow_routes(self) -> None:
         """Answer with what the routes name from now on; all of it has been loaded."""

@@ -118,3 +118,30 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`ca.crt`, and `server.key` with `server.crt` for localhost."""
     return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+ABORTS_ON_DEMAND = """
+import ctypes, os, sys, threading, time
+
+def runs_under_way():
+    from embedserve.workers.hands import NotedServable
+    frames = list(sys._current_frames().values())
+    return sum(any(f.f_code is NotedServable.run.__code__ for f in up(frame)) for frame in frames)
+
+def up(frame):
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+def watch(order):
+    while not os.path.exists(order):
+        time.sleep(0.01)
+    runs = int(open(order).read())
+    while runs_under_way() < runs:
+        time.sleep(0.01)
+    os.unlink(order)
+    ctypes.CDLL(None).abort()
+
+threading.Thread(target=watch, args=[os.environ["ABORT_ORDER"]], daemon=True).start()
+"""
+"""A module whose thread aborts its worker, as a kernel does, when as many runs are under way as `$ABORT_ORDER` says."""

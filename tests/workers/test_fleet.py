@@ -96,7 +96,7 @@ async def test_a_worker_that_ends_again_and_again_while_starting_ends_the_start(
         await make_fleet(1).run()
     error = only(raised.value)
     assert isinstance(error, StartError)
-    assert error.message == "worker 0 was ended by SIGKILL, 3 times in a row while starting"
+    assert error.message == "worker 0 was ended by SIGKILL, 3 times in a row at the start"
     assert len(lives.processes) == 3
 
 

@@ -93,6 +93,34 @@ async def test_a_worker_that_dies_while_it_loads_ends_the_attempt_and_the_others
     assert first.told(Drop) == first.told(Load)
 
 
+async def test_of_versions_that_are_loaded_together_none_is_blamed_and_each_can_be_loaded_alone() -> None:
+    fleet = make_fleet(1)
+    (worker,) = serving(fleet, 0)
+    worker.waiting = True
+    loads = [asyncio.create_task(load(fleet, version)) for version in (1, 2)]
+    await until(lambda: len(worker.told(Load)) == 2)
+    worker.die()
+    for each in loads:
+        with pytest.raises(CrashedError) as raised:
+            await each
+        assert not raised.value.alone
+    (worker,) = serving(fleet, 0)
+    worker.waiting = True
+    directory = VersionDirectory(1, Path("/m/1"), ())
+    alone = asyncio.create_task(fleet.rollout.load("m", directory, CONFIG, alone=True))
+    await until(lambda: len(worker.told(Load)) == 1)
+    other = asyncio.create_task(load(fleet, 2))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(worker.told(Load)) == 1
+    worker.die()
+    with pytest.raises(CrashedError) as raised:
+        await alone
+    assert raised.value.alone
+    serving(fleet, 0)
+    assert (await other).key.version == 2
+
+
 async def test_a_worker_that_dies_after_it_has_loaded_is_not_waited_for() -> None:
     fleet = make_fleet()
     first, second = serving(fleet, 0, 1)

@@ -44,6 +44,8 @@ def test_a_worker_is_told_what_to_serve_later_and_never_tries_again_by_itself() 
     assert one.options.retry.delay(1) is None
     assert dict(one.grpc.channel_arguments) == {"grpc.so_reuseport": 1, "grpc.max_connection_age_ms": 5}
     assert worker_config(ServerConfig(workers=2), 4).grpc.channel_arguments["grpc.max_connection_age_ms"] == 60_000
+    alone = worker_config(ServerConfig(workers=1), 4).grpc.channel_arguments
+    assert "grpc.max_connection_age_ms" not in alone, "there is nobody to share connections with"
 
 
 def test_without_a_limit_the_machines_memory_is_divided() -> None:
@@ -55,6 +57,7 @@ def test_without_a_limit_the_machines_memory_is_divided() -> None:
 
 def test_what_cannot_be_shared_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     check_supported(ServerConfig(workers=2))
+    check_supported(ServerConfig(workers=1, grpc=GrpcConfig(socket_path="s.sock")))
     with pytest.raises(ConfigError, match="--grpc_socket_path cannot be shared by --workers"):
         check_supported(ServerConfig(workers=2, grpc=GrpcConfig(socket_path="s.sock")))
     with pytest.raises(ConfigError, match="--workers and --server=pyvoy exclude each other"):
