@@ -1,7 +1,7 @@
 """The command line: flags and environment → `ServerConfig` → a running server, and its exit status.
 
 `python -m embedserve models/`, or `tensorflow_model_server`'s arguments. The flags themselves are listed in `flags`.
-One sub-command: `bench`, which measures a model.
+Two sub-commands: `bench`, which measures a model, and `verify`, which compares its answers with plain TensorFlow's.
 """
 
 from __future__ import annotations
@@ -44,20 +44,18 @@ logger = logging.getLogger("embedserve")
 
 PROGRAM = "python -m embedserve"
 BENCH = "bench"
+VERIFY = "verify"
 EXIT_BAD_FLAGS = 255
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start.
 
-    With `bench` as the first argument, run `embedserve.bench` instead (`./bench` is a directory of that name).
+    With `bench` or `verify` as the first argument, run that command instead (`./bench` is a directory of that name).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] == BENCH:
-        from embedserve.bench.command import bench
-
-        configure_logging(level=logging.WARNING)
-        return bench(arguments[1:], PROGRAM, lambda flags: server_config(parse(flags), {}))
+    if arguments and arguments[0] in (BENCH, VERIFY):
+        return _command(arguments[0], arguments[1:])
     try:
         flags = parse(arguments)
     except FlagError as error:
@@ -83,6 +81,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(run_supervisor(config))
     return run(run_server(config) if config.pyvoy is None else run_pyvoy(config))
+
+
+def _command(name: str, arguments: Sequence[str]) -> int:
+    """Run a sub-command."""
+    configure_logging(level=logging.WARNING)
+
+    def configured(flags: Sequence[str]) -> ServerConfig:
+        return server_config(parse(flags), {})
+
+    if name == BENCH:
+        from embedserve.bench.command import bench
+
+        return bench(arguments, PROGRAM, configured)
+    from embedserve.verify.command import verify
+
+    return verify(arguments, PROGRAM, configured)
 
 
 def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerConfig:

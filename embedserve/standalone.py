@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from embedserve.config import RegistryOptions
 from embedserve.errors import Code, ServingError, StartError
@@ -38,6 +38,8 @@ __all__ = [
 
 logger = logging.getLogger("embedserve")
 
+T = TypeVar("T")
+
 EXIT_FAILED_START = 255
 # Seconds between log lines that say which models the start still waits for.
 WAITING_LOG_INTERVAL = 10.0
@@ -45,13 +47,13 @@ WAITING_LOG_INTERVAL = 10.0
 UNLOAD_GRACE = 10.0
 
 
-def run(server: Coroutine[Any, Any, int]) -> int:
-    """Run a process's life on an event loop, the fastest that is installed, and return its exit status."""
+def run(life: Coroutine[Any, Any, T]) -> T:
+    """Run a process's life on an event loop, the fastest that is installed, and return what it returns."""
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(server)
-    return uvloop.run(server)
+        return asyncio.run(life)
+    return uvloop.run(life)
 
 
 def make_registry(config: ServerConfig, metrics: Metrics | None) -> ModelRegistry:

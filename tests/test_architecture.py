@@ -48,6 +48,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "server pyvoy ray",
         "workers",
         "bench",
+        "verify",
         "cli",
         "__main__ __init__",
     )

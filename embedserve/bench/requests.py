@@ -18,7 +18,7 @@ from embedserve.saved_model.judge.probe_texts import Features
 from embedserve.servable import Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature, rows
 
-__all__ = ["PATIENCE", "Requests", "check_answered", "chosen_signature", "made_up", "recorded"]
+__all__ = ["PATIENCE", "Requests", "check_answered", "chosen_signature", "features_of", "made_up", "recorded"]
 
 PATIENCE = 30.0
 """Seconds that a request may take, as over REST."""
@@ -94,7 +94,7 @@ async def made_up(handle: ModelHandle, signature: Signature, path: Path, tags: I
         ConfigError: None can be made up.
     """
     takes_text = any(spec.dtype.numpy.hasobject for spec in signature.inputs.values())
-    features = await asyncio.to_thread(_features, path, tags, signature) if takes_text else {}
+    features = await asyncio.to_thread(features_of, path, tags, signature) if takes_text else {}
     reason = "an input declares no rank"
     for sample in candidates(signature, features=features):
         inputs = sample.batch(rows)
@@ -109,7 +109,7 @@ async def made_up(handle: ModelHandle, signature: Signature, path: Path, tags: I
     )
 
 
-def _features(path: Path, tags: Iterable[str], signature: Signature) -> Features:
+def features_of(path: Path, tags: Iterable[str], signature: Signature) -> Features:
     """What a signature parses out of `tf.Example`s, if it does."""
     from embedserve.saved_model.graph import GraphReader
     from embedserve.saved_model.meta_graph import has_saved_model, read_meta_graph

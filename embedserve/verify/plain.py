@@ -1,0 +1,105 @@
+"""What TensorFlow itself answers: `tf.saved_model.load` and a call of the signature, or a TF1 session.
+
+Uses neither servables nor batching of this package, so that its answers can be held against theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedserve.errors import LoadError, ServingError
+from embedserve.servable import Array, Tensors
+from embedserve.signature import Signature
+
+__all__ = ["PlainModel"]
+
+
+class PlainModel:
+    """One version as TensorFlow loads it, from construction to `close`; methods block.
+
+    Args:
+        path: Version directory.
+        tags: Tag set of the MetaGraph.
+
+    Raises:
+        LoadError: TensorFlow loads it in neither way.
+    """
+
+    def __init__(self, path: Path, tags: Iterable[str]) -> None:
+        from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph
+
+        ways: list[type[_Functions | _Session]] = (
+            [_Session] if not has_object_graph(read_meta_graph(path, tags)) else [_Functions, _Session]
+        )
+        failures = []
+        for way in ways:
+            try:
+                self._way: _Functions | _Session = way(path, tags)
+            except Exception as error:
+                failures.append(f"{way.words}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            else:
+                return
+        raise LoadError(f"TensorFlow cannot load {path} ({'; '.join(failures)})")
+
+    def answer(self, signature: Signature, inputs: Tensors) -> dict[str, Array]:
+        """What a signature answers to bound inputs, each request by itself.
+
+        Raises:
+            ServingError: TensorFlow's error.
+        """
+        import tensorflow as tf
+
+        try:
+            return self._way.answer(signature, inputs)
+        except (tf.errors.OpError, ValueError, TypeError) as error:
+            raise ServingError(f"{type(error).__name__}: {error}") from None
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._way.close()
+
+
+class _Functions:
+    words = "tf.saved_model.load"
+
+    def __init__(self, path: Path, tags: Iterable[str]) -> None:
+        import tensorflow as tf
+
+        self._loaded: Any = tf.saved_model.load(str(path), tags=sorted(tags))
+        self.close: Callable[[], None] = lambda: None
+
+    def answer(self, signature: Signature, inputs: Tensors) -> dict[str, Array]:
+        import tensorflow as tf
+
+        given = {
+            alias: tf.constant(array, tf.string if array.dtype.hasobject else None, shape=array.shape)
+            for alias, array in inputs.items()
+        }
+        found = self._loaded.signatures[signature.name](**given)
+        return {alias: found[alias].numpy() for alias in signature.outputs}
+
+
+class _Session:
+    words = "a session"
+
+    def __init__(self, path: Path, tags: Iterable[str]) -> None:
+        import tensorflow as tf
+
+        v1 = tf.compat.v1
+        self._session = v1.Session(graph=tf.Graph())
+        with self._session.graph.as_default():
+            v1.saved_model.loader.load(self._session, sorted(tags), str(path))
+        self.close: Callable[[], None] = self._session.close
+
+    def answer(self, signature: Signature, inputs: Tensors) -> dict[str, Array]:
+        fetched = {alias: spec.tensor_name for alias, spec in signature.outputs.items()}
+        fed = {signature.inputs[alias].tensor_name: array for alias, array in inputs.items()}
+        found = self._session.run(fetched, fed)
+        return {
+            alias: np.asarray(value, object if signature.outputs[alias].dtype.numpy.hasobject else None)
+            for alias, value in found.items()
+        }

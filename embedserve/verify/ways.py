@@ -1,0 +1,412 @@
+"""Answers requests in every way that is asked for and holds the answers against plain TensorFlow's.
+
+Called by `command` and by tests; a way is a registry with its options, and which requests share a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from embedserve.bench.model import Place
+from embedserve.bench.requests import features_of, recorded
+from embedserve.config import BatchingOptions, ModelConfig, Optimize, RegistryOptions, RetryPolicy, SpecificVersions
+from embedserve.errors import ConfigError, ServingError
+from embedserve.handle import ModelHandle
+from embedserve.observer import Observer
+from embedserve.registry import ModelRegistry
+from embedserve.saved_model.judge.compare import is_rounding, limit, row_difference, usual_size
+from embedserve.servable import Array, ServableId, Tensors
+from embedserve.signature import BatchingVerdict, Signature
+from embedserve.verify.plain import PlainModel
+from embedserve.verify.requests import Answered, answered, groups, made_up, shortened
+
+__all__ = ["Difference", "Findings", "Plan", "Way", "compare_ways"]
+
+# Seconds that a request may take.
+_PATIENCE = 60.0
+# Microseconds that a request waits for its group: all of a group are sent within one turn of the loop.
+_GATHERING = 2000
+_MOST_ROWS = 1023
+# Sizes of padded batches: none is a power of two, so that no group of made-up requests fills one.
+_PADDED = (5, 11, 23, 47, 95, 191, 383, _MOST_ROWS)
+# A busy machine may keep a group from sharing a run.
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        pairs: Groups of requests that share a run, for each signature and way; two of three are pairs.
+        seed: Other requests and groups for each.
+        tolerance: How far floats may be apart, relative to a row's largest element.
+        padded: Whether batches are padded to allowed sizes too.
+        ragged: Whether requests of different lengths are padded to share a run too.
+        optimize: Optimised execution to compare too.
+        files: Recorded requests to ask instead of made-up ones.
+        signature: The only signature to ask; None for all.
+    """
+
+    pairs: int = 20
+    seed: int = 0
+    tolerance: float = 1e-5
+    padded: bool = True
+    ragged: bool = False
+    optimize: Optimize = "none"
+    files: Sequence[Path] = ()
+    signature: str | None = None
+
+
+@dataclass
+class Difference:
+    """How far one output's answers in one way are from plain TensorFlow's.
+
+    Attributes:
+        largest: Largest difference of a row, relative to the row's size; infinite where shapes or exact values differ.
+        answers: Answers that were compared.
+        over: Answers that differ by more than the tolerance.
+        example: The first of those, in words.
+    """
+
+    largest: float = 0.0
+    answers: int = 0
+    over: int = 0
+    example: str = ""
+
+
+@dataclass
+class Way:
+    """One way of answering.
+
+    Attributes:
+        name: `alone`, `beside neighbours`, `padded`...
+        differences: By output.
+        runs: Groups of requests that shared one run.
+        apart: Groups that did not, whatever was tried.
+        note: Why the way is not what was asked for.
+    """
+
+    name: str
+    differences: dict[str, Difference] = field(default_factory=dict)
+    runs: int = 0
+    apart: int = 0
+    note: str = ""
+
+
+@dataclass
+class Findings:
+    """What is found out about one signature.
+
+    Attributes:
+        signature: Its name.
+        verdict: Whether requests share a run, and why.
+        requests: Where the requests come from, in words.
+        skipped: Why nothing is compared; empty where something is.
+        ways: Answers in each way.
+    """
+
+    signature: str
+    verdict: BatchingVerdict
+    requests: str = ""
+    skipped: str = ""
+    ways: list[Way] = field(default_factory=list)
+
+    @property
+    def differs(self) -> bool:
+        """Whether an answer is over the tolerance."""
+        return any(difference.over for way in self.ways for difference in way.differences.values())
+
+
+async def compare_ways(place: Place, config: ModelConfig, options: RegistryOptions, plan: Plan) -> list[Findings]:
+    """Answer requests by plain TensorFlow and in each way, and compare.
+
+    Args:
+        place: The version.
+        config: Its options; `batching` and `batching_options` are of the way.
+        options: The registry's.
+        plan: What is compared.
+
+    Raises:
+        ServingError: The model cannot be loaded, or a file of requests cannot be used.
+    """
+    plain = await asyncio.to_thread(PlainModel, place.path, config.saved_model_tags)
+    try:
+        comparison = _Comparison(place, config, options, plan, plain)
+        await comparison.run()
+        return comparison.findings
+    finally:
+        plain.close()
+
+
+class _SharedRuns(Observer):
+    """Counts the requests that shared each run."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def batch_formed(
+        self, id: ServableId, signature_name: str, rows: int, padded_rows: int, requests: int, reason: str
+    ) -> None:
+        self.last = max(self.last, requests)
+
+
+class _Comparison:
+    """One version, its requests, and what is found."""
+
+    def __init__(
+        self, place: Place, config: ModelConfig, options: RegistryOptions, plan: Plan, plain: PlainModel
+    ) -> None:
+        self._place = place
+        self._config = config
+        self._options = options
+        self._plan = plan
+        self._plain = plain
+        self._requests: dict[str, list[Answered]] = {}
+        self._shortened: dict[str, list[Answered]] = {}
+        self.findings: list[Findings] = []
+
+    async def run(self) -> None:
+        """Fill in `findings`."""
+        plan = self._plan
+        plain_way = BatchingOptions(max_batch_size=_MOST_ROWS, batch_timeout_micros=_GATHERING)
+        async with _asking(self._registry(plain_way), self._config.name) as asker:
+            await self._prepare(asker.handle)
+            await self._each(asker, "alone", _singly, self._requests, unbatched=True)
+            await self._each(asker, "beside neighbours", self._in_groups, self._requests)
+        if plan.padded:
+            padded = plain_way.model_copy(update={"allowed_batch_sizes": _PADDED})
+            await self._other("padded", padded, self._in_groups_and_singly, self._requests)
+        if plan.ragged:
+            ragged = plain_way.model_copy(update={"pad_variable_length_inputs": True})
+            await self._other("padded lengths", ragged, self._in_mixed_groups, self._shortened)
+        if plan.optimize != "none":
+            name, chosen = f"optimize={plan.optimize}", self._in_groups_and_singly
+            await self._other(name, plain_way, chosen, self._requests, unbatched=True, optimize=plan.optimize)
+
+    async def _other(
+        self,
+        name: str,
+        batching: BatchingOptions,
+        chosen: Callable[[Sequence[Answered]], Sequence[Sequence[int]]],
+        requests: Mapping[str, list[Answered]],
+        unbatched: bool = False,
+        **model: Any,
+    ) -> None:
+        """One more way, for which the version is loaded once more."""
+        if not any(requests.values()):
+            return
+        async with _asking(self._registry(batching, **model), self._config.name) as asker:
+            await self._each(asker, name, chosen, requests, unbatched)
+
+    def _registry(self, batching: BatchingOptions, **model: Any) -> ModelRegistry:
+        """A registry that serves this version alone, one run at a time; not entered yet."""
+        update = {
+            "version_policy": SpecificVersions(versions=(self._place.version,)),
+            "batching_options": batching,
+            "optimize": "none",
+            **model,
+        }
+        options: dict[str, Any] = {name: getattr(self._options, name) for name in RegistryOptions.model_fields}
+        options |= {
+            "num_batch_threads": 1,
+            "enable_per_model_batching_parameters": False,
+            # One scan, one attempt: nothing changes meanwhile.
+            "poll_interval": math.inf,
+            "watch": False,
+            "settle": 0.0,
+            "retry": RetryPolicy(max_retries=0),
+        }
+        return ModelRegistry(models=[self._config.model_copy(update=update)], **options)
+
+    async def _prepare(self, handle: ModelHandle) -> None:
+        """Find requests for every signature.
+
+        Raises:
+            ConfigError: There is no such signature, or a file of requests cannot be used.
+        """
+        signatures, wanted = handle.signatures, self._plan.signature
+        if wanted is not None and wanted not in signatures:
+            raise ConfigError(f"the model has no signature {wanted!r}; its signatures: {', '.join(signatures)}")
+        errors: list[ConfigError] = []
+        for name in signatures if wanted is None else [wanted]:
+            found = Findings(name, signatures[name].batching)
+            self.findings.append(found)
+            if not signatures[name].stateless:
+                found.skipped = "not compared: it writes state or draws random numbers, so that each run answers anew"
+                continue
+            try:
+                requests = await asyncio.to_thread(self._requests_of, signatures, signatures[name], found)
+            except ConfigError as error:
+                errors.append(error)
+                found.skipped = f"not compared: {error}"
+                continue
+            self._requests[name] = requests
+            if not requests:
+                found.skipped = (
+                    f"not compared: plain TensorFlow answers none of the requests ({found.requests}); give recorded "
+                    "ones by --requests=FILE"
+                )
+            elif self._plan.ragged:
+                shorter = await asyncio.to_thread(shortened, signatures[name], requests, self._plain, self._plan.seed)
+                self._shortened[name] = shorter
+        if errors and len(errors) == len(self.findings):
+            raise errors[0]
+
+    def _requests_of(
+        self, signatures: Mapping[str, Signature], signature: Signature, found: Findings
+    ) -> list[Answered]:
+        from embedserve.saved_model.meta_graph import warmup_file
+
+        plan, plain, place = self._plan, self._plain, self._place
+        if plan.files:
+            given = recorded(plan.files, signatures, signature)
+            found.requests = given.origin
+            return answered(plain, signature, given.inputs)
+        own: Sequence[Tensors] = ()
+        if warmup_file(place.path).is_file():
+            try:
+                own = recorded([warmup_file(place.path)], signatures, signature).inputs
+            except ConfigError:
+                own = ()  # The file is about another signature.
+        features = features_of(place.path, self._config.saved_model_tags, signature)
+        requests = made_up(plain, signature, features, own, 2 * plan.pairs, plan.seed)
+        origin = "made up" if not own else "made up, and from the version's own warm-up file"
+        found.requests = f"{len(requests)} {origin}"
+        return requests
+
+    async def _each(
+        self,
+        asker: _Asker,
+        name: str,
+        chosen: Callable[[Sequence[Answered]], Sequence[Sequence[int]]],
+        requests: Mapping[str, list[Answered]],
+        unbatched: bool = False,
+    ) -> None:
+        """Answer the chosen groups of every signature's requests; `unbatched` is for signatures that do not batch."""
+        for found in self.findings:
+            given = requests.get(found.signature)
+            if not given:
+                continue
+            batched = asker.handle.signatures[found.signature].batching.batchable
+            asked = [group for group in chosen(given) if batched or len(group) == 1]
+            if asked and (batched or unbatched):
+                way = Way(name, note=asker.note)
+                found.ways.append(way)
+                await _Answers(asker, found.signature, given, self._plan.tolerance, way).hold(asked)
+
+    def _in_groups(self, requests: Sequence[Answered]) -> list[list[int]]:
+        return list(groups(requests, self._plan.pairs, self._plan.seed))
+
+    def _in_mixed_groups(self, requests: Sequence[Answered]) -> list[list[int]]:
+        return list(groups(requests, self._plan.pairs, self._plan.seed, ragged=True))
+
+    def _in_groups_and_singly(self, requests: Sequence[Answered]) -> list[list[int]]:
+        return [*_singly(requests), *self._in_groups(requests)]
+
+
+def _singly(requests: Sequence[Answered]) -> list[list[int]]:
+    return [[index] for index in range(len(requests))]
+
+
+@asynccontextmanager
+async def _asking(registry: ModelRegistry, name: str) -> AsyncIterator[_Asker]:
+    """Load the one version of a registry, and unload it afterwards."""
+    shared = _SharedRuns()
+    registry.observers.add(shared)
+    async with registry, registry.acquire(name) as handle:
+        yield _Asker(handle, shared, registry.status()[name][0].note)
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """A loaded version, what is counted of its runs, and why it is not what was asked for."""
+
+    handle: ModelHandle
+    shared: _SharedRuns
+    note: str
+
+    async def ask(self, signature: str, requests: Sequence[Tensors]) -> tuple[list[Tensors | BaseException], bool]:
+        """The answers, or errors, to requests that are sent at once; and whether they shared one run."""
+        for _ in range(_ATTEMPTS):
+            self.shared.last = 0
+            sent = [self.handle.predict(each, signature_name=signature, timeout=_PATIENCE) for each in requests]
+            found: list[Any] = await asyncio.gather(*sent, return_exceptions=True)
+            if len(requests) == 1 or self.shared.last == len(requests):
+                return found, True
+        return found, False
+
+
+class _Answers:
+    """Holds the answers of one signature in one way against plain TensorFlow's."""
+
+    def __init__(self, asker: _Asker, signature: str, requests: Sequence[Answered], tolerance: float, way: Way) -> None:
+        self._asker = asker
+        self._signature = signature
+        self._requests = requests
+        self._tolerance = tolerance
+        self._way = way
+        outputs = requests[0].outputs
+        way.differences = {name: Difference() for name in outputs}
+        self._usual = {
+            name: usual_size([row for request in requests for row in _rows(request.outputs[name])]) for name in outputs
+        }
+
+    async def hold(self, groups: Sequence[Sequence[int]]) -> None:
+        """Ask each group of requests at once, and count what differs."""
+        for group in groups:
+            found, shared = await self._ask(group)
+            if len(group) > 1:
+                self._way.runs += shared
+                self._way.apart += not shared
+            for place, index in enumerate(group):
+                await self._compare(found[place], group, place, index)
+
+    async def _ask(self, group: Sequence[int]) -> tuple[list[Tensors | BaseException], bool]:
+        return await self._asker.ask(self._signature, [self._requests[index].inputs for index in group])
+
+    async def _compare(self, answer: Tensors | BaseException, group: Sequence[int], place: int, index: int) -> None:
+        copies: Tensors | BaseException | None = None
+        for name, expected in self._requests[index].outputs.items():
+            apart, words = math.inf, str(answer)
+            if isinstance(answer, Mapping):
+                found, words = answer[name], ""
+                apart = _apart(found, expected)
+                if apart > limit(expected.dtype, self._tolerance) and expected.ndim:
+                    if copies is None:
+                        copies = answer if len(group) == 1 else (await self._ask([index] * len(group)))[0][place]
+                    copy = copies[name] if isinstance(copies, Mapping) else None
+                    usual = self._usual[name]
+                    if copy is not None and is_rounding(found, copy, expected, usual, self._tolerance):
+                        apart = row_difference(copy, expected, usual)
+            elif not isinstance(answer, ServingError):
+                raise answer
+            self._count(self._way.differences[name], apart, expected, group, place, words)
+
+    def _count(
+        self, difference: Difference, apart: float, expected: Array, group: Sequence[int], place: int, words: str
+    ) -> None:
+        difference.answers += 1
+        difference.largest = max(difference.largest, apart)
+        if apart <= limit(expected.dtype, self._tolerance):
+            return
+        difference.over += 1
+        if not difference.example:
+            request = self._requests[group[place]]
+            others = [str(self._requests[index]) for spot, index in enumerate(group) if spot != place]
+            beside = f" beside {' and '.join(others)}" if others else ""
+            difference.example = f"{request}{beside}" + (f": {words}" if words else "")
+
+
+def _apart(found: Array, expected: Array) -> float:
+    return math.inf if found.dtype != expected.dtype else row_difference(found, expected)
+
+
+def _rows(output: Array) -> list[Array]:
+    return [output[row : row + 1] for row in range(len(output))] if output.ndim else [output]
