@@ -298,6 +298,9 @@ class RegistryOptions(_Options):
             long again as it was given (5 to 60 seconds), is stuck: its thread is replaced, its version refused.
         max_stuck_runs: Threads of stuck runs that are replaced; from that number on `liveness()` says that the process
             should be replaced. None is as many as `num_batch_threads`, which also is what TensorFlow's pools can lose.
+        load_timeout: Seconds that each step of a load may take: reading the model and trying it out, its recorded
+            requests, warm-up in one run thread; infinite for no bound. A made-up run has a minute, a recorded one ten.
+            What takes longer is left behind in its thread; the version fails with what hung and is not tried again.
         num_load_threads: Threads for load, unload and directory scans.
         max_pending_requests: Bound of the unbatched path, per loaded version, in requests waiting or running.
         poll_interval: Seconds between directory scans; watch events only make a scan come sooner.
@@ -347,6 +350,7 @@ class RegistryOptions(_Options):
     num_batch_threads: int = Field(default_factory=usable_cpus, ge=1)
     run_timeout: float = Field(default=600.0, gt=0)
     max_stuck_runs: int | None = Field(default=None, ge=1)
+    load_timeout: float = Field(default=1800.0, gt=0)
     num_load_threads: int = Field(default=2, ge=1)
     max_pending_requests: int = Field(default=1000, ge=1)
     poll_interval: float = Field(default=1.0, gt=0)

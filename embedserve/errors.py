@@ -157,6 +157,12 @@ class LoadError(ServingError):
     code = Code.UNKNOWN
 
 
+class HungError(LoadError):
+    """A step of a load has gone on past its limit; its thread was left behind. Another attempt would hang as well."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
 class StartError(ServingError):
     """Entering the registry failed; the message has the reason for each model."""
 

@@ -133,6 +133,7 @@ class Runtime(HomeLoop):
             policy=policy or _POLICIES[options.transition],
             retry=options.retry,
             drain_timeout=options.drain_timeout,
+            load_timeout=options.load_timeout,
             coordinator=coordinator,
         )
         self.control = Control(self, [model.name for model in models])
@@ -401,8 +402,8 @@ class Runtime(HomeLoop):
         }
 
     def liveness(self) -> str | None:
-        """Why only a new process can help: stuck runs have used up the threads. None where that is not so."""
-        return self._run_pool.trouble
+        """Why only a new process can help: what is stuck has used up the threads. None where that is not so."""
+        return self._run_pool.trouble or self._load_pool.trouble
 
     def trouble(self, name: str) -> str | None:
         """Why a model that serves is refused."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from embedserve import fairness
-from embedserve.errors import Code, RegistryStateError, ServingError
+from embedserve.errors import Code, HungError, RegistryStateError, ServingError
 from embedserve.settling import Settling
 
 __all__ = ["RunPool", "SlotClient", "Task", "Work", "outlast", "tellable"]
@@ -221,7 +221,7 @@ class _Reserved:
             self.ended.set_exception(error)
 
     def stuck(self, seconds: float) -> None:
-        self.done(None, ServingError(f"it has not ended after {seconds:.0f} s", code=Code.DEADLINE_EXCEEDED))
+        self.done(None, HungError(f"warm-up in a run thread has not ended after {seconds:.0f} s"))
 
 
 class RunPool:
@@ -507,7 +507,7 @@ class RunPool:
             How many threads were left out, because what they ran went on for `patience` seconds more.
 
         Raises:
-            ServingError: DEADLINE_EXCEEDED where `call` took longer than `limit`.
+            HungError: `call` took longer than `limit`.
         """
         left_out = 0
         for thread in tuple(self._threads):

@@ -269,6 +269,16 @@ def hue(path: Path) -> Path:
     return _save(path, _Module(), serving_default=serve)
 
 
+def endless_on_made_up_inputs(path: Path) -> Path:
+    """The same kernel, which ends for no `image` at all."""
+
+    @_signature(_spec([None, None, 3], tf.float32, "image"))
+    def serve(image: Any) -> Any:
+        return {"image": tf.image.adjust_hue(image, 1e38)}
+
+    return _save(path, _Module(), serving_default=serve)
+
+
 def control_flow(path: Path) -> Path:
     """Nested functions: `pure` has a cond and a loop without effects, `hidden` a write inside a cond's branch."""
     module = _Module(count=tf.Variable(0.0))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from embedserve.config import RetryPolicy
-from embedserve.errors import Code, LoadError, ServableNotFoundError, ServingError
+from embedserve.errors import Code, HungError, LoadError, ServableNotFoundError, ServingError
 from embedserve.lifecycle.coordinator import Coordinator
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.monitor import Monitor
@@ -56,6 +57,7 @@ class Manager:
         policy: TransitionPolicy = availability_preserving,
         retry: RetryPolicy | None = None,
         drain_timeout: float | None = None,
+        load_timeout: float = math.inf,
         coordinator: Coordinator | None = None,
     ) -> None:
         self._make_predictor = make_predictor
@@ -66,6 +68,7 @@ class Manager:
         self._policy = policy
         self._retry = retry or RetryPolicy()
         self._drain_timeout = drain_timeout
+        self._load_timeout = load_timeout
         self._coordinator = coordinator
         self._managed: dict[str, list[ManagedVersion]] = {}
         self._aspired: dict[str, dict[int, AspiredVersion]] = {}
@@ -252,7 +255,9 @@ class Manager:
                 self._advance(version, State.END)
                 break
             version.failures += 1
-            delay = self._retry.delay(version.failures) if version.aspired and not self._closing else None
+            # What hangs once hangs again, and each attempt would cost a thread.
+            retried = version.aspired and not self._closing and not isinstance(error, HungError)
+            delay = self._retry.delay(version.failures) if retried else None
             self._log_failure(version, error, delay)
             self._note(version)
             if delay is None or await self._unaspired_within(version, delay):
@@ -268,7 +273,9 @@ class Manager:
         error: Exception | None = None
         logger.info("Loading servable version %s", version.id)
         try:
-            servable = await self._load_pool.run_shielded(version.loader.load)
+            servable = await self._load_pool.run_shielded(
+                version.loader.load, limit=self._load_timeout, late=version.loader.unload
+            )
             if version.warm_up:
                 await self._warm_up(version, servable)
             if not await self._load_pool.run_shielded(version.loader.unchanged):
@@ -278,7 +285,8 @@ class Manager:
         except BaseException as raised:
             if isinstance(raised, Exception):
                 error = raised
-            await self._unload(version, servable)
+            if not isinstance(raised, HungError):  # A thread still has what would be unloaded.
+                await self._unload(version, servable)
             raise
         finally:
             if self._observers:
@@ -289,7 +297,11 @@ class Manager:
         started = loop.time()
         error: Exception | None = None
         try:
-            await self._load_pool.run_shielded(version.loader.warm_up, servable)
+            await self._load_pool.run_shielded(
+                *(version.loader.warm_up, servable),
+                limit=self._load_timeout,
+                late=lambda _: version.loader.unload(servable),
+            )
         except LoadError as raised:
             error = raised
             raise
@@ -298,7 +310,7 @@ class Manager:
             if self._observers and records is not None:
                 self._observers.warmup_finished(version.id, version.path, loop.time() - started, records, error)
         cold = await self._run_pool.run_in_each_thread(
-            lambda: _quietly(version.loader.warm_up_thread, servable), WARM_UP_PATIENCE
+            lambda: _quietly(version.loader.warm_up_thread, servable), WARM_UP_PATIENCE, self._load_timeout
         )
         if cold:
             logger.warning(
@@ -377,7 +389,7 @@ class Manager:
 
     async def _unload(self, version: ManagedVersion, servable: Servable | None) -> None:
         try:
-            await self._load_pool.run_shielded(version.loader.unload, servable)
+            await self._load_pool.run_shielded(version.loader.unload, servable, limit=self._load_timeout)
             await self._give_back(version.loader)
         except Exception:
             logger.exception("Unloading servable version %s failed; its memory may not be given back", version.id)

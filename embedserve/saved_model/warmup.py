@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from embedserve.errors import Code, InvalidInputError, LoadError, ServingError, SignatureNotFoundError
+from embedserve.load_pool import doing
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.meta_graph import warmup_file
 from embedserve.saved_model.session import SessionServable
@@ -29,6 +30,8 @@ __all__ = ["MAX_RECORDS", "RecordedInputs", "read_logs", "recorded_inputs", "rep
 logger = logging.getLogger("embedserve")
 
 MAX_RECORDS = 1000
+# Seconds of one recorded request; a kernel that is at it for longer is taken for endless.
+_PATIENCE = 600.0
 _UNSUPPORTED = {"session_run_log": 5, "predict_streamed_log": 7}
 
 
@@ -93,7 +96,8 @@ def replay(path: Path, servable: Servable, iterations: int = 1) -> int | None:
             run = _request(log, servable)
             for _ in range(iterations if run is not None else 0):
                 assert run is not None
-                run()
+                with doing(f"warm-up record {records}", _PATIENCE):
+                    run()
         except ServingError as error:
             raise LoadError(f"{error} (warm-up record {records} of {file})", code=error.code) from error
         if records > MAX_RECORDS:

@@ -6,6 +6,7 @@ So versions, retries, labels, reloads, readiness and status are what they are in
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,7 +47,7 @@ class FleetRegistry(ModelRegistry):
     """
 
     def __init__(self, config: ServerConfig, fleet: Fleet, observer: Observer | None) -> None:
-        options = config.options.model_copy(update={"num_batch_threads": 1})
+        options = config.options.model_copy(update={"num_batch_threads": 1, "load_timeout": math.inf})
         super().__init__(
             config.root,
             models=config.models,

@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.clients import config_of, publish
 from tests.e2e.conftest import ServerProcess, Start
 from tests.programs import fetch, free_port, wait_until
-from tests.saved_models import hue
+from tests.saved_models import endless_on_made_up_inputs, hue
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -98,3 +98,26 @@ def test_a_worker_whose_threads_are_stuck_is_replaced_and_its_port_kept(
     assert server.ask("two", {"instances": [2.0]}) == (200, {"predictions": [3.0]})
     wait_until(lambda: server.get("/-/ready")[0] == 200)
     server.process.terminate()
+
+
+def test_a_made_up_run_that_never_ends_fails_its_version_and_holds_up_no_other(
+    start: Start, saved: Path, tmp_path: Path
+) -> None:
+    endless_on_made_up_inputs(tmp_path / "bad" / "1")
+    publish(saved / "two", tmp_path / "two" / "1")
+    (tmp_path / "models.config").write_text(config_of(("bad", tmp_path / "bad"), ("two", tmp_path / "two")))
+    rest = free_port()
+    process = start(
+        *("--model_config_file=models.config", f"--port={free_port()}", f"--rest_api_port={rest}", "--workers=0"),
+        *("--num_load_threads=1", "--load_timeout=3", "--start_requires=any", "--drain_timeout=5"),
+    )
+    process.wait_until_serving()
+    url = f"http://127.0.0.1:{rest}"
+    assert fetch(f"{url}/v1/models/two:predict", {"instances": [2.0]}) == (200, {"predictions": [3.0]})
+    status, answer = fetch(f"{url}/-/ready/bad")
+    assert status == 503
+    assert "DEADLINE_EXCEEDED: a step of the load has not ended after 3 s" in answer["models"]["bad"]
+    assert "signature 'serving_default' on made-up inputs" in answer["models"]["bad"]
+    began = time.monotonic()
+    process.terminate()
+    assert time.monotonic() - began < 5 + 10

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedserve.errors import DeadlineExceededError, ServingError
+from embedserve.load_pool import doing
 from embedserve.saved_model.judge.compare import equal, is_rounding, rows_equal, usual_size
 from embedserve.saved_model.judge.probe_inputs import Sample
 from embedserve.servable import Array, Servable, Tensors
@@ -32,11 +33,16 @@ _ROWS = 6
 _SEED = 0
 
 
+def _run(servable: Servable, signature: Signature, inputs: Tensors) -> Tensors:
+    with doing(f"signature {signature.name!r} on made-up inputs", 2 * _PATIENCE):  # Some kernels cannot be stopped.
+        return servable.run(signature.name, inputs, timeout=_PATIENCE)
+
+
 def find_sample(servable: Servable, signature: Signature, samples: Iterable[Sample]) -> Sample | None:
     """The first sample that the model takes, one row of it, or None."""
     for sample in samples:
         try:
-            servable.run(signature.name, signature.bind(sample.batch(1)), timeout=_PATIENCE)
+            _run(servable, signature, signature.bind(sample.batch(1)))
         except DeadlineExceededError:
             logger.info("signature %r does not end on a made-up input", signature.name)
             return None
@@ -84,7 +90,7 @@ def _answered(servable: Servable, signature: Signature, sample: Sample) -> list[
         if any(all(equal(inputs[name], row.inputs[name], 0.0) for name in inputs) for row in found):
             continue
         try:
-            found.append(_Row(inputs, servable.run(signature.name, inputs, timeout=_PATIENCE)))
+            found.append(_Row(inputs, _run(servable, signature, inputs)))
         except DeadlineExceededError:
             raise
         except ServingError as error:
@@ -133,4 +139,4 @@ class _Together:
     def _run(self, order: Sequence[int]) -> Tensors:
         rows = [self._rows[index].inputs for index in order]
         inputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        return self._servable.run(self._signature.name, inputs, timeout=_PATIENCE)
+        return _run(self._servable, self._signature, inputs)
