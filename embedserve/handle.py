@@ -72,7 +72,14 @@ class ModelHandle:
         try:
             return self.signatures[name or DEFAULT_SIGNATURE]
         except KeyError:
-            raise unknown_signature(name, self.signatures) from None
+            raise unknown_signature(name, self.signatures, self._servable.signature_defs) from None
+
+    def why_absent(self, signature_name: str) -> str:
+        """A sentence, after a blank, on why a signature of the model cannot be called; empty if there is none such.
+
+        For adapters, which have words of their own for a signature that is not found.
+        """
+        return _why_absent(signature_name or DEFAULT_SIGNATURE, self.signature_defs)
 
     async def predict(
         self,
@@ -400,9 +407,21 @@ class ModelHandle:
         self.release()
 
 
-def unknown_signature(name: str, signatures: Mapping[str, Signature]) -> SignatureNotFoundError:
-    """The error for a signature that is not there, with those that are."""
+def unknown_signature(
+    name: str, signatures: Mapping[str, Signature], signature_defs: Mapping[str, Any]
+) -> SignatureNotFoundError:
+    """The error for a signature that cannot be called: why, where the model has it, and those that can be."""
+    name = name or DEFAULT_SIGNATURE
     known = ", ".join(sorted(signatures)) or "none"
     return SignatureNotFoundError(
-        f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found. Available signatures: {known}'
+        f'Serving signature key "{name}" not found.{_why_absent(name, signature_defs)} Available signatures: {known}'
     )
+
+
+def _why_absent(name: str, signature_defs: Mapping[str, Any]) -> str:
+    if name not in signature_defs:
+        return ""
+    from embedserve.saved_model.meta_graph import why_not_callable
+
+    reason = why_not_callable(name, signature_defs[name])
+    return f" The model has it, and it cannot be called: {reason}." if reason else ""

@@ -192,7 +192,8 @@ class Runtime(HomeLoop):
         """Bind, run and return one request on a version, which is held meanwhile. The hot path."""
         signature = version.signatures.get(signature_name or "serving_default")
         if signature is None:
-            raise unknown_signature(signature_name, version.signatures)
+            assert version.servable is not None
+            raise unknown_signature(signature_name, version.signatures, version.servable.signature_defs)
         if self._check_method_names:
             signature.check_predict_method()
         bound, names = signature.bind(inputs, cast=cast), signature.pick(output_filter) if output_filter else None

@@ -16,7 +16,7 @@ from embedserve.errors import Code, InvalidInputError, ServingError
 from embedserve.servable import Array, Tensors
 from embedserve.tensors.dtypes import DType, short_name
 
-__all__ = ["DEFAULT_SIGNATURE", "BatchingVerdict", "Signature", "TensorSpec"]
+__all__ = ["DEFAULT_SIGNATURE", "BatchingVerdict", "Composite", "Signature", "TensorSpec"]
 
 DEFAULT_SIGNATURE = "serving_default"
 _PREDICT_METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
@@ -57,6 +57,23 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Composite:
+    """An output of several tensors, or of none that has values; its parts are outputs of their own.
+
+    Attributes:
+        kind: What it is, for messages: `a sparse tensor`.
+        parts: What each part is, and the name of the output that it is; in TensorFlow's order.
+    """
+
+    kind: str
+    parts: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{word} {name!r}" for word, name in self.parts)
+        return f"{self.kind}, which no answer can carry" + (f"; its parts are the outputs {parts}" if parts else "")
+
+
+@dataclass(frozen=True, slots=True)
 class BatchingVerdict:
     """Whether requests of a signature may be merged along dimension 0, and why or why not.
 
@@ -85,13 +102,14 @@ class Signature:
 
     Attributes:
         name: Key in the SavedModel.
-        inputs, outputs: Specs by alias, sorted by alias.
+        inputs, outputs: Specs by alias, sorted by alias. A part of a composite output stands under its tensor's name.
         method_name: As stored (`tensorflow/serving/predict`, ...).
         defaults: Values for inputs that a request may leave out.
         stateless: Neither writes state nor draws random numbers, nested functions included.
         shape_free: Only element-wise operations, so declared shapes need not hold (rule 9's exception).
         batching: Whether concurrent requests may share a run.
         input_ranks: Required rank per input of unknown declared rank.
+        composites: Outputs that cannot be answered as they are, by alias.
         input_dtypes: Dtypes of `inputs` by alias.
     """
 
@@ -104,6 +122,7 @@ class Signature:
     shape_free: bool = False
     batching: BatchingVerdict = BatchingVerdict(False, "not judged")
     input_ranks: Mapping[str, int] = field(default_factory=dict)
+    composites: Mapping[str, Composite] = field(default_factory=dict)
     input_dtypes: Mapping[str, DType] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -279,6 +298,7 @@ class Signature:
                 raise InvalidInputError(
                     f"output tensor alias not found in signature: {name} Outputs expected to be in the set "
                     f"{{{_listed(self.outputs)}}}."
+                    + (f" {name!r} is {self.composites[name]}" if name in self.composites else "")
                 )
             if name in seen:
                 raise InvalidInputError(f"duplicate output tensor alias: {name}")

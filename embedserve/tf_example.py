@@ -176,7 +176,9 @@ def _checked_tasks(
             raise InvalidInputError(f"Duplicate evaluation of signature: {signature_name}")
         signature = handle.signatures.get(signature_name)
         if signature is None:
-            raise InvalidInputError(f"Requested signature not found in model graph: {signature_name}")
+            raise InvalidInputError(
+                f"Requested signature not found in model graph: {signature_name}" + handle.why_absent(signature_name)
+            )
         if task.method_name == CLASSIFY_METHOD:
             names = _classification_outputs(signature, check_method_name)
         elif task.method_name == REGRESS_METHOD:
@@ -190,7 +192,8 @@ def _checked_tasks(
 def _signature(handle: ModelHandle, name: str) -> Signature:
     signature = handle.signatures.get(name or DEFAULT_SIGNATURE)
     if signature is None:
-        raise InvalidInputError(f"No signature was found with the name: {name or DEFAULT_SIGNATURE}")
+        name = name or DEFAULT_SIGNATURE
+        raise InvalidInputError(f"No signature was found with the name: {name}{handle.why_absent(name)}")
     return signature
 
 

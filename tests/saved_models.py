@@ -6,7 +6,8 @@ For every test that needs TensorFlow; call them from session-scoped fixtures, fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -563,6 +564,173 @@ def examples(path: Path) -> Path:
     return _save(path, module, **named)
 
 
+def python_call(path: Path, where: str = "signature", op: str = "EagerPyFunc") -> Path:
+    """`y = x * 2` by a Python function, which no SavedModel holds.
+
+    Args:
+        path: Version directory.
+        where: What calls it: the `signature`, a `branch` or a `dataset` in it, the `initializer` of a resource, or a
+            function that nothing served reaches (`unused`).
+        op: `EagerPyFunc`, `PyFunc` or `PyFuncStateless`.
+    """
+
+    def call(x: Any) -> Any:
+        if op == "EagerPyFunc":
+            y = tf.py_function(lambda x: x * 2.0, [x], tf.float32)
+        else:
+            y = tf.numpy_function(lambda x: x * np.float32(2), [x], tf.float32, stateful=op == "PyFunc")
+        return tf.ensure_shape(y, [None])
+
+    class Resource(tf.saved_model.experimental.TrackableResource):
+        def _create_resource(self) -> Any:
+            return tf.raw_ops.MutableHashTableV2(key_dtype=tf.int64, value_dtype=tf.float32, shared_name="resource")
+
+        def _initialize(self) -> None:
+            tf.print(call(tf.constant([1.0])))
+
+    module = _Module()
+    if where == "initializer":
+        module.resource = Resource()
+        module.resource.resource_handle  # noqa: B018
+
+    @_signature(_spec([None], tf.float32, "x"))
+    def serve(x: Any) -> Any:
+        if where == "signature":
+            return {"y": call(x)}
+        if where == "branch":
+            return {"y": tf.cond(tf.size(x) > 100, lambda: call(x), lambda: x * 2.0)}
+        if where == "dataset":
+            rows = tf.data.Dataset.from_tensors(x).map(call)
+            return {"y": rows.reduce(tf.zeros_like(x), lambda _, row: row)}
+        return {"y": x * 2.0}
+
+    if where == "unused":
+        module.unused = tf.function(call, input_signature=[tf.TensorSpec([None], tf.float32)])
+    return _save(path, module, serving_default=serve)
+
+
+def tf1_python_call(path: Path, init: bool = False) -> Path:
+    """`y = x * 2` by a `PyFunc` of a TF1 graph; with `init` its init op calls one besides, and `y` does not."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None], "x")
+        call = v1.py_func(lambda x: x * np.float32(2), [tf.constant([1.0]) if init else x], tf.float32)
+        y = x * 2.0 if init else call
+        main_op = tf.group(call, name="init") if init else None
+        return save_v1(path, session, {"serving_default": v1_signature({"x": x}, {"y": y})}, main_op=main_op)
+
+
+def composite_outputs(path: Path) -> Path:
+    """Words of texts: `count [-1]` is dense, `ragged` and `sparse` are the words, `letters` the letters of each."""
+
+    @_signature(_spec([None], tf.string, "text"))
+    def serve(text: Any) -> Any:
+        words = tf.strings.split(text)
+        return {
+            "count": words.row_lengths(),
+            "ragged": words,
+            "sparse": words.to_sparse(),
+            "letters": tf.strings.bytes_split(words),
+        }
+
+    return _save(path, _Module(), serving_default=serve)
+
+
+def without_inputs(path: Path) -> Path:
+    """A signature that takes nothing: `y` is `[1, 2]`."""
+
+    @_signature()
+    def serve() -> Any:
+        return {"y": tf.constant([1.0, 2.0])}
+
+    return _save(path, _Module(), serving_default=serve)
+
+
+def narrow(path: Path) -> Path:
+    """Outputs in dtypes that TensorFlow Serving's JSON lacks: `x [-1]` as `half`, `bfloat16` and `uint16`."""
+
+    @_signature(_spec([None], tf.float32, "x"))
+    def serve(x: Any) -> Any:
+        return {name: tf.cast(x, name) for name in ("half", "bfloat16", "uint16")}
+
+    return _save(path, _Module(), serving_default=serve)
+
+
+def tf1_composites(path: Path) -> Path:
+    """`serving_default` takes `text`, gives `count` and sparse `words`; `sparse_input` takes `words`, gives `total`."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        text = v1.placeholder(tf.string, [None], "text")
+        words = v1.strings.split(text, result_type="RaggedTensor")
+        sparse = words.to_sparse()
+        given = v1.sparse_placeholder(tf.float32, [None, 3], "given")
+        total = v1.sparse_reduce_sum(given, axis=1)
+        signatures = {
+            "serving_default": v1_signature({"text": text}, {"count": words.row_lengths(), "words": sparse}),
+            "sparse_input": v1_signature({"words": given}, {"total": tf.reshape(total, [-1])}),
+        }
+        return save_v1(path, session, signatures)
+
+
+def tf1_assigns_when_read(path: Path, order: str = "assign") -> Path:
+    """A variable in no collection, so that nothing restores it: `y = x * 3`.
+
+    Args:
+        path: Version directory.
+        order: `assign` before each read; `branches` assigns in both branches of a `cond`, `one branch` in one of them;
+            `fed` assigns what the request gives (`value []`), well before the read; `never` does not assign;
+            `partly` has a signature `other` besides, which reads a variable that is never assigned.
+    """
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None], "x")
+        value = v1.placeholder(tf.float32, [], "value")
+        v, other = (v1.Variable(0.0, collections=[], trainable=False, use_resource=True, name=n) for n in ("v", "w"))
+        inputs = {"x": x, "value": value} if order == "fed" else {"x": x}
+        if order in ("branches", "one branch"):
+            with _control_flow_v1():
+                assigned = v1.cond(
+                    tf.size(x) > 2, lambda: v.assign(3.0).op, lambda: v.assign(3.0).op if order == "branches" else v.op
+                )
+        else:
+            assigned = v.assign(value if order == "fed" else 3.0)
+        if order == "fed":
+            with tf.control_dependencies([assigned]):  # Time for another run to come between.
+                noise = tf.random.normal([500, 500])
+                assigned = tf.reduce_sum(noise @ noise)
+        with tf.control_dependencies([] if order == "never" else [assigned]):
+            y = tf.multiply(x, v.read_value(), name="y")
+        signatures = {"serving_default": v1_signature(inputs, {"y": y})}
+        if order == "partly":
+            signatures["other"] = v1_signature({"x": x}, {"y": x * other.read_value()})
+        return save_v1(path, session, signatures)
+
+
+def tf1_asset_in_variable(path: Path, main_op: bool = False) -> Path:
+    """The name of an asset file in a variable that `legacy_init_op` (or `main_op`) assigns: `x [-1]` to `x + text`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = path.parent / f"text-{path.name}.txt"
+    suffix.write_text("!")
+    with tf.Graph().as_default(), v1.Session() as session:
+        asset = tf.constant(str(suffix), name="asset")
+        v1.add_to_collection(v1.GraphKeys.ASSET_FILEPATHS, asset)
+        name = v1.Variable(str(suffix), collections=[], trainable=False, use_resource=True, name="file_name")
+        x = v1.placeholder(tf.string, [None], "x")
+        y = tf.strings.join([x, tf.io.read_file(name.read_value())], name="y")
+        init = {"main_op" if main_op else "legacy_init_op": tf.group(name.assign(asset), name="assign_asset")}
+        assets = v1.get_collection(v1.GraphKeys.ASSET_FILEPATHS)
+        signatures = {"serving_default": v1_signature({"x": x}, {"y": y})}
+        path = save_v1(path, session, signatures, assets_collection=assets, **init)
+    suffix.unlink()
+    return path
+
+
+@contextlib.contextmanager
+def _control_flow_v1() -> Iterator[None]:
+    v1.disable_control_flow_v2()
+    try:
+        yield
+    finally:
+        v1.enable_control_flow_v2()
+
+
 def set_default(path: Path, signature_name: str, alias: str, value: Any) -> Path:
     """Give an input of a saved signature a default value, as `SignatureDef.defaults` holds it."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
@@ -602,6 +770,7 @@ MODELS: Mapping[str, Builder] = {
             tf1_legacy_init,
             tf1_examples,
         ),
-        *(examples, unknown_rank_product, constant_scalars, keras_line),
+        *(examples, unknown_rank_product, constant_scalars, keras_line, composite_outputs, tf1_composites),
+        *(tf1_assigns_when_read, tf1_asset_in_variable, without_inputs, narrow),
     )
 }

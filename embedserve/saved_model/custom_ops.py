@@ -9,15 +9,17 @@ import importlib
 import importlib.util
 import logging
 import re
+import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import tensorflow as tf
 
 from embedserve.errors import Code, LoadError
+from embedserve.saved_model.graph import Operations
 
-__all__ = ["advice", "import_provider", "preload", "use_gpu_as_needed"]
+__all__ = ["advice", "check_python_calls", "import_provider", "preload", "use_gpu_as_needed"]
 
 logger = logging.getLogger("embedserve")
 
@@ -93,6 +95,29 @@ def use_gpu_as_needed() -> None:
                 tf.config.experimental.set_memory_growth(gpu, True)
         except (RuntimeError, ValueError) as error:
             logger.warning("memory growth cannot be turned on for %s: %s", gpu.name, error)
+
+
+def check_python_calls(operations: Mapping[str, Operations]) -> None:
+    """Refuse a model that would call a Python function, in TensorFlow Serving's words.
+
+    TensorFlow's Python package registers these operations, so a load would succeed. A run would then fail, or call an
+    unrelated function of this process that happens to have the same token.
+
+    Args:
+        operations: What each part of the model does, by its name in messages.
+
+    Raises:
+        LoadError: A part calls Python.
+    """
+    for part, found in operations.items():
+        if found.calls_python is not None:
+            raise LoadError(
+                f"Op type not registered '{found.calls_python}' in binary running on {socket.gethostname()}. Make sure "
+                f"the Op and Kernel are registered in the binary running in this process. The {part} calls a Python "
+                "function through it, and a SavedModel does not hold that function: write it with TensorFlow "
+                "operations in place of tf.py_function and tf.numpy_function, and export the model again",
+                code=Code.NOT_FOUND,
+            )
 
 
 def import_provider(message: str) -> bool:

@@ -17,6 +17,7 @@ from embedserve.errors import Code, DeadlineExceededError
 from embedserve.saved_model import run_time, tensorflow_private
 from embedserve.saved_model.arrays import owned, private_copies
 from embedserve.saved_model.deadlines import Deadlines, TimedRun
+from embedserve.saved_model.one_at_a_time import OneAtATime
 from embedserve.saved_model.status import RUN_ERRORS, TIMED_OUT, code_of, inference_error
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
@@ -42,6 +43,7 @@ class FunctionServable:
         signature_defs: Mapping[str, Any] = MappingProxyType({}),
         *,
         inline: bool = True,
+        overwriting: frozenset[str] = frozenset(),
         reads_files_at_run_time: bool = False,
     ) -> None:
         """Load the model.
@@ -52,6 +54,7 @@ class FunctionServable:
             signatures: Signatures to serve.
             signature_defs: Their protos, and those of signatures that cannot be called.
             inline: Whether short runs may use kernels that TensorFlow keeps, constants included.
+            overwriting: Signatures whose runs follow each other; see `OneAtATime`.
             reads_files_at_run_time: As in `Servable`.
 
         Raises:
@@ -61,6 +64,7 @@ class FunctionServable:
         with tensorflow_private.quiet_loading():
             self._loaded: Any = tf.saved_model.load(str(path), tags=sorted(tags))
         self._inline = inline
+        self._one_at_a_time = OneAtATime(overwriting)
         self.signatures = signatures
         self.signature_defs = signature_defs
         self.reads_files_at_run_time = reads_files_at_run_time
@@ -88,7 +92,10 @@ class FunctionServable:
         if not function.stateless:
             arrays = private_copies(arrays)
         try:
-            values = _call(function.call, arrays, cancellation, timeout)
+            if signature_name in self._one_at_a_time.names:
+                values = self._one_at_a_time.run(lambda left: _call(function.call, arrays, cancellation, left), timeout)
+            else:
+                values = _call(function.call, arrays, cancellation, timeout)
         except RUN_ERRORS as error:
             raise inference_error(error) from None
         if output_names is None:
@@ -156,15 +163,18 @@ class _SignatureFunction:
 
     def __init__(self, function: Any, signature: Signature) -> None:
         self.arguments = tensorflow_private.argument_names(function)
-        names = sorted(function.structured_outputs)
-        if sorted(self.arguments) != sorted(signature.inputs) or names != sorted(signature.outputs):
+        # TensorFlow flattens a dict of outputs in the order of its sorted keys.
+        names: list[str] = []
+        for alias in sorted(function.structured_outputs):
+            composite = signature.composites.get(alias)
+            names += [alias] if composite is None else [name for _, name in composite.parts]
+        if sorted(self.arguments) != sorted(signature.inputs) or set(names) != set(signature.outputs):
             raise LookupError(
                 f"signature {signature.name!r} was lifted as ({', '.join(self.arguments)}) -> {', '.join(names)}, "
                 f"stored is {signature}"
             )
         if len(names) != len(function.outputs):
             raise LookupError(f"signature {signature.name!r} was lifted with {len(function.outputs)} outputs")
-        # TensorFlow flattens a dict of outputs in the order of its sorted keys.
         self.outputs = [(name, signature.outputs[name].dtype.numpy) for name in names]
         self.stateless = signature.stateless
         self._function = function

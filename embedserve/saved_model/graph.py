@@ -14,7 +14,7 @@ from typing import Any
 
 from embedserve.saved_model import tensorflow_private
 
-__all__ = ["LARGE_CONSTANTS", "GraphReader", "Operations"]
+__all__ = ["CALLS_PYTHON", "INIT_SIGNATURE", "LARGE_CONSTANTS", "GraphReader", "Operations"]
 
 LARGE_CONSTANTS = 2**20
 """Bytes of constants from which copies of them matter: one is made for each way of running a graph."""
@@ -51,7 +51,18 @@ _READS_FILES = _words("""
 # for other machines: ReadFile, MatchingFiles, SnapshotDataset and the like, and custom ops that follow suit.
 _OPENS = re.compile(r"file|path|prefix|dir|address|host|url|uri|pattern|endpoint|bucket")
 _OPENS_NOTHING = _words("RegexReplace RegexFullMatch")
-_RUNS_PYTHON = _words("PyFunc PyFuncStateless EagerPyFunc")
+CALLS_PYTHON = _words("PyFunc PyFuncStateless EagerPyFunc")
+"""Ops that call a function of the Python process that built the graph."""
+# What puts a value in the place of another; an `AssignAdd` is one step, which no other run can come between.
+_OVERWRITES = _words("""
+    Assign AssignVariableOp ScatterUpdate ScatterNdUpdate ResourceScatterUpdate ResourceScatterNdUpdate
+    StridedSliceAssign ResourceStridedSliceAssign
+    """)
+# Edges of the object graph to the functions that run while a SavedModel is loaded or unloaded.
+_RESOURCE_FUNCTIONS = _words("_create_resource _initialize _destroy_resource")
+_INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
+INIT_SIGNATURE = "__saved_model_init_op"
+"""Key under which TensorFlow stores what initialises a model."""
 
 # Take any shape, and give an element for an element: no kernel among them can abort on a shape (design rule 9).
 _ELEMENT_WISE = _words("""
@@ -80,6 +91,8 @@ class Operations:
         unsafe: For a client that feeds what it likes: writes state or files, opens files that a tensor names, reaches
             for other machines, or runs Python.
         constant_bytes: Size of the constants in the graph.
+        overwrites: Puts what a request gives in the place of a variable's value: runs at a time would mix it up.
+        calls_python: Calls a Python function, which exists only in the process that made the model.
         element_wise: Every operation takes any shape and gives an element for an element.
         features: Features of the tf.Examples it parses: name → (`DataType` number, number of values or None for any).
     """
@@ -89,6 +102,8 @@ class Operations:
     loops: bool = False
     reads_files: bool = False
     unsafe: str | None = None
+    overwrites: bool = False
+    calls_python: str | None = None
     constant_bytes: int = 0
     element_wise: bool = True
     features: dict[str, tuple[int, int | None]] = field(default_factory=dict)
@@ -105,6 +120,8 @@ class Operations:
         self.loops = self.loops or other.loops
         self.reads_files = self.reads_files or other.reads_files
         self.unsafe = self.unsafe or other.unsafe
+        self.overwrites = self.overwrites or other.overwrites
+        self.calls_python = self.calls_python or other.calls_python
         self.constant_bytes += other.constant_bytes
         self.element_wise = self.element_wise and other.element_wise
         self.features |= other.features
@@ -119,6 +136,16 @@ class GraphReader:
         self._functions: Mapping[str, Any] = {f.signature.name: f for f in graph.library.function}
         self._stored_ops: Mapping[str, Any] = {op.name: op for op in meta_graph.meta_info_def.stripped_op_list.op}
         self._summaries: dict[str, Operations] = {}
+        self._startup = _startup_fetches(meta_graph), _startup_functions(meta_graph)
+
+    def startup(self) -> Operations:
+        """What loading and unloading the model does: restore, initialise, create and destroy its resources."""
+        fetches, functions = self._startup
+        result = self.operations(fetches)
+        for name in functions:
+            if name in self._functions:
+                result.add(self._summary(name))
+        return result
 
     def operations(self, fetched: Iterable[str], fed: Iterable[str] = ()) -> Operations:
         """What computing the tensors or ops `fetched` does when the tensors `fed` are given.
@@ -128,11 +155,20 @@ class GraphReader:
         result = Operations()
         for node in self._reached(fetched, fed):
             self._look_at(node, result, self._nodes.values())
+            if node.op in _OVERWRITES and self._depends_on(node, fed):
+                result.overwrites = True
         return result
 
     def reached(self, fetched: Iterable[str], fed: Iterable[str] = ()) -> frozenset[str]:
         """Names of the nodes that run; arguments as for `operations`."""
         return frozenset(node.name for node in self._reached(fetched, fed))
+
+    def _depends_on(self, node: Any, fed: Iterable[str]) -> bool:
+        """Whether a node of the graph computes with one of the tensors `fed`."""
+        given = {_node_name(name) for name in fed}
+        return any(
+            _node_name(source) in given for earlier in self._reached([f"^{node.name}"], ()) for source in earlier.input
+        )
 
     def _reached(self, fetched: Iterable[str], fed: Iterable[str]) -> Iterable[Any]:
         """The nodes that run. A feed stands for one tensor: its op still runs for another output or for its effect."""
@@ -168,6 +204,8 @@ class GraphReader:
         result.reads_files = result.reads_files or op in _READS_FILES
         if self._is_unsafe(op, stored):
             result.unsafe = result.unsafe or op
+        if op in CALLS_PYTHON:
+            result.calls_python = result.calls_python or op
         if op == "Const":
             result.constant_bytes += node.attr["value"].tensor.ByteSize()
         if op not in _ELEMENT_WISE or (op in _CONSTANTS and not _is_single(node)):
@@ -184,7 +222,7 @@ class GraphReader:
 
     def _is_unsafe(self, op: str, stored: Any) -> bool:
         """Whether an op may do harm with values that a client chose: whatever is not known to be harmless."""
-        if op in _RUNS_PYTHON:
+        if op in CALLS_PYTHON:
             return True
         if op in _ONLY_READS or op.startswith(_PER_RUN):
             return False
@@ -204,6 +242,7 @@ class GraphReader:
             body = self._functions[function].node_def
             for node in body:
                 self._look_at(node, known, body)
+                known.overwrites = known.overwrites or node.op in _OVERWRITES
             self._summaries[function] = known
         return known
 
@@ -241,6 +280,31 @@ def _draws(op: str) -> bool:
 def _tensor_name(source: str) -> str:
     """A tensor's name with its index; an op's name as it is."""
     return source if ":" in source or source.startswith("^") else f"{source}:0"
+
+
+def _startup_fetches(meta_graph: Any) -> list[str]:
+    """Operations and tensors of the graph that a session runs before it serves."""
+    fetches = [meta_graph.saver_def.restore_op_name] if meta_graph.saver_def.restore_op_name else []
+    for collection in _INIT_COLLECTIONS:
+        if collection in meta_graph.collection_def:
+            fetches += meta_graph.collection_def[collection].node_list.value
+    if INIT_SIGNATURE in meta_graph.signature_def:
+        fetches += [info.name for info in meta_graph.signature_def[INIT_SIGNATURE].outputs.values()]
+    return fetches
+
+
+def _startup_functions(meta_graph: Any) -> list[str]:
+    """Functions that `tf.saved_model.load` runs, and those that it runs when the model goes."""
+    nodes = meta_graph.object_graph_def.nodes
+    found: list[str] = []
+    for node in nodes:
+        wanted = [child.node_id for child in node.children if child.local_name in _RESOURCE_FUNCTIONS]
+        wanted += [saveable.restore_function for saveable in node.saveable_objects.values()]
+        for index in wanted:
+            found += nodes[index].function.concrete_functions
+            if nodes[index].bare_concrete_function.concrete_function_name:
+                found.append(nodes[index].bare_concrete_function.concrete_function_name)
+    return found
 
 
 def _node_name(tensor: str) -> str:

@@ -23,6 +23,7 @@ from embedserve.saved_model.choosing import is_worth_a_try, session_if_faster
 from embedserve.saved_model.freezing import NotOptimisableError
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
+from embedserve.saved_model.graph_session import UnsetVariablesError
 from embedserve.saved_model.judge import probe, verdict
 from embedserve.saved_model.judge.probe_inputs import Sample, candidates
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
@@ -133,6 +134,10 @@ class SavedModelLoader:
             )
             for name, signature in signatures.items()
         }
+        custom_ops.check_python_calls(
+            {f"signature {name!r}": found for name, found in operations.items()}
+            | {"initialisation of the model": graph.startup()}
+        )
         recorded = self._recorded(signatures)
         described = self._described(signatures, operations, (graph, rows), recorded)
         try:
@@ -152,6 +157,7 @@ class SavedModelLoader:
         self._check_whole()
         data = file.read_bytes()
         model = read_model(data)
+        custom_ops.check_python_calls({TFLITE_FILE: model.operations})
         operations = dict.fromkeys(model.signatures, model.operations)
         recorded = self._recorded(model.signatures)
         # Older files do not tell a scalar from a tensor of unknown rank.
@@ -202,20 +208,22 @@ class SavedModelLoader:
         self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
     ) -> FunctionServable | SessionServable:
         kinds, reason = self._kinds(meta_graph, operations)
-        failure: Exception | None = None
+        failures: dict[str, Exception] = {}
         for kind in kinds:
             try:
                 servable = self._load_kind(kind, meta_graph, signatures, operations)
             except Exception as error:
-                failure = error
+                failures[kind] = error
+                if isinstance(error, UnsetVariablesError) and not has_object_graph(meta_graph):
+                    break  # Without an object graph `tf.saved_model.load` sets variables by the same operations.
                 way = "tf.saved_model.load cannot lift it" if kind == "function" else "a graph session cannot run it"
                 reason = f"{way} ({type(error).__name__}: {clean(str(error))})"
             else:
-                if kind == "session" or failure is not None:
+                if kind == "session" or failures:
                     where = "in a graph session" if kind == "session" else "as functions"
                     logger.info("%s runs %s: %s", self._id, where, reason)
                 return servable
-        assert failure is not None
+        failure = failures.get("session") or failures["function"]
         raise self._load_error(failure) from failure
 
     def _kinds(self, meta_graph: Any, operations: Mapping[str, Operations]) -> tuple[tuple[str, ...], str]:
@@ -224,7 +232,7 @@ class SavedModelLoader:
         if choice != "auto":
             return (choice,), f'servable="{choice}"'
         if not has_object_graph(meta_graph):
-            return ("session",), "TensorFlow 1 wrote it"
+            return ("session", "function"), "TensorFlow 1 wrote it"
         constants = max((found.constant_bytes for found in operations.values()), default=0)
         if constants >= LARGE_CONSTANTS:
             return ("session", "function"), f"its graph holds {constants / 2**20:.1f} MB of constants"
@@ -243,6 +251,7 @@ class SavedModelLoader:
         return FunctionServable(
             *(self._path, self._config.saved_model_tags, *described),
             inline=_is_small(operations),
+            overwriting=frozenset(name for name, found in operations.items() if found.overwrites),
             reads_files_at_run_time=any(found.reads_files for found in operations.values()),
         )
 
@@ -253,11 +262,13 @@ class SavedModelLoader:
         operations: Mapping[str, Operations],
         captured: Mapping[str, Sequence[Any]] = MappingProxyType({}),
     ) -> SessionServable:
-        outputs = [spec.tensor_name for signature in signatures.values() for spec in signature.outputs.values()]
-        session = graph_session.open_saved_model(self._path, self._config.saved_model_tags, outputs, captured)
+        session = graph_session.open_saved_model(
+            self._path, self._config.saved_model_tags, signatures.values(), captured
+        )
         return SessionServable(
             *(session, signatures, signature_defs),
             looping=frozenset(name for name, found in operations.items() if found.loops),
+            overwriting=frozenset(name for name, found in operations.items() if found.overwrites),
             prune=_is_small(operations),
             reads_files_at_run_time=any(found.reads_files for found in operations.values()),
         )

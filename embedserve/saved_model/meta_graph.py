@@ -5,6 +5,7 @@ Called by the loader. Error words are those of TensorFlow Serving's loader (`sav
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf.meta_graph_pb2 import TensorInfo
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+from tensorflow.core.protobuf.struct_pb2 import TypeSpecProto
 
 from embedserve.errors import Code, LoadError, ServingError
+from embedserve.saved_model.graph import INIT_SIGNATURE
 from embedserve.servable import Array
-from embedserve.signature import Signature, TensorSpec
+from embedserve.signature import Composite, Signature, TensorSpec
 from embedserve.tensors import dtypes, proto
 
 __all__ = [
@@ -26,14 +30,16 @@ __all__ = [
     "read_meta_graph",
     "read_signatures",
     "warmup_file",
+    "why_not_callable",
 ]
 
 logger = logging.getLogger("embedserve")
 
-INTERNAL_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
+INTERNAL_SIGNATURES = frozenset({INIT_SIGNATURE, "__saved_model_train_op"})
 """Keys TensorFlow uses for itself; listed in metadata, never callable."""
 
 _UNFEEDABLE = frozenset({"resource", "variant"})
+_INT64 = dtypes.by_name("int64").number
 
 
 def warmup_file(path: Path) -> Path:
@@ -120,42 +126,127 @@ def read_signatures(meta_graph: Any) -> dict[str, Signature]:
     for name in sorted(meta_graph.signature_def):
         if name in INTERNAL_SIGNATURES:
             continue
-        definition = meta_graph.signature_def[name]
         try:
-            signatures[name] = Signature(
-                name,
-                _specs(definition.inputs),
-                _specs(definition.outputs),
-                definition.method_name,
-                _defaults(definition),
-            )
+            signatures[name] = _signature(name, meta_graph.signature_def[name])
         except _NotCallableError as error:
             logger.warning("signature %r cannot be called: %s", name, error)
     return signatures
 
 
+def why_not_callable(name: str, definition: Any) -> str | None:
+    """Why `read_signatures` leaves a `SignatureDef` out; None where it does not."""
+    if name in INTERNAL_SIGNATURES:
+        return "TensorFlow keeps it for itself"
+    try:
+        _signature(name, definition)
+    except _NotCallableError as error:
+        return str(error)
+    return None
+
+
 class _NotCallableError(Exception):
-    """A signature takes or gives something that is no dense tensor."""
+    """A signature takes something that is no dense tensor, or gives nothing that is one."""
 
 
-def _specs(tensors: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    return {alias: _spec(alias, tensors[alias]) for alias in sorted(tensors)}
+class _NotDenseError(Exception):
+    """An input or output is no dense tensor; its only argument says what it is."""
+
+
+def _signature(name: str, definition: Any) -> Signature:
+    outputs, composites = _outputs(definition.outputs)
+    if composites and not outputs:
+        raise _NotCallableError("; ".join(f"output {alias!r} is {what}" for alias, what in composites.items()))
+    return Signature(
+        *(name, _inputs(definition.inputs), outputs, definition.method_name, _defaults(definition)),
+        composites=composites,
+    )
+
+
+def _inputs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    inputs: dict[str, TensorSpec] = {}
+    aliases: dict[str, str] = {}
+    for alias in sorted(infos):
+        try:
+            spec = inputs[alias] = _spec(alias, infos[alias])
+        except _NotDenseError as error:
+            raise _NotCallableError(f"input {alias!r} is {error}, and only dense tensors can be sent") from None
+        first = aliases.setdefault(spec.tensor_name, alias)
+        if first != alias:
+            raise _NotCallableError(
+                f"inputs {first!r} and {alias!r} are the same tensor {spec.tensor_name!r}, which takes one value"
+            )
+    return inputs
+
+
+def _outputs(infos: Mapping[str, Any]) -> tuple[dict[str, TensorSpec], dict[str, Composite]]:
+    """What can be answered: dense outputs by alias, parts of others by tensor name. And those others by alias."""
+    dense: dict[str, TensorSpec] = {}
+    parts: dict[str, TensorSpec] = {}
+    composites: dict[str, Composite] = {}
+    for alias in sorted(infos):
+        info = infos[alias]
+        try:
+            if info.WhichOneof("encoding") in ("coo_sparse", "composite_tensor"):
+                found = [(word, _spec(part.name, part)) for word, part in _parts(info)]
+                parts |= {spec.tensor_name: dataclasses.replace(spec, name=spec.tensor_name) for _, spec in found}
+                composites[alias] = Composite(_kind(info), tuple((word, spec.tensor_name) for word, spec in found))
+            else:
+                dense[alias] = _spec(alias, info)
+        except _NotDenseError as error:
+            composites[alias] = Composite(str(error))
+    return dict(sorted((parts | dense).items())), composites
+
+
+def _parts(info: Any) -> list[tuple[str, Any]]:
+    """The dense tensors of a composite one as `TensorInfo`s, in the order in which TensorFlow flattens it."""
+    if info.WhichOneof("encoding") == "coo_sparse":
+        sparse, shape = info.coo_sparse, info.tensor_shape
+        rank = -1 if shape.unknown_rank else len(shape.dim)
+        return [
+            ("indices", _info(sparse.indices_tensor_name, _INT64, [-1, rank])),
+            ("values", _info(sparse.values_tensor_name, info.dtype, [-1])),
+            ("dense_shape", _info(sparse.dense_shape_tensor_name, _INT64, [rank])),
+        ]
+    components = info.composite_tensor.components
+    words = [f"component {i}" for i in range(len(components))]
+    if info.composite_tensor.type_spec.type_spec_class == TypeSpecProto.RAGGED_TENSOR_SPEC:
+        splits = [f"row_splits_{i}" for i in range(len(components) - 1)]
+        words = ["flat_values", *(splits if len(splits) > 1 else ["row_splits"])][: len(components)]
+    return list(zip(words, components, strict=True))
+
+
+def _info(name: str, dtype: int, sizes: Iterable[int]) -> Any:
+    info = TensorInfo(name=name, dtype=dtype)
+    for size in sizes:
+        info.tensor_shape.dim.add(size=size)
+    return info
+
+
+def _kind(info: Any) -> str:
+    """What a composite tensor is, in words."""
+    if info.WhichOneof("encoding") == "coo_sparse":
+        return "a sparse tensor"
+    spec = info.composite_tensor.type_spec
+    if spec.type_spec_class == TypeSpecProto.RAGGED_TENSOR_SPEC:
+        return "a ragged tensor"
+    return f"a composite tensor ({spec.type_spec_class_name or 'of unknown class'})"
 
 
 def _spec(alias: str, info: Any) -> TensorSpec:
     encoding = info.WhichOneof("encoding")
     if encoding != "name":
-        raise _NotCallableError(f"{alias!r} is no dense tensor ({encoding or 'it has no name'})")
+        raise _NotDenseError(_kind(info) if encoding else "a tensor without a name")
     try:
         dtype = dtypes.by_number(info.dtype)
     except KeyError:
-        raise _NotCallableError(f"{alias!r} has dtype number {info.dtype}, which is unknown here") from None
+        raise _NotDenseError(f"a tensor of dtype number {info.dtype}, which is unknown here") from None
     if dtype.name in _UNFEEDABLE:
-        raise _NotCallableError(f"{alias!r} is a {dtype.name}, which has no values")
+        raise _NotDenseError(f"a {dtype.name}, which has no values")
     shape = None
     if not info.tensor_shape.unknown_rank:
         shape = tuple(None if dim.size < 0 else int(dim.size) for dim in info.tensor_shape.dim)
-    return TensorSpec(alias, dtype, shape, info.name)
+    # TensorFlow's C++ reads a name without an index as the first output of that operation.
+    return TensorSpec(alias, dtype, shape, info.name if ":" in info.name else f"{info.name}:0")
 
 
 def _defaults(definition: Any) -> dict[str, Array]:

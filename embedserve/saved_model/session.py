@@ -17,6 +17,7 @@ from embedserve.errors import Code, DeadlineExceededError, InferenceError, Inval
 from embedserve.saved_model import run_time, tensorflow_private
 from embedserve.saved_model.arrays import owned, private_copies
 from embedserve.saved_model.graph import GraphReader
+from embedserve.saved_model.one_at_a_time import OneAtATime
 from embedserve.saved_model.status import RUN_ERRORS, TIMED_OUT, inference_error
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
@@ -52,6 +53,7 @@ class SessionServable:
         signature_defs: Mapping[str, Any] = MappingProxyType({}),
         *,
         looping: frozenset[str] = frozenset(),
+        overwriting: frozenset[str] = frozenset(),
         prune: bool = True,
         reads_files_at_run_time: bool = False,
     ) -> None:
@@ -62,6 +64,7 @@ class SessionServable:
             signatures: Signatures to serve.
             signature_defs: Their protos, and those of signatures that cannot be called.
             looping: Signatures whose runs may take any time.
+            overwriting: Signatures whose runs follow each other; see `OneAtATime`.
             prune: Compute only the outputs asked for; each choice costs a copy of the constants it needs.
             reads_files_at_run_time: As in `Servable`.
         """
@@ -71,6 +74,7 @@ class SessionServable:
         session.graph.finalize()
         self._session = session
         self._looping = looping
+        self._one_at_a_time = OneAtATime(overwriting)
         self._prune = prune
         self._short: set[str] = set()
         self._reader: GraphReader | None = None
@@ -106,7 +110,10 @@ class SessionServable:
         if not plan.stateless:
             arrays = private_copies(arrays)
         try:
-            values = plan.compute(arrays, timeout)
+            if signature_name in self._one_at_a_time.names:
+                values = self._one_at_a_time.run(lambda left: plan.compute(arrays, left), timeout)
+            else:
+                values = plan.compute(arrays, timeout)
         except RUN_ERRORS as error:
             raise inference_error(error) from None
         outputs = {name: owned(values[index], dtype) for name, dtype, index in plan.fetched}

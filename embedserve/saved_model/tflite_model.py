@@ -19,7 +19,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, SignatureDef
 
 from embedserve.errors import Code, LoadError
 from embedserve.saved_model.flatbuffer import PastEndError, Table, root
-from embedserve.saved_model.graph import Operations
+from embedserve.saved_model.graph import CALLS_PYTHON, Operations
 from embedserve.saved_model.meta_graph import read_signatures
 from embedserve.signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from embedserve.tensors import dtypes
@@ -179,6 +179,8 @@ def _look_at(code: Table, found: Operations) -> None:
     name = code.octets(_CODE_CUSTOM_NAME).decode("utf-8", "replace")
     if number == _CUSTOM and name not in _STATELESS_CUSTOM:
         found.writes = found.writes or f"custom operation {name} perhaps"
+    if number == _CUSTOM and name.removeprefix("Flex") in CALLS_PYTHON:
+        found.calls_python = found.calls_python or name.removeprefix("Flex")
     found.writes = found.writes or _WRITES.get(number)
     found.random = found.random or _RANDOM.get(number)
     found.loops = found.loops or number in _LOOPS

@@ -9,8 +9,8 @@ import pytest
 from google.protobuf import text_format
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from embedserve.errors import Code, LoadError
-from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph, read_signatures
+from embedserve.errors import Code, InvalidInputError, LoadError
+from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph, read_signatures, why_not_callable
 from tests import saved_models
 from tests.saved_model.conftest import ModelPath
 
@@ -114,5 +114,50 @@ def test_a_signature_without_dense_tensors_is_left_out(
     definitions["scalars"].inputs["a"].dtype = 20
     (path / "saved_model.pb").write_bytes(saved.SerializeToString())
     assert list(read_signatures(read_meta_graph(path, ["serve"]))) == ["serving_default"]
-    assert "'x' is no dense tensor (coo_sparse)" in caplog.text
-    assert "'a' is a resource" in caplog.text
+    assert "'x' is a sparse tensor, and only dense tensors can be sent" in caplog.text
+    assert "'a' is a resource, which has no values" in caplog.text
+    assert (
+        why_not_callable("free", definitions["free"])
+        == "input 'x' is a sparse tensor, and only dense tensors can be sent"
+    )
+    assert why_not_callable("serving_default", definitions["serving_default"]) is None
+
+
+def test_an_output_that_is_no_dense_tensor_leaves_the_others(model: ModelPath) -> None:
+    signature = read_signatures(read_meta_graph(model("composite_outputs"), ["serve"]))["serving_default"]
+    parts = {alias: dict(composite.parts) for alias, composite in signature.composites.items()}
+    assert {alias: list(found) for alias, found in parts.items()} == {
+        "letters": ["flat_values", "row_splits_0", "row_splits_1"],
+        "ragged": ["flat_values", "row_splits"],
+        "sparse": ["indices", "values", "dense_shape"],
+    }
+    assert {"count"} | {name for found in parts.values() for name in found.values()} == set(signature.outputs)
+    assert str(signature.outputs[parts["sparse"]["indices"]]) == "int64 [?,2]"
+    with pytest.raises(InvalidInputError, match=r"'ragged' is a ragged tensor, .* flat_values 'PartitionedCall:"):
+        signature.pick(["ragged"])
+
+
+def test_a_signature_whose_outputs_have_no_values_cannot_be_called(model: ModelPath) -> None:
+    definition = read_meta_graph(model("dense"), ["serve"]).signature_def["serving_default"]
+    definition.outputs["scores"].dtype = 21
+    assert (
+        why_not_callable("s", definition)
+        == "output 'scores' is a variant, which has no values, which no answer can carry"
+    )
+
+
+def test_a_tensor_name_without_an_index_means_the_first_output(model: ModelPath) -> None:
+    meta_graph = read_meta_graph(model("dense"), ["serve"])
+    info = meta_graph.signature_def["serving_default"].inputs["features"]
+    info.name = info.name.removesuffix(":0")
+    assert read_signatures(meta_graph)["serving_default"].inputs["features"].tensor_name == f"{info.name}:0"
+
+
+def test_two_inputs_that_are_one_tensor_are_refused_and_two_such_outputs_are_not(model: ModelPath) -> None:
+    definition = read_meta_graph(model("several"), ["serve"]).signature_def["scalars"]
+    definition.outputs["again"].CopyFrom(definition.outputs["product"])
+    assert why_not_callable("scalars", definition) is None
+    definition.inputs["again"].CopyFrom(definition.inputs["a"])
+    definition.inputs["again"].name = definition.inputs["a"].name.removesuffix(":0")
+    reason = "inputs 'a' and 'again' are the same tensor 'scalars_a:0', which takes one value"
+    assert why_not_callable("scalars", definition) == reason

@@ -99,6 +99,30 @@ def load_once(model: ModelPath) -> dict[Kind, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_parts_of_composite_outputs_are_those_of_tensorflow(load: Load, model: ModelPath, kind: Kind) -> None:
+    servable = load("composite_outputs", servable=kind)
+    inputs = {"text": strings(b"a bc", b"", b"d")}
+    composites = servable.signatures["serving_default"].composites
+    reference = tf.saved_model.load(str(model("composite_outputs"))).signatures["serving_default"](
+        text=tf.constant(inputs["text"])
+    )
+    sparse, ragged, letters = reference["sparse"], reference["ragged"], reference["letters"]
+    expected = {
+        "sparse": {"indices": sparse.indices, "values": sparse.values, "dense_shape": sparse.dense_shape},
+        "ragged": {"flat_values": ragged.values, "row_splits": ragged.row_splits},
+        "letters": {
+            "flat_values": letters.flat_values,
+            **{f"row_splits_{i}": splits for i, splits in enumerate(letters.nested_row_splits)},
+        },
+    }
+    answer = servable.run("serving_default", inputs)
+    for alias, parts in expected.items():
+        names = dict(composites[alias].parts)
+        same({what: answer[names[what]] for what in names}, {what: part.numpy() for what, part in parts.items()})
+    assert answer["count"].tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_stateful_models_count_each_run_once(load: Load, kind: Kind) -> None:
     servable = load("counter", servable=kind)
     x = np.zeros(2, np.float32)

@@ -68,6 +68,8 @@ def _static_verdict(
             return BatchingVerdict(False, f"{operation} {does}", "graph", operation)
     if not signature.inputs:
         return BatchingVerdict(False, "it has no input", "graph")
+    for name, composite in signature.composites.items():
+        return BatchingVerdict(False, f"output {name!r} is {composite.kind}, which cannot be cut into rows", "graph")
     shapes: dict[str, tuple[int | None, ...]] = {}
     for spec in signature.inputs.values():
         shape = spec.shape if spec.shape is not None else (None,) * signature.input_ranks.get(spec.name, 0)

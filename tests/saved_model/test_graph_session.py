@@ -1,0 +1,78 @@
+"""Which variables count as unset: those that a run may read before it has assigned them, and no others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from embedserve.config import ModelConfig, RegistryOptions
+from embedserve.errors import LoadError
+from embedserve.saved_model.loader import SavedModelLoader
+from embedserve.servable import ServableId
+from tests import saved_models
+from tests.saved_model.conftest import Load
+
+X = {"x": np.array([1.0, 2.0], np.float32)}
+
+
+@pytest.mark.parametrize("order", ["assign", "branches"])
+def test_a_variable_that_each_run_assigns_first_may_be_unset_at_load(load: Load, tmp_path: Path, order: str) -> None:
+    servable = load(saved_models.tf1_assigns_when_read(tmp_path / "m" / "1", order))
+    assert servable.run("serving_default", X)["y"].tolist() == [3.0, 6.0]
+    signature = servable.signatures["serving_default"]
+    assert (signature.stateless, signature.batching.reason) == (False, "AssignVariableOp writes state")
+
+
+@pytest.mark.parametrize("order", ["never", "one branch"])
+def test_a_variable_that_may_be_read_unset_is_found_at_load(tmp_path: Path, order: str) -> None:
+    path = saved_models.tf1_assigns_when_read(tmp_path / "m" / "1", order)
+    made = SavedModelLoader(ServableId("m", 1), path, ModelConfig(name="m", base_path=path.parent), RegistryOptions())
+    with pytest.raises(LoadError, match=r"leaves 1 of 1 variables unset \(v\), and a run may read them before"):
+        made.load()
+
+
+def test_a_signature_that_reads_an_unset_variable_does_not_take_the_others_along(
+    load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "embedserve")
+    servable = load(saved_models.tf1_assigns_when_read(tmp_path / "m" / "1", "partly"))
+    assert servable.run("serving_default", X)["y"].tolist() == [3.0, 6.0]
+    assert "requests to signatures other will fail: the SavedModel's restore op leaves 1 of 1 variables unset (w)" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("main_op", [False, True])
+def test_an_asset_is_read_through_a_variable_that_the_init_op_assigns(
+    load: Load, tmp_path: Path, main_op: bool
+) -> None:
+    servable = load(saved_models.tf1_asset_in_variable(tmp_path / "m" / "1", main_op))
+    answer = servable.run("serving_default", {"x": np.array([b"a"], object)})["y"]
+    assert answer.tolist() == [b"a!"]
+
+
+@pytest.mark.parametrize("servable", ["function", "session"])
+def test_runs_that_overwrite_a_variable_do_not_read_each_others_values(
+    load: Load, tmp_path: Path, servable: Literal["function", "session"]
+) -> None:
+    loaded = load(saved_models.tf1_assigns_when_read(tmp_path / "m" / "1", "fed"), servable=servable)
+    mixed_up: list[tuple[float, list[float]]] = []
+
+    def ask(value: float) -> None:
+        inputs = {"x": np.ones(2, np.float32), "value": np.array(value, np.float32)}
+        for _ in range(20):
+            answer = loaded.run("serving_default", inputs, timeout=60)["y"].tolist()
+            if answer != [value, value]:
+                mixed_up.append((value, answer))
+
+    threads = [threading.Thread(target=ask, args=(float(number),)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not mixed_up
