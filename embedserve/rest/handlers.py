@@ -69,13 +69,16 @@ async def _predict(
         if signature is None:
             known = ", ".join(sorted(handle.signatures)) or "none"
             raise InvalidInputError(
-                f'Serving signature name: "{name}" not found in signature def. Available signatures: {known}'
+                f'Serving signature name: "{name}" not found in signature def.'
+                f"{handle.why_absent(name)} Available signatures: {known}"
             )
         inputs, row_format = await run(request.decode, signature) if large else request.decode(signature)
         if registry.options.enable_signature_method_name_check:
             signature.check_predict_method()
+        bound = signature.bind(inputs)
+        names = signature.pick(request.output_filter) if request.output_filter else None
         del request
-        outputs = await handle.run(signature, signature.bind(inputs), None, timeout, priority)
+        outputs = await handle.run(signature, bound, names, timeout, priority)
         large = _cost(outputs) > _LARGE_OUTPUTS
         encode = payload.encode_predict
         answer = await run(encode, outputs, signature, row_format) if large else encode(outputs, signature, row_format)

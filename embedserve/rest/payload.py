@@ -6,7 +6,7 @@ handlers, for large bodies in a thread; knows no HTTP and no model, only the sig
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ from embedserve.tensors import json_numbers
 from embedserve.tensors.dtypes import DType
 from embedserve.tensors.json_dump import dump
 from embedserve.tensors.json_parser import Repeated, loads
-from embedserve.tensors.json_text import array_text, row_texts, string_text
+from embedserve.tensors.json_text import array_text, row_texts, string_text, with_json_form
 from embedserve.tensors.json_values import MAX_RANK, check, is_base64, quick_array, shape_text, to_array
 
 __all__ = [
@@ -48,9 +48,16 @@ class PredictPayload:
     """A `:predict` body whose inputs wait for the signature that says what they are."""
 
     def __init__(
-        self, body: bytes, numbers: json_numbers.Document | None, document: dict[str, Any] | None, signature_name: str
+        self,
+        body: bytes,
+        numbers: json_numbers.Document | None,
+        document: dict[str, Any] | None,
+        signature_name: str,
+        output_filter: Sequence[str],
     ) -> None:
         self.signature_name = signature_name
+        self.output_filter = output_filter
+        """Names of the outputs to answer, all if empty; TensorFlow Serving's REST API knows no such key."""
         self._body = body
         self._numbers = numbers
         self._document = document
@@ -59,7 +66,8 @@ class PredictPayload:
         """Read the inputs.
 
         Returns:
-            Arrays by input name, and whether they came as rows, which the answer then must be too.
+            Arrays by input name, without those that the signature's defaults stand for. And whether they came as rows,
+            which the answer then must be too.
 
         Raises:
             InvalidInputError: What does not fit the signature's names and dtypes, or is no tensor.
@@ -67,8 +75,7 @@ class PredictPayload:
         """
         dtypes = signature.input_dtypes
         if not dtypes:
-            name = "DEFAULT" if signature.name == DEFAULT_SIGNATURE else signature.name
-            raise InvalidInputError(f"Failed to get input map for signature: {name}")
+            return self._without_inputs(signature)
         if self._numbers is not None:
             numbers, self._numbers = self._numbers, None
             found = numbers.read(dtypes)
@@ -82,26 +89,52 @@ class PredictPayload:
                 "keys to exist "
             )
         if has_rows:
-            return _rows(document, dtypes), True
+            return _rows(document, dtypes, signature.defaults.keys()), True
         if has_columns:
-            return _columns(document["inputs"], dtypes), False
+            return _columns(document["inputs"], dtypes, signature.defaults.keys()), False
         raise InvalidInputError("Missing 'inputs' or 'instances' key")
+
+    def _without_inputs(self, signature: Signature) -> tuple[dict[str, Array], bool]:
+        """For a signature without inputs, which TensorFlow Serving's REST API cannot call at all."""
+        document = self._document if self._document is not None else _object(loads(self._body))
+        if document.get("inputs") == {} and "instances" not in document:
+            return {}, False
+        rows = document.get("instances")
+        if isinstance(rows, list) and rows and all(row == {} for row in rows) and "inputs" not in document:
+            return {}, True
+        name = "DEFAULT" if signature.name == DEFAULT_SIGNATURE else signature.name
+        raise InvalidInputError(
+            f'Failed to get input map for signature: {name}: it has no inputs, so send {{"inputs": {{}}}}'
+        )
 
 
 def parse_predict(body: bytes) -> PredictPayload:
     """Read a `:predict` body as far as that goes without the signature.
 
     Raises:
-        InvalidInputError: No JSON, no object, or a `signature_name` that is no string.
+        InvalidInputError: No JSON, no object, a `signature_name` that is no string, or an `output_filter` that is
+            neither a string nor a list of them.
     """
     if len(body) >= _NUMBERS_FROM and body.count(b'"', 0, _NUMBERS_FROM) < _MANY_QUOTES:
         numbers = json_numbers.parse(body)
         if numbers is not None:
-            name = numbers.get("signature_name", "")
-            if isinstance(name, str):
-                return PredictPayload(body, numbers, None, name or DEFAULT_SIGNATURE)
+            name, chosen = numbers.get("signature_name", ""), _names(numbers.get("output_filter", []))
+            if isinstance(name, str) and chosen is not None:
+                return PredictPayload(body, numbers, None, name or DEFAULT_SIGNATURE, chosen)
     document = _object(loads(body))
-    return PredictPayload(body, None, document, _signature_name(document))
+    name, chosen = _signature_name(document), _names(document.get("output_filter", []))
+    if chosen is None:
+        raise InvalidInputError(
+            f"JSON Value: {dump(document)} not formatted correctly. 'output_filter' key must be a string value or a "
+            "list of strings."
+        )
+    return PredictPayload(body, None, document, name, chosen)
+
+
+def _names(value: Any) -> list[str] | None:
+    """One name or several as a list; None for what is neither."""
+    names = [value] if isinstance(value, str) else value
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _object(document: Any) -> dict[str, Any]:
@@ -119,7 +152,7 @@ def _signature_name(document: dict[str, Any]) -> str:
     return name or DEFAULT_SIGNATURE
 
 
-def _columns(value: Any, dtypes: Mapping[str, DType]) -> dict[str, Array]:
+def _columns(value: Any, dtypes: Mapping[str, DType], defaulted: Set[str]) -> dict[str, Array]:
     if not _is_named(value):
         if len(dtypes) > 1:
             raise InvalidInputError(
@@ -131,6 +164,8 @@ def _columns(value: Any, dtypes: Mapping[str, DType]) -> dict[str, Array]:
     arrays = {}
     for name, dtype in dtypes.items():
         if name not in value:
+            if name in defaulted:
+                continue
             raise InvalidInputError(f"Missing named input: {name} in 'inputs' object.")
         arrays[name] = to_array(value[name], dtype)
     return arrays
@@ -140,7 +175,7 @@ def _is_named(value: Any) -> bool:
     return isinstance(value, dict) and not is_base64(value)
 
 
-def _rows(document: dict[str, Any], dtypes: Mapping[str, DType]) -> dict[str, Array]:
+def _rows(document: dict[str, Any], dtypes: Mapping[str, DType], defaulted: Set[str]) -> dict[str, Array]:
     instances = document["instances"]
     if not isinstance(instances, list):
         raise InvalidInputError(f"JSON Value: {dump(document)} Expecting 'instances' to be an list/array")
@@ -152,10 +187,25 @@ def _rows(document: dict[str, Any], dtypes: Mapping[str, DType]) -> dict[str, Ar
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
             "tensorinfo_map"
         )
+    if named and defaulted:
+        dtypes = _given_in_rows(instances, dtypes, defaulted)
     arrays = _quick_rows(instances, dtypes) if named else _quick_plain_rows(instances, dtypes)
     if arrays is None:
         _explain_rows(instances, dtypes, named)
     return arrays
+
+
+def _given_in_rows(instances: list[Any], dtypes: Mapping[str, DType], defaulted: Set[str]) -> Mapping[str, DType]:
+    """The inputs without those that the first row leaves to their defaults, which then each row must."""
+    left_out = defaulted - instances[0].keys()
+    for i, row in enumerate(instances):
+        if isinstance(row, dict) and not left_out.isdisjoint(row):
+            also = ", ".join(sorted(left_out & row.keys()))
+            raise InvalidInputError(
+                f"Failed to process element: {i} of 'instances' list. It has {also}, "
+                "which element 0 leaves to the signature's default: give an input in all elements or in none"
+            )
+    return {name: dtype for name, dtype in dtypes.items() if name not in left_out}
 
 
 def _quick_plain_rows(instances: list[Any], dtypes: Mapping[str, DType]) -> dict[str, Array] | None:
@@ -242,11 +292,9 @@ def encode_predict(outputs: Mapping[str, Array], signature: Signature, row_forma
     if not outputs:
         raise InvalidInputError("Cannot convert empty tensor map to JSON")
     for name, array in outputs.items():
-        spec = signature.outputs.get(name)
-        if spec is not None and spec.dtype.json == "unsupported":
-            raise InvalidInputError(f"Failed to write JSON value for tensor type: {spec.dtype.name}")
         if row_format and array.ndim == 0:
             raise InvalidInputError(f"Tensor name: {name} has no shape information ")
+    outputs = {name: with_json_form(array) for name, array in outputs.items()}
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
         text = array_text(array, base64=name.endswith(_BASE64_SUFFIX))
@@ -254,7 +302,7 @@ def encode_predict(outputs: Mapping[str, Array], signature: Signature, row_forma
     if not row_format:
         texts = {name: array_text(array, base64=name.endswith(_BASE64_SUFFIX)) for name, array in outputs.items()}
         return b'{"outputs": %b}' % _object_text(texts)
-    _check_rows(outputs)
+    _check_rows(outputs, signature)
     columns = [row_texts(array, base64=name.endswith(_BASE64_SUFFIX)) for name, array in outputs.items()]
     template = b"{%b}" % b", ".join(string_text(name).replace(b"%", b"%%") + b": %b" for name in outputs)
     return b'{"predictions": [%b]}' % b", ".join([template % row for row in zip(*columns, strict=True)])
@@ -264,12 +312,17 @@ def _object_text(texts: Mapping[str, bytes]) -> bytes:
     return b"{%b}" % b", ".join(b"%b: %b" % (string_text(name), text) for name, text in texts.items())
 
 
-def _check_rows(outputs: Mapping[str, Array]) -> None:
+def _check_rows(outputs: Mapping[str, Array], signature: Signature) -> None:
     expected: int | None = None
     for name, array in outputs.items():
         if expected is not None and len(array) != expected:
             raise InvalidInputError(
                 f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {expected}"
+                + "".join(
+                    f": output {alias!r} is {what.kind}, whose parts are no rows; name the outputs that are in "
+                    "'output_filter', or send 'inputs' in place of 'instances'"
+                    for alias, what in list(signature.composites.items())[:1]
+                )
             )
         expected = len(array)
 

@@ -80,8 +80,9 @@ class Document:
         self._root = root
 
     def get(self, key: str, default: Any) -> Any:
-        """A member, or the default where there is none."""
-        return self._root.get(key, default)
+        """A member, or the default where there is none; a list as one of Python's."""
+        value = self._root.get(key, default)
+        return value.as_list() if isinstance(value, simdjson.Array) else value
 
     def read(self, dtypes: Mapping[str, DType]) -> tuple[dict[str, Array], bool] | None:
         """Read the inputs, once.
@@ -141,10 +142,21 @@ class _Reader:
             elif key == "inputs":
                 arrays = self._inputs(document[key])
             else:
-                self.parts.append(_scalar_text(document[key]))
+                self._other(document[key])
             self.parts.append(b",")
         self.parts[-1] = b"}"
         return arrays
+
+    def _other(self, node: Any) -> None:
+        """A member that is no input: a scalar, or a list of strings."""
+        if not isinstance(node, simdjson.Array):
+            self.parts.append(_scalar_text(node))
+            return
+        values = node.as_list()
+        if not values or not all(isinstance(value, str) for value in values):
+            raise _DeclinedError
+        self.lists += 1
+        self.parts.append(b"[%b]" % b",".join(map(_scalar_text, values)))
 
     def is_regular(self) -> bool:
         """Whether the text has no list but those of regular arrays of the shapes found."""

@@ -1,7 +1,7 @@
 """Arrays → JSON text as the REST API writes it: NaN and Infinity as bare tokens, strings as they are or in base64.
 
-float32 values are written with the digits that float32 needs. Called for answers and for error bodies; knows no
-signature.
+float32 values are written with the digits that float32 needs, narrower floats as the float32 of the same value. Called
+for answers and for error bodies; knows no signature.
 """
 
 from __future__ import annotations
@@ -14,31 +14,47 @@ import numpy as np
 import orjson
 
 from embedserve.errors import InvalidInputError
-from embedserve.tensors.dtypes import Array, short_name
+from embedserve.tensors.dtypes import Array, by_numpy
 
-__all__ = ["array_text", "row_texts", "string_text"]
+__all__ = ["array_text", "row_texts", "string_text", "with_json_form"]
+
+
+def with_json_form(array: Array) -> Array:
+    """An array of the same values in a dtype that `array_text` writes; the array itself where it has one already.
+
+    TensorFlow Serving writes neither the narrow floats nor 16-bit, 4-bit and quantized integers.
+
+    Raises:
+        InvalidInputError: JSON has no form for such values: complex numbers.
+    """
+    dtype = array.dtype
+    if dtype.hasobject or (dtype.kind in _SIZES and dtype.itemsize in _SIZES[dtype.kind]):
+        return array
+    row = by_numpy(dtype)
+    if dtype.fields:
+        return with_json_form(np.ascontiguousarray(array).view(dtype[0]))
+    if row.limits is not None:
+        return array.astype(np.int32)
+    if row.field in ("half_val", "float8_val"):
+        return array.astype(np.float32)
+    raise InvalidInputError(f"Failed to write JSON value for tensor type: {row.name}")
 
 
 def array_text(array: Array, *, base64: bool = False) -> bytes:
     """JSON text of a whole array; a rank-0 array is a bare value.
 
     Args:
-        array: Numbers, bools, or an object array of bytes.
+        array: Numbers, bools, or an object array of bytes, as `with_json_form` returns them.
         base64: Write each string as `{"b64": ...}`.
-
-    Raises:
-        InvalidInputError: The JSON API writes no such dtype.
     """
     if array.dtype.hasobject:
         return _dumped(_strings(array, base64).tolist())
-    if array.dtype.kind not in "fiub" or array.dtype.itemsize not in _SIZES[array.dtype.kind]:
-        raise InvalidInputError(f"Failed to write JSON value for tensor type: {short_name(array.dtype)}")
     if array.ndim == 0:
         return _numbers(array.reshape(1))[1:-1]
     return _numbers(array)
 
 
-# Bytes per item that are written: float16 and uint16 are not.
+# Bytes per item that orjson writes.
 _SIZES = {"f": (4, 8), "i": (1, 2, 4, 8), "u": (1, 4, 8), "b": (1,)}
 
 

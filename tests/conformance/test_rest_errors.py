@@ -36,7 +36,7 @@ def answering(**outputs: Any) -> FakeLoader:
         return arrays
 
     specs = {
-        name: TensorSpec(name, by_name("half" if a.dtype == np.float16 else "float"), None)
+        name: TensorSpec(name, by_name("complex64" if a.dtype == np.complex64 else "float"), None)
         for name, a in arrays.items()
     }
     signature = Signature("serving_default", {"x": TensorSpec("x", by_name("float"), None)}, specs)
@@ -55,7 +55,7 @@ def models() -> dict[str, dict[int, FakeLoader]]:
         "silent": answering(),
         "scalar": answering(y=1.0),
         "uneven": answering(a=[1.0, 2.0], b=[1.0]),
-        "half_out": answering(y=np.zeros(1, np.float16)),
+        "complex_out": answering(y=np.zeros(1, np.complex64)),
         "endless": FakeLoader(gate=Gate()),
     }
     return {name: {1: loader} for name, loader in loaders.items()}
@@ -151,7 +151,7 @@ PROVOKED = [
     predict("Cannot convert empty tensor map to JSON", '{"inputs": [1]}', "silent"),
     predict("Tensor name: y has no shape information ", '{"instances": [1]}', "scalar"),
     predict("Tensor name: b has inconsistent batch size: 1 expecting: 2", '{"instances": [1]}', "uneven"),
-    predict("Failed to write JSON value for tensor type: half", '{"inputs": [1]}', "half_out"),
+    predict("Failed to write JSON value for tensor type: complex64", '{"inputs": [1]}', "complex_out"),
     examples("JSON Value: {} When method is classify, key 'examples' is expected and was not found", "{}"),
     examples("JSON Value: {} When method is classify, key 'examples' is expected and was not found", "{}", REGRESS),
     examples("JSON Value: {\n    \"examples\": 1\n} Expecting 'examples' value to be an list/array", '{"examples": 1}'),

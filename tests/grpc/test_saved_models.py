@@ -48,6 +48,9 @@ KINDS = {
     "endless": "session",
     "tf1_dangerous": "session",
     "half_plus_two": "function",
+
+
+    "tf1_composites": saved_models.tf1_composites,
 }
 
 
@@ -113,6 +116,25 @@ async def test_an_error_that_quotes_bytes_of_the_request_is_an_invalid_argument(
     )
     assert code is C.INVALID_ARGUMENT
     assert message.startswith("StringToNumberOp could not correctly convert string: a\ufffd\ufffdb")
+=======
+async def test_composite_outputs_are_answered_in_parts_and_sparse_inputs_are_explained(real: Any) -> None:
+    client = await real("tf1_composites")
+    request = predict_request("tf1_composites", text=np.array([b"a b", b"c"], object))
+    whole = (await client.prediction.Predict(request)).outputs
+    assert len(whole) == 4
+    request.output_filter.append("count")
+    filtered = (await client.prediction.Predict(request)).outputs
+    assert (list(filtered), list(filtered["count"].int64_val)) == (["count"], [2, 1])
+    request.output_filter[0] = "words"
+    code, message = await failure(client.prediction.Predict(request))
+    assert code is C.INVALID_ARGUMENT
+    assert "'words' is a sparse tensor, which no answer can carry; its parts are the outputs indices" in message
+    request.model_spec.signature_name = "sparse_input"
+    code, message = await failure(client.prediction.Predict(request))
+    assert code is C.FAILED_PRECONDITION
+    assert message.startswith(
+        'Serving signature key "sparse_input" not found. The model has it, and it cannot be called'
+    )
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 2, 2), (1, 2, 2, 2), (1, 1, 1, 1, 1)])

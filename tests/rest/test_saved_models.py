@@ -33,9 +33,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "to_number": saved_models.to_number,
         "conv2d": saved_models.conv2d,
         "endless": saved_models.endless,
+        "composites": saved_models.composite_outputs,
+        "tf1_composites": saved_models.tf1_composites,
+        "without_inputs": saved_models.without_inputs,
+        "narrow": saved_models.narrow,
     }
     for name, build in builders.items():
         build(root / name / "00000123")
+    saved_models.set_default(saved_models.several(root / "defaults" / "1"), "serving_default", "right", [[1, 1, 1]])
     return root
 
 
@@ -90,10 +95,71 @@ class TestAnswers:
         answer = await ask(server, "strings", "predict", {"instances": ["abc", {"b64": "w6k="}]})
         assert answer == {"predictions": [{"length": 3, "upper": "ABC"}, {"length": 2, "upper": "é"}]}
 
+<<<<<<< HEAD
     async def test_an_error_that_quotes_bytes_of_the_request_is_json_of_status_400(self, server: Server) -> None:
         status, message = await ask(server, "to_number", "predict", {"instances": [{"b64": "Yf/+Yg=="}]})
         assert status == 400
         assert message.startswith("StringToNumberOp could not correctly convert string: a\ufffd\ufffdb")
+=======
+    async def test_an_output_filter_chooses_what_is_answered(self, server: Server) -> None:
+        request: dict[str, Any] = {"instances": ["abc", "d"], "output_filter": ["length"]}
+        assert await ask(server, "strings", "predict", request) == {"predictions": [3, 1]}
+        request = {"instances": ["abc"], "output_filter": "upper"}
+        assert await ask(server, "strings", "predict", request) == {"predictions": ["ABC"]}
+        status, message = await ask(server, "strings", "predict", {"instances": ["a"], "output_filter": ["lower"]})
+        assert (status, message.partition(" Outputs")[0]) == (400, "output tensor alias not found in signature: lower")
+
+    async def test_an_input_with_a_default_may_be_left_out(self, server: Server) -> None:
+        left = [[1.0, 2.0, 3.0]]
+        expected = {"doubled": [[2, 2, 2]], "row_sum": [9.0], "total": [[2.0, 3.0, 4.0]]}
+        assert await ask(server, "defaults", "predict", {"inputs": {"left": left}}) == {"outputs": expected}
+        answer = await ask(server, "defaults", "predict", {"instances": [{"left": left[0]}]})
+        assert answer == {"predictions": [{"doubled": [2, 2, 2], "row_sum": 9.0, "total": [2.0, 3.0, 4.0]}]}
+
+    async def test_a_signature_without_inputs(self, server: Server) -> None:
+        assert await ask(server, "without_inputs", "predict", {"inputs": {}}) == {"outputs": [1.0, 2.0]}
+        assert await ask(server, "without_inputs", "predict", {"instances": [{}]}) == {"predictions": [1.0, 2.0]}
+
+    async def test_narrow_dtypes_have_a_json_form(self, server: Server) -> None:
+        answer = await ask(server, "narrow", "predict", {"instances": [0.5, 3.0]})
+        assert answer == {
+            "predictions": [{"bfloat16": 0.5, "half": 0.5, "uint16": 0}, {"bfloat16": 3.0, "half": 3.0, "uint16": 3}]
+        }
+
+    async def test_the_parts_of_composite_outputs_are_answered(self, server: Server) -> None:
+        document = (await server.client.get("/v1/models/tf1_composites/metadata")).json()
+        outputs = document["metadata"]["signature_def"]["signature_def"]["serving_default"]["outputs"]
+        parts = {what: outputs["words"]["coo_sparse"][f"{what}_tensor_name"] for what in ("indices", "values")}
+        answer = (await ask(server, "tf1_composites", "predict", {"inputs": ["a b", "c"]}))["outputs"]
+        assert answer["count"] == [2, 1]
+        assert answer[parts["indices"]] == [[0, 0], [0, 1], [1, 0]]
+        assert answer[parts["values"]] == ["a", "b", "c"]
+
+    @pytest.mark.parametrize("name", ["composites", "tf1_composites"])
+    async def test_dense_outputs_beside_composite_ones_are_rows(self, name: str, server: Server) -> None:
+        request = {"instances": ["a b", "c"], "output_filter": ["count"]}
+        assert await ask(server, name, "predict", request) == {"predictions": [2, 1]}
+        status, message = await ask(server, name, "predict", {"instances": ["a b", "c"]})
+        assert status == 400
+        assert "whose parts are no rows; name the outputs that are in 'output_filter'" in message
+
+    async def test_who_asks_for_a_composite_output_is_told_its_parts(self, server: Server) -> None:
+        request = {"instances": ["a b", "c"], "output_filter": "sparse"}
+        status, message = await ask(server, "composites", "predict", request)
+        assert status == 400
+        assert message.startswith("output tensor alias not found in signature: sparse Outputs expected")
+        assert "'sparse' is a sparse tensor, which no answer can carry; its parts are the outputs indices " in message
+
+    async def test_a_signature_that_cannot_be_called_says_why(self, server: Server) -> None:
+        request: dict[str, Any] = {"instances": [1.0], "signature_name": "sparse_input"}
+        status, message = await ask(server, "tf1_composites", "predict", request)
+        assert status == 400
+        assert message.startswith('Serving signature name: "sparse_input" not found in signature def.')
+        assert "input 'words' is a sparse tensor, and only dense tensors can be sent" in message
+        for verb in ("classify", "regress"):
+            request = {"examples": [{"x": 1.0}], "signature_name": "sparse_input"}
+            assert "'words' is a sparse tensor" in (await ask(server, "tf1_composites", verb, request))[1]
+>>>>>>> 0f06452 (REST takes defaults, output filters and signatures without inputs)
 
     async def test_a_bad_shape_never_reaches_a_kernel(self, server: Server) -> None:
         status, message = await ask(server, "conv2d", "predict", {"instances": [[1.0]]})
