@@ -44,6 +44,9 @@ class FakeHandle:
     name: str = "m"
     asked: list[dict[str, Any]] = field(default_factory=list)
 
+    def why_absent(self, signature_name: str) -> str:
+        return ""
+
     async def predict(
         self,
         inputs: Tensors,

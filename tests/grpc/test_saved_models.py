@@ -40,6 +40,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "session": saved_models.half_plus_two,
     "endless": saved_models.endless,
     "tf1_dangerous": saved_models.tf1_dangerous,
+    "tf1_composites": saved_models.tf1_composites,
 }
 KINDS = {
     "to_number": "function",
@@ -48,9 +49,6 @@ KINDS = {
     "endless": "session",
     "tf1_dangerous": "session",
     "half_plus_two": "function",
-
-
-    "tf1_composites": saved_models.tf1_composites,
 }
 
 
@@ -116,7 +114,8 @@ async def test_an_error_that_quotes_bytes_of_the_request_is_an_invalid_argument(
     )
     assert code is C.INVALID_ARGUMENT
     assert message.startswith("StringToNumberOp could not correctly convert string: a\ufffd\ufffdb")
-=======
+
+
 async def test_composite_outputs_are_answered_in_parts_and_sparse_inputs_are_explained(real: Any) -> None:
     client = await real("tf1_composites")
     request = predict_request("tf1_composites", text=np.array([b"a b", b"c"], object))

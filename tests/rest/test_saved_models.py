@@ -95,12 +95,11 @@ class TestAnswers:
         answer = await ask(server, "strings", "predict", {"instances": ["abc", {"b64": "w6k="}]})
         assert answer == {"predictions": [{"length": 3, "upper": "ABC"}, {"length": 2, "upper": "é"}]}
 
-<<<<<<< HEAD
     async def test_an_error_that_quotes_bytes_of_the_request_is_json_of_status_400(self, server: Server) -> None:
         status, message = await ask(server, "to_number", "predict", {"instances": [{"b64": "Yf/+Yg=="}]})
         assert status == 400
         assert message.startswith("StringToNumberOp could not correctly convert string: a\ufffd\ufffdb")
-=======
+
     async def test_an_output_filter_chooses_what_is_answered(self, server: Server) -> None:
         request: dict[str, Any] = {"instances": ["abc", "d"], "output_filter": ["length"]}
         assert await ask(server, "strings", "predict", request) == {"predictions": [3, 1]}
@@ -159,7 +158,6 @@ class TestAnswers:
         for verb in ("classify", "regress"):
             request = {"examples": [{"x": 1.0}], "signature_name": "sparse_input"}
             assert "'words' is a sparse tensor" in (await ask(server, "tf1_composites", verb, request))[1]
->>>>>>> 0f06452 (REST takes defaults, output filters and signatures without inputs)
 
     async def test_a_bad_shape_never_reaches_a_kernel(self, server: Server) -> None:
         status, message = await ask(server, "conv2d", "predict", {"instances": [[1.0]]})

@@ -118,7 +118,7 @@ def test_stored_signatures_name_the_tensors(load: Load) -> None:
         (
             {"s": signature_def({"x": "x"}, {"b": "x"})},
             Code.INTERNAL,
-            "Signature output b references an unknown tensor: Unknown tensor 'x'.",
+            "Signature output b references an unknown tensor: Unknown tensor 'x:0'.",
         ),
         (b"no flexbuffer", Code.INVALID_ARGUMENT, "Invalid SignatureDefs found in TfLite model: "),
         (b"", Code.INVALID_ARGUMENT, "Invalid SignatureDefs found in TfLite model: "),
