@@ -14,7 +14,7 @@ from embedserve.config import ModelConfig
 from embedserve.errors import ServingError
 from embedserve.registry import ModelRegistry
 from embedserve.server_config import ServerConfig
-from embedserve.tfs_config import models_from_proto, read_model_server_config
+from embedserve.tfs_config import check_reload, models_from_proto, read_model_server_config
 
 __all__ = ["AppliedConfig", "log_models"]
 
@@ -29,6 +29,17 @@ class AppliedConfig:
         self._platforms = config.platforms
         self._file = config.config_file
         self._latest: Any = None if self._file is None else self._file.applied
+        self._models: Sequence[ModelConfig] = config.models or ()
+
+    async def reload(self, config: Any) -> None:
+        """As `apply`, for a request of a client, who may not ask for everything that the file may.
+
+        Raises:
+            ServingError: As `apply`; ConfigError as `check_reload`.
+        """
+        models = models_from_proto(config, platforms=self._platforms, previous=self._latest)
+        await asyncio.to_thread(check_reload, models, self._models, self._registry.options.request_log_root)
+        await self.apply(config)
 
     async def apply(self, config: Any, *, wait: bool = True) -> None:
         """Check `config` against the one in force, then serve what it says; calls wait for each other in the registry.
@@ -39,7 +50,7 @@ class AppliedConfig:
         models = models_from_proto(config, platforms=self._platforms, previous=self._latest)
         if config != self._latest:
             log_models(models)
-        self._latest = config
+        self._latest, self._models = config, models
         await self._registry.reconfigure(models, wait=wait)
 
     async def follow(self) -> None:

@@ -302,8 +302,9 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         "prefer_tflite_model",
     ):
         options[name] = flags.on(name)
-    if flags.text("remote_cache_dir"):
-        options["remote_cache_dir"] = flags.text("remote_cache_dir")
+    for name in ("remote_cache_dir", "request_log_root"):
+        if flags.text(name):
+            options[name] = flags.text(name)
     if file := flags.text("remote_storage_options_file"):
         options["remote_storage_options"] = read_storage_options(file)
     if flags.directory is None or "max_num_load_retries" in flags or "load_retry_interval_micros" in flags:

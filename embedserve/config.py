@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from embedserve.cpus import usable_cpus
-from embedserve.errors import ConfigError
+from embedserve.errors import ConfigError, one_line
 from embedserve.store_url import StoreUrl, check_readable, is_url, local_path
 
 T = TypeVar("T", bound=BaseModel)
@@ -44,6 +44,7 @@ __all__ = [
     "VersionPolicy",
     "absolute",
     "location",
+    "name_problem",
     "validated",
 ]
 
@@ -78,7 +79,35 @@ def location(value: str | os.PathLike[str] | StoreUrl) -> Path | StoreUrl:
     return url
 
 
-AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+MAX_NAME = 255
+"""Characters of a model's name, at most: names stand in URLs, logs and labels, and often name a directory."""
+
+
+def name_problem(name: str) -> str | None:
+    """Why a model cannot have this name; None where it can. A slash is allowed between parts, as in `team/model`."""
+    if one_line(name) != name or "\t" in name:
+        return "it holds control characters"
+    if len(name) > MAX_NAME:
+        return f"it has {len(name)} characters, {MAX_NAME} is the limit"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return "it is empty, or a part of it is empty, `.` or `..`"
+    return None
+
+
+def _model_name(name: str) -> str:
+    problem = name_problem(name)
+    if problem is not None:
+        raise ValueError(f"{name[:MAX_NAME]!r} cannot be a model's name: {problem}")
+    return name
+
+
+def _printable(path: Path) -> Path:
+    if one_line(str(path)) != str(path):
+        raise ValueError(f"{str(path)!r} holds control characters")
+    return path
+
+
+AbsolutePath = Annotated[Path, AfterValidator(absolute), AfterValidator(_printable)]
 Location = Annotated[
     Path | StoreUrl,
     PlainValidator(location),
@@ -224,7 +253,8 @@ class ModelConfig(_Options):
     """One model: where its versions are and how they are served. None means: as the registry's option says.
 
     Attributes:
-        name: What requests ask for.
+        name: What requests ask for: up to 255 characters without control characters; parts between slashes are neither
+            empty nor `.` or `..`.
         base_path: Directory of numeric version directories, made absolute, or the URL of one in a remote store
             (`s3://`, `gs://`, `http://`... through fsspec), from where versions are synced to a local cache.
         version_policy: Which of the versions found are served.
@@ -247,7 +277,7 @@ class ModelConfig(_Options):
         storage_options: What fsspec is given for a remote `base_path`, over the registry's `remote_storage_options`.
     """
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, AfterValidator(_model_name)]
     base_path: Location
     version_policy: VersionPolicy = LatestVersions()
     version_labels: Mapping[str, int] = Field(default_factory=dict)
@@ -330,6 +360,8 @@ class RegistryOptions(_Options):
             the process may use, as far as its control group allows.
         request_log_max_file_bytes: Size at which a request log goes on in another file.
         request_log_max_total_bytes: Size of all files of one request log together; the oldest are deleted.
+        request_log_root: Directory below which a reload request may have request logs written; None allows it none
+            but those that are written already.
         remote_cache_dir: Where versions from remote stores are kept; None is `~/.cache/embedserve`. Processes may share
             one, and a restart finds there what it needs while a store is down.
         remote_cache_max_bytes: Bound of that directory; None keeps only what is served. A version that does not fit
@@ -374,6 +406,7 @@ class RegistryOptions(_Options):
     max_inflight_bytes: int | None = Field(default=None, ge=1)
     request_log_max_file_bytes: int = Field(default=64 * 2**20, ge=1)
     request_log_max_total_bytes: int = Field(default=2**30, ge=1)
+    request_log_root: AbsolutePath | None = None
     remote_cache_dir: AbsolutePath | None = None
     remote_cache_max_bytes: int | None = Field(default=None, ge=1)
     remote_poll_interval: float | None = Field(default=None, gt=0)

@@ -23,6 +23,7 @@ ServingError                      INTERNAL
 from __future__ import annotations
 
 import enum
+import re
 
 __all__ = [
     "Code",
@@ -42,7 +43,15 @@ __all__ = [
     "SignatureNotFoundError",
     "StartError",
     "UnsupportedError",
+    "one_line",
 ]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """A text with its line ends and other control characters escaped, for a log that clients must not write to."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Code(enum.IntEnum):

@@ -302,6 +302,9 @@ _OWN: tuple[Flag, ...] = (
     _own("max_request_bytes", "int64", 2**31 - 1, "Largest request body, also after decompression."),
     _own("request_log_max_file_bytes", "int64", 64 * 2**20, "Size at which a request log goes on in another file."),
     _own("request_log_max_total_bytes", "int64", 2**30, "Size of all files of one request log; the oldest go first."),
+    _own(
+        "request_log_root", "string", "", "Directory below which reloads may have request logs; empty for no new ones."
+    ),
     _own("remote_cache_dir", "string", "", "Where versions from stores are kept; empty for ~/.cache/embedserve."),
     _own("remote_cache_max_bytes", "int64", 0, "Bound of --remote_cache_dir; 0 keeps only what is served."),
     _own("remote_poll_wait_seconds", "float", 0.0, "Seconds between looks at a store; 0 for those between scans."),
@@ -354,6 +357,7 @@ OPTION_FLAGS: dict[str, tuple[str, ...]] = {
     "max_inflight_bytes": ("max_inflight_bytes",),
     "request_log_max_file_bytes": ("request_log_max_file_bytes",),
     "request_log_max_total_bytes": ("request_log_max_total_bytes",),
+    "request_log_root": ("request_log_root",),
     "remote_cache_dir": ("remote_cache_dir",),
     "remote_cache_max_bytes": ("remote_cache_max_bytes",),
     "remote_poll_interval": ("remote_poll_wait_seconds",),

@@ -61,6 +61,7 @@ async def serve_rest(
     import uvicorn
 
     from embedserve.rest import DEFAULT_METRICS_PATH, create_app
+    from embedserve.rest.uvicorn_protocol import Http1Protocol
 
     taken = listener
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -94,7 +95,7 @@ async def serve_rest(
     tls = config.tls
     settings = uvicorn.Config(
         app if wrap is None else wrap(app),
-        http="httptools",
+        http=Http1Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

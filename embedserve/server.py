@@ -78,7 +78,7 @@ async def _serve(
         follower: asyncio.Task[None] | None = None
         if await wait_until_ready(registry, stop):
             metric = None if metrics is None else metrics.read
-            await enter(tasks, serve_grpc(registry, config.grpc, applied.apply, metric), leaving)
+            await enter(tasks, serve_grpc(registry, config.grpc, applied.reload, metric), leaving)
             if not config.rest.early:
                 await enter(tasks, rest, leaving)
             logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")

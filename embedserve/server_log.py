@@ -1,12 +1,16 @@
 """How a standalone server logs: to stderr, in the form of TensorFlow's C++ code, which log collectors know.
 
-Called once per process, by its program. An embedded registry never sets logging up.
+A record is one line, whatever texts of clients it holds; a traceback follows it, indented. An embedded registry never
+sets logging up.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
+
+from embedserve.errors import one_line
 
 __all__ = ["configure_logging"]
 
@@ -21,6 +25,22 @@ class _LogFormatter(logging.Formatter):
         _, package, inside = record.pathname.rpartition("/embedserve/")
         record.place = package[1:] + inside if package else record.filename
         return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The message as one line."""
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """A traceback whose lines cannot be taken for records: a client may have chosen the text of the error."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        """As `formatException`."""
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {one_line(line)}" for line in text.split("\n"))
 
 
 def configure_logging(who: str = "", level: int = logging.INFO) -> None:

@@ -16,8 +16,9 @@ from embedserve.errors import Code, ConfigError
 __all__ = ["StoreUrl", "check_readable", "is_url", "local_path", "redacted"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_USER = re.compile(r"(?<=://)[^/\s]+@")
-_QUERY = re.compile(r"(://[^\s?]*\?)[^\s'\"<>)]+")
+# Up to the last `@`, though a path may hold one: a password may hold a `/`, and nothing tells which it is.
+_USER = re.compile(r"(?<=://)\S+@")
+_QUERY = re.compile(r"(://[^\s?#]*[?#])[^\s'\"<>)]+")
 _LOCAL = ("file", "local")
 _WEB = ("http", "https")
 # Stores whose URLs name a bucket or host; others may begin with a path.
@@ -31,7 +32,10 @@ def is_url(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """A text without what may be a credential in the URLs in it: user, password, query (a signature)."""
+    """A text without what may be a credential in the URLs in it: user, password, query (a signature), fragment.
+
+    What stands before the last `@` of a URL counts as user and password, for a password may hold a `/` or an `@`.
+    """
     return _QUERY.sub(r"\1***", _USER.sub("***@", text))
 
 
@@ -81,13 +85,24 @@ class StoreUrl:
 
 
 def _check_form(url: StoreUrl) -> None:
+    if (problem := _credentials_problem(url.full)) is not None:
+        raise ConfigError(f"{url}: {problem}")
     if "::" in url.full or any(character < " " for character in url.full):
         raise ConfigError(f"{url} is not the URL of one store; fsspec's chained URLs are not read")
     if url.scheme in _NAMED and not url.host:
         raise ConfigError(f"{url} names no bucket or host; expected {url.scheme}://NAME/PATH")
     if url.is_web and ("?" in url.full or "#" in url.full):
-        shown = redacted(re.split("[?#]", url.full)[0])
+        shown = re.split("[?#]", redacted(url.full))[0]
         raise ConfigError(f"{shown}: a base path has no query; credentials go to storage_options")
+
+
+def _credentials_problem(full: str) -> str | None:
+    """Why a URL's user and password cannot be told from its path; a host may be followed by a port, and by no more."""
+    authority, slash, path = full.partition("://")[2].partition("/")
+    _, at, host = authority.rpartition("@")
+    if slash and not at and "@" in path and ":" in host and not host.rpartition(":")[2].isdigit():
+        return "the password before the host holds a `/`, which a URL writes as %2F"
+    return None
 
 
 def local_path(text: str) -> str | None:

@@ -10,12 +10,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict
 
 from embedserve.config import (
+    MAX_NAME,
     AllVersions,
     LatestVersions,
     LoggingOptions,
@@ -23,9 +25,10 @@ from embedserve.config import (
     SpecificVersions,
     VersionPolicy,
     location,
+    name_problem,
     validated,
 )
-from embedserve.errors import Code, ConfigError
+from embedserve.errors import Code, ConfigError, one_line
 from embedserve.store_url import StoreUrl, is_url, redacted
 from embedserve.tfs_batching import batching_from_proto, num_batch_threads
 from embedserve.tfs_protos import message_class, read_text_proto
@@ -33,12 +36,18 @@ from embedserve.tfs_protos import message_class, read_text_proto
 __all__ = [
     "DEFAULT_PLATFORMS",
     "Platform",
+    "check_reload",
     "models_from_proto",
     "platforms_from_file",
     "read_model_server_config",
 ]
 
 logger = logging.getLogger("embedserve")
+
+# What the kernel shows of itself: directories with numbers for names, none of which is a version.
+_KERNEL = ("/proc/", "/sys/", "/dev/")
+MAX_ENTRIES = 10_000
+"""Entries of a base path that a reload may name, at most: every scan reads all of them."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,56 @@ def models_from_proto(
     return [_model(model, platforms) for model in listed]
 
 
+def check_reload(models: Sequence[ModelConfig], in_force: Sequence[ModelConfig], log_root: Path | None) -> None:
+    """Refuse what a reload request may not ask of a running server. Looks at the disk: call it in a thread.
+
+    Args:
+        models: What the request lists.
+        in_force: What is served now: request logs that are written already may go on.
+        log_root: Directory below which it may have request logs written.
+
+    Raises:
+        ConfigError: A base path that is obviously no directory of versions, or a request log elsewhere.
+    """
+    written = {model.logging_config.filename_prefix for model in in_force if model.logging_config is not None}
+    for model in models:
+        if isinstance(model.base_path, Path) and (problem := _base_path_problem(model.base_path)) is not None:
+            raise ConfigError(f"model {model.name} has base_path {model.base_path}, which {problem}")
+        logged = None if model.logging_config is None else model.logging_config.filename_prefix
+        if logged is None or logged in written:
+            continue
+        if log_root is None:
+            raise ConfigError(
+                f"Model {model.name}: a reload may have request logs written only below the directory that "
+                "--request_log_root names at start, and it names none"
+            )
+        if Path(os.path.realpath(log_root)) not in Path(os.path.realpath(logged)).parents:
+            raise ConfigError(f"Model {model.name}: filename_prefix {str(logged)!r} is not below {log_root}")
+
+
+def _base_path_problem(path: Path) -> str | None:
+    real = os.path.realpath(path)
+    below = f"{real}/"
+    if real == "/" or (below.startswith(_KERNEL) and not below.startswith("/dev/shm/")):
+        return "is no place for models"
+    try:
+        with os.scandir(real) as entries:
+            if sum(1 for _ in islice(entries, MAX_ENTRIES + 1)) > MAX_ENTRIES:
+                return f"has more than {MAX_ENTRIES} entries; expected one directory per version"
+    except NotADirectoryError:
+        return "is not a directory"
+    except OSError:  # It may appear, or become readable: that is waited for.
+        return None
+    return None
+
+
 def _check_names_and_paths(listed: Sequence[Any]) -> None:
     names: set[str] = set()
+    for model in listed:
+        if model.name and (problem := name_problem(model.name)) is not None:
+            raise ConfigError(f"Illegal model name {model.name[:MAX_NAME]!r}: {problem}")
+        if one_line(model.base_path) != model.base_path:
+            raise ConfigError(f"model {model.name} has base_path {redacted(model.base_path)!r} with control characters")
     for model in listed:
         if model.name in names:
             raise ConfigError(f"Illegal to list model {model.name} multiple times in config list")
@@ -204,7 +261,7 @@ def _logging(model: Any) -> LoggingOptions:
     rate = next((task.sampling_rate for task in rates), sampling.sampling_rate)
     if not 0 <= rate <= 1:
         raise ConfigError(f"Model {model.name}: sampling_rate must be between 0 and 1; was {rate:g}")
-    return LoggingOptions(filename_prefix=prefix, sampling_rate=rate)
+    return validated(LoggingOptions, {"filename_prefix": prefix, "sampling_rate": rate})
 
 
 def _location(name: str, base_path: str) -> Path | StoreUrl:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tensorflow_serving.config import model_server_config_pb2
 
 from embedserve import Code, ConfigError, ModelConfig, ModelRegistry
 from embedserve.config import RegistryOptions, location
 from embedserve.store_url import StoreUrl, redacted
+from embedserve.tfs_config import models_from_proto
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,33 @@ def test_a_text_is_shown_without_what_stands_before_a_host() -> None:
     assert redacted("403, url='https://h/x?X-Signature=abc&d=1') not read") == "403, url='https://h/x?***') not read"
 
 
+@pytest.mark.parametrize("password", ["se/cret", "se@cret", "se?cret", "se#cret", "/secret/", "a@b/se:cret"])
+@pytest.mark.parametrize("scheme", ["s3", "https", "sftp", "file", "nonsense"])
+def test_a_password_of_any_characters_is_never_shown(scheme: str, password: str, tmp_path: Path) -> None:
+    url = f"{scheme}://me:{password}@host/models/m"
+    shown = [redacted(f"cannot read {url}: no answer")]
+    for configure in (location, lambda text: ModelConfig(name="m", base_path=text), ModelRegistry):
+        try:
+            made = configure(url)
+        except (ConfigError, ValidationError) as error:
+            shown += [str(error), repr(error)]
+        else:
+            shown += [str(made), repr(made)]
+    config = model_server_config_pb2.ModelServerConfig()
+    config.model_config_list.config.add(name="m", base_path=url, model_platform="tensorflow")
+    try:
+        shown += map(repr, models_from_proto(config))
+    except ConfigError as error:
+        shown.append(str(error))
+    for text in shown:
+        assert "cret" not in text, text
+        assert "me:" not in text, text
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
+        ("s3://me:pass/secret@bucket/m", r"s3://\*\*\*@bucket/m: the password before the host holds a `/`.*%2F"),
         ("s3://", "names no bucket or host"),
         ("s3:///models/m", "names no bucket or host"),
         ("http://me:secret@/m", "names no bucket or host"),

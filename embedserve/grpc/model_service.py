@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2
 
 from embedserve.config import Clients
-from embedserve.errors import ConfigError, InvalidModelSpecError, ServableNotFoundError
+from embedserve.errors import ConfigError, InvalidModelSpecError, ServableNotFoundError, one_line
 from embedserve.grpc.access import answering
 from embedserve.grpc.calls import Methods, paths, unary
 
@@ -61,9 +61,11 @@ def methods(
 
 
 async def _reconfigure(registry: ModelRegistry, config: Any) -> None:
-    from embedserve.tfs_config import models_from_proto
+    from embedserve.tfs_config import check_reload, models_from_proto
 
-    await registry.reconfigure(models_from_proto(config))
+    models = models_from_proto(config)
+    await registry.run_in_thread(check_reload, models, (), registry.options.request_log_root)
+    await registry.reconfigure(models)
 
 
 async def _no_metric(name: str) -> int:
@@ -113,4 +115,4 @@ async def _reload(reload: Reload, metric: MetricReader, request: Any, context: A
 
 def _log_failure(work: asyncio.Future[None]) -> None:
     if not work.cancelled() and (error := work.exception()) is not None:
-        logger.error("ReloadConfig failed: %s", error)
+        logger.error("ReloadConfig failed: %s", one_line(str(error)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from embedserve.errors import Code, InvalidInputError, ServingError, UnsupportedError
+from embedserve.errors import Code, InvalidInputError, ServingError, UnsupportedError, one_line
 from embedserve.grpc.calls import Unary, paths, unary
 
 if TYPE_CHECKING:
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["SERVICE", "Profiler"]
 
 SERVICE = "tensorflow.ProfilerService"
+
+MAX_DURATION_MS = 600_000
+"""The longest profile, ten minutes: TensorFlow keeps every event of it in memory until its end."""
+
+# Bytes of a file's name on most file systems, less the ending that is added to a host's name.
+_MAX_NAME_BYTES = 200
+_SHOWN = 100  # Characters of a client's text in an error.
 
 _Field = descriptor_pb2.FieldDescriptorProto
 
@@ -107,6 +114,9 @@ class Profiler:
     async def _profile(self, request: Any, context: Any, large: bool) -> bytes:
         if not request.duration_ms:
             raise InvalidInputError("duration_ms must be greater than zero.")
+        if request.duration_ms > MAX_DURATION_MS:
+            raise InvalidInputError(f"duration_ms is {request.duration_ms}; {MAX_DURATION_MS} is the limit")
+        _check_place(request)
         if self._closed:
             raise ServingError("the server is stopping", code=Code.UNAVAILABLE)
         if self._work is not None:
@@ -156,6 +166,31 @@ class Profiler:
         raise UnsupportedError("Monitor is for Cloud TPUs; use Profile")
 
 
+def _check_place(request: Any) -> None:
+    """Keep a profile below its `repository_root`: the other names are each the name of one directory or file."""
+    for field in ("session_id", "host_name"):
+        name = getattr(request, field)
+        if one_line(name) != name or name in (".", "..") or set(name) & set("/\\"):
+            what = "a session's id" if field == "session_id" else "a host name"
+            raise InvalidInputError(f"{field} {name[:_SHOWN]!r} is not {what}")
+        if len(name.encode()) > _MAX_NAME_BYTES:
+            raise InvalidInputError(f"{field} {name[:_SHOWN]!r}... is over {_MAX_NAME_BYTES} bytes")
+    if one_line(request.repository_root) != request.repository_root:
+        raise InvalidInputError(f"repository_root {request.repository_root[:_SHOWN]!r} holds control characters")
+
+
+def _check_links(root: str, directory: str, target: str) -> None:
+    """Refuse to write through links that lead out of a local `repository_root`; other file systems have none."""
+    if "://" in root:
+        return
+    if os.path.realpath(directory) != os.path.normpath(
+        os.path.join(os.path.realpath(root), os.path.relpath(directory, root))
+    ):
+        raise InvalidInputError(f"{directory!r} leads out of repository_root {root!r} by a link")
+    if os.path.islink(target):
+        raise InvalidInputError(f"{target!r} is a link, and profiles are not written through links")
+
+
 def _start(directory: str, options: Any) -> None:
     import tensorflow as tf
 
@@ -192,12 +227,12 @@ def _answer(request: Any, directory: str) -> bytes:
                 response.xspace = file.read()
         elif request.repository_root:
             wanted = f"{request.host_name.replace(':', '_') or 'localhost'}.xplane.pb"
-            target = os.path.join(request.repository_root, request.session_id)
-            if os.path.basename(wanted) != wanted:
-                raise InvalidInputError(f"host_name {request.host_name!r} is not a host name")
+            directory = os.path.join(request.repository_root, request.session_id)
+            target = os.path.join(directory, wanted)
             try:
-                tf.io.gfile.makedirs(target)
-                tf.io.gfile.copy(trace, os.path.join(target, wanted), overwrite=True)
+                tf.io.gfile.makedirs(directory)
+                _check_links(request.repository_root, directory, target)
+                tf.io.gfile.copy(trace, target, overwrite=True)
             except tf.errors.OpError as error:
                 raise ServingError(f"cannot write the profile: {error.message}", code=Code(error.error_code)) from error
     data: bytes = response.SerializeToString()

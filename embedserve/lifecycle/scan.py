@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy
+from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy, name_problem
 from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent, version_number
 from embedserve.saved_model.completeness import Fingerprint, Look
 from embedserve.servable import ServableId
@@ -189,7 +189,11 @@ def _discover(
     except OSError as error:
         what = "does not exist (yet)" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         return dict(memory.discovered), dict(memory.missed), f"models directory {root} {what}", None
-    directories = {child.name for child in children if child.is_directory and not child.name.startswith(".")}
+    directories = {
+        child.name
+        for child in children
+        if child.is_directory and not child.name.startswith(".") and name_problem(child.name) is None
+    }
     models = {name: root / name for name in sorted(directories) if _is_model(name, root, memory, disk)}
     now = disk.time()
     missed: dict[str, float] = {}

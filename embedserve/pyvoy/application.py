@@ -167,7 +167,7 @@ def _application(registry: ModelRegistry, config: ServerConfig, applied: Applied
         reflection=grpc.reflection,
         access=grpc.access,
         tensor_content=grpc.tensor_content,
-        reload=applied.apply,
+        reload=applied.reload,
         metric=None if metrics is None else metrics.read,
     )
 

@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, absolute
+from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, absolute, name_problem
 from embedserve.errors import StartError
 from embedserve.lifecycle.scan import VersionDirectory
 from embedserve.load_pool import LoadPool
@@ -141,7 +141,9 @@ class Syncer:
         gone = self._discovered.keys() - set(names)
         for name in gone - self._configured.keys():
             self._policies.pop(name, None)  # One that comes back under this name is another model.
-        self._discovered = {name: ModelConfig(name=name, base_path=self._root.url / name) for name in names}
+        self._discovered = {
+            name: ModelConfig(name=name, base_path=self._root.url / name) for name in names if not name_problem(name)
+        }
         self._listener.on_discovered(self._discovered)
         if self._started:
             self._follow({})

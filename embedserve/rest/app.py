@@ -21,7 +21,17 @@ from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers, health
 from embedserve.rest.body import read_body
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
-from embedserve.rest.target import METHODS, Route, is_rest, is_strict_uri, known_route, path_of, raw_target, route
+from embedserve.rest.target import (
+    METHODS,
+    READS,
+    Route,
+    is_rest,
+    is_strict_uri,
+    known_route,
+    path_of,
+    raw_target,
+    route,
+)
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -181,7 +191,7 @@ class RestApp:
         return self._metrics is not None and path_of(target) == self._metrics_path
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
-        """TF Serving's order: method, URI, metrics, REST; ours before what is left: health."""
+        """TF Serving's order: method, URI, metrics, REST; ours before what is left: health, and what this is."""
         method = scope["method"]
         if method not in METHODS:
             return self._html(scope, 501)
@@ -194,6 +204,8 @@ class RestApp:
             return await self._rest(scope, receive, target)
         if self._health and health.is_health_path(path_of(target)):
             return health.answer(self._registry, method, path_of(target))
+        if path_of(target) == "/" and method in READS:
+            return json_response(handlers.about_document())
         return self._html(scope, 404)
 
     @staticmethod
@@ -220,7 +232,7 @@ class RestApp:
                 return self._with_cors(_preflight(scope))
             found = route(method, target) if isinstance(target, str) else target
             name = found.name
-            if method == "GET":
+            if method in READS:
                 return self._with_cors(json_response(await handlers.get(self._registry, found)))
             api = found.action
             return self._with_cors(json_response(await self._post(scope, receive, found)))
@@ -228,7 +240,7 @@ class RestApp:
             code = wire_code(error)
             return self._with_cors(error_response(error))
         except Exception:
-            logger.exception("a bug in answering %s %s", method, scope["path"])
+            logger.exception("a bug in answering %s %r", method, scope["path"])
             code = Code.INTERNAL
             return self._with_cors(error_response(ServingError("internal error")))
         except asyncio.CancelledError:

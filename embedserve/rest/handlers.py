@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
     from embedserve.servable import Tensors
 
-__all__ = ["get", "post"]
+__all__ = ["about_document", "get", "post"]
 
 T = TypeVar("T")
 
@@ -44,7 +44,9 @@ def post(
 
 
 async def get(registry: ModelRegistry, route: Route) -> bytes:
-    """Answer a status or metadata request."""
+    """Answer a request for the list of models, for a model's status or for its metadata."""
+    if route.action == "list":
+        return list_document(registry)
     if route.action == "metadata":
         with _acquire(registry, route) as handle:
             return await registry.run_in_thread(
@@ -121,6 +123,30 @@ async def _run_examples(
 
 def _spec(handle: ModelHandle, signature_name: str) -> tuple[str, int, str]:
     return handle.name, handle.version, signature_name or DEFAULT_SIGNATURE
+
+
+def list_document(registry: ModelRegistry) -> bytes:
+    """Every model that is known, with its versions and their states; ours, for TensorFlow Serving has no such list."""
+    models = [
+        {
+            "name": name,
+            "versions": [{"version": str(status.version), "state": status.state.name} for status in statuses],
+        }
+        for name, statuses in sorted(registry.status().items())
+    ]
+    return _dump({"models": models}) + b"\n"
+
+
+def about_document() -> bytes:
+    """What answers here, and where to go on. No version: a stranger need not know for which one to look up faults."""
+    paths = {
+        "models": "v1/models",
+        "status": "v1/models/NAME",
+        "metadata": "v1/models/NAME/metadata",
+        "predict": "v1/models/NAME:predict",
+    }
+    about = {"name": "embedserve", "api": "TensorFlow Serving REST", "paths": paths}
+    return _dump(about) + b"\n"
 
 
 def status_document(registry: ModelRegistry, route: Route) -> bytes:

@@ -15,8 +15,9 @@ from urllib.parse import quote, unquote
 
 from embedserve.errors import InvalidInputError
 
-__all__ = ["METHODS", "Route", "is_rest", "is_strict_uri", "known_route", "path_of", "raw_target", "route"]
+__all__ = ["METHODS", "READS", "Route", "is_rest", "is_strict_uri", "known_route", "path_of", "raw_target", "route"]
 
+READS = frozenset({"GET", "HEAD"})
 METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 # TF Serving: http_rest_api_handler.cc.
@@ -33,8 +34,8 @@ class Route:
     """What a request asks for.
 
     Attributes:
-        action: `predict`, `classify`, `regress`, `metadata` or `status`.
-        name: Model name, percent-decoded.
+        action: `predict`, `classify`, `regress`, `metadata`, `status` or `list`.
+        name: Model name, percent-decoded; empty for `list`.
         version, label: Which version; never both.
     """
 
@@ -118,11 +119,13 @@ def route(method: str, target: str) -> Route:
     Raises:
         InvalidInputError: No route has this method and form, the model name is missing, or the version is no int64.
     """
-    found = _POST.fullmatch(target) if method == "POST" else _GET.fullmatch(target) if method == "GET" else None
+    found = _POST.fullmatch(target) if method == "POST" else _GET.fullmatch(target) if method in READS else None
     if found is None:
         raise InvalidInputError(f"Malformed request: {method} {target}")
     name, version, label, action = found.groups()
     if name is None:
+        if version is None and label is None and action is None:
+            return Route("list", "")
         raise InvalidInputError("Missing model name in request.")
     if method == "POST":
         # The pattern ignores case, TF Serving's comparison of the verb does not.

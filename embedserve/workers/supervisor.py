@@ -150,7 +150,7 @@ class _Supervisor:
         if self.registry.draining:
             raise NotReadyError("the server is draining: shutdown has begun")
         try:
-            await self._applied.apply(ModelServerConfig.FromString(config))
+            await self._applied.reload(ModelServerConfig.FromString(config))
         finally:
             self._post_status()  # Whoever hears that it is done may ask another worker.
 

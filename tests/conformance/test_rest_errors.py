@@ -88,7 +88,7 @@ def examples(message: str, body: str, target: str = CLASSIFY) -> Row:
 PROVOKED = [
     Row("Malformed request: POST /v1/models/m", "/v1/models/m", "{}"),
     Row("Malformed request: GET /v1/models/m:predict", "/v1/models/m:predict"),
-    Row("Missing model name in request.", "/v1/models"),
+    Row("Missing model name in request.", "/v1/models/labels/x"),
     predict("JSON Parse error: Invalid value. at offset: 16", '{"instances": [nan]}'),
     predict("JSON Value: [1] Is not object", "[1]"),
     predict(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 
+from embedserve import tfs_config
 from embedserve.config import AllVersions, ModelConfig
 from embedserve.errors import Code, ServingError
 from embedserve.testing import FakeLoader, FakeRegistry
@@ -143,3 +146,73 @@ async def test_a_deadline_ends_the_call_but_not_the_reload(start: Start, caplog:
     await done.wait()
     while "ReloadConfig failed: 1 model(s) did not become available" not in caplog.text:
         await asyncio.sleep(0.001)
+
+
+BAD_NAMES = ["a\nb", "a\x00b", "a\x1b[2Jb", "a\u2028b", "..", "a/../b", "/a", "a//b", "x" * 256, "a\tb"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+async def test_a_reload_takes_no_name_that_would_harm_logs_labels_or_paths(
+    start: Start, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await start(reg := FakeRegistry({"a": {1: FakeLoader()}}))
+    code, message = await failure(client.model.HandleReloadConfigRequest(reload_request("a", name)))
+    assert code is C.INVALID_ARGUMENT
+    assert message.startswith("Illegal model name ")
+    assert "\n" not in message
+    assert reg.models() == ("a",)
+    assert all(len(record.getMessage().splitlines()) == 1 for record in caplog.records)
+
+
+async def test_a_reload_takes_names_with_slashes_and_letters_of_all_languages(start: Start) -> None:
+    client = await start(FakeRegistry({"team/größe": {1: FakeLoader()}}))
+    await client.model.HandleReloadConfigRequest(reload_request("team/größe"))
+
+
+@pytest.mark.parametrize("kind", ["/", "/proc", "/proc/self", "/sys/kernel", "/dev", "file", "fifo", "link", "many"])
+async def test_a_reload_refuses_what_is_obviously_no_base_path(
+    start: Start, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(kind) if kind.startswith("/") else tmp_path / kind
+    match kind:
+        case "file":
+            path.write_text("")
+        case "fifo":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to("/proc")
+        case "many":
+            monkeypatch.setattr(tfs_config, "MAX_ENTRIES", 3)
+            for number in range(4):
+                (path / str(number)).mkdir(parents=True)
+    client = await start(reg := FakeRegistry({"a": {1: FakeLoader()}}))
+    request = reload_request("a")
+    request.config.model_config_list.config[0].base_path = str(path)
+    code, message = await failure(client.model.HandleReloadConfigRequest(request))
+    assert code is C.INVALID_ARGUMENT
+    assert message.startswith(f"model a has base_path {path}, which ")
+    assert reg.models() == ("a",)
+
+
+async def test_a_reload_has_request_logs_only_below_the_root_that_was_named_at_start(
+    start: Start, tmp_path: Path
+) -> None:
+    root = tmp_path / "logs"
+    root.mkdir()
+    (root / "out").symlink_to(tmp_path)
+
+    async def reloaded(client: Any, prefix: object) -> None:
+        request = reload_request("a")
+        logging = request.config.model_config_list.config[0].logging_config
+        logging.log_collector_config.type = "file"
+        logging.log_collector_config.filename_prefix = str(prefix)
+        await client.model.HandleReloadConfigRequest(request)
+
+    without = await start(FakeRegistry({"a": {1: FakeLoader()}}))
+    code, message = await failure(reloaded(without, root / "a"))
+    assert code is C.INVALID_ARGUMENT
+    assert "--request_log_root" in message
+    client = await start(FakeRegistry({"a": {1: FakeLoader()}}, request_log_root=root))
+    for prefix in (tmp_path / "a", root / ".." / "a", root / "out" / "a", root, f"{root}/a\nb", f"{root}x/a"):
+        assert (await failure(reloaded(client, prefix)))[0] is C.INVALID_ARGUMENT, prefix
+    await reloaded(client, root / "deep" / "a")

@@ -116,13 +116,59 @@ async def busy(client: Client) -> bool:
     return message != "no profiler session is running"
 
 
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("host_name", "../../elsewhere"),
+        ("host_name", "a/b"),
+        ("host_name", "a\0b"),
+        ("host_name", "a\\b"),
+        ("session_id", ".."),
+        ("session_id", "../../elsewhere"),
+        ("session_id", "/elsewhere"),
+        ("session_id", "a/../../elsewhere"),
+        ("session_id", "a\nb"),
+        ("session_id", "x" * 300),
+        ("repository_root", "/tmp/a\0b"),
+    ],
+)
+async def test_a_profile_stays_below_its_repository_root(start: Start, tmp_path: Path, field: str, name: str) -> None:
+    client = await profiled(start)
+    given = {"repository_root": str(tmp_path / "root"), "session_id": "s", "host_name": "h"} | {field: name}
+    code, message = await failure(profile(client, duration_ms=1, **given))
+    assert code is C.INVALID_ARGUMENT
+    assert message.startswith(field)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_profile_is_not_written_through_links(start: Start, tmp_path: Path) -> None:
+    client = await profiled(start)
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "s").mkdir(parents=True)
+    elsewhere.mkdir()
+    (root / "linked").symlink_to(elsewhere)
+    (root / "s" / "h.xplane.pb").symlink_to(elsewhere / "file")
+    for session in ("linked", "s"):
+        code, message = await failure(
+            profile(client, duration_ms=1, repository_root=str(root), session_id=session, host_name="h")
+        )
+        assert code is C.INVALID_ARGUMENT
+        assert "link" in message
+    assert list(elsewhere.iterdir()) == []
+    (tmp_path / "way").symlink_to(root)  # The root itself may be reached by a link.
+    await profile(client, duration_ms=1, repository_root=str(tmp_path / "way"), session_id="t", host_name="h")
+    assert (root / "t" / "h.xplane.pb").stat().st_size > 0
+
+
+async def test_a_profile_is_bounded_in_time(start: Start) -> None:
+    client = await profiled(start)
+    code, message = await failure(profile(client, duration_ms=600_001))
+    assert (code, message) == (C.INVALID_ARGUMENT, "duration_ms is 600001; 600000 is the limit")
+
+
 async def test_what_cannot_be_profiled(start: Start, tmp_path: Path) -> None:
     client = await profiled(start)
     assert (await failure(profile(client)))[0] is C.INVALID_ARGUMENT
-    code, message = await failure(
-        profile(client, duration_ms=1, repository_root=str(tmp_path), host_name="../../elsewhere")
-    )
-    assert (code, message) == (C.INVALID_ARGUMENT, "host_name '../../elsewhere' is not a host name")
     (tmp_path / "file").write_text("")
     code, message = await failure(
         profile(client, duration_ms=1, repository_root=str(tmp_path / "file"), session_id="s")

@@ -107,7 +107,6 @@ ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("DELETE", "/v1/x", b"", 400, "Malformed request: DELETE /v1/x"),
     ("PATCH", "/v1/models/m", b"", 400, "Malformed request: PATCH /v1/models/m"),
     ("GET", "/v1/", b"", 400, "Malformed request: GET /v1/"),
-    ("GET", "/v1/models", b"", 400, "Missing model name in request."),
     ("GET", "/v1/models/versions/1", b"", 400, "Missing model name in request."),
     ("GET", "/v1/models/m?x=1", b"", 404, "Could not find any versions of model m?x=1"),
     ("GET", "/v1/models/q", b"", 404, "Could not find any versions of model q"),
@@ -199,20 +198,35 @@ async def test_a_bug_is_logged_and_kept_from_the_client(
     assert "a bug with /secret/paths" in caplog.text
 
 
-@pytest.mark.parametrize(("target", "status"), [("/v1/models/m", 400), ("/-/live", 200), ("/nowhere", 404)])
+async def test_the_models_and_their_versions_are_listed(connection: Connection) -> None:
+    answer = await connection.request("GET", "/v1/models")
+    assert answer.status == 200
+    listed = {model["name"]: model["versions"] for model in json.loads(answer.body)["models"]}
+    assert {"version": "1", "state": "AVAILABLE"} in listed["m"]
+
+
+async def test_the_root_says_what_this_is(connection: Connection) -> None:
+    answer = await connection.request("GET", "/")
+    about = json.loads(answer.body)
+    assert (answer.status, about["name"], about["paths"]["models"]) == (200, "embedserve", "v1/models")
+    assert (await connection.request("POST", "/")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [("/v1/models/m", 200), ("/v1/models", 200), ("/", 200), ("/v1/models/none", 404), ("/-/live", 200), ("/x", 404)],
+)
 async def test_head_has_no_body(target: str, status: int, connection: Connection) -> None:
     answer = await connection.request("HEAD", target)
     assert answer.status == status
     assert int(answer.headers["content-length"]) > 0
-    if status == 404:
+    if target == "/x":
         assert await connection.at_end()
     else:
         assert (await connection.request("GET", "/-/live")).status == 200
 
 
-@pytest.mark.parametrize(
-    "target", ["/", "/v1", "/v2/models/m", "/v11/models/m", "/monitoring/prometheus/metrics", "/-/x"]
-)
+@pytest.mark.parametrize("target", ["/v1", "/v2/models/m", "/v11/models/m", "/monitoring/prometheus/metrics", "/-/x"])
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 async def test_outside_v1_there_is_an_html_page(method: str, target: str, connection: Connection) -> None:
     answer = await connection.request(method, target)

@@ -73,7 +73,7 @@ def test_get_routes(target: str, expected: Route) -> None:
         ("GET", "/v1/models/m/"),
         ("GET", "/v1/models/m/versions/abc"),
         ("GET", "/v1/"),
-        ("HEAD", "/v1/models/m"),
+        ("HEAD", "/v1/models/m:predict"),
         ("PUT", "/v1/models/m"),
         ("DELETE", "/v1/models/m:predict"),
         ("PATCH", "/v1/models/m:predict"),
@@ -85,7 +85,7 @@ def test_what_matches_no_route_is_malformed(method: str, target: str) -> None:
     assert str(caught.value) == f"Malformed request: {method} {target}"
 
 
-@pytest.mark.parametrize("target", ["/v1/models", "/v1/models/versions/1", "/v1/models/labels/x"])
+@pytest.mark.parametrize("target", ["/v1/models/versions/1", "/v1/models/labels/x"])
 def test_a_get_without_a_name_says_so(target: str) -> None:
     with pytest.raises(InvalidInputError, match=r"^Missing model name in request\.$"):
         route("GET", target)
@@ -99,6 +99,12 @@ def test_a_version_that_is_no_int64_is_named(digits: str) -> None:
     ]:
         with pytest.raises(InvalidInputError, match=rf"^Failed to convert version: {digits} to numeric\.$"):
             route(method, target)
+
+
+def test_head_goes_where_get_goes() -> None:
+    for target in ("/v1/models", "/v1/models/m", "/v1/models/m/metadata"):
+        assert route("HEAD", target) == route("GET", target)
+    assert route("GET", "/v1/models") == Route("list", "")
 
 
 def test_long_targets_are_matched() -> None:
