@@ -531,3 +531,16 @@ async def test_a_root_that_cannot_be_meant_is_told_at_entry(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     async with ModelRegistry(tmp_path / "empty") as registry:
         assert registry.models() == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\nb", "a\0", "\x85", "a\u2028", ".", "..", "../a", "a/", "/a", "a//b", "x" * 256]
+)
+def test_a_models_name_can_stand_in_logs_labels_and_paths(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be a model's name"):
+        ModelConfig(name=name, base_path="/m")
+
+
+@pytest.mark.parametrize("name", ["m", "größe", "模型", "team/model", "a b", "...", "x" * 255])
+def test_a_models_name_may_have_slashes_blanks_and_letters_of_all_languages(name: str) -> None:
+    assert ModelConfig(name=name, base_path="/m").name == name

@@ -137,7 +137,6 @@ async def test_reflection_names_and_describes_the_services(start: Start) -> None
         "grpc.reflection.v1alpha.ServerReflection",
         "tensorflow.serving.ModelService",
         "tensorflow.serving.PredictionService",
-        "tensorflow.serving.SessionService",
     ]
     assert file == "tensorflow_serving/apis/prediction_service.proto"
 

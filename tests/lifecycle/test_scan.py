@@ -413,6 +413,12 @@ class TestDiscovery:
         scanner.versions("notes")["3"] = Version()
         assert set(scanner.scan().configs) == {"2024", "digits", "notes"}
 
+    def test_a_directory_whose_name_cannot_be_a_models_is_none(self) -> None:
+        scanner = Scanner(root=ROOT)
+        for name in ("good", "a\nE forged", "b\x1b[2J", "c" * 256):
+            scanner.versions(name)["1"] = Version()
+        assert set(scanner.scan().configs) == {"good"}
+
     def test_a_configured_model_hides_a_discovered_one_of_its_name(self) -> None:
         scanner = Scanner(model("digits", AllVersions()), root=ROOT)
         scanner.versions("digits")["1"] = Version()

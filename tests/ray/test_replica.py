@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, predict_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, predict_pb2, session_service_pb2
 
 from embedserve import ConfigError, ModelConfig, ServableNotFoundError, ServingError, StartError
 from embedserve.errors import Code, NotReadyError
@@ -170,6 +170,16 @@ async def test_metadata_reaches_the_call(store: Path) -> None:
         body = predict_request("line").SerializeToString()
         answer = await one.answer_rpc(PREDICT, body, [("a", "b"), ("x-embedserve-priority", "nope")])
         assert (answer.code, "nope" in answer.message) == (Code.INVALID_ARGUMENT, True)
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+async def test_session_run_answers_where_it_was_asked_for(store: Path, asked_for: bool) -> None:
+    body = session_service_pb2.SessionRunRequest(model_spec={"name": "line"}, fetch=["none:0"]).SerializeToString()
+    async with replica(root=store, session_run=asked_for, options=QUICK | {"servable": "session"}) as one:
+        await one.configure({})
+        answer = await one.answer_rpc("/tensorflow.serving.SessionService/SessionRun", body, ())
+        expected = (Code.INVALID_ARGUMENT, True) if asked_for else (Code.UNIMPLEMENTED, False)
+        assert (answer.code, "no tensor" in answer.message) == expected
 
 
 async def test_a_reload_is_refused_because_it_would_reach_one_replica(store: Path) -> None:
