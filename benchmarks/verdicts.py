@@ -80,9 +80,8 @@ class Row:
         return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
 
 
-HEADER = (
-    "| model | signature | batched | why | runs shared | largest difference |\n| --- | --- | --- | --- | --- | --- |"
-)
+COLUMNS = ("model", "signature", "batched", "by", "why", "runs shared", "largest difference")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
 
 
 async def survey(names: Iterable[str], directory: Path, plan: Plan, print_row: Callable[[str], object]) -> list[Row]:

@@ -361,6 +361,31 @@ def retrieval(path: Path) -> Path:
     return _serve(path, serve, Spec([None, 4], tf.float32, name="query"), candidates=candidates)
 
 
+def spectrogram(path: Path) -> Path:
+    """Sound to a spectrogram in mel bands, as audio models begin, and a mean over time."""
+    bands = tf.signal.linear_to_mel_weight_matrix(8, 33, 8000)
+
+    def serve(sound: Any) -> Any:
+        size = tf.abs(tf.signal.stft(sound, frame_length=64, frame_step=32))
+        return {"bands": tf.reduce_mean(tf.math.log(tf.tensordot(size, bands, 1) + 1e-6), axis=1)}
+
+    return _serve(path, serve, Spec([None, 256], tf.float32, name="sound"))
+
+
+def matrices(path: Path) -> Path:
+    """Determinant, inverse and eigenvalues of a symmetric matrix a row."""
+
+    def serve(x: Any) -> Any:
+        matrix = tf.matmul(x, x, transpose_b=True) / (1 + tf.reduce_sum(x * x, axis=[1, 2], keepdims=True)) + tf.eye(3)
+        return {
+            "determinant": tf.linalg.det(matrix),
+            "inverse": tf.linalg.inv(matrix),
+            "values": tf.linalg.eigvalsh(matrix),
+        }
+
+    return _serve(path, serve, Spec([None, 3, 3], tf.float32, name="x"))
+
+
 def batch_statistics(path: Path) -> Path:
     """Batch normalisation left in training mode, by mistake: the batch's own mean and variance."""
 
@@ -386,7 +411,7 @@ SURVEYED: Mapping[str, Builder] = {
                 detection_padded,
                 retrieval,
             ),
-            batch_statistics,
+            *(batch_statistics, spectrogram, matrices),
         )
     },
     "lstm": _sequence(lambda keras: keras.layers.LSTM(6)),

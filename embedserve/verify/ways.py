@@ -31,7 +31,7 @@ __all__ = ["Difference", "Findings", "Plan", "Way", "compare_ways"]
 # Seconds that a request may take.
 _PATIENCE = 60.0
 # Microseconds that a request waits for its group: all of a group are sent within one turn of the loop.
-_GATHERING = 2000
+_GATHERING = 500
 _MOST_ROWS = 1023
 # Sizes of padded batches: none is a power of two, so that no group of made-up requests fills one.
 _PADDED = (5, 11, 23, 47, 95, 191, 383, _MOST_ROWS)

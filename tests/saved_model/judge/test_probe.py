@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 from embedserve.errors import DeadlineExceededError, InferenceError
 from embedserve.saved_model.judge.probe import find_sample, probe
 from embedserve.saved_model.judge.probe_inputs import Recorded, candidates
+from embedserve.saved_model.judge.probe_texts import Features
 from embedserve.servable import Array, Tensors
+from tests.saved_model.conftest import Load
 from tests.saved_model.judge.signatures import signature
+from tests.survey_models import SURVEYED
 
 DEPENDS = "output 'y' of a row depends on the other rows of its batch"
 
@@ -125,6 +129,34 @@ class TestProbe:
         found = probe(servable, servable.signatures["serving_default"], None)
         assert not found.batchable
         assert "record warm-up requests" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "batches"),
+    [
+        ("mean_of_clicks", {"clicks": (1, None)}, False),
+        ("split_words", {}, False),
+        ("text_of_any_length", {}, False),
+        ("branch_on_the_batch", {}, False),
+        ("similarities", {}, False),
+        ("batch_statistics", {}, False),
+        ("text_of_fixed_length", {}, True),
+        ("pooled_examples", {"ids": (9, None)}, True),
+        ("pictures", {}, True),
+        ("transformer_with_padding_mask", {}, True),
+        ("feature_space", {}, True),
+    ],
+)
+def test_a_probe_tells_real_models_apart_even_where_the_graph_is_not_read(
+    load: Load, tmp_path: Path, name: str, features: Features, batches: bool
+) -> None:
+    servable = load(SURVEYED[name](tmp_path / name / "1"), batching=False)
+    one = servable.signatures["serving_default"]
+    sample = find_sample(servable, one, candidates(one, (), features))
+    found = probe(servable, one, sample)
+    assert found.batchable is batches, found.reason
+    if not batches:
+        assert "depends on the other rows of its batch" in found.reason
 
 
 class TestFindSample:
