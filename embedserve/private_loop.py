@@ -44,3 +44,8 @@ class PrivateLoop:
         """Stop the loop, cancel what is left on it, and join the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def close_after(self, call: Coroutine[Any, Any, None]) -> None:
+        """As `close`, once a coroutine has ended on the loop; nothing is waited for."""
+        ended = asyncio.run_coroutine_threadsafe(call, self._loop)
+        ended.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))

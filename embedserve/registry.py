@@ -7,16 +7,22 @@ leaving ends it, so a registry may be entered again, on any loop.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import threading
+import warnings
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from embedserve.acquisition import Acquisition
 from embedserve.config import ModelConfig, RegistryOptions, location, validated
-from embedserve.errors import ConfigError, RegistryStateError
+from embedserve.errors import ConfigError, RegistryStateError, StartError
 from embedserve.handle import ModelHandle
 from embedserve.observer import Observer, Observers
 from embedserve.priority import PriorityName
@@ -66,6 +72,8 @@ class ModelRegistry(RegistryView):
         self.observers = Observers(observers)
         super().__init__(None if root is None else location(root), models or ())
         self._private: PrivateLoop | None = None
+        self._claiming = threading.Lock()
+        self._at_exit = partial(_leave, weakref.ref(self))
 
     # Entering and leaving.
 
@@ -74,10 +82,26 @@ class ModelRegistry(RegistryView):
 
         Raises:
             StartError: Fewer models became available than `start_requires` asks for; the registry is left again.
-            RegistryStateError: Already entered.
+            RegistryStateError: Already entered, or TensorFlow cannot run here: it had run before this process was
+                forked.
         """
-        self._check_not_entered()
-        self._entering = True
+        if self._claim_entry() is not None:
+            raise RegistryStateError(f"{self!r} is entered already; leave it first")
+        await self._start(wait)
+
+    def _claim_entry(self) -> Future[None] | None:
+        """None if the caller is the one to enter; else the entry that is on or has begun. From any thread."""
+        with self._claiming:
+            if self._runtime is not None and self._runtime.dead:
+                self._abandon(self._runtime)
+            if self._entering is not None and not (self._entering.done() and self._runtime is None):
+                return self._entering
+            self._entering = Future()
+            return None
+
+    async def _start(self, wait: bool) -> None:
+        entering = self._entering
+        assert entering is not None
         try:
             runtime = self._make_runtime()
             self._runtime = runtime
@@ -86,19 +110,61 @@ class ModelRegistry(RegistryView):
             except BaseException:
                 await self._end(runtime)
                 raise
-        finally:
-            self._entering = False
+        except BaseException as error:
+            entering.set_exception(error if isinstance(error, Exception) else StartError("the start was given up"))
+            raise
+        entering.set_result(None)
 
-    def _check_not_entered(self) -> None:
-        if self._runtime is not None and self._runtime.dead:
-            self._abandon(self._runtime)
-        if self._runtime is not None or self._entering:
-            raise RegistryStateError(f"{self!r} is entered already; leave it first")
+    async def ensure_started(self) -> None:
+        """Enter on the running loop, or wait until whoever has begun to enter is done; from any loop.
+
+        For hosts that start on their first request. It need not be called again, and costs little if it is.
+
+        Raises:
+            StartError, RegistryStateError: As `start`, for each who waits; the next call tries again.
+        """
+        if self.started:
+            return
+        other = self._claim_entry()
+        if other is None:
+            await self._start(wait=True)
+        else:
+            await asyncio.shield(asyncio.wrap_future(other))
+            await self.wait_until_ready()
+
+    def ensure_started_sync(self) -> None:
+        """As `ensure_started`, from any thread: enters on a private loop thread where nobody has entered yet.
+
+        `close` leaves again; the end of the process does so by itself.
+
+        Raises:
+            StartError, RegistryStateError: As `ensure_started`.
+        """
+        if self.started:
+            return
+        other = self._claim_entry()
+        if other is None:
+            self._start_privately()
+        else:
+            if self._runtime is not None and self._runtime.on_loop():
+                raise RegistryStateError("the registry's own event loop would wait for itself: await ensure_started()")
+            other.result()
+            self._sync(self.wait_until_ready)
+
+    def _start_privately(self) -> None:
+        private = PrivateLoop()
+        try:
+            private.run(self._start(wait=True))
+        except BaseException:
+            private.close()
+            raise
+        self._private = private
+        atexit.register(self._at_exit)
 
     def _abandon(self, runtime: Runtime) -> None:
         """Forget an entry whose loop is closed or in another process: nothing of it can be ended in order."""
         runtime.abandon()
-        self._runtime = self._private = None
+        self._runtime = self._private = self._entering = None
 
     def _make_runtime(self) -> Runtime:
         return Runtime(self.options, self._root, self._models, self.observers)
@@ -153,30 +219,43 @@ class ModelRegistry(RegistryView):
 
     def __enter__(self) -> Self:
         """Enter on a private loop thread, for scripts, Flask, Django, Celery; use the `_sync` methods."""
-        self._check_not_entered()
-        private = PrivateLoop()
-        try:
-            private.run(self.start())
-        except BaseException:
-            private.close()
-            raise
-        self._private = private
+        if self._claim_entry() is not None:
+            raise RegistryStateError(f"{self!r} is entered already; leave it first")
+        self._start_privately()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        private, self._private = self._private, None
-        if private is None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave, from any thread but the registry's loop; as `aclose`. Nothing happens where nobody has entered.
+
+        Raises:
+            RegistryStateError: Called on the registry's own loop: await `aclose()` there.
+        """
+        private, runtime = self._private, self._runtime
+        if runtime is not None and runtime.dead:
+            self._abandon(runtime)  # A forked child has the object but not the threads.
+        elif private is not None:
+            self._private = None
+            atexit.unregister(self._at_exit)
+            try:
+                private.run(self.aclose())
+            finally:
+                private.close()
+        elif runtime is not None:
+            self._sync(self.aclose)
+
+    def __del__(self) -> None:
+        private = getattr(self, "_private", None)
+        runtime = getattr(self, "_runtime", None)
+        if private is None or runtime is None or runtime.dead:
             return
-        runtime = self._runtime
-        if runtime is not None and runtime.pid != os.getpid():
-            self._runtime = None  # A forked child has the object but not the threads.
-            return
-        try:
-            private.run(self.aclose())
-        finally:
-            private.close()
+        warnings.warn(f"{self!r} was dropped without being left; it is left now", ResourceWarning, stacklevel=1)
+        with suppress(RuntimeError):  # The loop has ended meanwhile.
+            private.close_after(runtime.aclose())
 
     # Requests.
 
@@ -360,3 +439,10 @@ class ModelRegistry(RegistryView):
     async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Run a large decode or encode off the registry's loop; for adapters."""
         return await self._here().run_in_thread(call, *args)
+
+
+def _leave(registry: weakref.ref[ModelRegistry]) -> None:
+    """Leave a registry that the process has not left by its end."""
+    entered = registry()
+    if entered is not None:
+        entered.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from embedserve.config import ModelConfig
@@ -27,14 +28,14 @@ class RegistryView:
         self._root = root
         self._models = tuple(models)
         self._runtime: Runtime | None = None
-        self._entering = False
+        self._entering: Future[None] | None = None
         self._last_status: Mapping[str, tuple[VersionStatus, ...]] = {}
 
     def __repr__(self) -> str:
         what = repr(str(self._root)) if self._root is not None else f"models={[model.name for model in self._models]}"
         runtime = self._runtime
         if runtime is None:
-            return f"<ModelRegistry {what}, {'starting' if self._entering else 'not entered'}>"
+            return f"<ModelRegistry {what}, {'starting' if self._is_entering else 'not entered'}>"
         if self._entry is None:
             return f"<ModelRegistry {what}, entered in process {runtime.pid}, which forked this one>"
         serving = ", ".join(runtime.monitor.available()) or "nothing"
@@ -42,8 +43,12 @@ class RegistryView:
 
     @property
     def started(self) -> bool:
-        """Whether the registry has been entered, in this process, and not been left."""
-        return self._entry is not None
+        """Whether requests can be answered: entered, in this process, not left, and the first loads have ended."""
+        return self._entry is not None and self._entry.started
+
+    @property
+    def _is_entering(self) -> bool:
+        return self._entering is not None and not self._entering.done()
 
     @property
     def _not_entered(self) -> str:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from embedserve.batching.predictor import make_predictor
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.control import Control
-from embedserve.errors import Code, InvalidModelSpecError, ServingError, StartError
+from embedserve.errors import (
+    Code,
+    InvalidModelSpecError,
+    NotReadyError,
+    ServableNotFoundError,
+    ServingError,
+    StartError,
+)
 from embedserve.handle import unknown_signature
 from embedserve.home_loop import HomeLoop, check_fork
 from embedserve.inflight import InflightBytes
@@ -155,7 +162,16 @@ class Runtime(HomeLoop):
         Raises:
             InvalidModelSpecError: No name, or an unknown label.
             ServableNotFoundError: No such version is available.
+            NotReadyError: Nor need it be yet, for the first loads have not ended.
         """
+        try:
+            return self._resolve(name, version, label)
+        except ServableNotFoundError as error:
+            if self.started:
+                raise
+            raise NotReadyError(f"the registry is starting: {error}") from None
+
+    def _resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
         if version is None and label is None:
             if not name:
                 raise InvalidModelSpecError("ModelSpec has no name specified.")
@@ -368,6 +384,11 @@ class Runtime(HomeLoop):
         reasons = {name: reason for name, reason in self.readiness().items() if reason is not None}
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise StartError(f"{len(reasons)} of {len(self.configs)} model(s) did not become available: {listed}")
+
+    @property
+    def started(self) -> bool:
+        """Whether as many models have been served as `start_requires` asks for; readable from any thread."""
+        return self._start.over
 
     def prospect(self, name: str) -> Prospect:
         """What can be expected of a model."""

@@ -544,3 +544,84 @@ def test_a_models_name_can_stand_in_logs_labels_and_paths(name: str) -> None:
 @pytest.mark.parametrize("name", ["m", "größe", "模型", "team/model", "a b", "...", "x" * 255])
 def test_a_models_name_may_have_slashes_blanks_and_letters_of_all_languages(name: str) -> None:
     assert ModelConfig(name=name, base_path="/m").name == name
+
+
+async def test_a_request_before_the_first_load_has_ended_is_told_that_the_registry_is_starting() -> None:
+    gate = Gate()
+    registry = FakeRegistry({"m": {1: FakeLoader(load_gate=gate)}})
+    await registry.start(wait=False)
+    try:
+        assert not registry.started
+        with pytest.raises(NotReadyError, match="starting"):
+            await registry.predict("m", X)
+        gate.open()
+        await registry.wait_until_ready()
+        assert registry.started
+        assert (await registry.predict("m", X))["y"].tolist() == [11.0, 21.0]
+        with pytest.raises(ServableNotFoundError):
+            await registry.predict("other", X)
+    finally:
+        gate.open()
+        await registry.aclose()
+
+
+async def test_whoever_ensures_the_start_waits_for_the_one_that_has_begun() -> None:
+    loader = FakeLoader(load_gate=(gate := Gate()))
+    registry = FakeRegistry({"m": {1: loader}})
+    waiting = [asyncio.create_task(registry.ensure_started()) for _ in range(5)]
+    elsewhere = [asyncio.create_task(asyncio.to_thread(registry.ensure_started_sync)) for _ in range(3)]
+    while not gate.waiting:
+        await asyncio.sleep(0.01)
+    waiting.pop().cancel()  # One that gives up takes nobody along.
+    assert not registry.started
+    gate.open()
+    await asyncio.gather(*waiting, *elsewhere)
+    assert registry.started
+    assert loader.loads == 1
+    await registry.ensure_started()
+    await registry.aclose()
+    assert not registry.started
+
+
+async def test_everyone_who_waits_hears_of_a_failed_start_and_the_next_call_tries_again() -> None:
+    loader = FakeLoader(failures=1)
+    registry = FakeRegistry({"m": {1: loader}}, retry=RetryPolicy(max_retries=0))
+    found = await asyncio.gather(*(registry.ensure_started() for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in found] == [StartError] * 3
+    await registry.ensure_started()
+    assert loader.loads == 2
+    await registry.aclose()
+
+
+def test_threads_that_ensure_the_start_share_one_private_entry() -> None:
+    loader = FakeLoader()
+    registry = FakeRegistry({"m": {1: loader}})
+    with ThreadPoolExecutor(8) as threads:
+        for call in [threads.submit(registry.ensure_started_sync) for _ in range(8)]:
+            call.result(20)
+    assert loader.loads == 1
+    assert registry.predict_sync("m", X)["y"].tolist() == [11.0, 21.0]
+    registry.close()
+    assert not registry.started
+    registry.close()  # Nothing is left to do.
+
+
+async def test_close_on_the_registrys_own_loop_says_what_to_do_instead() -> None:
+    async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
+        with pytest.raises(RegistryStateError, match="await"):
+            registry.close()
+        await asyncio.to_thread(registry.close)
+        assert not registry.started
+
+
+def test_a_registry_that_is_dropped_while_entered_warns_and_its_threads_end(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path)  # A fake one is held by its own loader.
+    registry.ensure_started_sync()
+    private = registry._private
+    assert private is not None
+    dropped = [registry]
+    del registry
+    with pytest.warns(ResourceWarning, match="dropped without being left"):
+        dropped.clear()
+    private._thread.join(20)
+    assert not private._thread.is_alive()
