@@ -77,9 +77,12 @@ def arg_reduction(call: Call) -> Value:
 
 
 def cumulative(call: Call) -> Value:
-    """`Cumsum` and `Cumprod`: along any dimension but that of the rows."""
+    """`Cumsum` and `Cumprod`: along any dimension but that of the rows; lengths of rows add up to their ends."""
     value = operand(call.inputs[0])
     constants(call.inputs[1:])
+    plain = call.op == "Cumsum" and not call.flag("exclusive") and not call.flag("reverse")
+    if plain and value.total is not None and value.shape is not None and len(value.shape) == 1:
+        return Value(Kind.ENDS, value.shape, space=value.shape[0], total=value.total)
     if value.kind is Kind.ROWS and axis_of(call.inputs[1], len(shape_of(value))) == value.axis:
         raise MixedError("adds the rows up one after the other")
     return replace(value, contents=None, total=None)
@@ -339,6 +342,11 @@ def depth_to_space(call: Call) -> Value:
 def bincount(call: Call) -> Value:
     """`DenseBincount`: counts within each row of a matrix."""
     values, wanted = call.inputs[0], call.inputs[1]
+    if values.kind is Kind.NUMBERS and values.space is not None and wanted.contents == (values.space,):
+        constants(call.inputs[2:])
+        if call.inputs[2].shape != (Size(0),) or values.shape is None:
+            raise UnprovenError("weighs by a constant")
+        return rows((values.space,), total=str(values.shape[0]))
     values = operand(values)
     constants([wanted])
     weights = operand(call.inputs[2])

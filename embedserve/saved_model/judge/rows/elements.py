@@ -43,7 +43,7 @@ def cast(call: Call) -> Value:
 
 def quantized(call: Call) -> Value:
     """`QuantizeAndDequantize...`: by a given range."""
-    if not call.flag("range_given", call.op != "QuantizeAndDequantizeV2") and call.inputs[0].kind is Kind.ROWS:
+    if not call.flag("range_given", call.op == "QuantizeAndDequantizeV3") and call.inputs[0].kind is Kind.ROWS:
         raise MixedError("scales by the range of the whole batch")
     return first_only(call)
 
@@ -107,6 +107,8 @@ def _together(sizes: Sequence[Size]) -> Size:
 def arithmetic(call: Call) -> Value:
     """Element-wise, and known element by element on sizes and shapes."""
     kinds = {value.kind for value in call.inputs}
+    if Kind.MIXED in kinds:
+        return _bounded(call)
     if kinds & {Kind.TURN, Kind.NEXT, Kind.BELOW}:
         return _turn(call)
     if kinds == {Kind.STARTS, Kind.ENDS} and call.op == "Sub" and call.inputs[0].kind is Kind.ENDS:
@@ -118,6 +120,18 @@ def arithmetic(call: Call) -> Value:
         if known is not None:
             return known
     return element_wise(call)
+
+
+def _bounded(call: Call) -> Value:
+    """`Minimum(a, Maximum(a, mixed))` is a; anything else that is mixed stays so."""
+    mixed = next(value for value in call.inputs if value.kind is Kind.MIXED)
+    other = next((value for value in call.inputs if value is not mixed), mixed)
+    if other.kind in (Kind.CONST, Kind.COUNT) and other.contents is not None and len(other.contents) == 1:
+        if call.op == "Maximum":
+            return replace(mixed, contents=other.contents)
+        if mixed.contents == other.contents and isinstance(other.contents[0], Size):
+            return other
+    return Value(Kind.MIXED, obstacle=mixed.obstacle)
 
 
 def _computed(call: Call) -> Value | None:

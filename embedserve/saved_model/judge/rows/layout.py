@@ -64,7 +64,7 @@ def reshape(call: Call) -> Value:
     if value.kind in (Kind.NUMBERS, Kind.STARTS, Kind.ENDS, Kind.SPLITS) and wanted.numbers == (-1,):
         return value
     if value.kind is Kind.INDICES and value.shape is not None and value.shape[1].is_one and wanted.numbers == (-1,):
-        return Value(Kind.NUMBERS, value.shape[:1], space=value.space, full=value.full)
+        return _first_column(value)
     if _is_known_vector(value):
         return _reshaped_vector(call, value, wanted)
     value = operand(value)
@@ -92,6 +92,11 @@ def reshape(call: Call) -> Value:
     if target[axis].counter != before[value.axis].counter:
         raise MixedError("reshapes across the rows")
     return rows(tuple(target), axis)
+
+
+def _first_column(indices: Value) -> Value:
+    assert indices.shape is not None
+    return Value(Kind.NUMBERS, indices.shape[:1], space=indices.space, full=indices.full)
 
 
 def _target(wanted: Value) -> Shape:
@@ -167,8 +172,10 @@ def squeeze(call: Call) -> Value:
     value = call.inputs[0]
     if value.kind is Kind.COUNT and value.contents is not None and len(value.contents) == 1:
         return constant((), value.contents)
-    value = operand(value)
     dims = call.integers("squeeze_dims")
+    if value.kind is Kind.INDICES and value.shape is not None and value.shape[1].is_one and dims in ([1], [-1]):
+        return _first_column(value)
+    value = operand(value)
     if value.kind is Kind.CONST and (value.shape is None or not dims):
         return constant()
     before = shape_of(value)
@@ -197,6 +204,8 @@ def _concat(call: Call, values: Sequence[Value], along: Value) -> Value:
     if all(_is_known_vector(value) and value.rank == 1 for value in values):
         contents = tuple(one for value in values for one in value.contents or ())
         return constant((Size(len(contents)),), contents)
+    if len(values) == 2 and values[1].kind is Kind.ENDS and values[0].numbers == (0,) and values[0].rank == 1:
+        return Value(Kind.SPLITS, space=values[1].space, total=values[1].total)
     values = [operand(value) for value in values]
     shaped = [value for value in values if value.kind is Kind.ROWS]
     if any(value.shape is None for value in values):

@@ -330,15 +330,13 @@ def lookup(call: Call) -> Value:
 
 
 def top(call: Call) -> list[Value]:
-    """`TopKV2` and `TopK`: the largest of the last dimension."""
+    """`TopKV2`: the largest of the last dimension."""
     value = operand(call.inputs[0])
     constants(call.inputs[1:])
     if value.shape is None:
         return [constant()] * 2
-    wanted = call.inputs[1].contents[0] if len(call.inputs) > 1 and call.inputs[1].contents else None
-    size = wanted if isinstance(wanted, Size) else call.fresh("k")
-    if len(call.inputs) == 1:
-        size = Size(call.integer("k"))
+    wanted = call.inputs[1].contents
+    size = wanted[0] if wanted and isinstance(wanted[0], Size) else call.fresh("k")
     sizes = (*value.shape[:-1], size)
     if value.kind is Kind.CONST:
         return [constant(sizes)] * 2

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from embedserve.saved_model.judge.rows import contracting, elements, layout, lists, picking, pieces
 from embedserve.saved_model.judge.rows.call import Rule
 
-__all__ = ["PADS", "TABLE"]
+__all__ = ["PADS", "TABLE", "TAKE_MIXED"]
 
 PADS = frozenset(("RaggedTensorToTensor", "SparseToDense"))
 """Operations whose width decides, even where it is not known what comes in."""
+TAKE_MIXED = PADS | {"Pack", "Maximum", "Minimum"}
+"""Operations of which the result may be known though an input is mixed."""
 
 _SAME = "Identity Snapshot StopGradient PreventGradient CheckNumerics EnsureShape DeepCopy PlaceholderWithDefault"
 _ARITHMETIC = """
@@ -35,7 +37,7 @@ _ELEMENT_WISE = """
     """
 # What comes after the first input is one value for the whole batch.
 _FIRST_ONLY = """
-    RegexReplace RegexFullMatch Dequantize FakeQuantWithMinMaxVars FakeQuantWithMinMaxArgs
+    RegexReplace RegexFullMatch FakeQuantWithMinMaxVars FakeQuantWithMinMaxArgs
     """
 
 
@@ -53,7 +55,6 @@ TABLE: Mapping[str, Rule] = {
     "Select": elements.select,
     "StringJoin": elements.joined_texts,
     "AddN": elements.same_shape,
-    "AccumulateNV2": elements.same_shape,
     # One entry of the outer dimensions at a time.
     **_rows("Softmax LogSoftmax FFT IFFT RGBToHSV HSVToRGB LRN", elements.inner(1)),
     **_rows("FFT2D IFFT2D MatrixBandPart", elements.inner(2)),
@@ -91,15 +92,15 @@ TABLE: Mapping[str, Rule] = {
     "ResourceGather": picking.resource_gather,
     "GatherNd": picking.gather_nd,
     "OneHot": picking.one_hot,
-    **_rows("LookupTableFind LookupTableFindV2", picking.lookup),
-    **_rows("TopK TopKV2", picking.top),
+    "LookupTableFindV2": picking.lookup,
+    "TopKV2": picking.top,
     # Contracting.
     **_rows("Sum Mean Prod Max Min All Any EuclideanNorm ReduceJoin", contracting.reduction),
     **_rows("ArgMax ArgMin", contracting.arg_reduction),
     **_rows("Cumsum Cumprod CumulativeLogsumexp", contracting.cumulative),
     "MatMul": contracting.matmul,
     **_rows("BatchMatMul BatchMatMulV2 BatchMatMulV3", contracting.batch_matmul),
-    **_rows("Einsum XlaEinsum", contracting.einsum),
+    "Einsum": contracting.einsum,
     **_rows("Conv2D Conv3D", contracting.convolution()),
     "DepthwiseConv2dNative": contracting.convolution(depthwise=True),
     **_rows("Conv2DBackpropInput Conv3DBackpropInputV2", contracting.transposed_convolution),

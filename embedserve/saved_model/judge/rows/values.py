@@ -84,7 +84,7 @@ class Value:
         shape: Sizes, None for an unknown rank; known for ROWS.
         axis: Where the rows are.
         contents: Elements in row-major order, where they are known; None for an element that is the same in every
-            batch, an obstacle for one that is mixed.
+            batch, an obstacle for one that is mixed. Of MIXED: what the element at least is.
         space: What NUMBERS and SPLITS count.
         total: For lengths of rows: the symbol that they add up to. For SPLITS likewise.
         full: For NUMBERS and INDICES: every row has an entry.

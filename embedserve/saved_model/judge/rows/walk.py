@@ -13,7 +13,7 @@ from typing import Any
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.judge.rows.call import Call
 from embedserve.saved_model.judge.rows.sizes import ROWS_SYMBOL, Size, named
-from embedserve.saved_model.judge.rows.table import PADS, TABLE
+from embedserve.saved_model.judge.rows.table import PADS, TABLE, TAKE_MIXED
 from embedserve.saved_model.judge.rows.values import (
     BOTTOM,
     Kind,
@@ -360,12 +360,11 @@ class _Evaluation:
         if Kind.BOTTOM in kinds:
             return [BOTTOM] * self._outputs()
         call = Call(node.op, node.name, inputs, node.attr, self._outputs(), self._scope.place)
-        if not (node.op in PADS or node.op == "Pack"):
-            for kind in (Kind.MIXED, Kind.UNPROVEN):
-                if kind in kinds:
-                    return [next(value for value in inputs if value.kind is kind)]
-        elif Kind.UNPROVEN in kinds and node.op == "Pack":
-            return [next(value for value in inputs if value.kind is Kind.UNPROVEN)]
+        for kind in (Kind.MIXED, Kind.UNPROVEN):
+            passed = PADS if kind is Kind.UNPROVEN else TAKE_MIXED
+            if kind in kinds and node.op not in passed:
+                first = next(value for value in inputs if value.kind is kind)
+                return [Value(kind, obstacle=first.obstacle)]
         if Kind.ITEM in kinds and Kind.LIST not in kinds:
             return self._of_item(call)
         return _apply(call)
@@ -419,8 +418,6 @@ def _condition_problem(condition: Value, whole_batch: Obstacle) -> Value | None:
     """What a branch gives whose condition is not the same in every batch."""
     if condition.kind in (Kind.CONST, Kind.BOTTOM):
         return None
-    if condition.kind is Kind.MIXED and condition.obstacle is not None and "uses the number" in condition.obstacle.why:
-        return condition
     return Value(Kind.MIXED, obstacle=whole_batch)
 
 

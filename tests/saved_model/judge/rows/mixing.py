@@ -1,0 +1,190 @@
+"""Functions that make rows depend on each other, and what the analysis has to name; and those that it may not prove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tests.saved_model.judge.rows.cases import (
+    CLICKS,
+    FILTERS,
+    IMAGE,
+    INT,
+    TEXTS,
+    VECTOR,
+    WORD_IDS,
+    F,
+    count_of,
+    embedded,
+    ragged_ids,
+    raw,
+)
+from tests.saved_model.judge.rows.graphs import Input, examples
+
+Function = Callable[..., Any]
+
+MIXED: Mapping[str, tuple[str, Function] | tuple[str, Function, *tuple[Input, ...]]] = {
+    # The four models of the issue.
+    "sparse to the longest row": (
+        "SparseToDense",
+        lambda x: tf.reduce_mean(
+            tf.sparse.to_dense(tf.io.parse_example(x, {"clicks": tf.io.VarLenFeature(F)})["clicks"]), 1
+        ),
+        CLICKS,
+    ),
+    "words to the longest row": ("RaggedTensorToTensor", lambda x: tf.strings.split(x).to_tensor(), TEXTS),
+    "a condition over the batch": (
+        "StatelessIf",
+        lambda x: tf.cond(tf.reduce_max(tf.abs(x)) > 1, lambda: x * 2, lambda: x),
+    ),
+    # Their relatives.
+    "ragged feature to the longest row": (
+        "RaggedTensorToTensor",
+        lambda x: ragged_ids(x).to_tensor(),
+        WORD_IDS,
+    ),
+    "dense feature of the longest row": (
+        "ParseExampleV2",
+        lambda x: tf.io.parse_example(x, {"ids": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)})[
+            "ids"
+        ],
+        WORD_IDS,
+    ),
+    "characters to the longest row": (
+        "RaggedTensorToTensor",
+        lambda x: tf.strings.unicode_decode(x, "UTF-8").to_tensor(),
+        TEXTS,
+    ),
+    "words after an unknown operation to the longest row": (
+        "RaggedTensorToTensor",
+        lambda x: tf.ragged.map_flat_values(
+            lambda words: tf.strings.bytes_split(words).row_lengths(), tf.strings.split(x)
+        ).to_tensor(),
+        TEXTS,
+    ),
+    "an embedding without an entry for the last rows": (
+        "SparseSegmentMean",
+        lambda x: embedded(x, safe=False),
+        examples(ids=[[1], [2, 4], [], [1, 2, 3], [4], []]),
+    ),
+    "a switch over the batch": (
+        "StatelessCase",
+        lambda x: tf.switch_case(tf.cast(tf.reduce_max(x) > 1, INT), [lambda: x, lambda: -x]),
+    ),
+    "a loop until the batch is done": (
+        "StatelessWhile",
+        lambda x: tf.while_loop(lambda y: tf.reduce_max(tf.abs(y)) > 1, lambda y: [y / 2], [x])[0],
+    ),
+    # Reductions and their kind.
+    "Sum": ("Sum", lambda x: x + tf.reduce_sum(x, 0)),
+    "Sum of all": ("Sum", lambda x: x + tf.reduce_sum(x)),
+    "Max, negative axis": ("Max", lambda x: x - tf.reduce_max(x, -2, keepdims=True)),
+    "Softmax of a vector": ("Softmax", lambda x: tf.nn.softmax(x), VECTOR),
+    "Softmax over the rows": ("Softmax", lambda x: tf.transpose(tf.nn.softmax(tf.transpose(x)))),
+    "ArgMax": ("ArgMax", lambda x: x + tf.cast(tf.argmax(x, 0), F)),
+    "Cumsum": ("Cumsum", lambda x: tf.cumsum(x)),
+    "TopKV2 of a vector": ("TopKV2", lambda x: x - tf.math.top_k(x, 1)[0], VECTOR),
+    "L2 over the rows": ("Sum", lambda x: tf.math.l2_normalize(x, 0)),
+    "the mean by the number of rows": ("RealDiv", lambda x: x / tf.cast(count_of(x), F)),
+    "batch statistics": (
+        "FusedBatchNormV3",
+        lambda x: tf.compat.v1.nn.fused_batch_norm(x, [1.0, 2, 3], [0.0, 1, 2])[0],
+        IMAGE,
+    ),
+    "a range of the whole batch": (
+        "QuantizeAndDequantizeV2",
+        lambda x: raw.QuantizeAndDequantizeV2(input=x, input_min=0.0, input_max=0.0),
+    ),
+    "MatMul with itself": ("MatMul", lambda x: tf.matmul(tf.matmul(x, x, transpose_b=True), x)),
+    "MatMul over the rows": ("MatMul", lambda x: x + tf.matmul(x, x, transpose_a=True)[0]),
+    "Einsum over the rows": ("Einsum", lambda x: tf.einsum("ij,kj->ik", x, x)),
+    "Einsum that sums the rows": ("Einsum", lambda x: x + tf.einsum("ij,ij->j", x, x)),
+    "Conv2D over the rows": (
+        "Conv2D",
+        lambda x: tf.nn.conv2d(tf.transpose(x, [1, 0, 2, 3]), FILTERS, 1, "SAME")[0],
+        IMAGE,
+    ),
+    # Places.
+    "broadcasting rows against rows": ("Mul", lambda x: tf.reduce_sum(x[:, None] * x[None, :], -1), VECTOR),
+    "a column and a row": ("Sub", lambda x: tf.reduce_max(x - tf.transpose(x), 1), Input(F, (1,))),
+    "a constant for each row": ("AddV2", lambda x: x + tf.constant([[1.0], [2.0]])),
+    "a vector and a constant vector": ("AddV2", lambda x: x + tf.constant([1.0, 2.0]), VECTOR),
+    "Concat along the rows": ("ConcatV2", lambda x: tf.concat([x, x], 0)),
+    "Concat with a constant": ("ConcatV2", lambda x: tf.concat([x, tf.constant([[1.0]])], 1)),
+    "the first row": ("StridedSlice", lambda x: x - x[:1]),
+    "all but the first row": ("StridedSlice", lambda x: x[1:]),
+    "rows in steps": ("StridedSlice", lambda x: x[::2]),
+    "Slice of rows": ("Slice", lambda x: tf.slice(x, [0, 0], [1, 3])),
+    "as many entries as rows": (
+        "StridedSlice",
+        lambda x: tf.reduce_sum(x[:, : count_of(x)], 1),
+        Input(F, (9,)),
+    ),
+    "Reshape to a fixed number of rows": ("Reshape", lambda x: tf.reshape(x, [3, -1])),
+    "Reshape across the rows": (
+        "Reshape",
+        lambda x: tf.reshape(x, tf.stack([3, count_of(x)])),
+    ),
+    "Transpose and reshape": (
+        "Reshape",
+        lambda x: tf.reshape(tf.transpose(x), tf.shape(x)),
+    ),
+    "Squeeze of whatever is 1": ("Squeeze", lambda x: tf.squeeze(x), Input(F, (1, 3))),
+    "Reverse": ("ReverseV2", lambda x: tf.reverse(x, [0])),
+    "ReverseSequence of the rows": (
+        "ReverseSequence",
+        lambda x: tf.reverse_sequence(x, [2, 1, 2], seq_axis=0, batch_axis=1),
+    ),
+    "Roll": ("Roll", lambda x: tf.roll(x, 1, 0)),
+    "Pad": ("Pad", lambda x: tf.pad(x, [[1, 0], [0, 0]])),
+    "Tile of the rows": ("Tile", lambda x: tf.tile(x, [2, 1])),
+    "Tile of constants": (
+        "Tile",
+        lambda x: tf.tile(tf.constant([[1.0], [2.0]]), [count_of(x), 1]),
+    ),
+    "Unpack along the rows": (
+        "Pack",
+        lambda x: tf.stack([x, tf.zeros([2, 3])]),
+    ),
+    "Gather of rows": ("GatherV2", lambda x: tf.gather(x, [0, 0])),
+    "Gather of rows by rows": ("GatherV2", lambda x, n: tf.gather(x, n), Input(), Input(INT, (), [0] * 6)),
+    "GatherNd of rows": ("GatherNd", lambda x: tf.gather_nd(x, [[0], [0]])),
+    "counts over the rows": (
+        "DenseBincount",
+        lambda x: x + raw.DenseBincount(input=x, size=4, weights=tf.constant([], INT))[1],
+        Input(INT, (), [1, 0, 1, 2, 1, 3]),
+    ),
+    "segments of rows": ("SegmentSum", lambda x: tf.math.segment_sum(x, [0] * 3 + [1] * 3)),
+    # Outputs.
+    "entries of the rows": ("GatherV2", lambda x: tf.boolean_mask(x, x[:, 0] > 0)),
+    "a constant": ("Const", lambda x: tf.constant([1.0, 2])),
+    "time first": ("Transpose", lambda x: tf.transpose(x)),
+    "two outputs of a row": ("Reshape", lambda x: tf.reshape(x, [-1, 1])),
+    # Loops over rows.
+    "map_fn with the mean of all": ("Mean", lambda x: tf.map_fn(lambda row: row - tf.reduce_mean(x), x)),
+    "scan": ("StatelessWhile", lambda x: tf.scan(lambda a, row: a + row, x)),
+    "map_fn of a neighbour": (
+        "TensorListGetItem",
+        lambda x: neighbours(x),
+    ),
+}
+
+
+def neighbours(x: Any) -> Any:
+    """A loop over the rows in which each row sees the first."""
+    rows = tf.TensorArray(F, size=count_of(x), clear_after_read=False).unstack(x)
+    outputs = tf.TensorArray(F, size=count_of(x))
+    _, outputs = tf.while_loop(
+        lambda i, _: i < count_of(x), lambda i, out: (i + 1, out.write(i, rows.read(i) + rows.read(0))), [0, outputs]
+    )
+    return outputs.stack()
+
+
+UNPROVEN: Mapping[str, tuple[Function, *tuple[Input, ...]]] = {
+    "an operation that is not in the table": (tf.linalg.inv, Input(F, (3, 3))),
+    "rows and entries of rows": (lambda x: tf.reshape(x, [-1, 1]) + tf.reshape(x, [-1, 3])[:, :1],),
+    "rows by their number": (lambda x: x + tf.cast(tf.range(count_of(x)), F)[:, None],),
+    "a reshape that the sizes do not settle": (lambda x: tf.reshape(x, [-1, 6]), Input(F, (None, 3))),
+}
