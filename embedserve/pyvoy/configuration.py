@@ -57,6 +57,8 @@ def write_configuration(config: PyvoyConfig, directory: Path, *, dual_stack: boo
             manager["stream_idle_timeout"] = "0s"
             manager["generate_request_id"] = False
             manager["server_header_transformation"] = "PASS_THROUGH"
+            # Otherwise a client says in X-Forwarded-For where it is, and `Access` would believe it.
+            manager["use_remote_address"] = True
     (directory / CONFIG_FILE).write_text(json.dumps(configuration))
 
 

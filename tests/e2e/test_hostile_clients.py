@@ -34,10 +34,11 @@ class Hostile:
     def __init__(self, server: ServerProcess, port: int, rest: int) -> None:
         self.server, self.port, self.rest = server, port, rest
 
-    def call(self, path: str, request: Any) -> tuple[grpc.StatusCode, str]:
+    def call(self, path: str, request: Any, **metadata: str) -> tuple[grpc.StatusCode, str]:
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
             try:
-                channel.unary_unary(path)(request.SerializeToString(), timeout=60)
+                headers = tuple((name.replace("_", "-"), value) for name, value in metadata.items())
+                channel.unary_unary(path)(request.SerializeToString(), timeout=60, metadata=headers)
             except grpc.RpcError as error:
                 found: Any = error
                 return found.code(), found.details()
@@ -103,6 +104,14 @@ def test_names_of_all_kinds_are_answered_and_start_no_line_of_the_log(hostile: H
         code, _ = hostile.call("/tensorflow.serving.ModelService/HandleReloadConfigRequest", reload(name, base_path))
         assert code is C.INVALID_ARGUMENT, (name, base_path)
     assert fetch(f"{url}/half_plus_two:predict", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+@pytest.mark.parametrize("header", ["x_forwarded_for", "forwarded", "x_real_ip", "x_envoy_external_address"])
+def test_where_a_client_is_does_not_follow_from_what_it_says(hostile: Hostile, header: str) -> None:
+    reloaded = reload("m", "/proc")  # INVALID_ARGUMENT to those who may reload, PERMISSION_DENIED to others.
+    path = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
+    code, _ = hostile.call(path, reloaded, **{header: "10.1.2.3"})
+    assert code is C.INVALID_ARGUMENT, "a client that can say that it is elsewhere could say that it is here"
 
 
 def test_session_run_is_off_and_the_profiler_writes_nowhere_else(hostile: Hostile, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_silent_calls_last_on_every_version_of_http(tmp_path: Path, certificates
     for listener in both:
         (manager,) = [each["typed_config"] for each in listener["filter_chains"][0]["filters"]]
         assert manager["stream_idle_timeout"] == "0s"
+        assert manager["use_remote_address"] is True
 
 
 def test_keys_are_in_files_that_only_this_user_can_read_until_envoy_has_read_them(
