@@ -1,10 +1,14 @@
 """Bad requests, by the thousand: whatever a client sends, the server answers, says whose fault it is, and lives.
 
 python -m benchmarks.fuzz [--requests 10000] [--seed 1]
+python -m benchmarks.fuzz --kernels [--ops IRFFT,adjust_hue] [--cases 20] [--seconds 240] [--seed 1]
 
 Half goes over REST and half over gRPC, to a Conv2D model, a text CNN and a Conv2D that declares no rank. Each request
 starts out right and has one to three things broken: names, dtypes, shapes, values, JSON, bytes. Bars: the process
 alive; no answer but success, 4xx, and the gRPC codes that blame the request.
+
+With `--kernels`, values that no signature keeps out go to each kernel of TensorFlow that a request can reach, in
+processes of their own; see `benchmarks/kernels`.
 """
 
 from __future__ import annotations
@@ -285,5 +289,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kernels", action="store_true", help="hostile values for TensorFlow's kernels")
+    parser.add_argument("--ops", default="", metavar="NAMES", help="only these operations and programs")
+    parser.add_argument("--cases", type=int, default=20, help="inputs for each operation")
+    parser.add_argument("--seconds", type=float, default=240, help="after which no operation is begun")
     arguments = parser.parse_args()
+    if arguments.kernels:
+        from benchmarks.kernels.fuzz import fuzz
+
+        names = [name for name in arguments.ops.split(",") if name]
+        print(fuzz(names, arguments.cases, arguments.seed, arguments.seconds).report())
+        raise SystemExit(0)
     raise SystemExit(not asyncio.run(run(arguments.requests, arguments.seed)))

@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from embedserve.saved_model import tensorflow_private
 
-__all__ = ["CALLS_PYTHON", "INIT_SIGNATURE", "LARGE_CONSTANTS", "GraphReader", "Operations"]
+__all__ = [
+    "CALLS_PYTHON",
+    "INIT_SIGNATURE",
+    "LARGE_CONSTANTS",
+    "Body",
+    "GraphReader",
+    "Operations",
+    "called",
+    "node_name",
+    "words",
+]
 
 LARGE_CONSTANTS = 2**20
 """Bytes of constants from which copies of them matter: one is made for each way of running a graph."""
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text: a table of names that is easy to read and to extend."""
     return frozenset(text.split())
 
 
 # Stateful as far as TensorFlow's registry goes, but a run leaves nothing behind that another run could see.
-_ONLY_READS = _words("""
+_ONLY_READS = words("""
     VarHandleOp ReadVariableOp ResourceGather ResourceGatherNd VarIsInitializedOp Variable VariableV2
     IsVariableInitialized HashTable HashTableV2 MutableHashTable MutableHashTableV2 MutableHashTableOfTensorsV2
     MutableDenseHashTableV2 LookupTableFind LookupTableFindV2 LookupTableSize LookupTableSizeV2 LookupTableExportV2
@@ -36,13 +47,13 @@ _ONLY_READS = _words("""
 # State that one run makes and drops: loops of TF1 keep their arrays and stacks in these.
 _PER_RUN = ("TensorArray", "Stack", "TensorList")
 # References pass through these without being written.
-_PASS_REFERENCES = _words(
+_PASS_REFERENCES = words(
     "Identity RefIdentity RefSwitch RefMerge RefEnter RefExit RefNextIteration RefSelect IsVariableInitialized"
 )
 _RANDOM_WORDS = ("Random", "Multinomial", "CandidateSampler", "SampleDistortedBoundingBox", "TruncatedNormal", "Rng")
-_RANDOM = _words("StatefulUniform StatefulUniformInt StatefulUniformFullInt StatefulStandardNormal")
-_LOOPS = _words("While StatelessWhile For Enter RefEnter MapDefun ParallelMapDataset")
-_READS_FILES = _words("""
+_RANDOM = words("StatefulUniform StatefulUniformInt StatefulUniformFullInt StatefulStandardNormal")
+_LOOPS = words("While StatelessWhile For Enter RefEnter MapDefun ParallelMapDataset")
+_READS_FILES = words("""
     ReadFile WholeFileReader WholeFileReaderV2 MatchingFiles TextLineReader TextLineReaderV2 TFRecordReader
     TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 InitializeTableFromTextFile
     InitializeTableFromTextFileV2 TextLineDataset TFRecordDataset FixedLengthRecordDataset Restore RestoreV2
@@ -50,22 +61,22 @@ _READS_FILES = _words("""
 # Not stateful as far as TensorFlow's registry goes, but with a string input of such a name they open files or reach
 # for other machines: ReadFile, MatchingFiles, SnapshotDataset and the like, and custom ops that follow suit.
 _OPENS = re.compile(r"file|path|prefix|dir|address|host|url|uri|pattern|endpoint|bucket")
-_OPENS_NOTHING = _words("RegexReplace RegexFullMatch")
-CALLS_PYTHON = _words("PyFunc PyFuncStateless EagerPyFunc")
+_OPENS_NOTHING = words("RegexReplace RegexFullMatch")
+CALLS_PYTHON = words("PyFunc PyFuncStateless EagerPyFunc")
 """Ops that call a function of the Python process that built the graph."""
 # What puts a value in the place of another; an `AssignAdd` is one step, which no other run can come between.
-_OVERWRITES = _words("""
+_OVERWRITES = words("""
     Assign AssignVariableOp ScatterUpdate ScatterNdUpdate ResourceScatterUpdate ResourceScatterNdUpdate
     StridedSliceAssign ResourceStridedSliceAssign
     """)
 # Edges of the object graph to the functions that run while a SavedModel is loaded or unloaded.
-_RESOURCE_FUNCTIONS = _words("_create_resource _initialize _destroy_resource")
+_RESOURCE_FUNCTIONS = words("_create_resource _initialize _destroy_resource")
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
 INIT_SIGNATURE = "__saved_model_init_op"
 """Key under which TensorFlow stores what initialises a model."""
 
 # Take any shape, and give an element for an element: no kernel among them can abort on a shape (design rule 9).
-_ELEMENT_WISE = _words("""
+_ELEMENT_WISE = words("""
     Const Identity IdentityN Cast ReadVariableOp VarHandleOp Variable VariableV2 Placeholder PlaceholderWithDefault NoOp
     Add AddV2 Sub Mul Div RealDiv DivNoNan MulNoNan FloorDiv TruncateDiv FloorMod Mod Maximum Minimum Pow
     SquaredDifference Neg Abs Sign Square Sqrt Rsqrt Exp Expm1 Log Log1p Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh
@@ -127,6 +138,21 @@ class Operations:
         self.features |= other.features
 
 
+@dataclass(frozen=True)
+class Body:
+    """The nodes of the graph that a run reaches, or those of a function that one of them calls.
+
+    Attributes:
+        function: Its name; empty for the graph.
+        nodes: By name. What is fed and what is passed to the function are not among them.
+        arguments: What is passed to the function, in order.
+    """
+
+    function: str
+    nodes: Mapping[str, Any]
+    arguments: Sequence[str] = ()
+
+
 class GraphReader:
     """Reads one MetaGraph; keeps it only as long as the load lasts."""
 
@@ -163,11 +189,29 @@ class GraphReader:
         """Names of the nodes that run; arguments as for `operations`."""
         return frozenset(node.name for node in self._reached(fetched, fed))
 
+    def bodies(self, fetched: Iterable[str], fed: Iterable[str] = ()) -> list[Body]:
+        """The graph and every function that computing `fetched` may run, callers before what they call."""
+        found = [Body("", {node.name: node for node in self._reached(fetched, fed)})]
+        seen: set[str] = set()
+        for body in found:
+            for node in body.nodes.values():
+                for name in (node.op, *called(node)):
+                    if name in self._functions and name not in seen:
+                        seen.add(name)
+                        function = self._functions[name]
+                        arguments = [argument.name for argument in function.signature.input_arg]
+                        found.append(Body(name, {inner.name: inner for inner in function.node_def}, arguments))
+        return found
+
+    def definition(self, op: str) -> Any:
+        """The `OpDef` of an op type, or None."""
+        return tensorflow_private.op_definition(op, self._stored_ops.get(op))
+
     def _depends_on(self, node: Any, fed: Iterable[str]) -> bool:
         """Whether a node of the graph computes with one of the tensors `fed`."""
-        given = {_node_name(name) for name in fed}
+        given = {node_name(name) for name in fed}
         return any(
-            _node_name(source) in given for earlier in self._reached([f"^{node.name}"], ()) for source in earlier.input
+            node_name(source) in given for earlier in self._reached([f"^{node.name}"], ()) for source in earlier.input
         )
 
     def _reached(self, fetched: Iterable[str], fed: Iterable[str]) -> Iterable[Any]:
@@ -176,7 +220,7 @@ class GraphReader:
         todo, seen = list(fetched), set[str]()
         while todo:
             source = todo.pop()
-            name = _node_name(source)
+            name = node_name(source)
             node = self._nodes.get(name)
             if node is None or name in seen:
                 continue
@@ -189,7 +233,7 @@ class GraphReader:
 
     def _look_at(self, node: Any, result: Operations, body: Iterable[Any]) -> None:
         op = node.op
-        nested = [name for name in _called(node) if name in self._functions]
+        nested = [name for name in called(node) if name in self._functions]
         for name in nested:
             result.add(self._summary(name))
         if op in self._functions:  # Old style: a node whose op is the function itself.
@@ -248,7 +292,7 @@ class GraphReader:
 
     def is_parsed(self, tensor: str) -> bool:
         """Whether everything that uses a tensor of the graph is a parser of tf.Examples, which takes rank 1."""
-        users = self._users(self._nodes.values(), _node_name(tensor), 0)
+        users = self._users(self._nodes.values(), node_name(tensor), 0)
         return bool(users) and users <= _PARSERS
 
     def _users(self, nodes: Iterable[Any], name: str, depth: int) -> set[str]:
@@ -257,13 +301,13 @@ class GraphReader:
         body = list(nodes)
         for node in body:
             for index, source in enumerate(node.input):
-                if source.startswith("^") or _node_name(source) != name:
+                if source.startswith("^") or node_name(source) != name:
                     continue
-                called = [f for f in _called(node) if f in self._functions]
+                functions = [f for f in called(node) if f in self._functions]
                 if depth > 50:
                     found.add(node.op)
-                elif node.op in ("PartitionedCall", "StatefulPartitionedCall") and len(called) == 1:
-                    function = self._functions[called[0]]
+                elif node.op in ("PartitionedCall", "StatefulPartitionedCall") and len(functions) == 1:
+                    function = self._functions[functions[0]]
                     argument = function.signature.input_arg[index].name
                     found |= self._users(function.node_def, argument, depth + 1)
                 elif node.op == "Identity":
@@ -307,11 +351,13 @@ def _startup_functions(meta_graph: Any) -> list[str]:
     return found
 
 
-def _node_name(tensor: str) -> str:
+def node_name(tensor: str) -> str:
+    """The node that a tensor comes from, or that a control input names."""
     return tensor.lstrip("^").partition(":")[0]
 
 
-def _called(node: Any) -> list[str]:
+def called(node: Any) -> list[str]:
+    """Names of the functions that a node's attributes name."""
     names: list[str] = []
     for value in node.attr.values():
         if value.HasField("func"):
@@ -330,7 +376,7 @@ def _is_single(node: Any) -> bool:
 def _features(parser: Any, body: Iterable[Any]) -> dict[str, tuple[int, int | None]]:
     """Features that a ParseExample node asks for, as far as their names are constants beside it."""
     constants = {node.name: node.attr["value"].tensor for node in body if node.op == "Const"}
-    keys = [list(constants[name].string_val) if name in constants else [] for name in map(_node_name, parser.input)]
+    keys = [list(constants[name].string_val) if name in constants else [] for name in map(node_name, parser.input)]
     dense_types, sparse_types = parser.attr["Tdense"].list.type, parser.attr["sparse_types"].list.type
     ragged: list[bytes] = []
     if parser.op == "ParseExampleV2":

@@ -24,7 +24,8 @@ from embedserve.saved_model.freezing import NotOptimisableError
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
 from embedserve.saved_model.graph_session import UnsetVariablesError
-from embedserve.saved_model.judge import probe, verdict
+from embedserve.saved_model.guarding import GuardedCopy
+from embedserve.saved_model.judge import guards, probe, verdict
 from embedserve.saved_model.judge.probe_inputs import Sample, candidates
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
@@ -90,7 +91,9 @@ class SavedModelLoader:
         self.warmup_records: int | None = None
         """Recorded warm-up requests that were replayed; None before `warm_up`, or where there is no file."""
         self.note = ""
-        """What of `optimize` could not be had, and why."""
+        """What of `optimize` could not be had, and what a request can do to the process."""
+        self._copy: GuardedCopy | None = None
+        self._hazards: list[str] = []
 
     def __repr__(self) -> str:
         return f"<SavedModelLoader {self._id} at {self._path}>"
@@ -108,6 +111,7 @@ class SavedModelLoader:
         if self._fingerprint is None:
             self._fingerprint = completeness.fingerprint(self._path)
         self.batching = batching_of_version(self._path, self._config, self._options)
+        self._hazards = []
         loaded = self._load_tflite() or self._load_saved_model()
         try:
             loaded.servable.signatures = self._judge(loaded)
@@ -115,6 +119,9 @@ class SavedModelLoader:
         except BaseException:
             self.unload(loaded.servable)
             raise
+        self.note = "; ".join(filter(None, (self.note, *self._hazards)))
+        if not loaded.servable.reads_files_at_run_time:
+            self._drop_copy()
         if faster is None:
             return loaded.servable
         loaded.servable.close()
@@ -140,13 +147,56 @@ class SavedModelLoader:
         )
         recorded = self._recorded(signatures)
         described = self._described(signatures, operations, (graph, rows), recorded)
+        self._guard(meta_graph, graph, signatures)
         try:
-            servable = self._load_servable(meta_graph, described, operations)
-        except LoadError as error:
-            if not custom_ops.import_provider(error.message):
-                raise
-            servable = self._load_servable(meta_graph, described, operations)
+            servable = self._load_somehow(meta_graph, described, operations)
+        except BaseException:
+            self._drop_copy()
+            raise
         return _Loaded(servable, described, operations, recorded)
+
+    def _guard(self, meta_graph: Any, graph: GraphReader, signatures: Mapping[str, Signature]) -> None:
+        """Have the version loaded from a copy with checks, where it has operations that check nothing themselves."""
+        inputs = {spec.tensor_name: name for s in signatures.values() for name, spec in s.inputs.items()}
+        outputs = [spec.tensor_name for s in signatures.values() for spec in s.outputs.values()]
+        found = guards.find(graph, inputs, outputs)
+        if found:
+            self._copy = GuardedCopy(self._path, meta_graph, found)
+            for one in found:
+                logger.info("%s is guarded: %s, or else it %s", *(self._id, one.rule, one.guard.harm))
+        for hazard in guards.unguarded(graph, inputs, outputs):
+            self._warn(f"cannot be guarded: {hazard}")
+
+    def _warn(self, hazard: str) -> None:
+        logger.warning("%s %s", self._id, hazard)
+        self._hazards.append(hazard)
+
+    def _drop_copy(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
+    @property
+    def _source(self) -> Path:
+        """The directory that TensorFlow loads."""
+        return self._path if self._copy is None else self._copy.path
+
+    def _load_somehow(
+        self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
+    ) -> FunctionServable | SessionServable:
+        """The servable, with operations from a package that is to be imported, or unguarded, where need be."""
+        try:
+            return self._load_servable(meta_graph, signatures, operations)
+        except LoadError as error:
+            if custom_ops.import_provider(error.message):
+                return self._load_servable(meta_graph, signatures, operations)
+            if self._copy is None:
+                raise
+            guarded = error
+        self._drop_copy()
+        servable = self._load_servable(meta_graph, signatures, operations)
+        self._warn(f"cannot be guarded: it does not load with checks ({guarded.message})")
+        return servable
 
     def _load_tflite(self) -> _Loaded | None:
         """The version's TFLite model, where there is one and it is preferred."""
@@ -249,7 +299,7 @@ class SavedModelLoader:
         if kind == "session":
             return self._open_session(*described, operations)
         return FunctionServable(
-            *(self._path, self._config.saved_model_tags, *described),
+            *(self._source, self._config.saved_model_tags, *described),
             inline=_is_small(operations),
             overwriting=frozenset(name for name, found in operations.items() if found.overwrites),
             reads_files_at_run_time=any(found.reads_files for found in operations.values()),
@@ -263,7 +313,7 @@ class SavedModelLoader:
         captured: Mapping[str, Sequence[Any]] = MappingProxyType({}),
     ) -> SessionServable:
         session = graph_session.open_saved_model(
-            self._path, self._config.saved_model_tags, signatures.values(), captured
+            self._source, self._config.saved_model_tags, signatures.values(), captured
         )
         return SessionServable(
             *(session, signatures, signature_defs),
@@ -287,10 +337,9 @@ class SavedModelLoader:
         for name, signature in loaded.described.items():
             unguarded = verdict.unguarded_inputs(signature)
             if unguarded:
-                logger.warning(
-                    "%s cannot be guarded: signature %r declares no rank for %s, and a kernel may end the process on a "
-                    "wrong one. Set input_ranks, or record a warm-up request",
-                    *(self._id, name, ", ".join(unguarded)),
+                self._warn(
+                    f"cannot be guarded: signature {name!r} declares no rank for {', '.join(unguarded)}, and a kernel "
+                    "may end the process on a wrong one. Set input_ranks, or record a warm-up request"
                 )
             probed = verdict.needs_probe(signature)
             sample = self._find_sample(loaded, signature, probed)
@@ -324,7 +373,7 @@ class SavedModelLoader:
         wanted = Wanted(
             mode,
             self._options.optimize_tolerance if tolerance is None else tolerance,
-            *(self._path, self._config.saved_model_tags, loaded.operations),
+            *(self._source, self._config.saved_model_tags, loaded.operations),
             *(loaded.recorded.inputs, self._samples, self.batching[1]),
         )
         try:
@@ -397,6 +446,7 @@ class SavedModelLoader:
     def unload(self, servable: Servable | None) -> None:
         """Drop the model; its memory goes with the next `give_back`."""
         self._samples = {}
+        self._drop_copy()
         if isinstance(servable, SavedModelServable):
             servable.close()
 

@@ -218,7 +218,7 @@ def is_stateful(op: str, stored: Any = None) -> bool:
 
     An op that nobody knows counts as stateful.
     """
-    definition = _op_def(op) or stored
+    definition = op_definition(op, stored)
     return definition is None or bool(definition.is_stateful)
 
 
@@ -236,7 +236,7 @@ def string_inputs(op: str, stored: Any = None) -> list[str]:
 
 def takes_references(op: str, stored: Any = None) -> bool:
     """Whether an op type takes a TF1 reference, through which it may write a variable."""
-    definition = _op_def(op) or stored
+    definition = op_definition(op, stored)
     return definition is not None and any(argument.is_ref for argument in definition.input_arg)
 
 

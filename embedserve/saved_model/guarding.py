@@ -1,0 +1,100 @@
+"""Puts checks into a model before it is loaded: a call that asserts what an operation does not check itself.
+
+A check is a function of its own in the MetaGraph's library. The operation waits for it, by a control input; the rest of
+the graph stays. TensorFlow loads directories only, so the changed graph is written into one beside links to
+the version's own files. Called by the loader.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+from embedserve.saved_model.judge.guards import Found
+
+__all__ = ["GuardedCopy"]
+
+v1 = tf.compat.v1
+
+_PREFIX = "embedserve-guarded-"
+
+
+class GuardedCopy:
+    """A directory that TensorFlow loads in place of a version's own, until `close`.
+
+    Attributes:
+        path: The directory.
+    """
+
+    def __init__(self, version: Path, meta_graph: Any, found: Iterable[Found]) -> None:
+        """Write it.
+
+        Args:
+            version: The version's directory, which stays as it is.
+            meta_graph: Its MetaGraph, which stays as it is.
+            found: What is to be checked.
+        """
+        saved_model: Any = SavedModel(saved_model_schema_version=1)
+        changed = saved_model.meta_graphs.add()
+        changed.CopyFrom(meta_graph)
+        add_checks(changed, found)
+        self._directory = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        self.path = Path(self._directory.name)
+        for entry in version.iterdir():
+            if not entry.name.startswith("saved_model.pb"):
+                os.symlink(entry.absolute(), self.path / entry.name)
+        (self.path / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+
+    def close(self) -> None:
+        """Remove it."""
+        self._directory.cleanup()
+
+
+def add_checks(meta_graph: Any, found: Iterable[Found]) -> None:
+    """Change a MetaGraph so that each operation found runs only after its operands have been checked."""
+    library = meta_graph.graph_def.library
+    functions = {function.signature.name: function for function in library.function}
+    for number, one in enumerate(found):
+        nodes = functions[one.function].node_def if one.function else meta_graph.graph_def.node
+        definitions, call = _check(one, number)
+        library.function.extend(definitions)
+        call.name = f"embedserve_guard_{number}"
+        call.input.extend(tensor for name in one.guard.operands for tensor in one.given.tensors[name])
+        node = next(node for node in nodes if node.name == one.node.name)
+        node.input.append(f"^{call.name}")
+        nodes.add().CopyFrom(call)
+
+
+def _check(found: Found, number: int) -> tuple[list[Any], Any]:
+    """The functions of a check, and the node that calls it, without name and inputs."""
+    guard, given = found.guard, found.given
+    dtypes = [tf.as_dtype(dtype) for name in guard.operands for dtype in given.dtypes[name]]
+
+    def check(*tensors: Any) -> Any:
+        rest = iter(tensors)
+        operands: dict[str, Any] = {}
+        for name in guard.operands:
+            taken = [next(rest) for _ in given.tensors[name]]
+            operands[name] = taken if name in given.lists else taken[0]
+        good = guard.holds(found.node, operands)
+        shown = tensors[: len(given.tensors[guard.operands[0]])]
+        asserted = tf.raw_ops.Assert(condition=good, data=[found.rule, *shown], summarize=8)
+        # Where calls are put in line, only their data outputs are waited for.
+        with tf.control_dependencies([asserted]):
+            return tf.identity(good)
+
+    check.__name__ = f"embedserve_guard_{number}"
+    function = tf.function(check, autograph=False, input_signature=[tf.TensorSpec(None, dtype) for dtype in dtypes])
+    graph = tf.Graph()
+    with graph.as_default():
+        function(*(v1.placeholder(dtype) for dtype in dtypes))
+    made = graph.as_graph_def()
+    call = next(node for node in made.node if "f" in node.attr)
+    del call.input[:]
+    return list(made.library.function), call

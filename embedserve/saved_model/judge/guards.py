@@ -1,0 +1,309 @@
+"""Operations that check nothing themselves: what must hold for their operands, and where a model has them.
+
+`GUARDS` is the table; `python -m benchmarks.fuzz --kernels` found its rows. `find` says which nodes of a graph a
+request's values reach unchecked; `guarding.py` puts a check before each. Called by the loader; runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+from embedserve.memory import usable_memory
+from embedserve.saved_model.graph import Body, GraphReader, called, node_name, words
+
+__all__ = ["GUARDS", "UNGUARDED", "Found", "Guard", "NodeInputs", "find", "unguarded"]
+
+Operands: TypeAlias = Mapping[str, Any]
+"""Symbolic tensors by the operation's names for its inputs; a list of them for an input that is a list."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What must hold for an operation that does not check it.
+
+    Attributes:
+        operands: The inputs that the check takes, by the operation's names for them; the first is the one at fault.
+        rule: The words for a client: what the first operand must be.
+        holds: Builds the check from the node and its operands: a boolean tensor of one element.
+        harm: What the operation does to the process where it does not hold.
+        makers: Operations whose outputs need no check, nor what is made of these outputs alone.
+    """
+
+    operands: tuple[str, ...]
+    rule: str
+    holds: Callable[[Any, Operands], Any]
+    harm: str
+    makers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class NodeInputs:
+    """What a node takes, by the operation's names for its inputs.
+
+    Attributes:
+        tensors: Their names, in the words of the function or the graph that holds the node.
+        dtypes: `DataType` numbers, in the same order.
+        lists: The inputs that are lists of tensors.
+    """
+
+    tensors: dict[str, list[str]]
+    dtypes: dict[str, list[int]]
+    lists: set[str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """An operation of a model whose operands have to be checked.
+
+    Attributes:
+        function: The function that holds the node; empty for the graph.
+        node: Its `NodeDef`.
+        guard: What must hold.
+        given: What the node takes.
+        inputs: Aliases of the signatures' inputs that the first operand is, as far as it is one.
+    """
+
+    function: str
+    node: Any
+    guard: Guard
+    given: NodeInputs
+    inputs: Sequence[str] = ()
+
+    @property
+    def rule(self) -> str:
+        """The rule, with the operation and the input that it is for."""
+        operand = self.guard.operands[0]
+        where = ", ".join((f"node {self.node.name}", *(f"input {alias}" for alias in self.inputs)))
+        return f"{operand} of {self.node.op} ({where}) {self.guard.rule}"
+
+
+def _flat(tensor: Any) -> Any:
+    return tf.reshape(tensor, [-1])
+
+
+def _all(*conditions: Any) -> Any:
+    """Whether every element of every tensor is true."""
+    return tf.reduce_all(tf.concat([_flat(condition) for condition in conditions], 0))
+
+
+def _transform_length(node: Any, operands: Operands) -> Any:
+    """Only the last dimension's length matters, and only where there is something to transform."""
+    return tf.logical_or(_all(_flat(operands["fft_length"])[-1:] > 0), tf.equal(tf.size(operands["input"]), 0))
+
+
+def _fit_memory(sizes: Any, like: Any) -> Any:
+    """Whether sizes are of a tensor of `like`'s dtype that the machine can hold."""
+    size_in_bytes = tf.reduce_prod(_flat(tf.cast(sizes, tf.float64))) * like.dtype.size
+    return _all(sizes >= 0, size_in_bytes <= float(usable_memory()))
+
+
+def _image_sizes(node: Any, operands: Operands) -> Any:
+    return _fit_memory(operands["input_sizes"], operands["out_backprop"])
+
+
+def _product_sizes(node: Any, operands: Operands) -> Any:
+    sizes = tf.cast(_flat(operands["a_shape"]), tf.int64)
+    kept = 1 if "adjoint_a" in node.attr and node.attr["adjoint_a"].b else 0
+    right = tf.shape(operands["b"], tf.int64)
+    columns = right[:1] if "adjoint_b" in node.attr and node.attr["adjoint_b"].b else right[-1:]
+    return _all(sizes >= 0, _fit_memory(tf.concat([sizes[kept : kept + 1], columns], 0), operands["b"]))
+
+
+def _steps(node: Any, operands: Operands) -> Any:
+    steps = operands["seq_len_max"]
+    return _all(steps >= 0, steps <= tf.shape(operands["x"], tf.int64)[:1])
+
+
+def _has_length(length: int) -> Callable[[Any, Operands], Any]:
+    return lambda node, operands: tf.equal(tf.size(operands["orig_input_shape"]), length)
+
+
+def _rate(operand: str) -> Callable[[Any, Operands], Any]:
+    def holds(node: Any, operands: Operands) -> Any:
+        rate = tf.cast(operands[operand], tf.float64)
+        return _all(tf.logical_or(rate <= 1e18, tf.equal(rate, math.inf)))
+
+    return holds
+
+
+def _turn(node: Any, operands: Operands) -> Any:
+    return _all(tf.logical_not(tf.abs(operands["delta"]) > 2.0**24))
+
+
+def _axis(node: Any, operands: Operands) -> Any:
+    return _all(tf.cast(operands["axis"], tf.int64) > tf.int64.min)
+
+
+def _row_splits(node: Any, operands: Operands) -> Any:
+    """Each partition that is given by splits begins at 0 and never decreases; the innermost ends within the values."""
+    kinds = list(node.attr["row_partition_types"].list.s)
+    good = [tf.constant(True)]
+    for index, (partition, kind) in enumerate(zip(operands["row_partition_tensors"], kinds, strict=True)):
+        if kind != b"ROW_SPLITS":
+            continue
+        splits = _flat(partition)
+        good += [tf.equal(splits[:1], 0), splits[1:] >= splits[:-1]]
+        if index == len(kinds) - 1:
+            good.append(splits[-1:] <= tf.shape(operands["values"], splits.dtype)[:1])
+    return _all(*good)
+
+
+# Splits made by these are in order, and so is what is computed of them.
+_SPLIT_MAKERS = words("""
+    StringSplit StringSplitV2 UnicodeDecode UnicodeDecodeWithOffsets StringNGrams RaggedRange RaggedGather Shape
+    RaggedTensorFromVariant RaggedCross RaggedFillEmptyRows ParseExampleV2 ParseSequenceExampleV2 Where
+    """)
+_ENDS, _HANGS = "ends the process", "never ends"
+_NO_NAN = "must be numbers, none of them between 1e18 and infinity"
+
+_FFT = Guard(("fft_length", "input"), "must be positive", _transform_length, _ENDS)
+_SIZES = Guard(
+    ("input_sizes", "out_backprop"), "must be at least 0, and the whole fit into the memory", _image_sizes, _ENDS
+)
+_LSTM = Guard(("seq_len_max", "x"), "must be from 0 to the number of steps of x", _steps, _ENDS)
+
+GUARDS: Mapping[str, Guard] = {
+    **dict.fromkeys(("RFFT", "RFFT2D", "RFFT3D", "IRFFT", "IRFFT2D", "IRFFT3D"), _FFT),
+    **dict.fromkeys(("Conv2DBackpropInput", "Conv3DBackpropInputV2", "DepthwiseConv2dNativeBackpropInput"), _SIZES),
+    **dict.fromkeys(("BlockLSTM", "BlockLSTMV2"), _LSTM),
+    "AvgPoolGrad": Guard(("orig_input_shape",), "must have 4 elements", _has_length(4), _ENDS),
+    "AvgPool3DGrad": Guard(("orig_input_shape",), "must have 5 elements", _has_length(5), _ENDS),
+    "GatherV2": Guard(("axis",), "must be an axis", _axis, _ENDS),
+    "SparseTensorDenseMatMul": Guard(
+        ("a_shape", "b"), "must be at least 0, and the product fit into the memory", _product_sizes, _ENDS
+    ),
+    "RaggedTensorToTensor": Guard(
+        ("row_partition_tensors", "values"),
+        "must start at 0, never decrease and end within the values, where they are row splits",
+        *(_row_splits, _ENDS, _SPLIT_MAKERS),
+    ),
+    "AdjustHue": Guard(("delta",), "must be from -2**24 to 2**24", _turn, _HANGS),
+    "RandomPoisson": Guard(("rate",), _NO_NAN, _rate("rate"), _HANGS),
+    "RandomPoissonV2": Guard(("rate",), _NO_NAN, _rate("rate"), _HANGS),
+    "StatelessRandomPoisson": Guard(("lam",), _NO_NAN, _rate("lam"), _HANGS),
+    "StatelessRandomBinomial": Guard(("counts",), _NO_NAN, _rate("counts"), _HANGS),
+}
+"""Op type → what must hold in each of its runs."""
+
+UNGUARDED: Mapping[str, tuple[str, str]] = {
+    "MatrixLogarithm": ("input", "it never ends for a singular matrix"),
+}
+"""Op type → the operand at fault and what it does to the process, where no check is cheap."""
+
+# What these give is nothing that a request chooses.
+_OWN = words("Const VarHandleOp ReadVariableOp Variable VariableV2 LookupTableSizeV2")
+_PASS = words("Identity Cast Reshape ExpandDims Squeeze StopGradient Snapshot EnsureShape")
+# Calls whose operands are the function's arguments, from this operand on.
+_CALLS = {
+    **dict.fromkeys(("PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile"), 0),
+    **dict.fromkeys(("If", "StatelessIf", "Case", "StatelessCase"), 1),
+}
+
+
+def find(reader: GraphReader, inputs: Mapping[str, str], fetched: Iterable[str]) -> list[Found]:
+    """Every operation of the table that a run reaches and whose first operand a request can choose.
+
+    Args:
+        reader: Of the MetaGraph.
+        inputs: Tensors that requests feed → their aliases.
+        fetched: Tensors that are computed.
+    """
+    bodies = reader.bodies(fetched, inputs)
+    origins = _Origins(bodies, {node_name(tensor): alias for tensor, alias in inputs.items()})
+    found = []
+    for body, node, operands in _dangerous(reader, bodies, GUARDS):
+        guard = GUARDS[node.op]
+        watched = operands.tensors[guard.operands[0]]
+        if any(_chosen(body, tensor, guard.makers) for tensor in watched):
+            aliases = sorted({alias for tensor in watched for alias in origins.of(body, tensor)})
+            found.append(Found(body.function, node, guard, operands, aliases))
+    return found
+
+
+def unguarded(reader: GraphReader, inputs: Iterable[str], fetched: Iterable[str]) -> list[str]:
+    """What a request can do to the process in spite of the table, one line for each such operation of the model."""
+    return [
+        f"{node.op} {node.name!r}: {UNGUARDED[node.op][1]}"
+        for body, node, operands in _dangerous(reader, reader.bodies(fetched, inputs), UNGUARDED)
+        if any(_chosen(body, tensor, frozenset()) for tensor in operands.tensors[UNGUARDED[node.op][0]])
+    ]
+
+
+def _dangerous(
+    reader: GraphReader, bodies: Iterable[Body], table: Mapping[str, object]
+) -> Iterator[tuple[Body, Any, NodeInputs]]:
+    for body in bodies:
+        for node in body.nodes.values():
+            if node.op in table:
+                yield body, node, _inputs_of(reader.definition(node.op), node)
+
+
+def _inputs_of(definition: Any, node: Any) -> NodeInputs:
+    def attribute(name: str) -> Any:
+        if name in node.attr:
+            return node.attr[name]
+        return next(attr.default_value for attr in definition.attr if attr.name == name)  # Defaults are not stored.
+
+    given = iter([source for source in node.input if not source.startswith("^")])
+    found = NodeInputs({}, {}, set())
+    for argument in definition.input_arg:
+        if argument.type_list_attr:
+            types = list(attribute(argument.type_list_attr).list.type)
+        else:
+            dtype = argument.type or attribute(argument.type_attr).type
+            types = [dtype] * (attribute(argument.number_attr).i if argument.number_attr else 1)
+        if argument.type_list_attr or argument.number_attr:
+            found.lists.add(argument.name)
+        found.dtypes[argument.name] = types
+        found.tensors[argument.name] = [next(given) for _ in types]
+    return found
+
+
+def _chosen(body: Body, tensor: str, makers: frozenset[str]) -> bool:
+    """Whether a value that a request chooses reaches a tensor other than through `makers`."""
+    todo, seen = [node_name(tensor)], set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        node = body.nodes.get(name)
+        if node is None:
+            return True
+        if node.op not in _OWN and node.op not in makers:
+            todo += [node_name(source) for source in node.input if not source.startswith("^")]
+    return False
+
+
+class _Origins:
+    """Which inputs of the signatures a tensor is, looking through what changes no value and into calls."""
+
+    def __init__(self, bodies: Sequence[Body], aliases: Mapping[str, str]) -> None:
+        self._aliases = aliases
+        self._bodies = {body.function: body for body in bodies}
+        self._callers: dict[str, list[tuple[Body, Any]]] = {}
+        for body in bodies:
+            for node in body.nodes.values():
+                for name in called(node):
+                    self._callers.setdefault(name, []).append((body, node))
+
+    def of(self, body: Body, tensor: str, depth: int = 0) -> set[str]:
+        name = node_name(tensor)
+        node = body.nodes.get(name)
+        if depth > 50:
+            return set()
+        if node is not None:
+            return self.of(body, node.input[0], depth + 1) if node.op in _PASS else set()
+        if not body.function:
+            return {self._aliases[name]} if name in self._aliases else set()
+        found: set[str] = set()
+        for caller, call in self._callers.get(body.function, ()):
+            if call.op in _CALLS and name in body.arguments:
+                index = _CALLS[call.op] + body.arguments.index(name)
+                found |= self.of(caller, call.input[index], depth + 1)
+        return found
