@@ -1,4 +1,9 @@
-"""Bounds the bytes of request bodies that the adapters hold at once. Loop only; knows no wire."""
+"""The one account of what requests make the process hold: bodies, what they become, and answers until they are sent.
+
+Adapters reserve before anything is made, and give back when the answer is sent. How many bytes something will be is
+worked out by `tensors/sizes.py` and `grpc/message_size.py`. Loop only; knows no wire. A host's own arrays in process
+are the host's memory, and are not counted.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ def default_limit() -> int:
 
 
 class InflightBytes:
-    """Counts reserved bytes against `limit`; adapters reserve while they read, and release when they have answered."""
+    """Counts reserved bytes against `limit`."""
 
     def __init__(self, limit: int | None, request_limit: int) -> None:
         self.limit = default_limit() if limit is None else limit
@@ -39,15 +44,19 @@ class InflightBytes:
                 f"the request has {size} bytes or more, max_request_bytes is {self.request_limit}"
             )
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, size: int, what: str = "") -> None:
         """Take `size` bytes; pair with `release`.
+
+        Args:
+            size: Bytes.
+            what: What they are for, for the message.
 
         Raises:
             RequestTooLargeError: With them the bytes held would be over `max_inflight_bytes`. Nothing was taken.
         """
         if self.reserved + size > self.limit:
             raise RequestTooLargeError(
-                f"requests in flight hold {self.reserved} bytes; "
+                f"{what}{': ' if what else ''}requests in flight hold {self.reserved} bytes; "
                 f"{size} more would be over max_inflight_bytes, {self.limit}"
             )
         self.reserved += size
@@ -71,27 +80,37 @@ class InflightBytes:
 
 
 class Reservation:
-    """The bytes that one request holds of `max_inflight_bytes`; leaving the context gives them back."""
+    """The bytes that one request holds of `max_inflight_bytes`, from its first byte until its answer is sent.
 
-    __slots__ = ("_held", "_inflight")
+    Leaving the context gives them back.
+    """
+
+    __slots__ = ("_inflight", "size")
 
     def __init__(self, inflight: InflightBytes) -> None:
         self._inflight = inflight
-        self._held = 0
+        self.size = 0
 
-    def add(self, size: int) -> None:
-        """Hold `size` more bytes.
+    def add(self, size: int, what: str = "") -> None:
+        """Hold `size` more bytes, before they are made; `what` they are for is named where they are refused.
 
         Raises:
             RequestTooLargeError: The process holds too much already.
         """
-        self._inflight.reserve(size)
-        self._held += size
+        self._inflight.reserve(size, what)
+        self.size += size
+
+    def become(self, size: int) -> None:
+        """Hold `size` bytes from now on: what was reserved has been made, and its real size is known.
+
+        Never refused: the bytes are there.
+        """
+        self._inflight.reserved += size - self.size
+        self.size = size
 
     def release(self) -> None:
         """Give back what is held."""
-        self._inflight.release(self._held)
-        self._held = 0
+        self.become(0)
 
     def __enter__(self) -> Self:
         return self

@@ -33,6 +33,7 @@ from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
+from embedserve.codec_pool import CodecPool
 from embedserve.load_pool import LoadPool
 from embedserve.observer import Observers
 from embedserve.priority import Priority, PriorityName, priority_named
@@ -127,7 +128,7 @@ class Runtime(HomeLoop):
         self.labels_of: dict[str, dict[str, int]] = {}
         self._make_loader = make_loader or load_saved_model
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
-        self._codec_pool = LoadPool(self.loop, 2, "embedserve-codec")
+        self._codec_pool = CodecPool(self.loop)
         self._scan_pool = LoadPool(self.loop, 1, "embedserve-scan")  # A long load must not hide a new version.
         self._run_pool = RunPool(self.loop, options.num_batch_threads, max_stuck=options.max_stuck_runs)
         self._stuck: dict[ManagedVersion, VersionRuns] = {}

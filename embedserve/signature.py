@@ -6,7 +6,7 @@ Nothing here runs TensorFlow; rule 9 (no bad shape reaches a kernel) is kept her
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,15 +45,13 @@ class TensorSpec:
 
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` fits the declared rank and fixed sizes."""
-        declared = self.shape
-        if declared is None:
-            return True
-        if len(shape) != len(declared):
-            return False
-        for size, expected in zip(shape, declared, strict=True):
-            if expected is not None and size != expected:
-                return False
-        return True
+        return self.shape is None or _fits(shape, self.shape)
+
+
+def _fits(shape: tuple[int, ...], required: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(required) and all(
+        expected is None or size == expected for size, expected in zip(shape, required, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +192,28 @@ class Signature:
                 return bound
         return self.bind(self._complete(inputs, used_defaults), cast=cast)
 
+    def check_names(self, names: Collection[str]) -> None:
+        """Refuse input names that `bind` would refuse, before any value is read.
+
+        Raises:
+            InvalidInputError: As `bind`.
+        """
+        if len(names) != len(self.inputs) or any(name not in names for name in self.inputs):
+            self._check_names(set(names), self.defaults)
+
+    def check_declared(self, name: str, dtype: DType, shape: tuple[int, ...]) -> None:
+        """Refuse a tensor that `bind` would refuse uncast, by what it says of itself.
+
+        Raises:
+            InvalidInputError: As `bind`.
+        """
+        spec = self.inputs[name]
+        if dtype is not spec.dtype:
+            raise self._dtype_error(spec, dtype.name)
+        required = self._required_shape(spec)
+        if required is not None and not _fits(shape, required):
+            raise self._shape_error(spec, required, shape)
+
     def _bare(self, value: Any) -> Mapping[str, Any]:
         if hasattr(value, "columns") and hasattr(value, "to_numpy"):  # A DataFrame: one column per input.
             columns = {str(name): value[name].to_numpy() for name in value.columns}
@@ -212,9 +232,14 @@ class Signature:
         )
 
     def _complete(self, inputs: Mapping[str, Any], used_defaults: bool) -> dict[str, Any]:
-        """Fill in defaults, or raise the error that says which names are wrong (TF Serving: predict_util.cc)."""
-        names, given = set(self.inputs), set(inputs)
+        """Fill in defaults, or raise the error that says which names are wrong."""
         defaults = self.defaults if used_defaults else {}
+        self._check_names(set(inputs), defaults)
+        return {name: inputs[name] if name in inputs else defaults[name] for name in self.inputs}
+
+    def _check_names(self, given: set[Any], defaults: Mapping[str, Array]) -> None:
+        """Raise the error that says which names are wrong, if any is (TF Serving: predict_util.cc)."""
+        names = set(self.inputs)
         unnamed = [name for name in given if not isinstance(name, str)]
         if unnamed:
             raise InvalidInputError(f"input names must be strings; got {unnamed[0]!r}")
@@ -236,7 +261,6 @@ class Signature:
                 f"Inputs contains invalid name. Used request inputs: {_listed(given & names)}, "
                 f"request input: {_listed(given)}"
             )
-        return {name: inputs[name] if name in inputs else defaults[name] for name in names}
 
     def _convert(self, spec: TensorSpec, value: Any, cast: bool) -> Array:
         if not cast and hasattr(value, "__array__"):

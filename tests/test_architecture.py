@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "config",
         "priority servable observer",
         "settling fairness",
-        "threads inflight load_pool",
+        "threads inflight load_pool codec_pool",
         "tensors",
         "signature",
         "tfs_protos tfs_batching",

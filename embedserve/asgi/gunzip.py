@@ -1,4 +1,4 @@
-"""Decompresses gzip in bounded steps, so that a small body cannot fill the memory. Knows no protocol."""
+"""Decompresses in bounded steps, so that a small body cannot fill the memory. Knows no protocol."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ import zlib
 __all__ = ["Gunzip"]
 
 _SLICE = 256 * 1024
+# What zlib calls a window of 32 KiB, and a header of gzip or of either kind.
+_GZIP, _EITHER = 31, 47
 
 
 class Gunzip:
-    """Decompresses gzip in steps of bounded size; several members are one stream, as `gunzip` reads them."""
+    """Decompresses gzip, or zlib's own format, in steps of bounded size.
 
-    def __init__(self, body: bytes, slice_size: int = _SLICE) -> None:
+    Several members are one stream, as `gunzip` reads them.
+    """
+
+    def __init__(self, body: bytes, slice_size: int = _SLICE, *, or_zlib: bool = False) -> None:
+        self._wbits = _EITHER if or_zlib else _GZIP
         self._body = memoryview(body)
         self._slice = slice_size
         self._at = 0
         self._pending = b""
-        self._stream = zlib.decompressobj(wbits=31)
+        self._stream = zlib.decompressobj(wbits=self._wbits)
         self.done = False
 
     def step(self, size: int) -> bytes:
@@ -45,6 +51,6 @@ class Gunzip:
     def _next_member(self) -> None:
         self._pending = self._stream.unused_data
         if self._pending or self._at < len(self._body):
-            self._stream = zlib.decompressobj(wbits=31)
+            self._stream = zlib.decompressobj(wbits=self._wbits)
         else:
             self.done = True

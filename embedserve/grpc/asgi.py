@@ -25,6 +25,7 @@ from embedserve.grpc.frames import PREFIX_BYTES, MessageReader, too_large
 from embedserve.grpc.metadata import metadata_value, read_timeout
 from embedserve.grpc.services import Services
 from embedserve.grpc.wire import Wire, wire_of
+from embedserve.inflight import Reservation
 
 if TYPE_CHECKING:
     from embedserve.grpc.model_service import MetricReader, Reload
@@ -151,10 +152,12 @@ class GrpcApp:
             return
         extra = () if self._cors is None else self._cors.headers(request.headers)
         answering = False
+        held: Reservation | None = None
         self._active += 1
         try:
             method = self._methods.get(_path(request.scope))
             self._check(method)
+            request.held = held = Reservation(self._registry.inflight)
             timeout = request.headers.get(b"grpc-timeout")
             if timeout is not None:
                 request.deadline = asyncio.get_running_loop().time() + read_timeout(timeout)
@@ -183,12 +186,14 @@ class GrpcApp:
             return
         except Exception as error:
             if answering:  # It can only be broken off: for a client that has gone, or that does not read in time.
-                if isinstance(error, OSError | DeadlineExceededError):
+                if isinstance(error, OSError | DeadlineExceededError | ClientDisconnected):
                     return
                 raise
             code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
         finally:
             self._active -= 1
+            if held is not None:
+                held.release()
         await request.drain()
         with suppress(OSError):
             async with request.within_reason():
@@ -276,7 +281,9 @@ class GrpcApp:
 class _Request:
     """One call as its client made it, and what a method may ask of it, as it asks a `grpc.aio.ServicerContext`."""
 
-    __slots__ = ("deadline", "ended", "first", "headers", "receive", "scope", "wire")
+    __slots__ = ("deadline", "ended", "first", "headers", "held", "receive", "scope", "wire")
+
+    held: Reservation
 
     def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], wire: Wire, receive: Receive) -> None:
         self.scope = scope

@@ -17,12 +17,14 @@ from google.protobuf.message import DecodeError
 
 from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, UnsupportedError
 from embedserve.grpc.errors import StatusError, status_of
+from embedserve.grpc.message_size import parsed_bytes
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
     from embedserve.grpc.predict_form import Forms
     from embedserve.handle import ModelHandle
+    from embedserve.inflight import Reservation
     from embedserve.registry import ModelRegistry
 
 __all__ = [
@@ -58,13 +60,17 @@ class Context(Protocol):
     def is_local(self) -> bool:
         """Whether the client is known to be on this machine: at a loopback address or behind a Unix socket."""
 
+    @property
+    def held(self) -> Reservation:
+        """The bytes that the call holds; the transport releases them when the answer is sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unary:
     """A method that takes one message and gives one.
 
     Attributes:
-        answer: Takes request bytes and context, gives response bytes.
+        answer: Takes request bytes and context, gives response bytes, which `context.held` holds then.
 
     Raises:
         StatusError: From `answer`, in place of any error.
@@ -127,29 +133,31 @@ def unary(
         code, message = Code.CANCELLED, ""
         request: Any = None
         size = len(body)
+        held = context.held
         try:
-            inflight = registry.inflight
-            inflight.reserve(size)
-            try:
-                large = size > LARGE
-                request = known = None if forms is None else forms.find(body)
-                if request is None:
-                    request = (
-                        await registry.run_in_thread(parse, request_type, body) if large else parse(request_type, body)
-                    )
-                if logged_as is None:
-                    response = await handler(request, context, large)
-                else:
-                    response = await handler(request, context, large, partial(_log, logged_as, body))
-                if forms is not None and known is None:
-                    forms.learn(body, request)
-            finally:
-                inflight.release(size)
+            held.add(size, "the request")
+            large = size > LARGE
+            request = known = None if forms is None else forms.find(body)
+            if request is None:
+                parsed = parsed_bytes(request_type, body)
+                held.add(parsed, "the request, parsed")
+                request = (
+                    await registry.run_in_thread(parse, request_type, body) if large else parse(request_type, body)
+                )
+            if logged_as is None:
+                response = await handler(request, context, large)
+            else:
+                response = await handler(request, context, large, partial(_log, logged_as, body))
+            if forms is not None and known is None:
+                forms.learn(body, request)
+            held.become(len(response))
             code = Code.OK
             return response
         except Exception as error:
             code, message = status_of(error)
         finally:
+            if code is not Code.OK:
+                held.release()
             if observed_as is not None and request is not None and registry.observers:
                 registry.observers.request_finished(
                     request.model_spec.name, observed_as, "GRPC", code, time.perf_counter() - started

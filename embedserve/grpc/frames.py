@@ -21,7 +21,7 @@ from embedserve.inflight import Reservation
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
 
-__all__ = ["PREFIX_BYTES", "MessageReader", "frame", "too_large"]
+__all__ = ["PREFIX_BYTES", "MessageReader", "frame", "inflate", "too_large"]
 
 PREFIX_BYTES = 5
 """One byte of flags and the length as four bytes, big-endian."""
@@ -148,28 +148,49 @@ class MessageReader:
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
     async def _unzip(self, message: bytes) -> bytes:
-        """Decompress step by step, so that a bomb is found out before it has filled memory."""
         if self._encoding in (b"", b"identity"):
             raise ServingError("the message is compressed, and grpc-encoding does not say how", code=Code.INTERNAL)
         if self._encoding != b"gzip":
             raise UnsupportedError(f"grpc-encoding {self._encoding.decode('latin-1')!r} is none of identity, gzip")
-        stream = Gunzip(message)
-        pieces: list[bytes] = []
-        size = 0
         try:
-            while not stream.done:
-                if not pieces and len(message) <= LARGE // 16:
-                    piece = stream.step(LARGE)
-                else:
-                    piece = await self._registry.run_in_thread(stream.step, _STEP)
-                size += len(piece)
-                if size > self._limit:
-                    raise too_large(size, self._limit)
-                self._held.add(len(piece))
-                pieces.append(piece)
+            return await inflate(message, self._limit, self._held, self._registry)
         except zlib.error as error:
             raise InvalidInputError(f"the message is not whole gzip, as grpc-encoding says: {error}") from None
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def inflate(
+    message: bytes, limit: int, held: Reservation, registry: ModelRegistry, *, or_zlib: bool = False
+) -> bytes:
+    """Decompress step by step, so that a bomb is found out before it has filled memory.
+
+    Args:
+        message: In gzip.
+        limit: Bytes of the largest message.
+        held: Holds what comes out, piece by piece.
+        registry: Whose threads decompress.
+        or_zlib: The message may be in zlib's format, which gRPC calls deflate.
+
+    Raises:
+        ServingError: The message is over its limit, or the process holds too much already.
+        zlib.error: It is corrupt or cut off.
+    """
+    stream = Gunzip(message, or_zlib=or_zlib)
+    pieces: list[bytes] = []
+    size = 0
+    while not stream.done:
+        if not pieces and len(message) <= LARGE // 16:
+            piece = stream.step(LARGE)
+        else:
+            piece = await registry.run_in_thread(stream.step, _STEP)
+        size += len(piece)
+        if size > limit:
+            raise too_large(size, limit)
+        held.add(len(piece), "the message, decompressed")
+        pieces.append(piece)
+    if len(pieces) == 1:
+        return pieces[0]
+    held.add(size, "the message, put together")
+    return b"".join(pieces)
 
 
 class _Base64:

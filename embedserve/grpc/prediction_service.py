@@ -36,12 +36,13 @@ from embedserve.grpc.predict_form import Forms, KnownRequest
 from embedserve.grpc.predict_response import predict_response
 from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
-from embedserve.signature import DEFAULT_SIGNATURE
-from embedserve.tensors import proto
+from embedserve.signature import DEFAULT_SIGNATURE, Signature
+from embedserve.tensors import proto, sizes
 from embedserve.tf_example import InferenceTask
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
+    from embedserve.inflight import Reservation
     from embedserve.registry import ModelRegistry
 
 __all__ = ["SERVICE", "methods"]
@@ -52,8 +53,14 @@ SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"
 # Numbers that are written as they lie in memory cost a copy and nothing else.
 LARGE_MEMORY = 16 * LARGE
 
+# Bytes up to which an array costs less than the call that it belongs to.
+SMALL = 4096
+
 # Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
 LARGE_RESULTS = LARGE // 50
+
+# Bytes of one `Class` or `Regression`: the Python objects, the message and its bytes, beside the label's text.
+CLASS_BYTES = 320
 
 
 def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods:
@@ -145,18 +152,14 @@ async def _predict(
         # A tensor names its dtype itself, so nothing is cast.
         if known:
             inputs = signature.bind(request.decode(), cast=False)
-            unpacked = 0
         else:
+            made = _reserve_inputs(context.held, signature, request.inputs)
             bind = partial(signature.bind, _DecodedInputs(request.inputs), cast=False)
-            inputs = await registry.run_in_thread(bind) if large else bind()
-            unpacked = _unpacked(request, inputs)
+            inputs = await registry.run_in_thread(bind) if large or made > LARGE_MEMORY else bind()
         names = signature.pick(request.output_filter) if request.output_filter else None
-        priority = priority_of(context)
-        if unpacked:
-            with registry.inflight.holding(unpacked):
-                outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority)
-        else:
-            outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority)
+        outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority_of(context))
+        # The arrays, and the message around a copy of them.
+        context.held.add(2 * sum([sizes.array_bytes(array) for array in outputs.values()]), "the answer")
         made_of = (handle.name, handle.version, signature, outputs, tensor_content)
         if _is_large(outputs):
             answer = await registry.run_in_thread(predict_response, *made_of)
@@ -165,10 +168,22 @@ async def _predict(
         return log(handle, signature.name, answer)
 
 
-def _unpacked(request: Any, inputs: Tensors) -> int:
-    """Bytes that the inputs hold beyond the message's: a few bytes on the wire may declare a large tensor."""
-    held = sum([array.nbytes for array in inputs.values()])
-    return max(held - request.ByteSize(), 0) if held > LARGE else 0
+def _reserve_inputs(held: Reservation, signature: Signature, tensors: Mapping[str, Any]) -> int:
+    """Check what inputs say of themselves, and hold what they will be beyond their bytes on the wire.
+
+    Returns:
+        Bytes of the arrays that will be made.
+    """
+    signature.check_names(tensors)
+    made = 0
+    for name in tensors:
+        tensor = tensors[name]
+        declared = proto.declared(tensor, name)
+        signature.check_declared(name, declared.dtype, declared.shape)
+        made += declared.size
+        if declared.size > SMALL:
+            held.add(max(declared.size - tensor.ByteSize(), 0), f"input {name!r}, {declared}")
+    return made
 
 
 def _is_large(outputs: Tensors) -> bool:
@@ -185,17 +200,28 @@ def _write_spec(spec: Any, handle: ModelHandle, signature_name: str = "") -> Non
     spec.version.value = handle.version
 
 
-def _examples(message: Any) -> tuple[list[bytes], bytes | None]:
-    """The serialized Examples of an `Input` and their shared context; no examples where no kind is set."""
+def _examples(message: Any) -> list[bytes]:
+    """The serialized Examples of an `Input`, each behind the context that they share; none where no kind is set.
+
+    Concatenated messages merge, and an example's own features win over the context's.
+    """
     kind = message.WhichOneof("kind")
     if kind is None:
-        return [], None
+        return []
     chosen = getattr(message, kind)
-    context = chosen.context.SerializeToString() if kind == "example_list_with_context" else None
-    return [example.SerializeToString() for example in chosen.examples], context
+    context = chosen.context.SerializeToString() if kind == "example_list_with_context" else b""
+    return [context + example.SerializeToString() for example in chosen.examples]
 
 
-async def _read_examples(registry: ModelRegistry, request: Any, large: bool) -> tuple[list[bytes], bytes | None]:
+async def _read_examples(registry: ModelRegistry, request: Any, context: Context, large: bool) -> list[bytes]:
+    """The examples; what they take is held before they are made: a context is repeated for each."""
+    kind = request.input.WhichOneof("kind")
+    if kind is not None:
+        chosen = getattr(request.input, kind)
+        shared = chosen.context.ByteSize() if kind == "example_list_with_context" else 0
+        made = sizes.repeated_examples(len(chosen.examples), shared)
+        context.held.add(made, f"{len(chosen.examples)} examples with a context of {shared} bytes")
+        large = large or made > LARGE
     return await registry.run_in_thread(_examples, request.input) if large else _examples(request.input)
 
 
@@ -215,10 +241,9 @@ def _write_regressions(result: Any, values: Array) -> None:
 async def _classify(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        examples, shared = await _read_examples(registry, request, large)
+        examples = await _read_examples(registry, request, context, large)
         classified = await handle.classify(
             examples,
-            context=shared,
             signature_name=name,
             timeout=context.time_remaining(),
             priority=priority_of(context),
@@ -231,17 +256,18 @@ async def _classify(registry: ModelRegistry, request: Any, context: Any, large: 
             data: bytes = response.SerializeToString()
             return data
 
-        large = sum(map(len, classified)) > LARGE_RESULTS
+        classes = sum(map(len, classified))
+        context.held.add(classes * CLASS_BYTES, "the answer")
+        large = classes > LARGE_RESULTS
         return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
 
 async def _regress(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        examples, shared = await _read_examples(registry, request, large)
+        examples = await _read_examples(registry, request, context, large)
         values = await handle.regress(
             examples,
-            context=shared,
             signature_name=name,
             timeout=context.time_remaining(),
             priority=priority_of(context),
@@ -254,6 +280,7 @@ async def _regress(registry: ModelRegistry, request: Any, context: Any, large: b
             data: bytes = response.SerializeToString()
             return data
 
+        context.held.add(len(values) * CLASS_BYTES, "the answer")
         large = len(values) > LARGE_RESULTS
         return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
@@ -262,13 +289,13 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
     # The first task's model spec decides alone; no task at all reads as a spec without a name.
     first = request.tasks[0].model_spec if request.tasks else inference_pb2.InferenceTask().model_spec
     with acquire_spec(registry, first) as handle:
-        examples, shared = await _read_examples(registry, request, large)
+        examples = await _read_examples(registry, request, context, large)
         tasks = [
             InferenceTask(task.model_spec.signature_name or DEFAULT_SIGNATURE, task.method_name, task.model_spec.name)
             for task in request.tasks
         ]
         results = await handle.multi_inference(
-            tasks, examples, context=shared, timeout=context.time_remaining(), priority=priority_of(context)
+            tasks, examples, timeout=context.time_remaining(), priority=priority_of(context)
         )
         registry.observers.examples_counted(handle.name, len(examples))
 
@@ -286,7 +313,9 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
             data: bytes = response.SerializeToString()
             return data
 
-        large = len(examples) * len(tasks) > LARGE_RESULTS
+        made = sum(sum(map(len, result)) if isinstance(result, list) else len(result) for result in results)
+        context.held.add(made * CLASS_BYTES, "the answer")
+        large = made > LARGE_RESULTS
         # One model may have answered by several signatures: the record's own model spec names none.
         return log(handle, "", await registry.run_in_thread(encode) if large else encode())
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Sequence
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,13 +19,15 @@ import grpc
 import grpc.aio
 
 from embedserve.config import Access
-from embedserve.errors import Code, ConfigError, RegistryStateError
+from embedserve.errors import Code, ConfigError, RegistryStateError, ServingError
 from embedserve.grpc.access import is_loopback
 from embedserve.grpc.addresses import UnixSocket, bind_error, tcp_address
-from embedserve.grpc.calls import Methods, Streaming, Unary
-from embedserve.grpc.errors import StatusError
+from embedserve.grpc.calls import LARGE, Methods, Streaming, Unary
+from embedserve.grpc.errors import StatusError, status_of
+from embedserve.grpc.frames import inflate
 from embedserve.grpc.parting import Parting
 from embedserve.grpc.services import Services
+from embedserve.inflight import Reservation
 
 if TYPE_CHECKING:
     from embedserve.grpc.model_service import MetricReader, Reload
@@ -184,11 +187,13 @@ async def serve(
         credentials = await asyncio.to_thread(tls.credentials)
     if port is None and socket_path is None:
         raise ConfigError("give a port, a socket_path, or both: there is nothing to listen on")
-    limit = min(max_message_bytes, registry.options.max_request_bytes)
+    # A message over what all requests may hold together could never be answered.
+    limit = min(max_message_bytes, registry.options.max_request_bytes, registry.inflight.limit)
     options = {
         "grpc.so_reuseport": 0,  # Otherwise a second server on the same port starts, and each gets half of the calls.
         "grpc.max_receive_message_length": limit,
         "grpc.max_send_message_length": max_message_bytes,
+        "grpc.per_message_decompression": 0,  # `_Messages` does it, a step at a time and within the account.
     } | dict(channel_arguments)
     server = grpc.aio.server(
         options=list(options.items()),
@@ -205,7 +210,8 @@ async def serve(
         metric=metric,
     )
     parting = Parting()
-    server.add_generic_rpc_handlers((_Router(services.methods, parting),))
+    messages = _Messages(registry, limit)
+    server.add_generic_rpc_handlers((_Router(services.methods, parting, messages),))
     socket: UnixSocket | None = None
     try:
         bound = None if port is None else await _bind(server, tcp_address(host, port), credentials, host, port)
@@ -261,13 +267,40 @@ async def _bind(
         raise reason from error
 
 
+class _Messages:
+    """Takes the messages that grpcio hands over, compressed or not."""
+
+    def __init__(self, registry: ModelRegistry, limit: int) -> None:
+        self.registry = registry
+        self._limit = limit
+
+    async def plain(self, message: bytes, held: Reservation) -> bytes:
+        """The message itself. grpcio does not say whether it is compressed, but no request begins as gzip or zlib do.
+
+        Raises:
+            ServingError: As `inflate`.
+        """
+        if message[:2] != _GZIP and (message[:1] != _ZLIB or int.from_bytes(message[:2], "big") % 31):
+            return message
+        held.add(len(message), "the message as it came")
+        try:
+            return await inflate(message, self._limit, held, self.registry, or_zlib=True)
+        except zlib.error:
+            return message  # Whether it is a message the parser says.
+
+
+_GZIP = b"\x1f\x8b"  # As a tag: field 3 with wire type 7, which there is not.
+_ZLIB = b"\x78"  # As a tag: field 15 as a varint, which no request has.
+
+
 class _Context:
     """What a method may ask of a call of grpcio's."""
 
-    __slots__ = ("_context", "time_remaining")
+    __slots__ = ("_context", "held", "time_remaining")
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, held: Reservation) -> None:
         self._context = context
+        self.held = held
         self.time_remaining = context.time_remaining
 
     def metadata_value(self, key: str) -> str | bytes | None:
@@ -285,36 +318,59 @@ class _Context:
 class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds the method of a call by its path, for grpcio."""
 
-    def __init__(self, methods: Methods, parting: Parting) -> None:
-        self._handlers = {path: _handler(method, parting) for path, method in methods.items()}
+    def __init__(self, methods: Methods, parting: Parting, messages: _Messages) -> None:
+        self._handlers = {path: _handler(method, parting, messages) for path, method in methods.items()}
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         return self._handlers.get(details.method)
 
 
-def _handler(method: Unary | Streaming, parting: Parting) -> grpc.RpcMethodHandler:
+def _handler(method: Unary | Streaming, parting: Parting, messages: _Messages) -> grpc.RpcMethodHandler:
     if isinstance(method, Unary):
-        answer = method.answer
-
-        async def call(body: bytes, context: Any) -> bytes:
-            parting.arrived()
-            try:
-                response = await answer(body, _Context(context))
-                await parting.answer()
-                return response
-            except StatusError as error:
-                await parting.answer()
-                await context.abort(STATUS_CODES[error.code], error.message)
-                raise AssertionError("abort always raises") from None
-
-        return grpc.unary_unary_rpc_method_handler(call)
+        return grpc.unary_unary_rpc_method_handler(_unary(method, parting, messages))
     stream = method.stream
 
     async def calls(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        try:
-            async for response in stream(requests, _Context(context)):
-                yield response
-        except StatusError as error:
-            await context.abort(STATUS_CODES[error.code], error.message)
+        with Reservation(messages.registry.inflight) as held:
+
+            async def plain() -> AsyncIterator[bytes]:
+                async for message in requests:
+                    yield await messages.plain(message, held)
+                    held.release()
+
+            try:
+                async for response in stream(plain(), _Context(context, held)):
+                    yield response
+            except StatusError as error:
+                await context.abort(STATUS_CODES[error.code], error.message)
 
     return grpc.stream_stream_rpc_method_handler(calls)
+
+
+def _unary(method: Unary, parting: Parting, messages: _Messages) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    answer, registry = method.answer, messages.registry
+
+    async def call(body: bytes, context: Any) -> bytes:
+        parting.arrived()
+        held = Reservation(registry.inflight)
+        try:
+            try:
+                body = await messages.plain(body, held)
+                held.release()  # The method holds the message once more, before anything else runs.
+                response = await answer(body, _Context(context, held))
+            except ServingError as error:
+                raise StatusError(*status_of(error)) from None
+            await parting.answer()
+            if held.size > LARGE:  # grpcio has it until the client has read it.
+                sending, held = held, Reservation(registry.inflight)
+                context.add_done_callback(lambda _: sending.release())
+            return response
+        except StatusError as error:
+            held.release()
+            await parting.answer()
+            await context.abort(STATUS_CODES[error.code], error.message)
+            raise AssertionError("abort always raises") from None
+        finally:
+            held.release()
+
+    return call

@@ -6,7 +6,7 @@ and back; a version without a graph session answers UNIMPLEMENTED.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from embedserve.errors import InvalidInputError
 from embedserve.grpc.calls import LARGE, Log, Unary, acquire, paths, priority_of, unary
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
-from embedserve.tensors import dtypes, proto
+from embedserve.tensors import dtypes, proto, sizes
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
+    from embedserve.inflight import Reservation
     from embedserve.registry import ModelRegistry
 
 __all__ = ["SERVICE", "methods"]
@@ -41,7 +42,17 @@ async def _session_run(
 ) -> bytes:
     with acquire(registry, request) as handle:
         priority = priority_of(context)
-        feeds, tensors = await registry.run_in_thread(_read, handle, request)
+        named, tensors = _names(handle, request)
+        declared = {name: proto.declared(tensor, name) for name, tensor in named.items()}
+        fits = partial(
+            handle.check_graph,
+            {name: (feed.dtype.numpy, feed.shape) for name, feed in declared.items()},
+            tensors,
+            tuple(request.target),
+        )
+        await registry.run_in_thread(fits)
+        _reserve_feeds(context.held, named, declared)
+        feeds = await registry.run_in_thread(_decode, named)
         arrays = await handle.run_graph(
             feeds,
             tensors,
@@ -49,6 +60,8 @@ async def _session_run(
             timeout=_timeout(request, context),
             priority=priority,
         )
+        # The arrays, and the message and its bytes.
+        context.held.add(3 * sum([sizes.array_bytes(array) for array in arrays]), "the answer")
         encode = partial(_response, handle, request.fetch, arrays, tensor_content)
         large = sum(array.nbytes for array in arrays) > LARGE
         answer = await registry.run_in_thread(encode) if large else encode()
@@ -61,19 +74,27 @@ def _timeout(request: Any, context: Any) -> float | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _read(handle: ModelHandle, request: Any) -> tuple[dict[str, Array], list[str]]:
-    """What to feed and what to fetch, by tensor name. No feed is decoded before the graph takes all of them."""
-    protos: dict[str, Any] = {}
+def _names(handle: ModelHandle, request: Any) -> tuple[dict[str, Any], list[str]]:
+    """What to feed, as messages, and what to fetch, by tensor name."""
+    feeds: dict[str, Any] = {}
     for feed in request.feed:
-        if feed.name in protos:
+        if feed.name in feeds:
             raise InvalidInputError(f"duplicate feed: {feed.name}")
-        protos[feed.name] = feed.tensor
-    fetches = list(request.fetch)
+        feeds[feed.name] = feed.tensor
     if request.tensor_name_is_alias:
-        protos, fetches = _resolve(handle, request.model_spec.signature_name, protos, fetches)
-    declared = {name: proto.declared(tensor, name) for name, tensor in protos.items()}
-    handle.check_graph(declared, fetches, tuple(request.target))
-    return {name: proto.decode(tensor, name) for name, tensor in protos.items()}, fetches
+        return _resolve(handle, request.model_spec.signature_name, feeds, list(request.fetch))
+    return feeds, list(request.fetch)
+
+
+def _reserve_feeds(held: Reservation, feeds: Mapping[str, Any], declared: Mapping[str, proto.Declared]) -> None:
+    """Hold what feeds will be beyond their bytes on the wire."""
+    for name, tensor in feeds.items():
+        # Each is copied once, so that nothing that the graph does reaches the request.
+        held.add(max(2 * declared[name].size - tensor.ByteSize(), 0), f"feed {name!r}, {declared[name]}")
+
+
+def _decode(feeds: Mapping[str, Any]) -> dict[str, Array]:
+    return {name: proto.decode(tensor, name) for name, tensor in feeds.items()}
 
 
 def _resolve(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from embedserve.asgi.calls import Send
+from embedserve.asgi.sending import send_body
 from embedserve.errors import Code
 from embedserve.grpc.calls import LARGE
 from embedserve.grpc.frames import frame
@@ -48,7 +49,7 @@ class Wire:
         await send(self._start(flags, extra))
         if len(message) > LARGE:  # Two messages rather than a copy.
             await send({"type": "http.response.body", "body": _prefix(message, flags), "more_body": True})
-            await send({"type": "http.response.body", "body": message})
+            await send_body(send, message)
         else:
             await send({"type": "http.response.body", "body": frame(message, flags)})
         await send({"type": "http.response.trailers", "headers": [_OK]})
@@ -95,7 +96,7 @@ class WebWire(Wire):
         size = len(prefix) + len(message) + len(trailers)
         await self.start(send, flags, ((b"content-length", b"%d" % self._encoded_size(size)), *extra))
         for piece in self._pieces(prefix, message, trailers):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send_body(send, piece, more_body=True)
         await send({"type": "http.response.body", "body": b""})
 
     async def message(self, send: Send, message: bytes, flags: int) -> None:

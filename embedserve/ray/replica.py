@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from embedserve import tensorflow_setup
 from embedserve.config import Access, ModelConfig, SpecificVersions
 from embedserve.errors import Code, NotReadyError, UnsupportedError
+from embedserve.inflight import Reservation
 from embedserve.ray.rpcs import REPLICA_KEY, Metadata, RpcAnswer
 from embedserve.ray.settings import ReplicaSettings
 from embedserve.registry import ModelRegistry
@@ -160,8 +161,11 @@ class Replica:
         method = self._rpcs.get(path)
         if not isinstance(method, Unary):
             return RpcAnswer(Code.UNIMPLEMENTED, "Method not found!", b"", self.name)
+        assert self._registry is not None
         try:
-            return RpcAnswer(Code.OK, "", await method.answer(body, _Context(metadata)), self.name)
+            # Serve's own bytes of the answer are the proxy's business.
+            with Reservation(self._registry.inflight) as held:
+                return RpcAnswer(Code.OK, "", await method.answer(body, _Context(metadata, held)), self.name)
         except StatusError as error:
             return RpcAnswer(error.code, error.message, b"", self.name)
 
@@ -228,8 +232,9 @@ async def _refuse_reload(config: Any) -> None:
 class _Context:
     """What a call may ask. Its deadline stays in Serve's proxy, which cancels the call when that passes."""
 
-    def __init__(self, metadata: Metadata) -> None:
+    def __init__(self, metadata: Metadata, held: Reservation) -> None:
         self._metadata = metadata
+        self.held = held
 
     def metadata_value(self, key: str) -> str | bytes | None:
         return next((value for name, value in self._metadata if name == key), None)

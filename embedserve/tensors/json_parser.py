@@ -18,8 +18,17 @@ from typing import Any, NoReturn
 import orjson
 
 from embedserve.errors import InvalidInputError
+from embedserve.codec_pool import check_wanted
 
-__all__ = ["Repeated", "loads", "parse"]
+__all__ = ["Repeated", "is_deep", "loads", "parse"]
+
+MAX_DEPTH = 68
+"""Lists and objects inside each other: 64 lists of a tensor, and what a request has around them and in them."""
+
+_DEEP = b"[" * (MAX_DEPTH + 1)
+_PATIENCE = 4096
+"""Values that are read between two looks at whether anybody still waits for them."""
+
 
 _BOM = b"\xef\xbb\xbf"
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
@@ -45,12 +54,20 @@ class Repeated(dict[str, Any]):
         self.pairs = tuple(pairs)
 
 
+def is_deep(body: bytes) -> bool:
+    """Whether a document looks nested too deeply: then the tolerant parser reads it, and stops where it is."""
+    return _DEEP in body
+
+
 def loads(body: bytes) -> Any:
     """Read the first complete value of a document; what follows it is ignored.
 
     Raises:
         InvalidInputError: `JSON Parse error: <what> at offset: <byte>`.
+        AbandonedError: Nobody waits for the value any more.
     """
+    if is_deep(body):
+        return parse(body)
     try:
         value = orjson.loads(body)
     except ValueError:
@@ -58,6 +75,7 @@ def loads(body: bytes) -> Any:
     else:
         if not _repeats_a_key(body, value):
             return value
+        del value  # Two trees would be twice the memory.
     if _NOT_FOR_STDLIB.search(body) is None:
         text = body.decode("utf-8", "surrogateescape").removeprefix("\ufeff").lstrip(" \t\n\r")
         try:
@@ -116,9 +134,16 @@ class _Parser:
     def parse(self) -> Any:
         # Elements of an array or members of an object, with the key whose value comes next; None in an array.
         stack: list[tuple[list[Any], str | None]] = []
+        patience = _PATIENCE
         while True:
+            patience -= 1
+            if not patience:
+                check_wanted()
+                patience = _PATIENCE
             value, opened = self._value(stack)
             if opened:
+                if len(stack) == MAX_DEPTH:
+                    self._fail(f"More than {MAX_DEPTH} lists and objects inside each other.")
                 stack.append(([], None if opened == 0x5B else self._key()))
                 continue
             while stack:

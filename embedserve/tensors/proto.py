@@ -8,34 +8,69 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from embedserve.errors import InvalidInputError
+from embedserve.errors import InvalidInputError, RequestTooLargeError
+from embedserve.tensors import sizes
 from embedserve.tensors.dtypes import DTYPES, Array, DType
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-__all__ = ["declared", "decode", "delimited", "encode", "encode_into", "serialized", "varint"]
+__all__ = ["Declared", "declared", "decode", "delimited", "encode", "encode_into", "serialized", "varint"]
 
 _BY_NUMBER = {row.number: row for row in DTYPES}
 _MAX_RANK = 64
 _MAX_ELEMENTS = 1 << 56
-_MAX_FILL_BYTES = 1 << 28
-"""Largest tensor made by repeating a last value or from none: a few bytes on the wire must not fill the memory."""
 
 
 class _ParseError(Exception):
     """Why a message is no tensor."""
 
 
+class Declared(NamedTuple):
+    """What a message says of its tensor, before any value is read.
+
+    Attributes:
+        dtype, shape: As declared.
+        size: Bytes of the array that `decode` makes: a few bytes on the wire may declare a large one.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name} {_listed(self.shape)}"
+
+
+def declared(proto: TensorProto, what: str = "") -> Declared:
+    """Read what a tensor will be; nothing is made.
+
+    Args:
+        proto, what: As for `decode`.
+
+    Raises:
+        InvalidInputError: No dtype that carries values, or no shape that a tensor can have.
+    """
+    try:
+        dtype, shape = _dtype(proto), _shape(proto.tensor_shape)
+    except _ParseError as error:
+        raise _no_tensor(what, error) from None
+    if 0 in shape:
+        return Declared(dtype, shape, 0)
+    given = None if proto.tensor_content else len(getattr(proto, dtype.field))
+    return Declared(dtype, shape, sizes.tensor_bytes(dtype, shape, given))
+
+
 def decode(proto: TensorProto, what: str = "") -> Array:
     """Read a tensor.
 
     Fewer values than elements repeat the last one, none at all are zeros, surplus values are ignored, and integers wrap
-    into narrower dtypes, all as TensorFlow does.
+    into narrower dtypes, all as TensorFlow does. Whoever reads what clients send reserves the size that `declared`
+    tells before.
 
     Args:
         proto: Any representation: `tensor_content` or the typed field.
@@ -46,9 +81,11 @@ def decode(proto: TensorProto, what: str = "") -> Array:
 
     Raises:
         InvalidInputError: Not a valid tensor.
+        RequestTooLargeError: The machine has no memory for it.
     """
     try:
-        dtype, shape = _declared(proto)
+        dtype = _dtype(proto)
+        shape = _shape(proto.tensor_shape)
         if 0 in shape:  # Whatever the message carries, TensorFlow does not look.
             return np.zeros(shape, dtype.numpy)
         content = proto.tensor_content
@@ -56,27 +93,20 @@ def decode(proto: TensorProto, what: str = "") -> Array:
             return _from_content(content, dtype, shape)
         return _from_field(getattr(proto, dtype.field), dtype, shape)
     except _ParseError as error:
-        raise InvalidInputError(f"tensor parsing error: {what} ({error})") from None
+        raise _no_tensor(what, error) from None
+    except MemoryError:
+        raise RequestTooLargeError(f"no memory for {what or 'a tensor'}: {dtype.name} {_listed(shape)}") from None
 
 
-def declared(proto: TensorProto, what: str = "") -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Dtype and shape that a message declares, whatever values it carries.
-
-    Raises:
-        InvalidInputError: As `decode`, for dtype and shape.
-    """
-    try:
-        dtype, shape = _declared(proto)
-    except _ParseError as error:
-        raise InvalidInputError(f"tensor parsing error: {what} ({error})") from None
-    return dtype.numpy, shape
-
-
-def _declared(proto: Any) -> tuple[DType, tuple[int, ...]]:
+def _dtype(proto: TensorProto) -> DType:
     dtype = _BY_NUMBER.get(proto.dtype)
     if dtype is None or dtype.field in ("resource_handle_val", "variant_val"):
         raise _ParseError(f"dtype {proto.dtype} carries no values")
-    return dtype, _shape(proto.tensor_shape)
+    return dtype
+
+
+def _no_tensor(what: str, error: _ParseError) -> InvalidInputError:
+    return InvalidInputError(f"tensor parsing error: {what} ({error})")
 
 
 def encode(array: Array, dtype: DType, *, as_content: bool = False) -> TensorProto:
@@ -146,13 +176,20 @@ def _varints(array: Array, dtype: DType) -> tuple[bytes, bytes]:
         return _header_to(dtype.number, array.shape, number, array.size), array.astype(np.uint8).tobytes()
     from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-    proto = TensorProto()
-    getattr(proto, dtype.field).extend(array.ravel().tolist())
-    return _header(dtype.number, array.shape), proto.SerializeToString()
+    # In pieces, which readers of a packed field put together: a Python number takes ten times the memory of an element.
+    flat = array.reshape(-1)
+    pieces = [
+        TensorProto(**{dtype.field: flat[at : at + _PIECE].tolist()}).SerializeToString()
+        for at in range(0, flat.size, _PIECE)
+    ]
+    return _header(dtype.number, array.shape), b"".join(pieces)
 
 
 _SMALL = 4096
 """Bytes up to which a copy costs less than a view."""
+
+_PIECE = 1 << 18
+"""Numbers that are written at once where each becomes a Python object on the way."""
 
 _CONTENT = 4
 _RAW_FIELDS = {
@@ -194,11 +231,12 @@ def _as_bytes(elements: list[Any]) -> list[bytes]:
 
 def _shape(proto: Any) -> tuple[int, ...]:
     # `unknown_rank` is not looked at, as in TensorFlow: without dimensions it is a scalar.
-    shape = tuple([dim.size for dim in proto.dim])
+    dims = proto.dim
+    if len(dims) > _MAX_RANK:
+        raise _ParseError(f"rank {len(dims)}; at most {_MAX_RANK} dimensions")
+    shape = tuple([dim.size for dim in dims])
     if shape and min(shape) < 0:
         raise _ParseError(f"shape {_listed(shape)} has a negative dimension")
-    if len(shape) > _MAX_RANK:
-        raise _ParseError(f"rank {len(shape)}; at most {_MAX_RANK} dimensions")
     if math.prod([size or 1 for size in shape]) > _MAX_ELEMENTS:
         raise _ParseError(f"shape {_listed(shape)} is too large")
     return shape
@@ -261,7 +299,7 @@ def _from_field(values: Any, dtype: DType, shape: tuple[int, ...]) -> Array:
     else:
         given = np.zeros(0, dtype.numpy)
     if len(given) < count:
-        given = _filled(given, dtype, shape, count)
+        given = _filled(given, dtype, count)
     return given[:count].reshape(shape)
 
 
@@ -281,12 +319,7 @@ def _elements(values: Any, dtype: DType) -> Array:
     return array.astype(target, copy=False)
 
 
-def _filled(given: Array, dtype: DType, shape: tuple[int, ...], count: int) -> Array:
-    if (count - len(given)) * dtype.numpy.itemsize > _MAX_FILL_BYTES:
-        raise _ParseError(
-            f"shape {_listed(shape)} of {dtype.name} has {count} elements but the message carries {len(given)}; "
-            f"at most {_MAX_FILL_BYTES} bytes are filled in"
-        )
+def _filled(given: Array, dtype: DType, count: int) -> Array:
     array = np.empty(count, dtype.numpy)
     array[: len(given)] = given
     array[len(given) :] = given[-1] if len(given) else (b"" if dtype.numpy.hasobject else np.zeros((), dtype.numpy))

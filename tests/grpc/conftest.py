@@ -137,6 +137,12 @@ async def until_running(gate: Gate) -> None:
         await asyncio.sleep(0.001)
 
 
+async def until_given_back(registry: ModelRegistry) -> None:
+    """Return when no call holds bytes any more: a client may have its answer before the server knows that."""
+    while registry.inflight.reserved:
+        await asyncio.sleep(0.001)
+
+
 async def until_idle(gate: Gate) -> None:
     while gate.waiting:
         await asyncio.sleep(0.001)

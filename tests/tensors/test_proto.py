@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tensorflow.core.framework import tensor_pb2
 
-from embedserve.errors import InvalidInputError
+from embedserve.errors import InvalidInputError, RequestTooLargeError
+from embedserve.tensors import proto as tensor_proto
 from embedserve.tensors.dtypes import DTYPES, Array, DType, by_name
-from embedserve.tensors.proto import decode, encode, encode_into
+from embedserve.tensors.proto import declared, decode, encode, encode_into
+from embedserve.tensors.sizes import STRING_BYTES
 
 VALUED = [row for row in DTYPES if row.field not in ("resource_handle_val", "variant_val")]
 FLOAT, STRING = by_name("float"), by_name("string")
@@ -146,7 +148,6 @@ def test_unknown_rank_is_a_scalar() -> None:
         message("variant", [1]),
         message("float", [2**40, 2**40], float_val=[1]),
         message("float", [0, 2**40, 2**40]),
-        message("float", [2**40], float_val=[1]),
         message("float", [1] * 65, float_val=[1]),
         message("bool", [1], tensor_content=b"\x02"),
         message("string", [2**40], tensor_content=b"\x01"),
@@ -157,6 +158,31 @@ def test_unknown_rank_is_a_scalar() -> None:
 def test_what_is_no_tensor_is_refused_by_name(proto: tensor_pb2.TensorProto) -> None:
     with pytest.raises(InvalidInputError, match=r"^tensor parsing error: image \("):
         decode(proto, "image")
+
+
+@pytest.mark.parametrize(
+    ("proto", "size"),
+    [
+        (message("float", [2**40], float_val=[1]), 4 * 2**40),
+        (message("int64", [3, 5]), 120),
+        (message("float", [2], tensor_content=b"abcdefgh"), 8),
+        (message("double", [0, 2**40], float_val=[1]), 0),
+        (message("string", [1000], string_val=[b"a"]), STRING_BYTES + 999 * STRING_BYTES // 2),
+    ],
+)
+def test_what_a_message_declares_is_known_before_it_is_made(proto: tensor_pb2.TensorProto, size: int) -> None:
+    assert declared(proto).size == size
+
+
+def test_a_tensor_that_no_machine_has_memory_for_is_refused() -> None:
+    with pytest.raises(RequestTooLargeError, match=r"no memory for image: double \[36028797018963968\]"):
+        decode(message("double", [2**55], double_val=[1]), "image")
+
+
+@pytest.mark.parametrize("count", [1, tensor_proto._PIECE, 2 * tensor_proto._PIECE + 1])
+def test_numbers_written_in_pieces_are_one_tensor(count: int) -> None:
+    array = np.arange(count, dtype=np.int64) - 1000
+    assert np.array_equal(decode(encode(array, by_name("int64"))), array)
 
 
 def test_encode_into_fills_a_map_entry() -> None:
