@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from embedserve.threads import tellable
+from embedserve.load_pool import LoadPool
 
 __all__ = ["AbandonedError", "CodecPool", "check_wanted"]
 
@@ -32,11 +31,6 @@ class _Job:
         _here.job = self
         try:
             return self.call(*args)
-        except BaseException as error:
-            told = tellable(error)
-            if told is error:
-                raise
-            raise told from error
         finally:
             _here.job = None
 
@@ -67,7 +61,7 @@ class CodecPool:
         self._loop = loop
         self._turns = asyncio.Semaphore(at_once)
         self._patience = patience
-        self._executor = ThreadPoolExecutor(most, thread_name_prefix="embedserve-codec")
+        self._pool = LoadPool(loop, most, "embedserve-codec")
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Run `call(*args)` in a thread.
@@ -85,7 +79,7 @@ class CodecPool:
         slow = self._loop.call_later(self._patience, give_turn)
         job = _Job(call)
         try:
-            result: T = await self._loop.run_in_executor(self._executor, job.run, *args)
+            result: T = await self._pool.run(job.run, *args)
         except asyncio.CancelledError:
             job.abandoned = True
             raise
@@ -96,4 +90,4 @@ class CodecPool:
 
     def close(self) -> None:
         """Let the threads end after what they run now."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()

@@ -356,8 +356,9 @@ class RegistryOptions(_Options):
         gc_freeze: Move what exists before the first load out of the garbage collector's sight, so that collections
             are short; it concerns the whole process, so a host decides.
         max_request_bytes: Largest request body, also after decompression.
-        max_inflight_bytes: Bytes of request bodies held at once by the adapters; None is a quarter of the memory that
-            the process may use, as far as its control group allows.
+        max_inflight_bytes: Bytes that the requests of all adapters hold at once: bodies, what they become, and answers
+            until they are sent. None is a quarter of the memory that the process may use, as far as its control group
+            allows.
         request_log_max_file_bytes: Size at which a request log goes on in another file.
         request_log_max_total_bytes: Size of all files of one request log together; the oldest are deleted.
         request_log_root: Directory below which a reload request may have request logs written; None allows it none

@@ -314,7 +314,7 @@ _OWN: tuple[Flag, ...] = (
         "max_inflight_bytes",
         "int64",
         0,
-        "Bytes of request bodies held at once; 0 for a quarter of memory, or of the container's limit.",
+        "Bytes of requests and answers held at once; 0 for a quarter of memory, or of the container's limit.",
     ),
 )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from embedserve.batching.predictor import make_predictor
+from embedserve.codec_pool import CodecPool
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.control import Control
 from embedserve.errors import (
@@ -33,7 +34,6 @@ from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
-from embedserve.codec_pool import CodecPool
 from embedserve.load_pool import LoadPool
 from embedserve.observer import Observers
 from embedserve.priority import Priority, PriorityName, priority_named

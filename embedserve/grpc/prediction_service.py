@@ -59,9 +59,6 @@ SMALL = 4096
 # Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
 LARGE_RESULTS = LARGE // 50
 
-# Bytes of one `Class` or `Regression`: the Python objects, the message and its bytes, beside the label's text.
-CLASS_BYTES = 320
-
 
 def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods:
     """The service's methods.
@@ -256,9 +253,8 @@ async def _classify(registry: ModelRegistry, request: Any, context: Any, large: 
             data: bytes = response.SerializeToString()
             return data
 
-        classes = sum(map(len, classified))
-        context.held.add(classes * CLASS_BYTES, "the answer")
-        large = classes > LARGE_RESULTS
+        context.held.add(sizes.results_bytes(classified), "the answer")
+        large = sum(map(len, classified)) > LARGE_RESULTS
         return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
 
@@ -280,7 +276,7 @@ async def _regress(registry: ModelRegistry, request: Any, context: Any, large: b
             data: bytes = response.SerializeToString()
             return data
 
-        context.held.add(len(values) * CLASS_BYTES, "the answer")
+        context.held.add(sizes.results_bytes([values]), "the answer")
         large = len(values) > LARGE_RESULTS
         return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
@@ -313,9 +309,8 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
             data: bytes = response.SerializeToString()
             return data
 
-        made = sum(sum(map(len, result)) if isinstance(result, list) else len(result) for result in results)
-        context.held.add(made * CLASS_BYTES, "the answer")
-        large = made > LARGE_RESULTS
+        context.held.add(sum(map(sizes.results_bytes, results)), "the answer")
+        large = len(examples) * len(tasks) > LARGE_RESULTS
         # One model may have answered by several signatures: the record's own model spec names none.
         return log(handle, "", await registry.run_in_thread(encode) if large else encode())
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from embedserve import tensorflow_setup
 from embedserve.config import Access, ModelConfig, SpecificVersions
-from embedserve.errors import Code, NotReadyError, UnsupportedError
+from embedserve.errors import Code, NotReadyError, RegistryStateError, UnsupportedError
 from embedserve.inflight import Reservation
 from embedserve.ray.rpcs import REPLICA_KEY, Metadata, RpcAnswer
 from embedserve.ray.settings import ReplicaSettings
@@ -156,7 +156,7 @@ class Replica:
     async def answer_rpc(self, path: str, body: bytes, metadata: Metadata) -> RpcAnswer:
         """Answer one gRPC call; nothing but cancellation is raised."""
         from embedserve.grpc.calls import Unary
-        from embedserve.grpc.errors import StatusError
+        from embedserve.grpc.errors import StatusError, status_of
 
         method = self._rpcs.get(path)
         if not isinstance(method, Unary):
@@ -168,6 +168,8 @@ class Replica:
                 return RpcAnswer(Code.OK, "", await method.answer(body, _Context(metadata, held)), self.name)
         except StatusError as error:
             return RpcAnswer(error.code, error.message, b"", self.name)
+        except RegistryStateError as error:  # Left meanwhile, and so is its account.
+            return RpcAnswer(*status_of(error), b"", self.name)
 
     async def answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request, as an ASGI application that says who it is."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, overload
 
-from embedserve.asgi.calls import Calls, Receive, Scope, Send
+from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.hosting import check_usable, run_lifespan
+from embedserve.asgi.sending import PIECE, send_body
 from embedserve.errors import Code, InvalidInputError, ServingError
 from embedserve.inflight import Reservation
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
@@ -174,8 +176,16 @@ class RestApp:
                 response = await self._rest(scope, receive, found)
             body = response.body
             headers = [(b"content-length", b"%d" % len(body)), *response.headers]
-            await send({"type": "http.response.start", "status": response.status, "headers": headers})
-            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+            try:
+                await send({"type": "http.response.start", "status": response.status, "headers": headers})
+                if len(body) <= PIECE or scope["method"] == "HEAD":
+                    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+                else:
+                    with suppress(ClientDisconnected):
+                        await send_body(send, body)
+            finally:
+                if response.held is not None:
+                    response.held.release()
         elif scope["type"] == "lifespan":
             await run_lifespan(self._registry, self, receive, send)
         elif scope["type"] == "websocket":
@@ -235,7 +245,7 @@ class RestApp:
             if method in READS:
                 return self._with_cors(json_response(await handlers.get(self._registry, found)))
             api = found.action
-            return self._with_cors(json_response(await self._post(scope, receive, found)))
+            return self._with_cors(await self._post(scope, receive, found))
         except ServingError as error:
             code = wire_code(error)
             return self._with_cors(error_response(error))
@@ -253,11 +263,12 @@ class RestApp:
     def _with_cors(self, response: Response) -> Response:
         return response._replace(headers=response.headers + self._cors) if self._cors else response
 
-    async def _post(self, scope: Scope, receive: Receive, found: Route) -> bytes:
+    async def _post(self, scope: Scope, receive: Receive, found: Route) -> Response:
         registry = self._registry
         headers = scope["headers"]
         priority = _priority(headers)
-        with Reservation(registry.inflight) as held:
+        held = Reservation(registry.inflight)
+        try:
             body = await read_body(
                 headers,
                 receive,
@@ -266,7 +277,12 @@ class RestApp:
                 run_in_thread=registry.run_in_thread,
             )
             with self._calls.enter(receive):
-                return await handlers.post(registry, found, body, self._timeout, priority)
+                answer = await handlers.post(registry, found, body, held, self._timeout, priority)
+        except BaseException:
+            held.release()
+            raise
+        held.become(len(answer))
+        return json_response(answer)._replace(held=held)
 
 
 def _priority(headers: Iterable[tuple[bytes, bytes]]) -> PriorityName:

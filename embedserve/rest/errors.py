@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from embedserve.errors import Code, DeadlineExceededError, RegistryStateError, ServingError
+from embedserve.inflight import Reservation
 from embedserve.rest.payload import encode_error
 
 __all__ = ["HTTP_STATUS", "Response", "error_response", "html_page", "json_response", "wire_code"]
@@ -38,11 +39,12 @@ TIMED_OUT = "Timed out waiting for notification"
 
 
 class Response(NamedTuple):
-    """A whole answer: status, headers without `content-length`, body."""
+    """A whole answer: status, headers without `content-length`, body; what it holds is released when it is sent."""
 
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
+    held: Reservation | None = None
 
 
 _JSON = ((b"content-type", b"application/json"),)

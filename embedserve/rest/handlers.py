@@ -5,18 +5,21 @@ Called by the application with a matched route; raises ServingError and leaves s
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from embedserve.errors import InvalidInputError, ServableNotFoundError
+from embedserve.errors import DeadlineExceededError, InvalidInputError, ServableNotFoundError
 from embedserve.request_log.records import Exchange, classify_exchange, predict_exchange, regress_exchange
 from embedserve.rest import payload
 from embedserve.rest.target import Route
 from embedserve.signature import DEFAULT_SIGNATURE
+from embedserve.tensors import sizes
 
 if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
+    from embedserve.inflight import Reservation
     from embedserve.priority import PriorityName
     from embedserve.registry import ModelRegistry
     from embedserve.servable import Tensors
@@ -33,14 +36,20 @@ _MANY_RESULTS = 500
 
 
 def post(
-    registry: ModelRegistry, route: Route, body: bytes, timeout: float | None, priority: PriorityName = "normal"
+    registry: ModelRegistry,
+    route: Route,
+    body: bytes,
+    held: Reservation,
+    timeout: float | None,
+    priority: PriorityName = "normal",
 ) -> Awaitable[bytes]:
     """Answer `:predict`, `:classify` or `:regress` under one handle.
 
     The body is parsed before the model is looked up, so malformed JSON for an unknown model is malformed JSON.
+    `held` holds the body, and then what it becomes.
     """
     answer = _predict if route.action == "predict" else _run_examples
-    return answer(registry, route, body, timeout, priority)
+    return answer(registry, route, body, held, timeout, priority)
 
 
 async def get(registry: ModelRegistry, route: Route) -> bytes:
@@ -59,12 +68,39 @@ def _acquire(registry: ModelRegistry, route: Route) -> ModelHandle:
     return registry.acquire_now(route.name, version=route.version, label=route.label)
 
 
+async def _reserve_document(registry: ModelRegistry, body: bytes, held: Reservation) -> None:
+    """Hold what reading a document may take, before it is read."""
+    large = len(body) > _LARGE_BODY
+    size = await registry.run_in_thread(sizes.json_document_bytes, body) if large else sizes.json_document_bytes(body)
+    held.add(size, "reading the JSON document")
+
+
+async def _in_time(reading: Awaitable[T], timeout: float | None) -> T:
+    """Wait for a thread that reads a body; one that takes too long is told to give up.
+
+    Raises:
+        DeadlineExceededError: `timeout` seconds have passed.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return await reading
+    except TimeoutError:
+        raise DeadlineExceededError(f"the body was not read within {timeout:g} s") from None
+
+
 async def _predict(
-    registry: ModelRegistry, route: Route, body: bytes, timeout: float | None, priority: PriorityName
+    registry: ModelRegistry,
+    route: Route,
+    body: bytes,
+    held: Reservation,
+    timeout: float | None,
+    priority: PriorityName,
 ) -> bytes:
     large = len(body) > _LARGE_BODY
     run = registry.run_in_thread
-    request = await run(payload.parse_predict, body) if large else payload.parse_predict(body)
+    before = held.size
+    await _reserve_document(registry, body, held)
+    request = await _in_time(run(payload.parse_predict, body), timeout) if large else payload.parse_predict(body)
     with _acquire(registry, route) as handle:
         name = request.signature_name or DEFAULT_SIGNATURE
         signature = handle.signatures.get(name)
@@ -74,14 +110,18 @@ async def _predict(
                 f'Serving signature name: "{name}" not found in signature def.'
                 f"{handle.why_absent(name)} Available signatures: {known}"
             )
-        inputs, row_format = await run(request.decode, signature) if large else request.decode(signature)
+        decode = request.decode
+        inputs, row_format = await _in_time(run(decode, signature), timeout) if large else decode(signature)
         if registry.options.enable_signature_method_name_check:
             signature.check_predict_method()
         bound = signature.bind(inputs)
         names = signature.pick(request.output_filter) if request.output_filter else None
-        del request
+        del request, decode
+        held.become(before + sum([sizes.array_bytes(array) for array in inputs.values()]))
         outputs = await handle.run(signature, bound, names, timeout, priority)
         large = _cost(outputs) > _LARGE_OUTPUTS
+        made = sum([sizes.array_bytes(array) for array in outputs.values()])
+        held.add(made + sizes.json_text_bytes(outputs.values()), "the answer")
         encode = payload.encode_predict
         answer = await run(encode, outputs, signature, row_format) if large else encode(outputs, signature, row_format)
         log = handle.request_log()
@@ -98,22 +138,36 @@ def _cost(outputs: Tensors) -> int:
 
 
 async def _run_examples(
-    registry: ModelRegistry, route: Route, body: bytes, timeout: float | None, priority: PriorityName
+    registry: ModelRegistry,
+    route: Route,
+    body: bytes,
+    held: Reservation,
+    timeout: float | None,
+    priority: PriorityName,
 ) -> bytes:
     large = len(body) > _LARGE_BODY
-    request = await registry.run_in_thread(payload.parse_examples, body) if large else payload.parse_examples(body)
+    run = registry.run_in_thread
+    parse = payload.parse_examples
+    before = held.size
+    await _reserve_document(registry, body, held)
+    request = await _in_time(run(parse, body), timeout) if large else parse(body)
+    held.become(before + sum(map(len, request.examples)))
+    context = len(request.context or b"")
+    made = sizes.repeated_examples(len(request.examples), context)
+    held.add(made, f"{len(request.examples)} examples with a context of {context} bytes")
+    examples = await run(request.merged) if made > _LARGE_BODY else request.merged()
     with _acquire(registry, route) as handle:
         call = handle.classify if route.action == "classify" else handle.regress
         encode: Callable[..., bytes] = payload.encode_classify if route.action == "classify" else payload.encode_regress
         result = await call(
-            request.examples,
-            context=request.context,
+            examples,
             signature_name=request.signature_name,
             timeout=timeout,
             priority=priority,
         )
         many = len(result) > _MANY_RESULTS
-        answer = await registry.run_in_thread(encode, result) if many else encode(result)
+        held.add(sizes.results_bytes(result), "the answer")
+        answer = await run(encode, result) if many else encode(result)
         log = handle.request_log()
         if log is not None:
             exchange: Callable[..., Exchange] = classify_exchange if route.action == "classify" else regress_exchange

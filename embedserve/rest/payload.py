@@ -19,7 +19,7 @@ from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import json_numbers
 from embedserve.tensors.dtypes import DType
 from embedserve.tensors.json_dump import dump
-from embedserve.tensors.json_parser import Repeated, loads
+from embedserve.tensors.json_parser import Repeated, is_deep, loads
 from embedserve.tensors.json_text import array_text, row_texts, string_text, with_json_form
 from embedserve.tensors.json_values import MAX_RANK, check, is_base64, quick_array, shape_text, to_array
 
@@ -115,7 +115,7 @@ def parse_predict(body: bytes) -> PredictPayload:
         InvalidInputError: No JSON, no object, a `signature_name` that is no string, or an `output_filter` that is
             neither a string nor a list of them.
     """
-    if len(body) >= _NUMBERS_FROM and body.count(b'"', 0, _NUMBERS_FROM) < _MANY_QUOTES:
+    if len(body) >= _NUMBERS_FROM and body.count(b'"', 0, _NUMBERS_FROM) < _MANY_QUOTES and not is_deep(body):
         numbers = json_numbers.parse(body)
         if numbers is not None:
             name, chosen = numbers.get("signature_name", ""), _names(numbers.get("output_filter", []))
@@ -334,6 +334,10 @@ class ExamplesPayload:
     signature_name: str
     examples: list[bytes]
     context: bytes | None
+
+    def merged(self) -> list[bytes]:
+        """The examples, each behind the context: concatenated messages merge, and an example's own features win."""
+        return [self.context + example for example in self.examples] if self.context else self.examples
 
 
 def parse_examples(body: bytes) -> ExamplesPayload:

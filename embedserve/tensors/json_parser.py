@@ -17,15 +17,15 @@ from typing import Any, NoReturn
 
 import orjson
 
-from embedserve.errors import InvalidInputError
 from embedserve.codec_pool import check_wanted
+from embedserve.errors import InvalidInputError
 
 __all__ = ["Repeated", "is_deep", "loads", "parse"]
 
 MAX_DEPTH = 68
 """Lists and objects inside each other: 64 lists of a tensor, and what a request has around them and in them."""
 
-_DEEP = b"[" * (MAX_DEPTH + 1)
+_DEEP = b"[" * MAX_DEPTH
 _PATIENCE = 4096
 """Values that are read between two looks at whether anybody still waits for them."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import InvalidInputError, ServingError, UnsupportedError
+from embedserve.load_pool import check_wanted
 from embedserve.tensors.dtypes import Array, DType
 from embedserve.tensors.json_dump import dump, type_name
 
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 MAX_RANK = 64
+_PATIENCE = 4096  # Elements that are looked at between two looks at whether anybody still waits.
 INTEGER_LIMITS = {
     "int32": (-(2**31), 2**31 - 1),
     "int64": (-(2**63), 2**63 - 1),
@@ -193,6 +195,7 @@ def check(value: Any, dtype: DType) -> tuple[list[int], int]:
                         f"Encountered list at unexpected size: {len(item)} at level: {level} "
                         f"expected size: {shape[level]}"
                     )
+                check_wanted()
                 stack.append(iter(item))
                 break
             if level != rank:
@@ -203,6 +206,8 @@ def check(value: Any, dtype: DType) -> tuple[list[int], int]:
             if (error := _element_error(item, dtype)) is not None:
                 raise error
             count += 1
+            if not count % _PATIENCE:
+                check_wanted()
         else:
             stack.pop()
     return shape, count

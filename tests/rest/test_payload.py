@@ -322,7 +322,15 @@ def test_nesting_without_end_is_refused_without_recursion(dtype: str, depth: int
     assert failure(lambda: decode(body, x=dtype)).code == Code.INVALID_ARGUMENT
     assert failure(lambda: decode(body.replace("instances", "inputs"), x=dtype)).code == Code.INVALID_ARGUMENT
     assert failure(lambda: decode('{"instances": ' + "[" * depth, x=dtype)).message.startswith("JSON Parse error: ")
-    assert decode('{"ignored": ' + "[" * depth + "]" * depth + ', "inputs": 5}', x="int32")["x"] == 5
+
+
+@pytest.mark.parametrize(("depth", "read"), [(68, True), (69, False), (20_000, False)])
+def test_nesting_counts_wherever_it_is(depth: int, read: bool) -> None:
+    body = '{"ignored": ' + "[" * depth + "]" * depth + ', "inputs": 5}'
+    if read:
+        assert decode(body, x="int32")["x"] == 5
+    else:
+        assert failure(lambda: decode(body, x="int32")).message.startswith("JSON Parse error: More than 68 lists")
 
 
 def test_bytes_that_are_no_utf8_come_through_unchanged() -> None:
