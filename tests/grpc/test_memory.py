@@ -11,7 +11,7 @@ import pytest
 from tensorflow.core.example.example_pb2 import Example
 from tensorflow_serving.apis import classification_pb2, predict_pb2, session_service_pb2
 
-from embedserve.config import ModelConfig
+from embedserve.config import Access, ModelConfig
 from embedserve.registry import ModelRegistry
 from embedserve.servable import Array, Tensors
 from embedserve.tensors.proto import delimited
@@ -217,7 +217,9 @@ def session_request(dtype: int, *shape: int) -> bytes:
 async def test_feeds_are_checked_against_the_graph_and_counted_before_they_are_made(
     start: Start, session_model: ModelConfig
 ) -> None:
-    client = await start(ModelRegistry(models=[session_model], max_inflight_bytes=LIMIT))
+    client = await start(
+        ModelRegistry(models=[session_model], max_inflight_bytes=LIMIT), access=Access(session_run="local")
+    )
     run = "/tensorflow.serving.SessionService/SessionRun"
     await refused(client, client.raw(run, session_request(1, 1 << 40, 1)), "float [1099511627776,1]")
     for request, words in (
