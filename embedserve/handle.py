@@ -71,7 +71,7 @@ class ModelHandle:
         """
         try:
             return self.signatures[name or DEFAULT_SIGNATURE]
-        except KeyError:
+        except (KeyError, TypeError):
             raise unknown_signature(name, self.signatures, self._servable.signature_defs) from None
 
     def why_absent(self, signature_name: str) -> str:
@@ -317,7 +317,7 @@ class ModelHandle:
         assert version.predictor is not None
         version.hold()
         try:
-            deadline = None if timeout is None else runtime.loop.time() + timeout
+            deadline = None if timeout is None else runtime.deadline(timeout)
             call = partial(run_graph, feeds, fetches, targets)
             return await version.predictor.submit_call(call, deadline, priority_named(priority))
         finally:
@@ -412,6 +412,8 @@ def unknown_signature(
 ) -> SignatureNotFoundError:
     """The error for a signature that cannot be called: why, where the model has it, and those that can be."""
     name = name or DEFAULT_SIGNATURE
+    if not isinstance(name, str):
+        return SignatureNotFoundError(f"signature_name must be a string, got {name!r}")
     known = ", ".join(sorted(signatures)) or "none"
     return SignatureNotFoundError(
         f'Serving signature key "{name}" not found.{_why_absent(name, signature_defs)} Available signatures: {known}'

@@ -275,14 +275,15 @@ class ModelRegistry(RegistryView):
 
         Args:
             name: The model.
-            inputs: Values by input name, or the bare value of a signature with one input. Python numbers and lists take
-                the declared dtype; arrays, `tf.Tensor`s and DataFrame columns are cast where `np.can_cast(...,
-                "same_kind")` allows it; `str` becomes UTF-8 bytes.
+            inputs: Values by input name; a table (DataFrame of pandas or polars, Table or RecordBatch of pyarrow) or a
+                list of records with a column for each input; or the bare value of a signature with one input. Python
+                numbers and lists take the declared dtype; arrays, `tf.Tensor`s and columns are cast where
+                `np.can_cast(..., "same_kind")` allows it; `str` becomes UTF-8 bytes.
             version: Exactly this version.
             label: The version that this label means.
             signature_name: Which signature of the version.
             output_filter: Names of the outputs to return; None or empty returns all.
-            timeout: Seconds; None waits as long as it takes. Cancelling the call gives the request up.
+            timeout: Seconds; None and infinity wait as long as it takes. Cancelling the call gives the request up.
             priority: `high` overtakes what waits with `normal`, and that overtakes `low`; where the queue is full, the
                 newest of the lowest priority gives way. Of eight runs in a row one goes to who has waited longest.
 
@@ -292,9 +293,10 @@ class ModelRegistry(RegistryView):
 
         Raises:
             ServableNotFoundError: No such model or version is available.
-            InvalidModelSpecError: Unknown label.
+            InvalidModelSpecError: Unknown label, or a name, version or label of another type.
             SignatureNotFoundError: The version has no such signature.
-            InvalidInputError: Names, dtypes or shapes do not fit, or there is no such priority.
+            InvalidInputError: Names, dtypes or shapes do not fit, a value is missing or out of the dtype's range, or
+                there is no such priority or timeout.
             QueueFullError: Too many requests wait already, or one of higher priority took this one's place.
             OverloadedError: With adaptive batching: what waits already takes longer than `timeout`.
             DeadlineExceededError: `timeout` passed, or is shorter than a run takes (with adaptive batching).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,12 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import numpy as np
+
 from embedserve.batching.predictor import make_predictor
 from embedserve.codec_pool import CodecPool
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.control import Control
 from embedserve.errors import (
     Code,
+    InvalidInputError,
     InvalidModelSpecError,
     NotReadyError,
     ServableNotFoundError,
@@ -41,7 +45,7 @@ from embedserve.remote.follower import StoreStatistics
 from embedserve.request_log import RequestLogs
 from embedserve.request_log.records import predict_exchange
 from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State, Tensors
-from embedserve.signature import Signature
+from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.source import MakeSource, watch
 from embedserve.starting import Outcome, Prospect, Start
 from embedserve.store_url import StoreUrl
@@ -173,6 +177,8 @@ class Runtime(HomeLoop):
             raise NotReadyError(f"the registry is starting: {error}") from None
 
     def _resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
+        if not isinstance(name, str):
+            raise InvalidModelSpecError(f"the name of a model must be a string, got {name!r}")
         if version is None and label is None:
             if not name:
                 raise InvalidModelSpecError("ModelSpec has no name specified.")
@@ -180,6 +186,8 @@ class Runtime(HomeLoop):
         if not name:
             raise InvalidModelSpecError("ModelSpec has no name specified.")
         if label is not None:
+            if not isinstance(label, str):
+                raise InvalidModelSpecError(f"label must be a string, got {label!r}")
             if version is not None:
                 raise InvalidModelSpecError(f"give a version or a label, not both: version {version}, label {label!r}")
             labels = self.labels_of.get(name, {})
@@ -190,6 +198,8 @@ class Runtime(HomeLoop):
                 )
             version = labels[label]
         assert version is not None
+        if type(version) is not int:
+            version = _version_number(version)
         return self.manager.specific(name, version)
 
     def set_labels(self, labels: dict[str, dict[str, int]]) -> None:
@@ -207,7 +217,8 @@ class Runtime(HomeLoop):
         priority: PriorityName = "normal",
     ) -> dict[str, Array]:
         """Bind, run and return one request on a version, which is held meanwhile. The hot path."""
-        signature = version.signatures.get(signature_name or "serving_default")
+        named = signature_name or DEFAULT_SIGNATURE
+        signature = version.signatures.get(named) if isinstance(named, str) else None
         if signature is None:
             assert version.servable is not None
             raise unknown_signature(signature_name, version.signatures, version.servable.signature_defs)
@@ -235,8 +246,23 @@ class Runtime(HomeLoop):
         level = Priority.NORMAL if priority == "normal" else priority_named(priority)
         if self.observers:
             return self._observed(predictor, version, signature, bound, names, timeout, level)
-        deadline = None if timeout is None else self.loop.time() + timeout
+        deadline = None if timeout is None else self.deadline(timeout)
         return predictor.submit(signature, bound, names, deadline, level)
+
+    def deadline(self, timeout: float) -> float | None:
+        """The loop's time when so many seconds are over; None for infinity.
+
+        Raises:
+            InvalidInputError: It is no number of seconds.
+        """
+        if type(timeout) is not float or not timeout < math.inf:
+            if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.integer | np.floating):
+                raise InvalidInputError(f"timeout must be a number of seconds or None, got {timeout!r}")
+            if np.isnan(timeout):
+                raise InvalidInputError("timeout must be a number of seconds or None, got nan")
+            if timeout == math.inf:
+                return None
+        return self.loop.time() + float(timeout)
 
     async def _observed(
         self,
@@ -249,7 +275,7 @@ class Runtime(HomeLoop):
         level: Priority,
     ) -> dict[str, Array]:
         started = self.loop.time()
-        deadline = None if timeout is None else started + timeout
+        deadline = None if timeout is None else self.deadline(timeout)
         error: Exception | None = None
         try:
             return await predictor.submit(signature, bound, names, deadline, level)
@@ -276,7 +302,7 @@ class Runtime(HomeLoop):
         outputs = await self.predict_on(version, inputs, signature_name, output_filter, timeout, priority=priority)
         log = self.request_logs.sampled(version.id.name) if self.request_logs else None
         if log is not None:
-            signature = version.signatures[signature_name or "serving_default"]
+            signature = version.signatures[signature_name or DEFAULT_SIGNATURE]
             with suppress(ServingError):  # Whoever changes an input during the call is not logged.
                 sides = (signature.bind(inputs), outputs)
                 kept = [{name: array.copy() for name, array in side.items()} for side in sides]
@@ -488,3 +514,9 @@ class Runtime(HomeLoop):
         self.draining = self.closed = True
         if os.getpid() == self.pid:
             self._close_pools()
+
+
+def _version_number(version: Any) -> int:
+    if isinstance(version, bool) or not isinstance(version, int | np.integer):
+        raise InvalidModelSpecError(f"version must be an integer, got {version!r}")
+    return int(version)

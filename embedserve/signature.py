@@ -15,10 +15,14 @@ import numpy as np
 from embedserve.errors import Code, InvalidInputError, ServingError
 from embedserve.servable import Array, Tensors
 from embedserve.tensors.dtypes import DType, short_name
+from embedserve.tensors.foreign import MissingValueError, columns_of
 
 __all__ = ["DEFAULT_SIGNATURE", "BatchingVerdict", "Composite", "Signature", "TensorSpec"]
 
 DEFAULT_SIGNATURE = "serving_default"
+_FEW_NAMES = 16
+"""So many input names are listed as TensorFlow Serving does; among more, only those that do not fit are named."""
+
 _PREDICT_METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
 
@@ -155,8 +159,9 @@ class Signature:
         """Check a request's inputs against the signature and bring them to its dtypes.
 
         Args:
-            inputs: A mapping by input name, or, where the signature has exactly one input, its bare value. Values may
-                be numbers, strings, bytes, lists, ndarrays, tf.Tensors, or what numpy can read (a DataFrame column).
+            inputs: A mapping by input name; a DataFrame of pandas or polars, a pyarrow Table or RecordBatch, or a list
+                of records, with a column for each input; or, where the signature has exactly one input, its bare value.
+                Values may be numbers, strings, bytes, lists, ndarrays, tf.Tensors, or what numpy can read (a column).
                 Python numbers and lists take the declared dtype; arrays are cast where
                 `np.can_cast(..., "same_kind")` allows it; `str` becomes UTF-8 bytes.
             used_defaults: Fill left-out inputs from `defaults`.
@@ -166,10 +171,11 @@ class Signature:
             One array per input, in the signature's dtypes. Arrays that fit are passed on without a copy.
 
         Raises:
-            InvalidInputError: Names, dtype or shape do not fit; the words of TF Serving come first.
+            InvalidInputError: Names, dtype or shape do not fit, or a value is missing; the words of TF Serving come
+                first where it has some.
         """
         if type(inputs) is not dict and not isinstance(inputs, Mapping):
-            inputs = self._bare(inputs)
+            inputs = self._bare(inputs, cast)
         if len(inputs) == len(self._checks):
             bound: dict[str, Array] = {}
             for name, dtype, shape, spec in self._checks:
@@ -214,22 +220,36 @@ class Signature:
         if required is not None and not _fits(shape, required):
             raise self._shape_error(spec, required, shape)
 
-    def _bare(self, value: Any) -> Mapping[str, Any]:
-        if hasattr(value, "columns") and hasattr(value, "to_numpy"):  # A DataFrame: one column per input.
-            columns = {str(name): value[name].to_numpy() for name in value.columns}
-            # Columns are rank 1; a signature that declares [rows, 1] means the same.
-            return {
-                name: column[:, None]
-                if name in self.inputs and (shape := self.inputs[name].shape) is not None and len(shape) == 2
-                else column
-                for name, column in columns.items()
-            }
+    def _bare(self, value: Any, cast: bool) -> Mapping[str, Any]:
+        """The inputs that a table's columns are, or one value is."""
+        try:
+            columns = columns_of(value)
+        except ValueError as error:
+            raise InvalidInputError(f"inputs for signature {self.name!r}: {error}") from None
+        if columns is not None and (len(self.inputs) != 1 or columns.keys() == self.inputs.keys()):
+            return {name: self._column(name, column, cast) for name, column in columns.items()}
         if len(self.inputs) == 1:
-            return {next(iter(self.inputs)): value}
+            (spec,) = self.inputs.values()
+            if columns is not None:
+                raise InvalidInputError(
+                    f"a {type(value).__name__} gives one input per column, and signature {self.name!r} has one input, "
+                    f"{spec.name!r}, which is {spec}: give its values as one array, as df[[...]].to_numpy() makes it, "
+                    f"or one column named {spec.name!r}. The columns are {_listed(columns)}"
+                )
+            return {spec.name: value}
         raise InvalidInputError(
             f"inputs must be a mapping by input name for signature {self.name!r}, which has {len(self.inputs)} inputs "
-            f"({', '.join(self.inputs) or 'none'}); got {type(value).__name__}"
+            f"({', '.join(self.inputs) or 'none'}), or a table or records of these columns; got "
+            f"{type(value).__name__}"
         )
+
+    def _column(self, name: str, column: Any, cast: bool) -> Any:
+        """A column for an input; to an input declared as `[rows, 1]` a column of single values means the same."""
+        spec = self.inputs.get(name)
+        if spec is None or spec.shape is None or len(spec.shape) != 2:
+            return column
+        array = self._convert(spec, column, cast)
+        return array[:, None] if array.ndim == 1 else array
 
     def _complete(self, inputs: Mapping[str, Any], used_defaults: bool) -> dict[str, Any]:
         """Fill in defaults, or raise the error that says which names are wrong."""
@@ -243,24 +263,25 @@ class Signature:
         unnamed = [name for name in given if not isinstance(name, str)]
         if unnamed:
             raise InvalidInputError(f"input names must be strings; got {unnamed[0]!r}")
+        few = len(names | given) <= _FEW_NAMES
+        missing = names - given - defaults.keys()
+        apart = f"Sent extra: {{{_listed(given - names)}}}. Missing but required: {{{_listed(missing)}}}."
         if len(given) > len(names) or (len(given) < len(names) and not defaults):
-            raise InvalidInputError(
-                f"input size does not match signature: {len(given)}!={len(names)} len({{{_listed(given)}}}) != "
-                f"len({{{_listed(names)}}}). Sent extra: {{{_listed(given - names)}}}. "
-                f"Missing but required: {{{_listed(names - given)}}}."
-            )
+            lists = f" len({{{_listed(given)}}}) != len({{{_listed(names)}}})" if few else ""
+            raise InvalidInputError(f"input size does not match signature: {len(given)}!={len(names)}{lists}. {apart}")
         for name in sorted(names - given):
             if name not in defaults:
-                raise InvalidInputError(
-                    f"Signature input alias: {name}(feed name: {self.inputs[name].tensor_name}) not found in request "
-                    f"and no default value provided. Inputs expected to be in the request {{{_listed(given)}}}, or "
+                found = (
+                    f"Inputs expected to be in the request {{{_listed(given)}}}, or "
                     f"default input alias set: {_listed(defaults)}"
                 )
+                raise InvalidInputError(
+                    f"Signature input alias: {name}(feed name: {self.inputs[name].tensor_name}) not found in request "
+                    f"and no default value provided. {found if few else apart}"
+                )
         if given - names:
-            raise InvalidInputError(
-                f"Inputs contains invalid name. Used request inputs: {_listed(given & names)}, "
-                f"request input: {_listed(given)}"
-            )
+            found = f"Used request inputs: {_listed(given & names)}, request input: {_listed(given)}"
+            raise InvalidInputError(f"Inputs contains invalid name. {found if few else apart}")
 
     def _convert(self, spec: TensorSpec, value: Any, cast: bool) -> Array:
         if not cast and hasattr(value, "__array__"):
@@ -270,6 +291,11 @@ class Signature:
                 raise self._dtype_error(spec, given)
         try:
             return spec.dtype.convert(value)
+        except MissingValueError as error:
+            where = f"row {error.index[0]} of input {spec.name!r}" if error.index else f"input {spec.name!r}"
+            raise InvalidInputError(
+                f"{where} is missing ({error.what}): signature {self.name!r} takes {spec}, which has no missing values"
+            ) from None
         except TypeError as error:
             raise self._dtype_error(spec, error.args[0] if error.args else type(value).__name__) from None
         except (ValueError, OverflowError) as error:
@@ -317,7 +343,11 @@ class Signature:
         if isinstance(output_filter, str):
             output_filter = (output_filter,)
         seen: set[str] = set()
+        if not isinstance(output_filter, Iterable):
+            raise InvalidInputError(f"output_filter must be names of outputs, got {output_filter!r}")
         for name in output_filter:
+            if not isinstance(name, str):
+                raise InvalidInputError(f"output_filter must be names of outputs, got {name!r} among them")
             if name not in self.outputs:
                 raise InvalidInputError(
                     f"output tensor alias not found in signature: {name} Outputs expected to be in the set "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 import os
 import threading
@@ -625,3 +626,41 @@ def test_a_registry_that_is_dropped_while_entered_warns_and_its_threads_end(tmp_
         dropped.clear()
     private._thread.join(20)
     assert not private._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"version": "1"}, "version must be an integer, got '1'"),
+        ({"version": True}, "version must be an integer, got True"),
+        ({"label": 1}, "label must be a string, got 1"),
+        ({"timeout": "1"}, "timeout must be a number of seconds or None, got '1'"),
+        ({"timeout": True}, "timeout must be a number of seconds or None, got True"),
+        ({"timeout": math.nan}, "timeout must be a number of seconds or None, got nan"),
+        ({"priority": 1}, "priority 1 is none of high, normal, low"),
+        ({"signature_name": 1}, "signature_name must be a string, got 1"),
+        ({"signature_name": ["a"]}, r"signature_name must be a string, got \['a'\]"),
+        ({"output_filter": 1}, "output_filter must be names of outputs, got 1"),
+    ],
+)
+async def test_an_argument_of_another_type_is_explained(arguments: dict[str, Any], words: str) -> None:
+    async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
+        with pytest.raises(ServingError, match=words):
+            await registry.predict("m", X, **arguments)
+        async with registry.acquire("m") as handle:
+            if not arguments.keys() & {"version", "label"}:
+                with pytest.raises(ServingError, match=words):
+                    await handle.predict(X, **arguments)
+        wrong_name: Any = ["m"]
+        with pytest.raises(ServingError, match="the name of a model must be a string"):
+            await registry.predict(wrong_name, X)
+
+
+async def test_numbers_of_numpy_and_an_infinite_timeout_are_taken() -> None:
+    async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
+        version: Any = np.int64(1)
+        timeouts: list[Any] = [np.float32(5), 5, math.inf]
+        for timeout in timeouts:
+            assert (await registry.predict("m", X, version=version, timeout=timeout))["y"].tolist() == [11.0, 21.0]
+        with pytest.raises(DeadlineExceededError):
+            await registry.predict("m", X, timeout=-1)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from embedserve import InvalidInputError
@@ -61,7 +63,7 @@ def test_an_array_that_fits_is_passed_on_without_a_copy() -> None:
 def test_values_take_the_declared_dtype_or_are_refused(dtype: str, value: Any, expected: Any) -> None:
     bound_to = signature({"x": (dtype, None)})
     if expected is None:
-        with pytest.raises(InvalidInputError, match=r"input 'x' of signature 'serving_default'"):
+        with pytest.raises(InvalidInputError, match=r"input 'x'.* signature 'serving_default'"):
             bound_to.bind({"x": value})
         return
     bound = bound_to.bind({"x": value})["x"]
@@ -162,6 +164,161 @@ def test_a_data_frame_gives_one_column_per_input() -> None:
     bound = signature({"a": ("float", (None, 1)), "b": ("string", (None,))}).bind(frame)
     assert bound["a"].shape == (2, 1)
     assert bound["b"].tolist() == [b"x", b"y"]
+
+
+MASKED = np.ma.masked_array([1.0, 2.0, 3.0], [False, False, True])
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("float", MASKED),
+        ("float", [1.0, 2.0, np.ma.masked]),
+        ("float", [[1.0], [2.0], np.ma.masked_array([1.0], [True])]),
+        ("string", np.ma.masked_array(["a", "b", "c"], [False, False, True])),
+        ("float", [1.0, 2.0, None]),
+        ("float", [[1.0, 2.0], [3.0, 4.0], None]),
+        ("int64", [[1], [2], [None]]),
+        ("bool", [True, False, None]),
+        ("string", ["a", b"b", None]),
+        ("string", ["a", "b", NAN]),
+        ("int64", np.array([1.0, 2.0, NAN])),
+        ("float", np.array([1, 2, None], object)),
+        ("float", pd.Series([1.0, 2.0, None], dtype=object)),
+        ("float", pd.Series([1, 2, None], dtype="Int64")),
+        ("int64", pd.Series([1, 2, None], dtype="Int64")),
+        ("int64", pd.Series([1, 2, None])),
+        ("float", pd.Series([1.0, 2.0, None], dtype=pd.ArrowDtype(pa.float64()))),
+        ("bool", pd.Series([True, False, None], dtype="boolean")),
+        ("string", pd.Series(["a", "b", None])),
+        ("string", pd.Series(["a", "b", None], dtype="category")),
+        ("float", pd.DataFrame({"a": pd.Series([1, 2, None], dtype="Int64")})),
+        ("float", pl.Series([1, 2, None])),
+        ("string", pl.Series(["a", "b", None])),
+        ("float", pl.Series([[1.0], [2.0], [None]])),
+        ("float", pl.DataFrame({"a": [1, 2, None]})),
+        ("float", pa.array([1, 2, None])),
+        ("float", pa.chunked_array([[1], [2, None]])),
+        ("string", pa.array([b"a", b"b", None])),
+        ("float", pa.array([[1.0], [2.0], [None]])),
+        ("float", pa.array([[1.0], [2.0], None])),
+    ],
+)
+def test_a_missing_value_is_named_by_input_and_row(dtype: str, value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^row 2 of input 'x' is missing \("):
+        signature({"x": (dtype, None)}).bind({"x": value})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "expected"),
+    [
+        ("float", np.ma.masked_array([1.0, 2.0], [False, False]), [1.0, 2.0]),
+        ("float", pd.Series([1, 2], dtype="Int64"), [1.0, 2.0]),
+        ("float", pl.Series([1, 2]), [1.0, 2.0]),
+        ("float", pa.array([[1.0, 2.0], [3.0, 4.0]]), [[1.0, 2.0], [3.0, 4.0]]),
+        ("float", pl.Series([[1.0, 2.0], [3.0, 4.0]]), [[1.0, 2.0], [3.0, 4.0]]),
+        ("string", pa.array(["a", "b"]), [b"a", b"b"]),
+        ("string", bytearray(b"ab"), b"ab"),
+        ("string", memoryview(b"ab"), b"ab"),
+        ("string", [bytearray(b"ab"), bytearray(b"cd")], [b"ab", b"cd"]),
+        ("string", [[b"ab", memoryview(b"cd")], ["e", bytearray(b"f")]], [[b"ab", b"cd"], [b"e", b"f"]]),
+        ("string", np.array([bytearray(b"ab"), b"c"], object), [b"ab", b"c"]),
+    ],
+)
+def test_values_of_other_libraries_are_read(dtype: str, value: Any, expected: Any) -> None:
+    assert signature({"x": (dtype, None)}).bind({"x": value})["x"].tolist() == expected
+
+
+def test_nan_is_a_number_where_the_dtype_has_it() -> None:
+    for value in ([1.0, NAN], np.array([1.0, NAN]), pd.Series([1.0, NAN])):
+        assert np.isnan(signature({"x": ("float", None)}).bind({"x": value})["x"]).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "words"),
+    [
+        ("float", np.array([1.0, -1e39]), r"-1e\+39 is out of range for float \[-3\.40"),
+        ("float", [1e39], r"1e\+39 is out of range for float"),
+        ("half", np.array([7e4], np.float32), r"70000\.0 is out of range for half \[-65504, 65504\]"),
+        ("half", np.array([70000]), "70000 is out of range for half"),
+        ("bfloat16", np.array([1e300]), "out of range for bfloat16"),
+        ("float8_e4m3fn", np.array([1e4]), "out of range for float8_e4m3fn"),
+        ("complex64", np.array([1e300 + 1j]), "out of range for complex64"),
+    ],
+)
+def test_a_float_that_overflows_is_refused_as_an_int_is(dtype: str, value: Any, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        signature({"x": (dtype, None)}).bind({"x": value})
+
+
+def test_infinity_stays_infinity() -> None:
+    for value in ([np.inf, -np.inf], np.array([np.inf, -np.inf])):
+        assert signature({"x": ("half", None)}).bind({"x": value})["x"].tolist() == [np.inf, -np.inf]
+
+
+ROWS = {"a": [1.0, 2.0], "b": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame(ROWS),
+        pl.DataFrame(ROWS),
+        pa.table(ROWS),
+        pa.RecordBatch.from_pydict(ROWS),
+        pd.DataFrame(ROWS).to_dict("records"),
+    ],
+    ids=["pandas", "polars", "table", "record batch", "records"],
+)
+def test_a_table_gives_one_column_per_input(table: Any) -> None:
+    bound = signature({"a": ("float", (None, 1)), "b": ("string", (None,))}).bind(table)
+    assert bound["a"].tolist() == [[1.0], [2.0]]
+    assert bound["b"].tolist() == [b"x", b"y"]
+    with pytest.raises(
+        InvalidInputError, match=r"gives one input per column, .* one input, 'x', which is float \[\?,2\]"
+    ):
+        signature({"x": ("float", (None, 2))}).bind(table)
+    assert signature({"a": ("float", (None,))}).bind(pd.DataFrame({"a": [1.0]}))["a"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ([{"a": 1.0, "b": "x"}, {"a": 2.0}], "record 1 has other keys than record 0: it lacks 'b'"),
+        ([{"a": 1.0}, {"a": 2.0, "c": 1}], "record 1 has other keys than record 0: it has 'c' besides"),
+        (pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]), "two columns have the name 'a'"),
+        (pa.table({"a": [1.0, 2.0, None], "b": ["x", "y", "z"]}), r"^row 2 of input 'a' is missing \(None\)"),
+        ([{"a": 1.0, "b": "x"}, {"a": None, "b": "y"}], r"^row 1 of input 'a' is missing"),
+        ([1.0, 2.0], r"a mapping by input name .* or a table or records of these columns; got list"),
+    ],
+)
+def test_a_table_that_does_not_fit_says_why(table: Any, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        signature({"a": ("float", (None, 1)), "b": ("string", (None,))}).bind(table)
+
+
+@pytest.mark.parametrize("defaults", [{}, {"f0": np.zeros(1, np.float32)}])
+def test_of_many_inputs_only_those_that_do_not_fit_are_named(defaults: dict[str, Any]) -> None:
+    names = [f"f{i}" for i in range(40)]
+    many = signature(dict.fromkeys(names, ("float", (None,))), defaults=defaults)
+    given = {key: [1.0] for key in [*names[:-2], "wrong"]}
+    with pytest.raises(InvalidInputError) as raised:
+        many.bind(given)
+    message = raised.value.message
+    assert message.endswith("Sent extra: {wrong}. Missing but required: {f38,f39}.")
+    assert "f7" not in message
+    with pytest.raises(InvalidInputError, match=r"Sent extra: {wrong}\. Missing but required: {}\.$"):
+        many.bind({**{key: [1.0] for key in names}, "wrong": [1.0]})
+
+
+@pytest.mark.parametrize(
+    ("output_filter", "words"),
+    [(1, "must be names of outputs, got 1"), ([1], "got 1 among them"), ([["y"]], r"got \['y'\] among them")],
+)
+def test_an_output_filter_of_another_type_is_explained(output_filter: Any, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        signature({"x": ("float", None)}).pick(output_filter)
 
 
 def test_output_filter() -> None:

@@ -14,6 +14,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from embedserve.tensors.foreign import MissingValueError, first_missing, without_hidden_nulls
+
 __all__ = ["DTYPES", "Array", "DType", "JsonKind", "by_name", "by_number", "by_numpy", "short_name"]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -55,15 +57,19 @@ class DType:
         """Bring a value to this dtype.
 
         Python numbers and lists take this dtype where their kind allows it (ints for floats, never floats for ints).
-        Arrays, tensors and columns are cast where `np.can_cast(..., "same_kind")` allows it. `str` becomes UTF-8.
+        Arrays, tensors and columns are cast where `np.can_cast(..., "same_kind")` allows it. `str` becomes UTF-8;
+        `bytearray` and `memoryview` are bytes.
 
         Returns:
             The value itself if it is already such an array, else a new one.
 
         Raises:
             TypeError: The values are of another kind; its only argument is the short name of their dtype.
-            ValueError: A ragged list, or an integer out of range.
+            MissingValueError: A masked element, None, NA, a null of a column; NaN where the dtype has none.
+            ValueError: A ragged list, or a number out of range.
         """
+        if type(value) is not np.ndarray:
+            value = without_hidden_nulls(value)
         if self.field == "string_val":
             return _strings(value)
         if self.numpy.hasobject:
@@ -89,7 +95,11 @@ class DType:
         if given.hasobject or (given.kind == "f" and self.limits):
             # Ints that fit no 64-bit dtype are discovered as objects, and as floats where some of them are negative.
             array = _discovered(value, object)
-            kinds = set(map(type, array.ravel().tolist()))
+            elements = array.ravel().tolist()
+            kinds = set(map(type, elements))
+            missing = first_missing(elements, array.shape, nan=not self._has_nan)
+            if missing is not None:
+                raise missing
             if list in kinds or tuple in kinds:
                 raise ValueError(_RAGGED)
             if not all(issubclass(kind, int | np.integer) for kind in kinds):
@@ -106,11 +116,24 @@ class DType:
         if target.fields:
             return _integers_of(target)._cast(array).view(target)
         if not np.can_cast(array.dtype, target, "same_kind"):
+            if array.dtype.kind == "f" and not self._has_nan and np.isnan(array).any():
+                index = np.argwhere(np.isnan(array))[0]
+                raise MissingValueError(tuple(map(int, index)), np.nan)
             raise TypeError(short_name(array.dtype))
         if self.limits and array.dtype.kind in "iu":
             _check_range(array, self)
-        with np.errstate(over="ignore"):
+        if not self._has_nan:
             return array.astype(target)
+        with np.errstate(over="ignore"):
+            cast = array.astype(target)
+        finite = np.isfinite(cast)
+        if not finite.all():
+            _check_overflow(array, finite, self)
+        return cast
+
+    @property
+    def _has_nan(self) -> bool:
+        return self.numpy.kind in "fc" or self.field in ("half_val", "float8_val")
 
 
 _RAGGED = "the list is ragged: lists at the same depth must have the same length and depth"
@@ -128,7 +151,8 @@ def _discovered(value: object, dtype: type | None = None) -> Array:
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
-        raise ValueError(_RAGGED) from None
+        missing = first_missing(list(value), (len(value),), nan=False) if isinstance(value, list | tuple) else None
+        raise missing or ValueError(_RAGGED) from None
 
 
 def _check_range(array: Array, dtype: DType) -> None:
@@ -140,6 +164,14 @@ def _check_range(array: Array, dtype: DType) -> None:
     least, greatest = int(array.min()), int(array.max())
     if least < low or greatest > high:
         raise ValueError(f"{least if least < low else greatest} is out of range for {dtype.name} [{low}, {high}]")
+
+
+def _check_overflow(array: Array, finite: Array, dtype: DType) -> None:
+    """Refuse what was finite and is not so in the narrower dtype; infinity stays infinity."""
+    overflown = np.isfinite(array) & ~finite
+    if overflown.any():
+        greatest = float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
+        raise ValueError(f"{array[overflown][0]} is out of range for {dtype.name} [{-greatest:.8g}, {greatest:.8g}]")
 
 
 def _strings(value: object) -> Array:
@@ -154,6 +186,13 @@ def _strings(value: object) -> Array:
     kinds = set(map(type, elements))
     if kinds <= {bytes} and array.dtype.hasobject:
         return array
+    if not kinds <= {bytes, str}:
+        missing = first_missing(elements, array.shape, nan=True)
+        if missing is not None:
+            raise missing
+        replaced = _as_bytes(value)  # numpy takes a bytearray for a list of integers.
+        if replaced is not value:
+            return _strings(replaced)
     for kind in kinds:
         if issubclass(kind, list | tuple | np.ndarray):
             raise ValueError(_RAGGED)
@@ -162,6 +201,19 @@ def _strings(value: object) -> Array:
     converted = np.empty(len(elements), dtype=object)
     converted[:] = [bytes(e) if isinstance(e, bytes) else e.encode() for e in elements]
     return converted.reshape(array.shape)
+
+
+def _as_bytes(value: Any) -> Any:
+    """The value with each `bytearray` and `memoryview` in it as bytes; itself where it has none."""
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return _as_bytes(value.tolist())
+    if isinstance(value, list | tuple):
+        replaced = [_as_bytes(element) for element in value]
+        if any(new is not old for new, old in zip(replaced, value, strict=True)):
+            return replaced
+    return value
 
 
 def _kind_of(array: Array) -> str:
