@@ -349,20 +349,20 @@ class DirectPredictor:
 
     def ended(self, request: _DirectRun, completed: bool) -> None:
         """The thread that ran `request` is back; `completed` if it has an answer."""
-        self._not_running(request)
-        self.runs.returned(request)
+        self._running.discard(request)
+        if not self._running:
+            self._idle.set()
+        if self._stuck:
+            self.runs.returned(request)
         if completed:
             self.runs.completed(self._pool.loop.time() - request.began)
 
     def left_behind(self, request: _DirectRun, seconds: float) -> None:
         """`request` is stuck in its thread."""
-        self._not_running(request)
-        self.runs.left_behind(request, request.signature, request.inputs, 0, seconds)
-
-    def _not_running(self, request: _DirectRun) -> None:
         self._running.discard(request)
         if not self._running:
             self._idle.set()
+        self.runs.left_behind(request, request.signature, request.inputs, 0, seconds)
 
     def abandoned(self, request: _DirectRun) -> None:
         """Nobody waits for `request` any more; stop its run if there still is one."""

@@ -313,7 +313,7 @@ class Runtime(HomeLoop):
         batching, options = version.loader.batching or self.options.batching_of(self.configs[version.id.name])
         return make_predictor(
             servable,
-            self._runs_of(version),
+            self._runs_of(version, servable),
             self._run_pool,
             self.observers,
             options,
@@ -321,10 +321,16 @@ class Runtime(HomeLoop):
             self.options.max_pending_requests,
         )
 
-    def _runs_of(self, version: ManagedVersion) -> VersionRuns:
+    def _runs_of(self, version: ManagedVersion, servable: Servable) -> VersionRuns:
         own = self.configs[version.id.name].run_timeout
         run_timeout = self.options.run_timeout if own is None else own
-        runs = VersionRuns(version.id, self.observers, run_timeout, lambda: self._stuck_changed(version, runs))
+        runs: VersionRuns = VersionRuns(
+            version.id,
+            self.observers,
+            run_timeout,
+            lambda: self._stuck_changed(version, runs),
+            stops_by_timeout=servable.kind in ("session", "frozen", "xla"),
+        )
         return runs
 
     def _stuck_changed(self, version: ManagedVersion, runs: VersionRuns) -> None:

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -242,7 +242,7 @@ class RunPool:
         self.max_stuck = size if max_stuck is None else max_stuck
         self._name = name
         self._waiting: list[SlotClient] = []
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self._served: dict[str, int] = {}  # In the order of the last turns.
         self._turns = 0
         self._dispatching = False
@@ -333,6 +333,8 @@ class RunPool:
         if spare is None and len(self._stuck) > self.max_stuck:
             return False
         claims = {client.model for client in self._waiting}
+        if len(claims) == 1 and claims == self._held.keys():  # A model alone, as ever so often.
+            return False
         at = fairness.lend_at(claims, [(thread.model or "", thread.began) for thread in self._threads])
         if at is None:
             return False
@@ -366,26 +368,33 @@ class RunPool:
     def _hand_out(self) -> None:
         try:
             while self._waiting and (self._idle or self._may_lend()):
-                claims = [client.model for client in self._waiting]
-                client = self._waiting.pop(fairness.next_in_turn(claims, self._held, self._served))
+                client = self._next_client()
                 work = client.take_work()
                 if work is not None:
                     thread = self._idle.pop() if self._idle else self._spare or self._make_thread(lent=True)
-                    self._took_turn(client.model)
-                    self._give(thread, work, client.model)
+                    model = client.model
+                    self._took_turn(model)
+                    self._give(thread, work, model)
         finally:  # A client that raises, against its promise, must not keep the others waiting.
             self._dispatching = False
             self._dispatch_soon()
             if self.closed:
                 self._end_idle()
 
+    def _next_client(self) -> SlotClient:
+        waiting = self._waiting
+        if len(waiting) == 1:
+            return waiting.pop()
+        return waiting.pop(fairness.next_in_turn([client.model for client in waiting], self._held, self._served))
+
     def _took_turn(self, model: str) -> None:
+        held, served = self._held, self._served
+        held[model] = held.get(model, 0) + 1
         self._turns += 1
-        self._held[model] += 1
-        self._served.pop(model, None)
-        self._served[model] = self._turns
-        if len(self._served) > REMEMBERED:
-            del self._served[next(iter(self._served))]
+        served.pop(model, None)
+        served[model] = self._turns
+        if len(served) > REMEMBERED:
+            del served[next(iter(served))]
 
     def _give(self, thread: _RunThread, work: Work, model: str | None) -> None:
         thread.work, thread.model, thread.began = work, model, self.loop.time()
@@ -399,10 +408,13 @@ class RunPool:
 
     def _release(self, thread: _RunThread) -> None:
         """What the thread was given is over, for the other models at least."""
-        if thread.model is not None:
-            self._held[thread.model] -= 1
-            if not self._held[thread.model]:
-                del self._held[thread.model]
+        model = thread.model
+        if model is not None:
+            left = self._held[model] - 1
+            if left:
+                self._held[model] = left
+            else:
+                del self._held[model]
         thread.model = thread.work = None
 
     def _finished(self, thread: _RunThread, work: Work, result: Any, error: Exception | None) -> None:

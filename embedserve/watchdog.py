@@ -7,6 +7,7 @@ thread; this module knows neither thread nor queue.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class VersionRuns:
         id: Model and version.
         observers: Told of a stuck run, and of its return.
         run_timeout: Seconds that a run may take, whatever its callers' deadlines; infinite for no bound.
+        stops_by_timeout: Whether only a timeout stops a run of this version, so that each is given one.
         changed: Called when the version begins to be refused, and when it recovers.
     """
 
@@ -103,9 +105,12 @@ class VersionRuns:
         observers: Observers,
         run_timeout: float,
         changed: Callable[[], None] = lambda: None,
+        *,
+        stops_by_timeout: bool = False,
     ) -> None:
         self.id = id
         self.run_timeout = run_timeout
+        self._unless_given = run_timeout if stops_by_timeout and run_timeout < math.inf else None
         self.longest = 0.0
         self.stuck: dict[Any, StuckRun] = {}
         self.predictors: list[_Waiting] = []
@@ -142,7 +147,7 @@ class VersionRuns:
             run.look_at = run.ends_at + grace(timeout, self.longest)
             return timeout
         run.ends_at = run.look_at = now + self.run_timeout
-        return None if timeout is None else self.run_timeout
+        return self._unless_given if timeout is None else self.run_timeout
 
     def overdue(self, run: Run) -> bool:
         """At `look_at`: whether the run is stuck. If not, its last callers are to be answered, and it is stopped."""

@@ -198,6 +198,19 @@ async def test_an_endless_run_is_stopped_at_its_deadline(saved: SavedModel, batc
         assert queue_of(registry, "dense").dropped == 1
 
 
+@pytest.mark.parametrize("servable", ["function", "session"])
+async def test_an_endless_run_without_a_deadline_is_stopped_after_run_timeout(saved: SavedModel, servable: str) -> None:
+    options = {"num_batch_threads": 1, "servable": servable, "run_timeout": 0.5}
+    async with serving(*map(saved, ("endless", "dense")), **options) as registry:
+        assert registry.status("endless")["endless"][0].kind == servable
+        with pytest.raises(DeadlineExceededError):
+            await registry.predict("endless", [STEPS])
+        while queue_of(registry, "endless").running:
+            await asyncio.sleep(0.001)
+        assert not registry.statistics().stuck_runs
+        assert (await registry.predict("endless", [3]))["done"].shape == (1,)
+
+
 async def test_others_are_served_while_an_endless_run_keeps_its_thread(saved: SavedModel) -> None:
     async with serving(*map(saved, ("endless", "dense")), num_batch_threads=2) as registry:
         endless = asyncio.create_task(registry.predict("endless", [STEPS]))
