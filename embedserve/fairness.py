@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["LEND_AFTER", "lend_at", "next_in_turn"]
+__all__ = ["LEND_AFTER", "Turns", "lend_at", "next_in_turn"]
 
 LEND_AFTER = 0.1
 """Seconds for which one model must have held every slot before another is lent a thread.
@@ -32,6 +32,42 @@ def next_in_turn(claims: Sequence[str], held: Mapping[str, int], served: Mapping
     if len(claims) == 1:
         return 0
     return min(range(len(claims)), key=lambda i: (held.get(claims[i], 0), served.get(claims[i], 0)))
+
+
+class Turns:
+    """Which model holds how many slots, and when each was served last.
+
+    Attributes:
+        held: Slots by model; a model without one is not in it.
+    """
+
+    REMEMBERED = 4096  # Models; those served longest ago are forgotten, and count as never served.
+
+    def __init__(self) -> None:
+        self.held: dict[str, int] = {}
+        self._served: dict[str, int] = {}  # In the order of the last turns.
+        self._turn = 0
+
+    def next(self, claims: Sequence[str]) -> int:
+        """As `next_in_turn`."""
+        return next_in_turn(claims, self.held, self._served)
+
+    def begin(self, model: str) -> None:
+        """A run of the model takes a slot."""
+        self._turn += 1
+        self.held[model] = self.held.get(model, 0) + 1
+        self._served.pop(model, None)
+        self._served[model] = self._turn
+        if len(self._served) > self.REMEMBERED:
+            del self._served[next(iter(self._served))]
+
+    def end(self, model: str) -> None:
+        """It gives the slot back."""
+        left = self.held[model] - 1
+        if left:
+            self.held[model] = left
+        else:
+            del self.held[model]
 
 
 def lend_at(claims: Collection[str], running: Sequence[tuple[str, float]]) -> float | None:

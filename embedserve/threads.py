@@ -27,8 +27,6 @@ T = TypeVar("T")
 
 # Seconds after which a thread of a closed pool sees that nobody will tell it to end.
 LOOK_FOR_LOOP = 0.5
-# Models whose last turn is remembered; those served longest ago are forgotten, and count as never served.
-REMEMBERED = 4096
 
 
 class Work(Protocol):
@@ -242,9 +240,7 @@ class RunPool:
         self.max_stuck = size if max_stuck is None else max_stuck
         self._name = name
         self._waiting: list[SlotClient] = []
-        self._held: dict[str, int] = {}
-        self._served: dict[str, int] = {}  # In the order of the last turns.
-        self._turns = 0
+        self._turns = fairness.Turns()
         self._dispatching = False
         self.settling = Settling(time.monotonic)  # A loop's own clock may stand still for a millisecond.
         self._settled: asyncio.TimerHandle | None = None
@@ -333,7 +329,7 @@ class RunPool:
         if spare is None and len(self._stuck) > self.max_stuck:
             return False
         claims = {client.model for client in self._waiting}
-        if len(claims) == 1 and claims == self._held.keys():  # A model alone, as ever so often.
+        if len(claims) == 1 and claims == self._turns.held.keys():  # A model alone, as ever so often.
             return False
         at = fairness.lend_at(claims, [(thread.model or "", thread.began) for thread in self._threads])
         if at is None:
@@ -373,7 +369,7 @@ class RunPool:
                 if work is not None:
                     thread = self._idle.pop() if self._idle else self._spare or self._make_thread(lent=True)
                     model = client.model
-                    self._took_turn(model)
+                    self._turns.begin(model)
                     self._give(thread, work, model)
         finally:  # A client that raises, against its promise, must not keep the others waiting.
             self._dispatching = False
@@ -385,16 +381,7 @@ class RunPool:
         waiting = self._waiting
         if len(waiting) == 1:
             return waiting.pop()
-        return waiting.pop(fairness.next_in_turn([client.model for client in waiting], self._held, self._served))
-
-    def _took_turn(self, model: str) -> None:
-        held, served = self._held, self._served
-        held[model] = held.get(model, 0) + 1
-        self._turns += 1
-        served.pop(model, None)
-        served[model] = self._turns
-        if len(served) > REMEMBERED:
-            del served[next(iter(served))]
+        return waiting.pop(self._turns.next([client.model for client in waiting]))
 
     def _give(self, thread: _RunThread, work: Work, model: str | None) -> None:
         thread.work, thread.model, thread.began = work, model, self.loop.time()
@@ -408,13 +395,8 @@ class RunPool:
 
     def _release(self, thread: _RunThread) -> None:
         """What the thread was given is over, for the other models at least."""
-        model = thread.model
-        if model is not None:
-            left = self._held[model] - 1
-            if left:
-                self._held[model] = left
-            else:
-                del self._held[model]
+        if thread.model is not None:
+            self._turns.end(thread.model)
         thread.model = thread.work = None
 
     def _finished(self, thread: _RunThread, work: Work, result: Any, error: Exception | None) -> None:

@@ -178,6 +178,8 @@ async def test_what_waits_behind_stuck_runs_is_answered_with_unavailable(hang: H
 async def test_while_every_thread_hangs_and_nobody_knows_yet_the_other_model_is_lent_one(hang: Hang) -> None:
     async with serving(hang, batching=False) as registry:
         hanging = [asyncio.ensure_future(registry.predict("bad", {"x": [-1.0]})) for _ in range(3)]
+        while registry.statistics().busy_threads < 2:
+            await asyncio.sleep(0)
         for _ in range(5):
             assert (await registry.predict("good", {"x": [1.0]}, timeout=20))["y"].tolist() == [11.0]
         assert not registry.statistics().stuck_runs
