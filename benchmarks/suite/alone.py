@@ -87,7 +87,7 @@ def start_served(models: Path, work: Path, core: int) -> tuple[float, float]:
         x = examples_of(models, MODEL).x[:1]
         for _ in range(REQUESTS):
             client.ask(x)
-        return seconds, rss_megabytes(served.root.pid)
+        return seconds, sum(rss_megabytes(each.pid) for each in served.tree())
 
 
 def is_ready(port: int) -> bool:

@@ -13,12 +13,12 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
 
 from tests.e2e.clients import asked, grpc_predict, publish
 from tests.e2e.conftest import ABORTS_ON_DEMAND, ServerProcess
 from tests.programs import ROOT, fetch, free_port, wait_until
-from tests.saved_models import aborting
+from tests.saved_models import aborting, add_warmup_requests
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -158,3 +158,27 @@ def test_a_killed_worker_leaves_connections_in_the_port_until_the_next_one_takes
     wait_until(lambda: "Worker 0 was ended by SIGKILL" in server.process.log)
     assert fetch(server.url("/v1/models/good:predict"), {"instances": [2.0]}) == (200, {"predictions": [3.0]})
     server.process.terminate()
+
+
+def test_a_model_that_ends_whoever_loads_it_is_given_up_and_the_others_are_served(saved: Path, tmp_path: Path) -> None:
+    """Its recorded warm-up request aborts the process; at first it is loaded beside others, which are not blamed."""
+    for name in ("one", "two"):
+        publish(saved / "two", tmp_path / "models" / name / "1")
+    warm = aborting(tmp_path / "fatal")
+    log = prediction_log_pb2.PredictionLog()
+    log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(["abort"]))
+    publish(add_warmup_requests(warm, [log]), tmp_path / "models" / "fatal" / "1")
+    rest = free_port()
+    server = ServerProcess("models", f"--port={free_port()}", f"--rest_api_port={rest}", cwd=tmp_path)
+    try:
+        server.wait_for_log("Entering the event loop ...", 200)
+        for name in ("one", "two"):
+            answer = fetch(f"http://127.0.0.1:{rest}/v1/models/{name}:predict", {"instances": [2.0]})
+            assert answer == (200, {"predictions": [3.0]})
+        status, document = fetch(f"http://127.0.0.1:{rest}/-/ready")
+        assert status == 200
+        assert "2 workers ended while they loaded" in document["models"]["fatal"]
+        os.kill(fetch(f"http://127.0.0.1:{rest}/-/workers")[1]["workers"][0]["pid"], signal.SIGTERM)
+        server.terminate()  # A service manager may tell every process of a service to end.
+    finally:
+        server.close()
