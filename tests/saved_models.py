@@ -209,19 +209,22 @@ def reads_asset_at_run_time(path: Path) -> Path:
 
 
 def aborting(path: Path) -> Path:
-    """`y = length(x)` of strings; the kernel of an inverse FFT aborts the process if one of them is `abort`."""
+    """`y = length(x)` of strings; a kernel aborts the process if one of them is `abort`.
+
+    It is the inverse FFT of a variable, whose values no request chooses, so that no guard stands before it.
+    """
+    module = _Module(bins=tf.Variable(tf.zeros([2, 1])))
 
     @_signature(_spec([None], tf.string, "x"))
     def serve(x: Any) -> Any:
         length = tf.cast(tf.strings.length(x), tf.float32)
 
         def abort() -> Any:
-            bins = tf.cast(tf.reshape(tf.reduce_max(length), [1, 1]), tf.complex64)
-            return tf.reduce_sum(tf.signal.irfft(tf.concat([bins, bins], axis=0)))
+            return tf.reduce_sum(tf.signal.irfft(tf.cast(module.bins, tf.complex64)))
 
         return {"y": length + tf.cond(tf.reduce_any(x == "abort"), abort, lambda: 0.0)}
 
-    return _save(path, _Module(), serving_default=serve)
+    return _save(path, module, serving_default=serve)
 
 
 def positive_only(path: Path) -> Path:
