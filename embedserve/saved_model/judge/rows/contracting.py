@@ -346,7 +346,7 @@ def bincount(call: Call) -> Value:
         constants(call.inputs[2:])
         if call.inputs[2].shape != (Size(0),) or values.shape is None:
             raise UnprovenError("weighs by a constant")
-        return rows((values.space,), total=str(values.shape[0]))
+        return rows((values.space,), total=None if call.flag("binary_output") else str(values.shape[0]))
     values = operand(values)
     constants([wanted])
     weights = operand(call.inputs[2])

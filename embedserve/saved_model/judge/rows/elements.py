@@ -21,6 +21,7 @@ __all__ = ["arithmetic", "broadcast", "element_wise", "first_only", "inner", "sa
 
 # float32, float64, int32, int64
 _HOLDS_SIZES = frozenset((1, 2, 3, 9))
+_INTEGERS = frozenset((3, 9))
 
 
 def same(call: Call) -> Value:
@@ -37,8 +38,9 @@ def cast(call: Call) -> Value:
     """`Cast`: sizes stay known where the new dtype holds them."""
     value, wanted = call.inputs[0], call.attr("DstT")
     if value.contents is not None and (wanted is None or wanted.type not in _HOLDS_SIZES):
-        return replace(operand(value), contents=None)
-    return value
+        value = replace(operand(value), contents=None)
+    # A length that an integer type may not hold, or that became true or false, adds up to nothing any more.
+    return value if wanted is not None and wanted.type in _INTEGERS else replace(value, total=None)
 
 
 def quantized(call: Call) -> Value:
@@ -195,7 +197,7 @@ def _is_settled(op: str, a: Size, b: Size) -> bool:
     if a == b:
         return True
     many, few = (a, b) if a.counter else (b, a)
-    if many.counter != ROWS_SYMBOL or few.symbols:
+    if many.counter != ROWS_SYMBOL or many.factor < 1 or few.symbols:
         return False
     if few.factor == 0:  # There is at least one row, so only what it is multiplied with decides.
         return True
@@ -221,24 +223,18 @@ def _turn(call: Call) -> Value:
     raise UnprovenError("computes with the number of a row")
 
 
-def inner(dimensions: int, others: int = 0) -> Rule:
-    """Works on the last `dimensions` dimensions of its first input, one entry of the outer dimensions at a time.
-
-    Args:
-        dimensions: How many.
-        others: Sizes of the result are unknown in the last so many dimensions.
-    """
+def inner(dimensions: int) -> Rule:
+    """Works on the last `dimensions` dimensions of its first input, one entry of the outer dimensions at a time."""
 
     def rule(call: Call) -> Value:
         value, rest = operand(call.inputs[0]), call.inputs[1:]
         constants(rest)
         if value.kind is Kind.CONST:
-            return constant(value.shape if not others else None)
+            return constant(value.shape)
         shape = shape_of(value)
         if value.axis >= len(shape) - dimensions:
             raise MixedError("works across the rows")
-        kept = shape[: len(shape) - others]
-        return Value(Kind.ROWS, kept + tuple(call.fresh(place) for place in range(others)), value.axis)
+        return Value(Kind.ROWS, shape, value.axis)
 
     return rule
 

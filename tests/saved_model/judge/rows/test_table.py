@@ -10,13 +10,14 @@ from embedserve.saved_model.judge.rows.table import TABLE
 from tests.saved_model.judge.rows.cases import APART
 from tests.saved_model.judge.rows.graphs import Case, Graph, Input
 from tests.saved_model.judge.rows.mixing import MIXED, UNPROVEN
+from tests.saved_model.judge.rows.piece_cases import PIECES
 
 
 def graph_of(function: Any, *inputs: Input) -> Graph:
     return Graph(function, inputs or (Input(),))
 
 
-@pytest.mark.parametrize("case", APART, ids=str)
+@pytest.mark.parametrize("case", APART + PIECES, ids=str)
 def test_what_is_proven_to_keep_rows_apart_does(case: Case) -> None:
     graph = Graph(case.function, case.inputs)
     findings = graph.findings()
@@ -47,5 +48,5 @@ def test_what_the_table_does_not_know_is_left_to_a_probe(name: str) -> None:
 
 
 def test_every_rule_of_the_table_is_run_both_ways() -> None:
-    run = set().union(*(Graph(case.function, case.inputs).operations() for case in APART))
+    run = set().union(*(Graph(case.function, case.inputs).operations() for case in APART + PIECES))
     assert TABLE.keys() - run == set()
