@@ -73,6 +73,8 @@ class Row:
         verdict, beside = self.found.verdict, self.beside
         largest = max((each.largest for each in beside.differences.values()), default=0.0) if beside else 0.0
         answer = "exact" if not largest else "other values" if math.isinf(largest) else f"{largest:.1e}"
+        if "the same answer" in self.found.requests:
+            answer += " (all answers are alike)"
         cells = [
             *(self.model, self.found.signature, "yes" if verdict.batchable else "no", verdict.by, verdict.reason),
             *((str(beside.runs), answer) if beside else ("", self.found.skipped and "not compared")),

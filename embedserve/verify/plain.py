@@ -79,7 +79,11 @@ class _Functions:
             alias: tf.constant(array, tf.string if array.dtype.hasobject else None, shape=array.shape)
             for alias, array in inputs.items()
         }
-        found = self._loaded.signatures[signature.name](**given)
+        found: dict[str, Any] = {}
+        for alias, value in self._loaded.signatures[signature.name](**given).items():
+            composite = signature.composites.get(alias)
+            names = [alias] if composite is None else [name for _, name in composite.parts]
+            found |= zip(names, tf.nest.flatten(value, expand_composites=True), strict=False)
         return {alias: found[alias].numpy() for alias in signature.outputs}
 
 

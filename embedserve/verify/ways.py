@@ -20,7 +20,7 @@ from embedserve.errors import ConfigError, ServingError
 from embedserve.handle import ModelHandle
 from embedserve.observer import Observer
 from embedserve.registry import ModelRegistry
-from embedserve.saved_model.judge.compare import is_rounding, limit, row_difference, usual_size
+from embedserve.saved_model.judge.compare import is_rounding, limit, row_difference, rows_equal, usual_size
 from embedserve.servable import Array, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature
 from embedserve.verify.plain import PlainModel
@@ -253,7 +253,10 @@ class _Comparison:
                     f"not compared: plain TensorFlow answers none of the requests ({found.requests}); give recorded "
                     "ones by --requests=FILE"
                 )
-            elif self._plan.ragged:
+                continue
+            if len(requests) > 1 and _all_alike(requests, self._plan.tolerance):
+                found.requests += "; all of them get the same answer, so that a neighbour could hardly change one"
+            if self._plan.ragged:
                 shorter = await asyncio.to_thread(shortened, signatures[name], requests, self._plain, self._plan.seed)
                 self._shortened[name] = shorter
         if errors and len(errors) == len(self.findings):
@@ -309,6 +312,15 @@ class _Comparison:
 
     def _in_groups_and_singly(self, requests: Sequence[Answered]) -> list[list[int]]:
         return [*_singly(requests), *self._in_groups(requests)]
+
+
+def _all_alike(requests: Sequence[Answered], tolerance: float) -> bool:
+    first = requests[0].outputs
+    return all(
+        rows_equal(request.outputs[name], expected, tolerance)
+        for request in requests
+        for name, expected in first.items()
+    )
 
 
 def _singly(requests: Sequence[Answered]) -> list[list[int]]:

@@ -119,6 +119,14 @@ def test_a_model_of_tensorflow_1_is_compared_with_a_session(run: Run, model: Mod
     assert found["ways"]["beside neighbours"]["outputs"]["y"]["largest_difference"] <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["composite_outputs", "tf1_composites", "without_inputs"])
+def test_parts_of_composite_outputs_and_signatures_without_inputs_are_compared(
+    run: Run, model: ModelPath, name: str
+) -> None:
+    (found,) = document(run, model(name))["signatures"].values()
+    assert all(not each["over_tolerance"] for each in found["ways"]["alone"]["outputs"].values())
+
+
 @pytest.mark.parametrize("mode", ["freeze", "xla"])
 def test_optimised_execution_is_compared_where_it_is_asked_for(run: Run, model: ModelPath, mode: str) -> None:
     ways = document(run, model("dense"), f"--optimize={mode}")["signatures"]["serving_default"]["ways"]
@@ -155,6 +163,15 @@ def test_an_answer_alone_that_is_not_plain_tensorflows_is_a_difference(
     )
     found = document(run, model("dense"), status=1)["signatures"]["serving_default"]["ways"]
     assert found["alone"]["outputs"]["scores"]["over_tolerance"] > 0
+
+
+def test_a_model_that_answers_everything_alike_is_said_to(run: Run, model: ModelPath, tmp_path: Path) -> None:
+    module = tf.Module()
+    serve = tf.function(lambda x: {"y": tf.ones_like(x)}, input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    tf.saved_model.save(module, str(tmp_path / "ones" / "1"), signatures=serve)
+    said = "all of them get the same answer"
+    assert said in document(run, tmp_path / "ones")["signatures"]["serving_default"]["requests"]
+    assert said not in document(run, model("dense"))["signatures"]["serving_default"]["requests"]
 
 
 def test_another_seed_makes_up_other_requests(run: Run, model: ModelPath) -> None:
