@@ -53,10 +53,21 @@ def rss_megabytes(pid: int) -> float:
 
 
 @contextlib.asynccontextmanager
-async def server_process(models: Sequence[dict[str, object]]) -> AsyncIterator[Server]:
-    """A server of `models` (the fields of ModelConfig), ready to answer; ended with SIGTERM."""
+async def server_process(models: Sequence[dict[str, object]], *, web: bool = False) -> AsyncIterator[Server]:
+    """A server of `models` (the fields of ModelConfig), ready to answer; ended with SIGTERM.
+
+    `web` adds gRPC-Web to the REST port.
+    """
     rest_port, grpc_port = free_port(), free_port()
-    command = [sys.executable, "-m", "benchmarks.serving", str(rest_port), str(grpc_port), json.dumps(models)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.serving",
+        str(rest_port),
+        str(grpc_port),
+        json.dumps(models),
+        *["web"] * web,
+    ]
     process = subprocess.Popen(command, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
     server = Server(rest_port, grpc_port, process)
     try:
@@ -96,7 +107,7 @@ def ended_by(*signals: signal.Signals) -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-async def main(rest_port: int, grpc_port: int, models: list[dict[str, object]]) -> None:
+async def main(rest_port: int, grpc_port: int, models: list[dict[str, object]], web: bool) -> None:
     import uvicorn
 
     from embedserve import ModelConfig, ModelRegistry
@@ -108,7 +119,11 @@ async def main(rest_port: int, grpc_port: int, models: list[dict[str, object]]) 
         serve(registry, port=grpc_port),
     ):
         config = uvicorn.Config(
-            create_app(registry), port=rest_port, lifespan="off", log_level="warning", access_log=False
+            create_app(registry, grpc=True) if web else create_app(registry),
+            port=rest_port,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
         )
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
@@ -126,4 +141,4 @@ if __name__ == "__main__":
 
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with runner:
-        runner.run(main(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])))
+        runner.run(main(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:] == ["web"]))

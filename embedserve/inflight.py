@@ -22,6 +22,10 @@ def default_limit() -> int:
     return max(1, usable_memory() // 4)
 
 
+MAX_GROWTH = 1 << 28
+"""Bytes that one tensor may take beyond those that were sent."""
+
+
 class InflightBytes:
     """Counts reserved bytes against `limit`."""
 
@@ -99,6 +103,16 @@ class Reservation:
         """
         self._inflight.reserve(size, what)
         self.size += size
+
+    def grow(self, size: int, what: str) -> None:
+        """Hold the `size` bytes that a tensor takes beyond those that were sent, before they are made.
+
+        Raises:
+            RequestTooLargeError: As `add`, or they are over 256 MiB: a few bytes stay small on the largest machine.
+        """
+        self.add(size, what)
+        if size > MAX_GROWTH:
+            raise RequestTooLargeError(f"{what}: {size} bytes more than were sent; at most {MAX_GROWTH} are filled in")
 
     def become(self, size: int) -> None:
         """Hold `size` bytes from now on: what was reserved has been made, and its real size is known.

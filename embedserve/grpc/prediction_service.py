@@ -179,7 +179,7 @@ def _reserve_inputs(held: Reservation, signature: Signature, tensors: Mapping[st
         signature.check_declared(name, declared.dtype, declared.shape)
         made += declared.size
         if declared.size > SMALL:
-            held.add(max(declared.size - tensor.ByteSize(), 0), f"input {name!r}, {declared}")
+            held.grow(max(declared.size - tensor.ByteSize(), 0), f"input {name!r}, {declared}")
     return made
 
 

@@ -90,7 +90,7 @@ def _reserve_feeds(held: Reservation, feeds: Mapping[str, Any], declared: Mappin
     """Hold what feeds will be beyond their bytes on the wire."""
     for name, tensor in feeds.items():
         # Each is copied once, so that nothing that the graph does reaches the request.
-        held.add(max(2 * declared[name].size - tensor.ByteSize(), 0), f"feed {name!r}, {declared[name]}")
+        held.grow(max(2 * declared[name].size - tensor.ByteSize(), 0), f"feed {name!r}, {declared[name]}")
 
 
 def _decode(feeds: Mapping[str, Any]) -> dict[str, Array]:

@@ -74,6 +74,15 @@ async def test_one_value_for_a_large_shape_is_refused_before_it_is_made(
     assert (await client.prediction.Predict(one_value(dtype, 2, **values))).outputs["y"].tensor_shape.dim[0].size == 2
 
 
+async def test_one_value_stays_small_on_the_largest_machine(start: Start) -> None:
+    client = await start(registry(limit=1 << 50))
+    code, message = await failure(client.prediction.Predict(one_value(1, 1 << 30, float_val=[1])))
+    assert code is C.RESOURCE_EXHAUSTED
+    assert message.startswith("input 'x', float [1073741824]: 42949672")
+    assert "at most 268435456 are filled in" in message
+    await until_given_back(client.registry)
+
+
 async def test_a_tensor_that_does_not_fit_the_signature_is_never_made(start: Start) -> None:
     client = await start(registry(limit=1 << 50))
     code, message = await failure(client.prediction.Predict(one_value(1, 1 << 20, 1 << 20, float_val=[1])))
