@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.callers import HttpConnection
 from benchmarks.serving import Server, server_process
 
 PREDICT = "/v1/models/dense:predict"
@@ -105,14 +104,13 @@ class Callers:
         import grpc.aio
         import httpx
 
-        self._web = httpx.AsyncClient(base_url=server.rest, timeout=120)
-        self._http = HttpConnection("127.0.0.1", server.rest_port)
+        self._http = httpx.AsyncClient(base_url=server.rest, timeout=120)
         self._channel = grpc.aio.insecure_channel(server.grpc, options=[("grpc.max_send_message_length", -1)])
 
     async def rest(self, attempt: Attempt, zipped: bool) -> str:
         body = gzip.compress(attempt.body) if zipped else attempt.body
-        status, _ = await self._http.request("POST", PREDICT, body, "Content-Encoding: gzip\r\n" if zipped else "")
-        return str(status)
+        answer = await self._http.post(PREDICT, content=body, headers={"content-encoding": "gzip"} if zipped else {})
+        return str(answer.status_code)
 
     async def grpcio(self, attempt: Attempt, zipped: bool) -> str:
         import grpc
@@ -130,12 +128,11 @@ class Callers:
         body = gzip.compress(attempt.body) if zipped else attempt.body
         frame = bytes([zipped]) + len(body).to_bytes(4, "big") + body
         headers = {"content-type": "application/grpc-web"} | ({"grpc-encoding": "gzip"} if zipped else {})
-        answer = await self._web.post(METHOD + attempt.rpc, content=frame, headers=headers)
+        answer = await self._http.post(METHOD + attempt.rpc, content=frame, headers=headers)
         return Code(int(answer.content.rpartition(b"grpc-status: ")[2].split(b"\r")[0])).name
 
     async def aclose(self) -> None:
-        self._http.close()
-        await self._web.aclose()
+        await self._http.aclose()
         await self._channel.close()
 
 
