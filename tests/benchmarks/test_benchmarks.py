@@ -38,3 +38,9 @@ def test_bad_requests_leave_the_process_alive() -> None:
 def test_swaps_on_two_workers_lose_no_request_and_go_forward_only() -> None:
     printed = run_program("-m", "benchmarks.workers", "--parts", "swaps", "--swaps", 3)
     assert "failed 0, older after newer 0" in printed
+
+
+def test_hostile_values_that_end_a_process_are_found_and_the_rest_still_run() -> None:
+    printed = run_program("-m", "benchmarks.fuzz", "--kernels", "--ops", "irfft,Add", "--cases", 20, "--seed", 2)
+    assert re.match(r"[23]\d inputs to 2 operations \(0 could not be set up\): [12] process deaths, 0 hangs", printed)
+    assert "irfft: " in printed
