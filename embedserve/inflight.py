@@ -23,7 +23,10 @@ def default_limit() -> int:
 
 
 MAX_GROWTH = 1 << 28
-"""Bytes that one tensor may take beyond those that were sent."""
+"""Bytes that any request may become, however few were sent: a few bytes stay small on the largest machine."""
+
+GROWTH_FACTOR = 128
+"""Bytes that each byte on the wire may become besides: what reading JSON of brackets takes, and little else."""
 
 
 class InflightBytes:
@@ -89,11 +92,21 @@ class Reservation:
     Leaving the context gives them back.
     """
 
-    __slots__ = ("_inflight", "size")
+    __slots__ = ("_inflight", "sent", "size")
 
     def __init__(self, inflight: InflightBytes) -> None:
         self._inflight = inflight
+        self.sent = 0
         self.size = 0
+
+    def receive(self, size: int, what: str) -> None:
+        """Hold `size` bytes that came over the wire, compressed or not.
+
+        Raises:
+            RequestTooLargeError: As `add`.
+        """
+        self.add(size, what)
+        self.sent += size
 
     def add(self, size: int, what: str = "") -> None:
         """Hold `size` more bytes, before they are made; `what` they are for is named where they are refused.
@@ -105,14 +118,18 @@ class Reservation:
         self.size += size
 
     def grow(self, size: int, what: str) -> None:
-        """Hold the `size` bytes that a tensor takes beyond those that were sent, before they are made.
+        """Hold the `size` bytes that a request takes beyond those that were sent, before they are made.
 
         Raises:
-            RequestTooLargeError: As `add`, or they are over 256 MiB: a few bytes stay small on the largest machine.
+            RequestTooLargeError: As `add`, or the request would hold more than 256 MiB and 128 bytes for each sent.
         """
         self.add(size, what)
-        if size > MAX_GROWTH:
-            raise RequestTooLargeError(f"{what}: {size} bytes more than were sent; at most {MAX_GROWTH} are filled in")
+        limit = MAX_GROWTH + GROWTH_FACTOR * self.sent
+        if self.size > limit:
+            raise RequestTooLargeError(
+                f"{what}: the request has {self.sent} bytes and would become {self.size}; "
+                f"at most {limit} are made of it"
+            )
 
     def become(self, size: int) -> None:
         """Hold `size` bytes from now on: what was reserved has been made, and its real size is known.

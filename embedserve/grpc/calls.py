@@ -135,12 +135,15 @@ def unary(
         size = len(body)
         held = context.held
         try:
-            held.add(size, "the request")
+            if held.sent:  # The transport has counted what came over the wire.
+                held.add(size, "the request")
+            else:
+                held.receive(size, "the request")
             large = size > LARGE
             request = known = None if forms is None else forms.find(body)
             if request is None:
                 parsed = parsed_bytes(request_type, body)
-                held.add(parsed, "the request, parsed")
+                held.grow(parsed, "the request, parsed")
                 request = (
                     await registry.run_in_thread(parse, request_type, body) if large else parse(request_type, body)
                 )

@@ -126,7 +126,7 @@ class MessageReader:
             piece = event.get("body", b"")
             self._ended = not event.get("more_body", False)
             if piece:
-                self._held.add(len(piece))
+                self._held.receive(len(piece), "the request's body")
                 piece = piece if self._base64 is None else self._base64.decode(piece)
                 self._pieces.append(piece)
                 self._size += len(piece)
@@ -185,11 +185,11 @@ async def inflate(
         size += len(piece)
         if size > limit:
             raise too_large(size, limit)
-        held.add(len(piece), "the message, decompressed")
+        held.grow(len(piece), "the message, decompressed")
         pieces.append(piece)
     if len(pieces) == 1:
         return pieces[0]
-    held.add(size, "the message, put together")
+    held.grow(size, "the message, put together")
     return b"".join(pieces)
 
 

@@ -282,7 +282,7 @@ class _Messages:
         """
         if message[:2] != _GZIP and (message[:1] != _ZLIB or int.from_bytes(message[:2], "big") % 31):
             return message
-        held.add(len(message), "the message as it came")
+        held.receive(len(message), "the message as it came")
         try:
             return await inflate(message, self._limit, held, self.registry, or_zlib=True)
         except zlib.error:

@@ -69,7 +69,7 @@ async def read_body(
         if piece:
             size += len(piece)
             check_size(size)
-            held.add(len(piece), "the body")
+            held.receive(len(piece), "the body")
             pieces.append(piece)
     body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     return await _unzip(body, held, check_size, run_in_thread) if zipped and body else body
@@ -92,14 +92,14 @@ async def _unzip(
             check_size(size)
             if size > MAX_UNZIPPED:
                 raise _unreadable(f"the gzip body is over {MAX_UNZIPPED} bytes when decompressed")
-            held.add(len(piece), "the body, decompressed")
+            held.grow(len(piece), "the body, decompressed")
             pieces.append(piece)
     except zlib.error as error:
         raise _unreadable(f"the body is not whole gzip, as Content-Encoding says: {error}") from None
     if len(pieces) == 1:
         return pieces[0]
     before = held.size
-    held.add(size, "the body, put together")
+    held.grow(size, "the body, put together")
     joined: bytes = await run_in_thread(b"".join, pieces)
     held.become(before)
     return joined

@@ -72,7 +72,7 @@ async def _reserve_document(registry: ModelRegistry, body: bytes, held: Reservat
     """Hold what reading a document may take, before it is read."""
     large = len(body) > _LARGE_BODY
     size = await registry.run_in_thread(sizes.json_document_bytes, body) if large else sizes.json_document_bytes(body)
-    held.add(size, "reading the JSON document")
+    held.grow(size, "reading the JSON document")
 
 
 async def _in_time(reading: Awaitable[T], timeout: float | None) -> T:

@@ -86,7 +86,7 @@ async def start(transport: str) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def run(registry: ModelRegistry, **options: Any) -> Client:
-            if not registry.started:
+            if registry.loop is None:
                 await stack.enter_async_context(registry)
             server: GrpcServer | AsgiServer
             if transport == "grpcio":

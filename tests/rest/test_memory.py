@@ -68,6 +68,17 @@ async def test_a_document_is_refused_before_it_becomes_a_tree(serve: Serve, floo
         assert (await server.client.post(PREDICT, content=b'{"instances": [1]}')).status_code == 200
 
 
+@pytest.mark.parametrize("flood", [b"[],", b"[[[[[[[[]]]]]]]],", b"{},"])
+async def test_a_few_bytes_of_gzip_stay_small_on_the_largest_machine(serve: Serve, flood: bytes) -> None:
+    zipped = gzip.compress(b'{"instances": [' + flood * (30_000_000 // len(flood)) + b"0]}")
+    assert len(zipped) < 100_000
+    async with registry(limit=1 << 50) as reg, serve(create_app(reg)) as server:
+        answer = await server.client.post(PREDICT, content=zipped, headers={"content-encoding": "gzip"})
+        assert answer.status_code == 429
+        assert f"the request has {len(zipped)} bytes and would become" in answer.json()["error"]
+        await until_given_back(reg)
+
+
 @pytest.mark.parametrize(
     "body",
     [

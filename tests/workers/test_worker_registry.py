@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedserve.config import ModelConfig, RegistryOptions, RetryPolicy
-from embedserve.errors import InvalidModelSpecError, ServableNotFoundError
+from embedserve.errors import InvalidModelSpecError, NotReadyError, ServableNotFoundError
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.lifecycle.source import VersionDirectory
 from embedserve.servable import Loader, ServableId, State
@@ -88,7 +88,7 @@ async def test_a_loaded_version_answers_from_the_post_on_and_not_before() -> Non
         one = await worker.load(1, 1)
         assert worker.said == [Loaded(one, "fake", False, batching=VERDICTS)]
         worker.post(one)
-        with pytest.raises(ServableNotFoundError):
+        with pytest.raises(NotReadyError):
             await worker.answer()  # It does not serve yet: others may not have what is posted now.
         worker.registry.runtime.follow_routes()
         assert await worker.answer() == 11.0
