@@ -22,11 +22,11 @@ import tensorflow as tf
 
 from benchmarks.models import Spec, examples, export_mobilenet, save
 from embedserve import ModelRegistry
-from embedserve.config import BatchingOptions, ModelConfig
+from embedserve.config import BatchingOptions, ModelConfig, Optimize
 from embedserve.saved_model.judge.compare import difference
 from embedserve.servable import Array
 
-MODES = ("none", "freeze", "xla")
+MODES: tuple[Optimize, ...] = ("none", "freeze", "xla")
 BATCHING = BatchingOptions(max_batch_size=8, allowed_batch_sizes=(1, 2, 4, 8))
 BAR = 1.2
 
@@ -58,9 +58,9 @@ async def rate(registry: ModelRegistry, name: str, rows: Array, callers: int, se
     return sum(answers) / (time.perf_counter() - started)
 
 
-async def apart(registry: ModelRegistry, names: Mapping[str, str], rows: Array) -> dict[str, float]:
+async def apart(registry: ModelRegistry, names: Mapping[Optimize, str], rows: Array) -> dict[str, float]:
     """By mode: the largest difference of an answer from the plain one, relative to the answer's size."""
-    found = {}
+    found: dict[str, float] = {}
     for mode, name in names.items():
         pairs = [
             (await registry.predict(name, row[None]), await registry.predict(names["none"], row[None])) for row in rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Unpack
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,9 @@ from pydantic import (
 from embedserve.cpus import usable_cpus
 from embedserve.errors import ConfigError, one_line
 from embedserve.store_url import StoreUrl, check_readable, is_url, local_path
+
+if TYPE_CHECKING:
+    from embedserve.option_types import ModelOptions
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -294,6 +297,10 @@ class ModelConfig(_Options):
     num_tflite_pools: int | None = Field(default=None, ge=1)
     logging_config: LoggingOptions | None = None
     storage_options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **options: Unpack[ModelOptions]) -> None: ...
 
     @property
     def directory(self) -> Path:

@@ -13,12 +13,13 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from embedserve.acquisition import Acquisition
 from embedserve.config import ModelConfig, RegistryOptions, location, validated
@@ -33,6 +34,9 @@ from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.store_url import StoreUrl
 
+if TYPE_CHECKING:
+    from embedserve.option_types import ModelOptions, RegistryKeywords
+
 __all__ = ["ModelRegistry", "RegistryStatistics"]
 
 T = TypeVar("T")
@@ -43,7 +47,8 @@ class ModelRegistry(RegistryView):
 
     Args:
         root: Directory or URL of models, `root/<name>/<version>/saved_model.pb`; all in it are found, new ones too.
-        models: Models given one by one, instead of or besides those under `root`.
+        models: Models given one by one, instead of or besides those under `root`: a `ModelConfig`, its options as a
+            dictionary, or a path, which also names the model (`models/digits` is the model `digits`).
         observers: Called as things happen; see `embedserve.observer`.
         options: Any field of `RegistryOptions`, such as `batching="auto"`, `num_batch_threads`, `start_timeout`.
 
@@ -57,20 +62,21 @@ class ModelRegistry(RegistryView):
         self,
         root: str | os.PathLike[str] | StoreUrl | None = None,
         *,
-        models: Sequence[ModelConfig] | None = None,
+        models: Sequence[ModelConfig | ModelOptions | str | os.PathLike[str]] | None = None,
         observers: Iterable[Observer] = (),
-        **options: Any,
+        **options: Unpack[RegistryKeywords],
     ) -> None:
         if root is None and models is None:
             raise ConfigError(
                 "give ModelRegistry a directory of models, or models=[ModelConfig(name=..., base_path=...)]"
             )
-        twice = [name for name, count in Counter(model.name for model in models or ()).items() if count > 1]
+        configs = [_config_of(model) for model in _listed(models)]
+        twice = [name for name, count in Counter(model.name for model in configs).items() if count > 1]
         if twice:
             raise ConfigError(f"Illegal to list model {twice[0]} multiple times in config list")
         self.options = validated(RegistryOptions, options)
         self.observers = Observers(observers)
-        super().__init__(None if root is None else location(root), models or ())
+        super().__init__(None if root is None else location(root), configs)
         self._private: PrivateLoop | None = None
         self._claiming = threading.Lock()
         self._at_exit = partial(_leave, weakref.ref(self))
@@ -441,6 +447,26 @@ class ModelRegistry(RegistryView):
     async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Run a large decode or encode off the registry's loop; for adapters."""
         return await self._here().run_in_thread(call, *args)
+
+
+def _listed(models: object) -> Sequence[Any]:
+    if models is None:
+        return ()
+    if isinstance(models, str | os.PathLike | Mapping | ModelConfig) or not isinstance(models, Iterable):
+        raise ConfigError(f"models is a list, one entry for each model; got {models!r}: write models=[...]")
+    return list(models)
+
+
+def _config_of(model: object) -> ModelConfig:
+    if isinstance(model, ModelConfig):
+        return model
+    if isinstance(model, Mapping):
+        return validated(ModelConfig, model)
+    if isinstance(model, str | os.PathLike | StoreUrl):
+        path = location(model)
+        name = path.name if isinstance(path, Path) else str(path).rstrip("/").rpartition("/")[2]
+        return validated(ModelConfig, {"name": name, "base_path": path})
+    raise ConfigError(f"a model is a ModelConfig, a dictionary of its options or a path; got {model!r}")
 
 
 def _leave(registry: weakref.ref[ModelRegistry]) -> None:

@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "errors cgroups",
         "cpus memory",
         "store_url",
-        "config",
+        "config option_types",
         "priority servable observer",
         "settling fairness",
         "threads inflight load_pool codec_pool",

@@ -469,7 +469,7 @@ def test_construction_says_what_is_wrong() -> None:
     with pytest.raises(ConfigError, match="give ModelRegistry a directory of models"):
         ModelRegistry()
     with pytest.raises(ConfigError, match="num_batch_thread: Extra inputs"):
-        ModelRegistry("models", num_batch_thread=3)
+        ModelRegistry("models", num_batch_thread=3)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="Last entry in allowed_batch_sizes"):
         ModelRegistry("models", batching_options={"allowed_batch_sizes": [1, 2], "max_batch_size": 4})
     with pytest.raises(ConfigError, match="Illegal to list model m"):

@@ -111,7 +111,7 @@ def test_a_url_that_went_through_pathlib_is_explained() -> None:
 
 def test_what_is_no_path_is_an_error_of_the_configuration() -> None:
     with pytest.raises(ValidationError, match="neither a path nor a URL"):
-        ModelConfig(name="m", base_path=3)
+        ModelConfig(name="m", base_path=3)  # type: ignore[arg-type]
 
 
 def without(*packages: str) -> Any:

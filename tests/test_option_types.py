@@ -1,0 +1,90 @@
+"""Options as keyword arguments: type checkers know each, and models may be written in the usual short ways."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedserve import ConfigError, ModelConfig, ModelRegistry, RegistryOptions
+from embedserve.option_types import ModelOptions, RegistryKeywords
+
+GOOD = """
+from pathlib import Path
+from embedserve import ModelConfig, ModelRegistry, StoreUrl
+
+ModelConfig(name="a", base_path="models/a")
+ModelConfig(name="a", base_path=Path("models/a"), batching="adaptive", saved_model_tags=["serve"])
+ModelConfig(name="a", base_path=StoreUrl("s3://bucket/a"))
+ModelRegistry("models", batching=True, num_batch_threads=2, remote_cache_dir="cache")
+ModelRegistry(models=["models/a", Path("models/b"), {"name": "c", "base_path": "models/c", "warmup": "none"}])
+"""
+
+BAD = {
+    'ModelRegistry("m", batchin=1)': "batchin",
+    'ModelRegistry("m", num_batch_threads="two")': "num_batch_threads",
+    'ModelRegistry("m", transition="swift")': "transition",
+    'ModelConfig(name="a")': "base_path",
+    'ModelConfig(name="a", base_path="b", batching="never")': "batching",
+    'ModelRegistry(models=[{"name": "a", "base_pth": "b"}])': "ModelOptions",
+}
+
+
+def test_the_keywords_are_the_fields_of_the_options() -> None:
+    assert list(ModelOptions.__annotations__) == list(ModelConfig.model_fields)
+    assert list(RegistryKeywords.__annotations__) == list(RegistryOptions.model_fields)
+    required = [name for name, field in ModelConfig.model_fields.items() if field.is_required()]
+    # As text: postponed annotations are not looked into.
+    assert [name for name, kind in ModelOptions.__annotations__.items() if "Required[" in str(kind)] == required
+    assert "Required[" not in str(RegistryKeywords.__annotations__)
+
+
+def test_mypy_knows_every_option_without_a_plugin(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(GOOD)
+    lines = ["from embedserve import ModelConfig, ModelRegistry", *BAD]
+    (tmp_path / "bad.py").write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", "good.py", "bad.py"],
+        cwd=tmp_path,
+        env={"MYPYPATH": str(Path(__file__).parents[1]), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert "good.py" not in done.stdout, done.stdout
+    for number, (code, name) in enumerate(BAD.items(), 2):
+        found = [line for line in done.stdout.splitlines() if line.startswith(f"bad.py:{number}: error")]
+        assert any(name in line for line in found), f"{code}\n{done.stdout}"
+
+
+def names(*models: Any) -> list[tuple[str, str]]:
+    return [(model.name, str(model.base_path)) for model in ModelRegistry(models=models)._models]
+
+
+def test_models_may_be_configurations_dictionaries_and_paths(tmp_path: Path) -> None:
+    digits = str(tmp_path / "digits")
+    found = names(
+        ModelConfig(name="a", base_path=digits), {"name": "b", "base_path": digits}, digits, tmp_path / "faces"
+    )
+    assert found == [("a", digits), ("b", digits), ("digits", digits), ("faces", str(tmp_path / "faces"))]
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ("models/foo", "models is a list"),
+        ({"name": "a", "base_path": "b"}, "models is a list"),
+        (7, "models is a list"),
+        ([7], "a model is a ModelConfig, a dictionary of its options or a path; got 7"),
+        ([{"name": "a"}], "base_path: Field required"),
+        ([{"name": "a", "base_path": "b", "colour": 1}], "colour"),
+        (["models/a", "other/a"], "Illegal to list model a multiple times"),
+        (["/"], "name"),
+    ],
+)
+def test_other_models_are_refused_with_what_is_expected(models: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ModelRegistry(models=models)
