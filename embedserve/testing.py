@@ -274,7 +274,7 @@ class FakeSource:
             )
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
-        return (FileStamp(f"generation {self.fingerprints.get((name, version), 1)}", 0, 0, 0),)
+        return (FileStamp(f"generation {self.fingerprints.get((name, version), 1)}", 0, 0, ""),)
 
     def release(self) -> None:
         """Nothing is kept on a disk."""

@@ -8,6 +8,8 @@ be judged by time, which is the source's settle window. Knows no loop, no clock 
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import os
 import re
 import stat
@@ -25,16 +27,23 @@ __all__ = ["FileStamp", "Fingerprint", "Look", "check", "fingerprint", "look", "
 _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 _TFLITE_FILE = "model.tflite"
 _SAVED_MODEL_PARTS = ("variables", "assets", "fingerprint.pb", "keras_metadata.pb", "debug")
+# Bytes up to which a file is told apart by its contents too. Graphs and `variables.index` are mostly smaller, and the
+# index holds a checksum of every variable, so that size and time do for the large shards.
+_DIGEST_BYTES = 8 * 2**20
 _SHARD = re.compile(r"variables\.data-(\d{5,})-of-(\d{5,})")
 
 
 class FileStamp(NamedTuple):
-    """What tells two contents of one file apart without reading it; `path` is relative to the version directory."""
+    """What tells two contents of one file apart; `path` is relative to the version directory.
+
+    `digest` is of the contents of a small file, and empty for a large one. The inode is no part of it: some mounts
+    (rclone, goofys, mergerfs) give a file another one at any time.
+    """
 
     path: str
     size: int
     mtime_ns: int
-    inode: int
+    digest: str
 
 
 Fingerprint: TypeAlias = tuple[FileStamp, ...]
@@ -56,7 +65,9 @@ class Look:
 
 
 def look(path: Path) -> Look:
-    """Stat every file below `path`, through symlinks. A path that is gone or unreadable gives an empty fingerprint.
+    """Stamp every file below `path`, through symlinks. A path that is gone or unreadable gives an empty fingerprint.
+
+    A small file is read when it is new or its status has changed, not again while the process remembers the file.
 
     Names that begin with a dot are left out of the fingerprint: they are temporary files, the file system's own
     (`.nfs0001`) or Kubernetes' (`..data`, whose files are seen through the links to it).
@@ -75,21 +86,48 @@ def _is_hidden(relative: str) -> bool:
 
 
 def _stamps(path: str, relative: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[FileStamp, int]]:
-    """Stamp and change time of each file; what cannot be read has the size -1 and its errno as inode."""
+    """Stamp and change time of each file; what cannot be read has the size -1 and its errno as digest."""
     try:
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
-            yield FileStamp(relative, status.st_size, status.st_mtime_ns, status.st_ino), status.st_ctime_ns
+            digest = "" if _is_hidden(relative) else _digest_of(path, status)
+            yield FileStamp(relative, status.st_size, status.st_mtime_ns, digest), status.st_ctime_ns
             return
         directory = (status.st_dev, status.st_ino)
         if directory in above:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         names = os.listdir(path)
     except OSError as error:
-        yield FileStamp(relative, -1, 0, error.errno or 0), 0
+        yield FileStamp(relative, -1, 0, str(error.errno)), 0
         return
     for name in names:
         yield from _stamps(os.path.join(path, name), os.path.join(relative, name), above | {directory})
+
+
+def _digest_of(path: str, status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _DIGEST_BYTES:
+        return ""
+    return _digest(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=8192)
+def _digest(path: str, device: int, inode: int, size: int, mtime_ns: int, ctime_ns: int) -> str:
+    """The digest of a file's first `size` bytes; the other arguments say for which file the answer is remembered."""
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        return hashlib.blake2b(file.read(size), digest_size=16).hexdigest()
+
+
+def _read(file: Path) -> bytes:
+    """The contents of a regular file; anything else (a pipe, a device) could be waited for without end."""
+    with open(file, "rb", opener=_open_without_waiting) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "a regular file is expected, and this is none", str(file))
+        return opened.read()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe in a regular file's place is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def missing(path: Path) -> str | None:
@@ -138,7 +176,7 @@ def _check_tflite(path: Path, names: set[str]) -> str | None:
         return None
     from embedserve.saved_model.flatbuffer import torn
 
-    data = (path / _TFLITE_FILE).read_bytes()
+    data = _read(path / _TFLITE_FILE)
     finding = torn(data)
     return None if finding is None else f"{path / _TFLITE_FILE} is torn or still being written: {finding}"
 
@@ -150,7 +188,7 @@ def _parse(file: Path) -> SavedModel | str:
 
     saved_model = saved_model_pb2.SavedModel()
     try:
-        data = file.read_bytes()
+        data = _read(file)
     except FileNotFoundError:  # A dangling link, or gone since the directory was listed.
         return f"{file} is missing"
     try:
@@ -203,7 +241,7 @@ def _check_shard_sizes(directory: Path, index: Path, shards: list[str]) -> str |
     from embedserve.saved_model.bundle_index import TornIndexError, shard_sizes
 
     try:
-        sizes = shard_sizes(index.read_bytes())
+        sizes = shard_sizes(_read(index))
     except FileNotFoundError:
         return f"{index} is missing"
     except TornIndexError as error:
@@ -227,6 +265,8 @@ def _check_assets(path: Path, saved_model: SavedModel) -> str | None:
             asset = path / "assets" / name
             if not asset.exists():
                 return f"{asset} is missing"
+            if not asset.is_file() and not asset.is_dir():
+                return f"{asset} is no regular file"
     return None
 
 

@@ -64,7 +64,7 @@ class FakeDisk:
     def look(self, path: Path) -> Look:
         self.looked.append(path.name)
         version = self._version(path)
-        stamp = FileStamp("saved_model.pb", version.contents, 0, 0)
+        stamp = FileStamp("saved_model.pb", version.contents, 0, "")
         return Look((stamp,), ((stamp, version.hidden),))
 
     def check(self, path: Path) -> str | None:

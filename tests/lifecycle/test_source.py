@@ -168,6 +168,7 @@ class TestFollowing:
     ) -> None:
         for name in ("a", "b"):
             shutil.copytree(saved, tmp_path / "trees" / name)
+        os.utime(tmp_path / "trees" / "b" / "saved_model.pb")
         base = tmp_path / "models" / "m"
         base.mkdir(parents=True)
         (base / "1").symlink_to(tmp_path / "trees" / "a")
@@ -213,6 +214,31 @@ class TestOverwriteAndDelete:
         assert new != old
         assert listener.waiting["m"] == {}
         assert all(set(aspired) == {1} for _, aspired in listener.history if aspired)
+
+    async def test_where_inodes_change_all_the_time_a_version_settles_and_is_loaded_once(
+        self,
+        saved: Path,
+        tmp_path: Path,
+        listener: Recorder,
+        open_source: Open,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        numbers = itertools.count(1_000_000)
+        real = os.stat
+
+        def stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
+            """The status as rclone gives it: another inode each time."""
+            reduced: Any = real(path, *args, **options).__reduce__()
+            status, details = reduced[1]
+            return os.stat_result((status[0], next(numbers), *status[2:]), details)
+
+        install(saved, tmp_path / "m" / "1")
+        monkeypatch.setattr("embedserve.saved_model.completeness.os.stat", stat)
+        source = await open_source(tmp_path)
+        await listener.until_aspired("m", 1)
+        for _ in range(3):
+            await source.scan_now()
+        assert [set(aspired) for _, aspired in listener.history] in ([{1}], [set(), {1}])
 
     async def test_removed_file_by_file_it_goes_once(
         self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open
