@@ -235,6 +235,7 @@ class RetryPolicy(_Options):
 
 Batching = Literal["auto", "adaptive"] | bool
 Optimize = Literal["none", "freeze", "xla"]
+AbsentVersions = Literal["keep", "unload", "last"]
 
 
 class LoggingOptions(_Options):
@@ -348,7 +349,8 @@ class RegistryOptions(_Options):
             is being copied, fetched and loaded, and then serves without the models that cannot be had; they are tried
             again in the background. None is `any` for a registry with a root and `all` for one without.
         absent_versions: What becomes of a model whose policy names only versions that are not there: `keep` goes on
-            with those that serve, `unload` unloads them as TF Serving does.
+            with those that serve, `unload` unloads them as TF Serving does. `last` is as `keep`, and a model's last
+            versions in a file system also serve on when their directories, or all of the model's, are deleted.
         drain_timeout: Seconds that leaving waits for requests in flight before their handles are taken away.
         retry: Retries of failed loads.
         transition: `availability` loads the new version before it unloads the old; `resource` the other way round.
@@ -398,7 +400,7 @@ class RegistryOptions(_Options):
     settle: float = Field(default=0.2, ge=0)
     start_timeout: float = Field(default=300.0, gt=0)
     start_requires: Literal["all", "any"] | None = None
-    absent_versions: Literal["keep", "unload"] = "keep"
+    absent_versions: AbsentVersions = "keep"
     drain_timeout: float = Field(default=30.0, ge=0)
     retry: RetryPolicy = RetryPolicy()
     transition: Literal["availability", "resource"] = "availability"

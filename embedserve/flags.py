@@ -291,7 +291,8 @@ _OWN: tuple[Flag, ...] = (
         "absent_versions",
         "string",
         "keep",
-        "When a version policy names only versions that are not there: keep what serves, or unload it.",
+        "When a version policy names only versions that are not there: keep what serves, or unload it; last keeps "
+        "deleted ones too.",
     ),
     _own("drain_timeout", "float", 30.0, "Seconds that requests in flight have to finish after SIGTERM."),
     _own("transition", "string", "availability", "Load the new version first (availability), or last (resource)."),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Required, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from embedserve.config import (
+        AbsentVersions,
         Batching,
         BatchingOptions,
         LoggingOptions,
@@ -69,7 +70,7 @@ class RegistryKeywords(TypedDict, total=False):
     settle: float
     start_timeout: float
     start_requires: Literal["all", "any"] | None
-    absent_versions: Literal["keep", "unload"]
+    absent_versions: AbsentVersions
     drain_timeout: float
     retry: RetryPolicy | Mapping[str, Any]
     transition: Literal["availability", "resource"]

@@ -6,12 +6,14 @@ one. Knows no loop, no event and no model that is loaded; directory state is the
 
 from __future__ import annotations
 
+import errno
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy, name_problem
+from embedserve.config import AbsentVersions, ModelConfig, SpecificVersions, VersionPolicy, name_problem
 from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent, version_number
 from embedserve.saved_model.completeness import Fingerprint, Look
 from embedserve.servable import ServableId
@@ -45,6 +47,9 @@ class Disk(Protocol):
     def children(self, path: Path) -> Sequence[Child]:
         """The entries of a directory; raises OSError if it is gone or unreadable."""
 
+    def listing(self, path: Path) -> tuple[int, Sequence[Child]]:
+        """The device that holds a directory, and its entries, both of the same moment; raises as `children`."""
+
     def look(self, path: Path) -> Look:
         """Stat every file of a version directory (`completeness.look`)."""
 
@@ -71,10 +76,17 @@ class Observation:
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What one scan of a model leaves to the next; `aspired` is None until its base path was read once."""
+    """What one scan of a model leaves to the next.
+
+    Attributes:
+        observations: By version directory.
+        aspired: None until the base path was read once.
+        device: Which one held the base path when it last held versions.
+    """
 
     observations: Mapping[Path, Observation] = field(default_factory=dict)
     aspired: Mapping[int, VersionDirectory] | None = None
+    device: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +97,13 @@ class Memory:
         models: By model name.
         discovered: Base path of each model found under the root.
         missed: When a discovered model's directory was first seen to be gone.
+        device: Which one held the root when it last held directories.
     """
 
     models: Mapping[str, ModelMemory] = field(default_factory=dict)
     discovered: Mapping[str, Path] = field(default_factory=dict)
     missed: Mapping[str, float] = field(default_factory=dict)
+    device: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +147,7 @@ def scan(
     root: Path | None,
     disk: Disk,
     settle: float,
-    keep_absent: bool = True,
+    absent: AbsentVersions = "keep",
 ) -> Scan:
     """Look at everything once.
 
@@ -144,18 +158,18 @@ def scan(
         root: Directory whose subdirectories are discovered as models, or None.
         disk: The file system.
         settle: Seconds for which a directory must not change before it is believed.
-        keep_absent: Whether a policy that names only versions that are not there changes nothing.
+        absent: What becomes of versions that are not there (`RegistryOptions.absent_versions`).
     """
-    discovered, missed, diagnosis, due = _discover(memory, root, disk, settle)
+    discovered, missed, device, diagnosis, due = _discover(memory, root, disk, math.inf if absent == "last" else settle)
     configs = {name: ModelConfig(name=name, base_path=path) for name, path in discovered.items()} | dict(configured)
     models = {
-        name: _scan_model(config, policies.get(name), memory.models.get(name, ModelMemory()), disk, settle, keep_absent)
+        name: _scan_model(config, policies.get(name), memory.models.get(name, ModelMemory()), disk, settle, absent)
         for name, config in configs.items()
     }
     notices = [] if diagnosis is None else [diagnosis]
     notices += [notice for model in models.values() for notice in model.notices]
     return Scan(
-        Memory({name: model.memory for name, model in models.items()}, discovered, missed),
+        Memory({name: model.memory for name, model in models.items()}, discovered, missed, device),
         configs,
         models,
         diagnosis,
@@ -176,19 +190,21 @@ _NOTHING_YET = "no models found under"
 
 def _discover(
     memory: Memory, root: Path | None, disk: Disk, settle: float
-) -> tuple[dict[str, Path], dict[str, float], str | None, float | None]:
-    """Models under the root, when those that are gone were first missed, what is wrong with the root, and a due time.
+) -> tuple[dict[str, Path], dict[str, float], int | None, str | None, float | None]:
+    """Models under the root, when those that are gone were first missed, the root's device, what is wrong with the
+    root, and a due time.
 
     A model whose directory is gone is dropped only when a second look, `settle` later, finds the same: replacing a
     directory by two renames must not unload it.
     """
     if root is None:
-        return {}, {}, None, None
+        return {}, {}, None, None, None
     try:
-        children = disk.children(root)
+        device, children = disk.listing(root)
+        _check_mount(root, memory.device, device, any(child.is_directory for child in children))
     except OSError as error:
         what = "does not exist (yet)" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        return dict(memory.discovered), dict(memory.missed), f"models directory {root} {what}", None
+        return dict(memory.discovered), dict(memory.missed), memory.device, f"models directory {root} {what}", None
     directories = {
         child.name
         for child in children
@@ -202,8 +218,24 @@ def _discover(
         if since is None or now < since + settle:
             missed[name] = now if since is None else since
             models[name] = memory.discovered[name]
-    due = _earliest(since + settle for since in missed.values())
-    return models, missed, None if models else _diagnose(root, children, disk), due
+    due = _earliest(since + settle for since in missed.values() if settle < math.inf)
+    return (
+        models,
+        missed,
+        device if directories else memory.device,
+        None if models else _diagnose(root, children, disk),
+        due,
+    )
+
+
+def _check_mount(path: Path, before: int | None, device: int, holds: bool) -> None:
+    """Refuse to believe a directory that lost its contents and its device together: a mount point without its mount.
+
+    Raises:
+        OSError: That is so.
+    """
+    if before is not None and device != before and not holds:
+        raise OSError(errno.ENODEV, "it is empty now and on another device: its mount is gone", str(path))
 
 
 def _is_model(name: str, root: Path, memory: Memory, disk: Disk) -> bool:
@@ -258,19 +290,22 @@ def _scan_model(
     memory: ModelMemory,
     disk: Disk,
     settle: float,
-    keep_absent: bool,
+    absent: AbsentVersions,
 ) -> ModelScan:
     policy = config.version_policy if policy is None else policy
     try:
-        children = disk.children(config.directory)
+        device, children = disk.listing(config.directory)
+        names, duplicates = find_versions((child.name for child in children), policy)
+        _check_mount(config.directory, memory.device, device, bool(names))
     except OSError as error:
         unreadable = _unreadable(config, error)
         return ModelScan(memory, problem=unreadable, notices=(unreadable,))
-    names, duplicates = find_versions((child.name for child in children), policy)
     found = {number: config.directory / name for number, name in names.items()}
     examination = _Examination(memory, found, disk, settle)
-    slip = keep_absent and names_only_absent(policy, found)
-    aspired = examination.kept() if slip else examination.aspire(policy)
+    slip = absent != "unload" and names_only_absent(policy, found)
+    aspired: Mapping[int, VersionDirectory] = examination.kept() if slip else examination.aspire(policy)
+    if absent == "last" and not aspired and memory.aspired and not _asks_for_none(policy):
+        aspired = memory.aspired
     notices = [
         f"Duplicate version directories detected. Version {version} will be loaded from {used}, "
         f"{ignored} will be ignored. (model {config.name}, {config.directory})"
@@ -289,13 +324,17 @@ def _scan_model(
     ]
     problem = None if found else _no_versions(config, children)
     return ModelScan(
-        ModelMemory(examination.observations(), aspired),
+        ModelMemory(examination.observations(), aspired, device if found else memory.device),
         found,
         examination.waiting,
         problem,
         tuple(notices if problem is None else [*notices, problem]),
         examination.due,
     )
+
+
+def _asks_for_none(policy: VersionPolicy) -> bool:
+    return isinstance(policy, SpecificVersions) and not policy.versions
 
 
 def _unreadable(config: ModelConfig, error: OSError) -> str:

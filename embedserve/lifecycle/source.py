@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.config import AbsentVersions, ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.scan import Child, Memory, ModelScan, Scan, VersionDirectory, scan
 from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget
 from embedserve.load_pool import LoadPool
@@ -52,9 +52,17 @@ class _FileSystem:
         return time.monotonic()
 
     def children(self, path: Path) -> Sequence[Child]:
-        with os.scandir(path) as entries:
-            kinds = [(entry.name, _is_directory(entry)) for entry in entries]
-        return [Child(name, is_directory) for name, is_directory in kinds if is_directory is not None]
+        return self.listing(path)[1]
+
+    def listing(self, path: Path) -> tuple[int, Sequence[Child]]:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        try:
+            with os.scandir(directory) as entries:
+                kinds = [(entry.name, _is_directory(entry)) for entry in entries]
+            device = os.fstat(directory).st_dev
+        finally:
+            os.close(directory)
+        return device, [Child(name, is_directory) for name, is_directory in kinds if is_directory is not None]
 
     def look(self, path: Path) -> Look:
         return look(path)
@@ -233,7 +241,7 @@ class FileSystemSource:
                     dict(self._policies),
                     self._root,
                     self._options.settle,
-                    self._options.absent_versions == "keep",
+                    self._options.absent_versions,
                 )
                 if epoch == self._epoch:
                     break
@@ -283,9 +291,9 @@ def _scan_in_thread(
     policies: Mapping[str, VersionPolicy],
     root: Path | None,
     settle: float,
-    keep_absent: bool,
+    absent: AbsentVersions,
 ) -> tuple[Scan, list[WatchTarget]]:
-    result = scan(memory, configured, policies, root, _FileSystem(), settle, keep_absent)
+    result = scan(memory, configured, policies, root, _FileSystem(), settle, absent)
     paths = {config.directory for config in result.configs.values()}
     if root is not None:
         paths.add(root)

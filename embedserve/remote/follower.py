@@ -112,7 +112,7 @@ class Follower:
         self._storage_options = storage_options(self.url.scheme, config.storage_options, options)
         self._key = cache_key(self.url, self._storage_options)
         self._surroundings = surroundings
-        self._keep_absent = options.absent_versions == "keep"
+        self._keep_absent = options.absent_versions != "unload"
         self._cache = surroundings.cache
         self._disk = surroundings.disk
         self._listener = listener

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.config import AllVersions, LatestVersions, ModelConfig, SpecificVersions, VersionPolicy
+from embedserve.config import AbsentVersions, AllVersions, LatestVersions, ModelConfig, SpecificVersions, VersionPolicy
 from embedserve.lifecycle.scan import Child, Memory, Scan, scan
 from embedserve.saved_model.completeness import FileStamp, Look
 
@@ -38,6 +38,7 @@ class FakeDisk:
         self.now = 100.0
         self.models: dict[str, dict[str, Version] | None] = {}
         self.root_error: int | None = None
+        self.device = 1
         self.checked: list[str] = []
         self.looked: list[str] = []
 
@@ -55,6 +56,9 @@ class FakeDisk:
         if versions is None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return [Child(name, not version.is_file) for name, version in versions.items()]
+
+    def listing(self, path: Path) -> tuple[int, Sequence[Child]]:
+        return self.device, self.children(path)
 
     def _version(self, path: Path) -> Version:
         versions = self.models[path.parent.name]
@@ -85,13 +89,13 @@ class Scanner:
         self.root = root
         self.memory = Memory()
         self.last = Scan(Memory(), {}, {})
-        self.keep_absent = True
+        self.absent: AbsentVersions = "keep"
 
     def scan(self, after: float = 0.0) -> Scan:
         self.disk.now += after
         self.disk.checked.clear()
         self.disk.looked.clear()
-        self.last = scan(self.memory, self.configured, self.policies, self.root, self.disk, SETTLE, self.keep_absent)
+        self.last = scan(self.memory, self.configured, self.policies, self.root, self.disk, SETTLE, self.absent)
         self.memory = self.last.memory
         return self.last
 
@@ -288,6 +292,38 @@ class TestDeletions:
             "Did you forget to name your leaf directory as a number (eg. '/1/')?"
         )
 
+    def test_a_base_path_that_loses_its_mount_is_unreadable_and_not_empty(self, scanner: Scanner) -> None:
+        scanner.versions()["1"] = Version()
+        scanner.settle()
+        scanner.versions().clear()
+        scanner.disk.device = 2
+        for _ in range(2):
+            result = scanner.scan(after=100)
+            assert scanner.aspired() == {1: 1}
+            assert "its mount is gone" in str(result.models["m"].problem)
+        scanner.versions()["2"] = Version(contents=2)  # Another device is mounted.
+        assert scanner.settle() == {2: 2}
+        scanner.versions().clear()
+        scanner.scan()
+        assert scanner.aspired() == {}
+
+    def test_with_last_what_is_deleted_serves_on(self) -> None:
+        scanner = Scanner(model(), root=ROOT)
+        scanner.absent = "last"
+        for name in ("m", "other"):
+            scanner.versions(name)["1"] = Version()
+        scanner.settle()
+        scanner.versions("m").clear()
+        del scanner.disk.models["other"]
+        scanner.scan()
+        assert scanner.scan(after=100).due is None
+        assert [scanner.aspired(name) for name in ("m", "other")] == [{1: 1}, {1: 1}]
+        scanner.versions("m")["2"] = Version(contents=2)
+        assert scanner.settle() == {2: 2}
+        scanner.policies["m"] = SpecificVersions(versions=())
+        scanner.scan()
+        assert scanner.aspired() == {}
+
     def test_one_missing_base_path_does_not_freeze_the_others(self) -> None:
         scanner = Scanner(model("gone"), model())
         scanner.versions()["1"] = Version()
@@ -350,7 +386,7 @@ class TestPolicies:
     def test_absent_versions_unload_what_serves_where_that_is_asked_for(self, scanner: Scanner) -> None:
         scanner.versions()["1"] = Version()
         scanner.settle()
-        scanner.keep_absent = False
+        scanner.absent = "unload"
         scanner.policies["m"] = SpecificVersions(versions=(9,))
         scanner.scan()
         assert scanner.aspired() == {}
@@ -433,6 +469,22 @@ class TestDiscovery:
         assert set(scanner.scan(after=SETTLE * 0.875).configs) == {"m"}  # Events may bring scans close together.
         assert scanner.aspired() == {1: 1}
         assert scanner.scan(after=SETTLE * 0.125).configs == {}
+
+    def test_a_root_that_loses_its_mount_is_unreadable_and_not_empty(self) -> None:
+        scanner = Scanner(root=ROOT)
+        scanner.versions()["1"] = Version()
+        scanner.settle()
+        mounted, scanner.disk.models, scanner.disk.device = scanner.disk.models, {}, 2
+        for _ in range(3):
+            result = scanner.scan(after=100)
+            assert set(result.configs) == {"m"}
+            assert scanner.aspired() == {1: 1}
+            assert "its mount is gone" in str(result.diagnosis)
+        scanner.disk.models, scanner.disk.device = mounted, 3
+        assert scanner.scan().diagnosis is None
+        scanner.disk.models = {}
+        scanner.scan()
+        assert scanner.scan(after=SETTLE).configs == {}
 
     def test_a_model_that_is_replaced_by_two_renames_is_never_gone(self) -> None:
         scanner = Scanner(root=ROOT)
