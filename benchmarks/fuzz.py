@@ -2,6 +2,7 @@
 
 python -m benchmarks.fuzz [--requests 10000] [--seed 1]
 python -m benchmarks.fuzz --kernels [--ops IRFFT,adjust_hue] [--cases 20] [--seconds 240] [--seed 1]
+                                    [--behind-server]
 
 Half goes over REST and half over gRPC, to a Conv2D model, a text CNN and a Conv2D that declares no rank. Each request
 starts out right and has one to three things broken: names, dtypes, shapes, values, JSON, bytes. Bars: the process
@@ -285,6 +286,23 @@ async def run(requests: int, seed: int) -> bool:
     return alive and not fuzz.bad
 
 
+def run_kernels(arguments: argparse.Namespace) -> bool:
+    """Hostile values for kernels, and then for a server; False where it has not recovered."""
+    from benchmarks.kernels.fuzz import fuzz
+
+    names = [name for name in arguments.ops.split(",") if name]
+    found = fuzz(names, arguments.cases, arguments.seed, arguments.seconds)
+    print(found.report(), flush=True)
+    if not arguments.behind_server:
+        return True
+    from benchmarks.kernels.behind import send_to_server
+
+    deadly = [bad for bad in found.bad if not bad.how.startswith("hang")]
+    behind = send_to_server(deadly, arguments.seed, arguments.seconds)
+    print(behind.report())
+    return behind.unrecovered == 0
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
@@ -292,12 +310,11 @@ if __name__ == "__main__":
     parser.add_argument("--kernels", action="store_true", help="hostile values for TensorFlow's kernels")
     parser.add_argument("--ops", default="", metavar="NAMES", help="only these operations and programs")
     parser.add_argument("--cases", type=int, default=20, help="inputs for each operation")
-    parser.add_argument("--seconds", type=float, default=240, help="after which no operation is begun")
+    parser.add_argument(
+        "--seconds", type=float, default=240, help="after which no operation is begun, and no input sent"
+    )
+    parser.add_argument("--behind-server", action="store_true", help="send what ended a process to a server, too")
     arguments = parser.parse_args()
     if arguments.kernels:
-        from benchmarks.kernels.fuzz import fuzz
-
-        names = [name for name in arguments.ops.split(",") if name]
-        print(fuzz(names, arguments.cases, arguments.seed, arguments.seconds).report())
-        raise SystemExit(0)
+        raise SystemExit(not run_kernels(arguments))
     raise SystemExit(not asyncio.run(run(arguments.requests, arguments.seed)))

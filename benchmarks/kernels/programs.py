@@ -74,6 +74,13 @@ def _block_lstm(time: Any, x: Any, state: Any, weights: Any, bias: Any) -> Any:
     )
 
 
+def _lstm_gradient(x: Any, state: Any) -> Any:
+    """Its state ought to be a matrix, which no guard asks for."""
+    matrices = ("cs_prev", "w", "i", "cs", "f", "o", "ci", "co", "cs_grad", "h_grad")
+    given = dict.fromkeys(matrices, tf.zeros([1, 2])) | dict.fromkeys(("wci", "wcf", "wco", "b"), tf.zeros([2]))
+    return raw.LSTMBlockCellGrad(x=x, h_prev=state, use_peephole=False, **given).dicfo
+
+
 PROGRAMS: Mapping[str, tuple[Specs, Callable[..., Any]]] = {
     "tensor_list": (((_F, 1), (_I, 0), (_I, 0)), _list),
     "tensor_list_scatter": (((_F, 1), (_I, 1), (_I, 0), (_L, 1)), _list_of),
@@ -120,6 +127,7 @@ PROGRAMS: Mapping[str, tuple[Specs, Callable[..., Any]]] = {
         lambda n, a, b, c, d: raw.ParameterizedTruncatedNormal(shape=n, means=a, stdevs=b, minvals=c, maxvals=d),
     ),
     "block_lstm": (((_L, 0), (_F, [None, None, 3]), (_F, [None, 2]), (_F, [5, 8]), (_F, [8])), _block_lstm),
+    "lstm_gradient": (((_F, 2), (_F, 1)), _lstm_gradient),
     "resize": (((_F, [None, None, None, 3]), (_I, [2])), lambda x, n: tf.image.resize(x, n)),
     "crop_and_resize": (
         ((_F, [None, None, None, 1]), (_F, [None, 4]), (_I, 1), (_I, [2])),

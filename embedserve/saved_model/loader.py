@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -37,7 +38,7 @@ from embedserve.saved_model.tflite_model import FILE_NAME as TFLITE_FILE
 from embedserve.saved_model.tflite_model import read_model
 from embedserve.saved_model.xla import OptimisedServable
 from embedserve.servable import Servable, ServableId
-from embedserve.signature import Signature
+from embedserve.signature import BatchingVerdict, Signature
 from embedserve.tfs_batching import batching_of_version
 
 __all__ = ["SavedModelLoader"]
@@ -56,12 +57,14 @@ class _Loaded:
         described: Signatures by name, not probed yet.
         operations: What a run of each does.
         recorded: What recorded requests tell.
+        hazards: What a request to each can do to the process in spite of all checks.
     """
 
     servable: SavedModelServable
     described: Mapping[str, Signature]
     operations: Mapping[str, Operations]
     recorded: warmup.RecordedInputs
+    hazards: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class SavedModelLoader:
@@ -147,25 +150,31 @@ class SavedModelLoader:
         )
         recorded = self._recorded(signatures)
         described = self._described(signatures, operations, (graph, rows), recorded)
-        self._guard(meta_graph, graph, signatures)
+        hazards = self._guard(meta_graph, graph, signatures)
         try:
             servable = self._load_somehow(meta_graph, described, operations)
         except BaseException:
             self._drop_copy()
             raise
-        return _Loaded(servable, described, operations, recorded)
+        return _Loaded(servable, described, operations, recorded, hazards)
 
-    def _guard(self, meta_graph: Any, graph: GraphReader, signatures: Mapping[str, Signature]) -> None:
-        """Have the version loaded from a copy with checks, where it has operations that check nothing themselves."""
+    def _guard(self, meta_graph: Any, graph: GraphReader, signatures: Mapping[str, Signature]) -> dict[str, list[str]]:
+        """Have the version loaded from a copy with checks, where it has operations that check nothing themselves.
+
+        Returns:
+            What no check keeps out, for each signature.
+        """
         inputs = {spec.tensor_name: name for s in signatures.values() for name, spec in s.inputs.items()}
-        outputs = [spec.tensor_name for s in signatures.values() for spec in s.outputs.values()]
-        found = guards.find(graph, inputs, outputs)
+        outputs = {name: [spec.tensor_name for spec in s.outputs.values()] for name, s in signatures.items()}
+        found = guards.find(graph, inputs, [tensor for tensors in outputs.values() for tensor in tensors])
         if found:
             self._copy = GuardedCopy(self._path, meta_graph, found)
             for one in found:
                 logger.info("%s is guarded: %s, or else it %s", *(self._id, one.rule, one.guard.harm))
-        for hazard in guards.unguarded(graph, inputs, outputs):
+        hazards = {name: guards.unguarded(graph, inputs, tensors) for name, tensors in outputs.items()}
+        for hazard in dict.fromkeys(itertools.chain.from_iterable(hazards.values())):
             self._warn(f"cannot be guarded: {hazard}")
+        return hazards
 
     def _warn(self, hazard: str) -> None:
         logger.warning("%s %s", self._id, hazard)
@@ -341,10 +350,16 @@ class SavedModelLoader:
                     f"cannot be guarded: signature {name!r} declares no rank for {', '.join(unguarded)}, and a kernel "
                     "may end the process on a wrong one. Set input_ranks, or record a warm-up request"
                 )
-            probed = verdict.needs_probe(signature)
-            sample = self._find_sample(loaded, signature, probed)
+            probed, hazards = verdict.needs_probe(signature), loaded.hazards.get(name)
+            # An input that nobody sent must not end the process.
+            sample = None if hazards else self._find_sample(loaded, signature, probed)
             if probed:
-                found = verdict.by_probe(signature.batching, probe.probe(servable, signature, sample))
+                answer = (
+                    BatchingVerdict(False, f"it is not tried on made-up inputs for {hazards[0]}")
+                    if hazards
+                    else probe.probe(servable, signature, sample)
+                )
+                found = verdict.by_probe(signature.batching, answer)
                 signature = dataclasses.replace(signature, batching=found)
             if sample is not None:
                 self._samples[name] = sample

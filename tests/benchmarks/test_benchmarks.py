@@ -44,3 +44,14 @@ def test_hostile_values_that_end_a_process_are_found_and_the_rest_still_run() ->
     printed = run_program("-m", "benchmarks.fuzz", "--kernels", "--ops", "irfft,Add", "--cases", 20, "--seed", 2)
     assert re.match(r"[23]\d inputs to 2 operations \(0 could not be set up\): [12] process deaths, 0 hangs", printed)
     assert "irfft: " in printed
+
+
+@pytest.mark.timeout(400)
+def test_a_death_behind_the_server_is_recovered_from_and_its_clients_get_an_error() -> None:
+    options = ("--kernels", "--ops", "lstm_gradient", "--cases", 1, "--behind-server")
+    printed = run_program("-m", "benchmarks.fuzz", *options)
+    assert "2 inputs that end a process (0 more could not be sent): 2 process deaths, 0 unrecovered" in printed
+    for line in ("got by the client of a death: gRPC UNAVAILABLE 1", "got by the client of a death: REST 503 1"):
+        assert line in printed
+    for line in ("the port answers again after: median ", "full strength after: median ", "neighbour model: REST 200 "):
+        assert line in printed

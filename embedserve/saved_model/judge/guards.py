@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import tensorflow as tf
+from tensorflow.core.util.quantization import uniform_quant_ops_attr_pb2
 
 from embedserve.memory import usable_memory
 from embedserve.saved_model.graph import Body, GraphReader, called, node_name, words
 
-__all__ = ["GUARDS", "UNGUARDED", "Found", "Guard", "NodeInputs", "find", "unguarded"]
+__all__ = ["GUARDS", "UNGUARDED", "Found", "Guard", "Hazard", "NodeInputs", "find", "unguarded"]
 
 Operands: TypeAlias = Mapping[str, Any]
 """Symbolic tensors by the operation's names for its inputs; a list of them for an input that is a list."""
@@ -39,6 +40,21 @@ class Guard:
     holds: Callable[[Any, Operands], Any]
     harm: str
     makers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """What an operation does to the process, and nothing keeps out.
+
+    Attributes:
+        operand: The input at fault, by the operation's name for it.
+        harm: In the words of the load log.
+        where: Which nodes do it.
+    """
+
+    operand: str
+    harm: str
+    where: Callable[[Any], bool] = lambda node: True
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,11 @@ def _fit_memory(sizes: Any, like: Any) -> Any:
 
 
 def _image_sizes(node: Any, operands: Operands) -> Any:
-    return _fit_memory(operands["input_sizes"], operands["out_backprop"])
+    """All sizes are given, or the height and the width of pictures."""
+    count, dimensions = tf.size(operands["input_sizes"]), tf.rank(operands["out_backprop"])
+    pictures = tf.logical_and(tf.equal(count, 2), tf.equal(dimensions, 4))
+    complete = tf.logical_or(tf.equal(count, dimensions), pictures)
+    return _all(complete, _fit_memory(operands["input_sizes"], operands["out_backprop"]))
 
 
 def _product_sizes(node: Any, operands: Operands) -> Any:
@@ -121,6 +141,37 @@ def _steps(node: Any, operands: Operands) -> Any:
 
 def _has_length(length: int) -> Callable[[Any, Operands], Any]:
     return lambda node, operands: tf.equal(tf.size(operands["orig_input_shape"]), length)
+
+
+def _have_dimensions(count: int) -> Callable[[Any, Operands], Any]:
+    return lambda node, operands: _all(*(tf.equal(tf.rank(tensor), count) for tensor in operands.values()))
+
+
+def _covers_indices(node: Any, operands: Operands) -> Any:
+    return tf.rank(operands["updates"]) >= tf.rank(operands["indices"]) - 1
+
+
+def _segments(node: Any, operands: Operands) -> Any:
+    data = operands["data"]
+    row = tf.shape(data, tf.int64)[tf.rank(operands["segment_ids"]) :]
+    return _fit_memory(tf.concat([_flat(tf.cast(operands["num_segments"], tf.int64)), row], 0), data)
+
+
+def _element(node: Any, operands: Operands) -> Any:
+    sizes = tf.cast(_flat(operands["element_shape"]), tf.float64)
+    return _all(tf.reduce_prod(tf.maximum(sizes, 1)) < 2.0**62)
+
+
+def _has_channels(node: Any, operands: Operands) -> Any:
+    return _all(tf.shape(operands["x"])[-1:] > 0)
+
+
+def _has_features(node: Any, operands: Operands) -> Any:
+    numbers = uniform_quant_ops_attr_pb2.UniformQuantizedConvolutionDimensionNumbersAttr()
+    given = node.attr["dimension_numbers"].s if "dimension_numbers" in node.attr else b""
+    numbers.ParseFromString(given)
+    dimension = numbers.kernel_input_feature_dimension if given else 1
+    return _all(tf.shape(operands["rhs"])[dimension : dimension + 1] > 0)
 
 
 def _rate(operand: str) -> Callable[[Any, Operands], Any]:
@@ -163,14 +214,31 @@ _NO_NAN = "must be numbers, none of them between 1e18 and infinity"
 
 _FFT = Guard(("fft_length", "input"), "must be positive", _transform_length, _ENDS)
 _SIZES = Guard(
-    ("input_sizes", "out_backprop"), "must be at least 0, and the whole fit into the memory", _image_sizes, _ENDS
+    ("input_sizes", "out_backprop"),
+    "must be at least 0, one for each dimension, and the whole fit into the memory",
+    *(_image_sizes, _ENDS),
 )
+_PICTURES = Guard(("input", "out_backprop"), "must have 4 dimensions, as must out_backprop", _have_dimensions(4), _ENDS)
+_VOLUMES = Guard(("input", "out_backprop"), "must have 5 dimensions, as must out_backprop", _have_dimensions(5), _ENDS)
+_SCATTERED = Guard(("updates", "indices"), "must have all dimensions of indices but the last", _covers_indices, _ENDS)
+_SEGMENTS = Guard(
+    ("num_segments", "segment_ids", "data"), "must be so few that their output fits into the memory", _segments, _ENDS
+)
+_FEATURES = Guard(("rhs",), "must have at least one input feature", _has_features, _ENDS)
 _LSTM = Guard(("seq_len_max", "x"), "must be from 0 to the number of steps of x", _steps, _ENDS)
 
 GUARDS: Mapping[str, Guard] = {
     **dict.fromkeys(("RFFT", "RFFT2D", "RFFT3D", "IRFFT", "IRFFT2D", "IRFFT3D"), _FFT),
     **dict.fromkeys(("Conv2DBackpropInput", "Conv3DBackpropInputV2", "DepthwiseConv2dNativeBackpropInput"), _SIZES),
     **dict.fromkeys(("BlockLSTM", "BlockLSTMV2"), _LSTM),
+    **dict.fromkeys(("Conv2DBackpropFilter", "DepthwiseConv2dNativeBackpropFilter"), _PICTURES),
+    "Conv3DBackpropFilterV2": _VOLUMES,
+    **dict.fromkeys((f"TensorScatter{kind}" for kind in ("Update", "Add", "Sub", "Min", "Max")), _SCATTERED),
+    "ScatterNd": _SCATTERED,
+    **dict.fromkeys((f"UnsortedSegment{kind}" for kind in ("Sum", "Prod", "Min", "Max")), _SEGMENTS),
+    **dict.fromkeys(("UniformQuantizedConvolution", "UniformQuantizedConvolutionHybrid"), _FEATURES),
+    "QuantizedInstanceNorm": Guard(("x",), "must have at least one channel", _has_channels, _ENDS),
+    "TensorListSplit": Guard(("element_shape",), "must be a shape of fewer than 2**62 elements", _element, _ENDS),
     "AvgPoolGrad": Guard(("orig_input_shape",), "must have 4 elements", _has_length(4), _ENDS),
     "AvgPool3DGrad": Guard(("orig_input_shape",), "must have 5 elements", _has_length(5), _ENDS),
     "GatherV2": Guard(("axis",), "must be an axis", _axis, _ENDS),
@@ -190,10 +258,16 @@ GUARDS: Mapping[str, Guard] = {
 }
 """Op type → what must hold in each of its runs."""
 
-UNGUARDED: Mapping[str, tuple[str, str]] = {
-    "MatrixLogarithm": ("input", "it never ends for a singular matrix"),
+UNGUARDED: Mapping[str, Hazard] = {
+    "MatrixLogarithm": Hazard("input", "it never ends for a singular matrix"),
+    "LSTMBlockCellGrad": Hazard("x", "it ends the process on operands of wrong ranks"),
+    "UnicodeDecodeWithOffsets": Hazard(
+        "input",
+        "it ends the process if Tsplits is int32",
+        lambda node: node.attr["Tsplits"].type == tf.int32.as_datatype_enum,
+    ),
 }
-"""Op type → the operand at fault and what it does to the process, where no check is cheap."""
+"""Op type → what it does to the process, where no check is cheap."""
 
 # What these give is nothing that a request chooses.
 _OWN = words("Const VarHandleOp ReadVariableOp Variable VariableV2 LookupTableSizeV2")
@@ -228,9 +302,10 @@ def find(reader: GraphReader, inputs: Mapping[str, str], fetched: Iterable[str])
 def unguarded(reader: GraphReader, inputs: Iterable[str], fetched: Iterable[str]) -> list[str]:
     """What a request can do to the process in spite of the table, one line for each such operation of the model."""
     return [
-        f"{node.op} {node.name!r}: {UNGUARDED[node.op][1]}"
+        f"{node.op} {node.name!r}: {UNGUARDED[node.op].harm}"
         for body, node, operands in _dangerous(reader, reader.bodies(fetched, inputs), UNGUARDED)
-        if any(_chosen(body, tensor, frozenset()) for tensor in operands.tensors[UNGUARDED[node.op][0]])
+        if UNGUARDED[node.op].where(node)
+        and any(_chosen(body, tensor, frozenset()) for tensor in operands.tensors[UNGUARDED[node.op].operand])
     ]
 
 

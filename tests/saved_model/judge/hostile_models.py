@@ -1,19 +1,20 @@
 """Models with an operation that checks nothing itself, with inputs that TensorFlow answers and inputs that hurt.
 
-As a program, `python -m tests.saved_model.judge.hostile_models DIRECTORY MODE [NAME ...]`: runs each in a process of
-its own, forked before TensorFlow runs, and prints an outcome for each as JSON. Modes: `bare`, with TensorFlow alone;
-`function`, `session` and `freeze`, as embedserve loads them.
+As a program, `python -m tests.saved_model.judge.hostile_models DIRECTORY`: runs all in processes that may end, and
+prints the outcomes by mode and model as JSON. Modes: `bare`, with TensorFlow alone; those of `SERVED`, as embedserve
+loads them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,17 @@ from embedserve.errors import ServingError
 from embedserve.saved_model.loader import SavedModelLoader
 from embedserve.servable import ServableId
 
-_LIMIT = 20.0
+SERVED = ("function", "session", "freeze")
+
+_LIMIT = 90.0
 """Seconds for a load and two runs."""
-_AT_ONCE = 3
+_RUN_LIMIT = 8.0
+"""Seconds for one run of TensorFlow alone."""
+_AT_ONCE = 4
 
 raw = tf.raw_ops
 _F, _I, _L = tf.float32, tf.int32, tf.int64
-_DTYPES = {_F: np.float32, _I: np.int32, _L: np.int64, tf.complex64: np.complex64}
+_DTYPES = {_F: np.float32, _I: np.int32, _L: np.int64, tf.complex64: np.complex64, tf.float16: np.float16}
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,53 @@ _GOOD_SPLITS = {"splits": [0, 2, 3], "values": [1, 2, 3]}
 _BAD_SPLITS = {"splits": [-1, -1, 0, -1], "values": [1, 2, 3]}
 _LENGTH = {"x": (_F, [None, None]), "n": (_I, [1])}
 _SIZE = {"image": (_F, [None, None, None, 1]), "size": (_I, [4])}
+
+
+def _quantized(x: Any, dtype: Any) -> Any:
+    """The same numbers, as far as a byte holds them."""
+    return tf.bitcast(tf.cast(x, tf.uint8 if dtype == tf.quint8 else tf.int8), dtype)
+
+
+def _normalised(x: Any) -> Any:
+    return tf.cast(raw.QuantizedInstanceNorm(x=_quantized(x, tf.quint8), x_min=0.0, x_max=9.0).y, _F)
+
+
+def _hybrid(x: Any, kernel: Any) -> Any:
+    return raw.UniformQuantizedConvolutionHybrid(
+        lhs=x,
+        rhs=_quantized(kernel, tf.qint8),
+        rhs_scales=1.0,
+        rhs_zero_points=0,
+        Tout=_F,
+        padding="SAME",
+        rhs_quantization_min_val=-128,
+        rhs_quantization_max_val=127,
+    )
+
+
+def _filter_gradient(op: Any, dimensions: int) -> Any:
+    ones = [1] * dimensions
+    sizes = [2] * (dimensions - 2) + [1, 1]
+    return lambda x: op(
+        input=x,
+        filter_sizes=sizes,
+        out_backprop=tf.ones([1, *([2] * (dimensions - 2)), 1]),
+        strides=ones,
+        padding="VALID",
+    )
+
+
+def _pieces(values: Any, shape: Any) -> Any:
+    pieces = raw.TensorListSplit(tensor=values, element_shape=shape, lengths=tf.constant([2, 1], _L))
+    return raw.TensorListGetItem(input_handle=pieces, index=0, element_shape=tf.constant([2]), element_dtype=_F)
+
+
+def _scattered(op: Any) -> Any:
+    return lambda at, updates: op(tensor=tf.zeros([2, 2, 2]), indices=at, updates=updates)
+
+
+_ANY = (_F, None)
+_UPDATES = {"at": (_L, [None, None, None]), "updates": (_F, None)}
 _POOLED = {"size": (_I, [None]), "gradient": (_F, [None, None, None, 1])}
 
 MODELS: Mapping[str, Hostile] = {
@@ -169,6 +221,57 @@ MODELS: Mapping[str, Hostile] = {
         {"at": [[0, 1]], "values": [5], "shape": [2, 2]},
         {"at": [[0, 1]], "values": [5], "shape": [-1, 2]},
     ),
+    "conv2d_transpose_of_three_sizes": Hostile(
+        *("Conv2DBackpropInput", {"image": (_F, [None, None, None, 1]), "size": (_I, [None])}, _transposed),
+        *({"image": _ones(1, 3, 3, 1), "size": [1, 6, 6, 1]}, {"image": _ones(1, 3, 3, 1), "size": [1, 6, 6]}),
+    ),
+    "conv2d_filter": Hostile(
+        *("Conv2DBackpropFilter", {"x": _ANY}, _filter_gradient(raw.Conv2DBackpropFilter, 4)),
+        *({"x": _ones(1, 3, 3, 1)}, {"x": _ones(3, 3)}),
+    ),
+    "depthwise_filter": Hostile(
+        "DepthwiseConv2dNativeBackpropFilter",
+        *({"x": _ANY}, _filter_gradient(raw.DepthwiseConv2dNativeBackpropFilter, 4)),
+        *({"x": _ones(1, 3, 3, 1)}, {"x": _ones(3, 3)}),
+    ),
+    "conv3d_filter": Hostile(
+        *("Conv3DBackpropFilterV2", {"x": _ANY}, _filter_gradient(raw.Conv3DBackpropFilterV2, 5)),
+        *({"x": _ones(1, 3, 3, 3, 1)}, {"x": _ones(3, 3)}),
+    ),
+    "scatter": Hostile(
+        *("ScatterNd", {"at": (_L, [None, None, None, None]), "updates": _ANY}),
+        lambda at, updates: raw.ScatterNd(indices=at, updates=updates, shape=tf.constant([3], _L)),
+        {"at": np.zeros([1, 1, 1, 1]), "updates": _ones(1, 1, 1)},
+        {"at": np.zeros([1, 1, 1, 1]), "updates": _ones(1, 1)},
+    ),
+    **{
+        f"scatter_{kind}": Hostile(
+            *(f"TensorScatter{kind}", _UPDATES, _scattered(getattr(raw, f"TensorScatter{kind}"))),
+            {"at": np.zeros([2, 7, 3]), "updates": _ones(2, 7)},
+            {"at": np.zeros([2, 7, 2]), "updates": _ones(2)},
+        )
+        for kind in ("Update", "Max")
+    },
+    "segments": Hostile(
+        *("UnsortedSegmentMax", {"x": (tf.float16, [None, None]), "ids": (_L, [None, None]), "count": (_L, [])}),
+        lambda x, ids, count: raw.UnsortedSegmentMax(data=x, segment_ids=ids, num_segments=count),
+        {"x": _ones(1, 2), "ids": [[1, 0]], "count": 2},
+        {"x": _ones(1, 1), "ids": [[-1]], "count": 2**63 - 1},
+    ),
+    "instance_norm": Hostile(
+        *("QuantizedInstanceNorm", {"x": (_F, [None, None, None, None])}, _normalised),
+        *({"x": _ones(1, 2, 2, 1)}, {"x": _ones(1, 2, 2, 0)}),
+    ),
+    "quantized_convolution": Hostile(
+        *("UniformQuantizedConvolutionHybrid", {"x": (_F, [None, None, None]), "kernel": (_F, [None] * 3)}, _hybrid),
+        {"x": _ones(1, 3, 1), "kernel": _ones(1, 3, 1)},
+        {"x": _ones(1, 3, 1), "kernel": _ones(1, 0, 3)},
+    ),
+    "list_of_pieces": Hostile(
+        *("TensorListSplit", {"values": (_F, [None]), "shape": (_L, [None])}, _pieces),
+        {"values": [1, 2, 3], "shape": [-1]},
+        {"values": [1, 2, 3], "shape": [-1, 2**63 - 1, 7]},
+    ),
     "hue": Hostile(
         *("AdjustHue", {"image": (_F, [None, None, None, 3]), "delta": (_F, [])}),
         lambda image, delta: raw.AdjustHue(images=image, delta=delta),
@@ -192,8 +295,9 @@ MODELS: Mapping[str, Hostile] = {
 }
 
 
-def _bare(model: Hostile, path: Path) -> Any:
+def _bare(model: Hostile, path: Path, about_to_run: Callable[[], None]) -> Any:
     run = tf.saved_model.load(str(path)).signatures["serving_default"]
+    about_to_run()
     try:
         run(**{name: tf.constant(array) for name, array in model.arrays(model.bad).items()})
     except tf.errors.OpError as error:
@@ -221,52 +325,86 @@ def _served(model: Hostile, path: Path, kind: str) -> Any:
     return outcome | {"same": same, "kind": servable.kind, "note": loader.note}
 
 
-def _child(model: Hostile, path: Path, mode: str, pipe: int) -> None:
-    try:
-        model.save(path)
-        outcome = _bare(model, path) if mode == "bare" else _served(model, path, mode)
-        os.write(pipe, json.dumps(outcome).encode())
-    except BaseException as error:
-        os.write(pipe, json.dumps(f"{type(error).__name__}: {error}").encode())
-    os._exit(0)
+class _Child:
+    """A process, forked before TensorFlow has run, that does something with each of some models.
+
+    Attributes:
+        mode: What it does: `save`, `bare`, or a mode of `_served`.
+        outcomes: By model; `death` or `hang` where it ended.
+    """
+
+    def __init__(self, directory: Path, mode: str, names: Sequence[str]) -> None:
+        self.mode = mode
+        self.outcomes: dict[str, Any] = {}
+        self._pipe, write = os.pipe()
+        os.set_blocking(self._pipe, False)
+        self._at, self._limit, self._heard = "", _LIMIT, b""
+        self._since = time.monotonic()
+        self._pid = os.fork()
+        if self._pid == 0:
+            for name in names:
+                _tell(write, name, _LIMIT)
+                _tell(write, name, self._outcome(name, directory / name / "1", write))
+            os._exit(0)
+        os.close(write)
+
+    def _outcome(self, name: str, path: Path, pipe: int) -> Any:
+        model = MODELS[name]
+        try:
+            if self.mode == "save":
+                model.save(path)
+                return "saved"
+            if self.mode == "bare":
+                return _bare(model, path, lambda: _tell(pipe, name, _RUN_LIMIT))
+            return _served(model, path, self.mode)
+        except BaseException as error:
+            return f"{type(error).__name__}: {error}"
+
+    def has_ended(self) -> bool:
+        """Hear what it says; kill it where it is late."""
+        ended = os.waitpid(self._pid, os.WNOHANG)[0] != 0
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._pipe, 2**16):
+                self._heard += data
+        *lines, self._heard = self._heard.split(b"\n")
+        for line in lines:
+            self._at, said = json.loads(line)
+            self._since = time.monotonic()
+            if isinstance(said, float):
+                self._limit = said
+            else:
+                self.outcomes[self._at], self._at = said, ""
+        late = not ended and time.monotonic() > self._since + self._limit
+        if late:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        if (ended or late) and self._at:
+            self.outcomes[self._at] = "hang" if late else "death"
+        return ended or late
 
 
-def _ended(pid: int, pipe: int) -> Iterator[Any]:
-    """The outcome of a child, once there is one; None until then."""
-    end = time.monotonic() + _LIMIT
-    while not os.waitpid(pid, os.WNOHANG)[0]:
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            yield "hang"
-        yield None
-    data = os.read(pipe, 2**16)
-    yield json.loads(data) if data else "death"
+def _tell(pipe: int, name: str, said: Any) -> None:
+    os.write(pipe, json.dumps([name, said]).encode() + b"\n")
 
 
-def main(directory: Path, mode: str, names: Sequence[str]) -> dict[str, Any]:
-    """The outcome for each model; `death` and `hang` for what ended or hung its process."""
-    todo = list(names)
-    running: dict[str, Iterator[Any]] = {}
-    outcomes: dict[str, Any] = {}
+def main(directory: Path) -> dict[str, dict[str, Any]]:
+    """The outcome by mode and model. Only a run of TensorFlow alone has a process for itself: it does not survive."""
+    outcomes: dict[str, dict[str, Any]] = {mode: {} for mode in ("save", "bare", *SERVED)}
+    saving = _Child(directory, "save", list(MODELS))
+    while not saving.has_ended():
+        time.sleep(0.05)
+    todo = [("bare", [name]) for name in MODELS] + [(mode, list(MODELS)) for mode in SERVED]
+    running: list[_Child] = []
     while todo or running:
         while todo and len(running) < _AT_ONCE:
-            name = todo.pop()
-            read, write = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                os.close(read)
-                _child(MODELS[name], directory / f"{name}-{mode}" / "1", mode, write)
-            os.close(write)
-            running[name] = _ended(pid, read)
-        for name in list(running):
-            outcome = next(running[name])
-            if outcome is not None:
-                outcomes[name] = outcome
-                del running[name]
+            running.append(_Child(directory, *todo.pop()))
+        for child in list(running):
+            if child.has_ended():
+                outcomes[child.mode] |= child.outcomes
+                running.remove(child)
         time.sleep(0.05)
     return outcomes
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:] or list(MODELS))))
+    print(json.dumps(main(Path(sys.argv[1]))))
