@@ -20,7 +20,7 @@ from typing import Protocol
 
 from embedserve.config import AbsentVersions, ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.scan import Child, Memory, ModelScan, Scan, VersionDirectory, scan
-from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget
+from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget, polled_devices
 from embedserve.load_pool import LoadPool
 from embedserve.saved_model.completeness import Look, check, look
 
@@ -246,8 +246,8 @@ class FileSystemSource:
                 if epoch == self._epoch:
                     break
             self._tell(result)
-            if self._options.watch and await self._watch.arm(targets):
-                self._wake.set()  # For what changed before there was a watch on it.
+            if self._options.watch:
+                self._watch.arm(targets)
         except Exception:
             logger.exception(
                 "scanning for model versions failed; it is tried again in %g s", self._options.poll_interval
@@ -297,7 +297,9 @@ def _scan_in_thread(
     paths = {config.directory for config in result.configs.values()}
     if root is not None:
         paths.add(root)
-    return result, [target for target in map(_watch_target, sorted(_outermost(paths))) if target is not None]
+    targets = [target for target in map(_watch_target, sorted(_outermost(paths))) if target is not None]
+    polled = polled_devices()
+    return result, [target for target in targets if target.device not in polled]
 
 
 def _outermost(paths: set[Path]) -> set[Path]:
