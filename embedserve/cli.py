@@ -280,7 +280,7 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
     ):
         if value > 0:
             options[name] = value
-    for name in ("servable", "optimize", "transition", "absent_versions"):
+    for name in ("servable", "free_batch", "optimize", "transition", "absent_versions"):
         options[name] = flags.text(name)
     if flags.text("start_requires"):
         options["start_requires"] = flags.text("start_requires")

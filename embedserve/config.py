@@ -37,6 +37,7 @@ __all__ = [
     "AllVersions",
     "BatchingOptions",
     "Clients",
+    "FreeBatch",
     "LatestVersions",
     "Location",
     "LoggingOptions",
@@ -234,6 +235,7 @@ class RetryPolicy(_Options):
 
 
 Batching = Literal["auto", "adaptive"] | bool
+FreeBatch = Literal["auto"] | bool
 Optimize = Literal["none", "freeze", "xla"]
 AbsentVersions = Literal["keep", "unload", "last"]
 
@@ -266,6 +268,9 @@ class ModelConfig(_Options):
         batching: `auto` batches signatures that are safe to batch; `adaptive` does too, and learns how large a batch
             may be and how long it may wait; True and False override the judgement.
         batching_options: Queue and batch sizes.
+        free_batch: Whether requests may have another number of rows than the fixed dimension 0 that a signature
+            declares. `auto` allows them where the graph keeps rows apart for any number of them and a probe at the load
+            agrees; True where the owner knows that; False never.
         servable: `function` (`tf.saved_model.load`), `session` (a graph session), or `auto`: a small model's load
             measures which is faster.
         optimize: `freeze` turns variables into constants, `xla` compiles besides; see docs/performance.md. What cannot
@@ -287,6 +292,7 @@ class ModelConfig(_Options):
     version_labels: Mapping[str, int] = Field(default_factory=dict)
     batching: Batching | None = None
     batching_options: BatchingOptions | None = None
+    free_batch: FreeBatch | None = None
     servable: Literal["auto", "function", "session"] | None = None
     optimize: Optimize | None = None
     optimize_tolerance: float | None = Field(default=None, ge=0)
@@ -326,8 +332,8 @@ class RegistryOptions(_Options):
     """Options of a `ModelRegistry` that are not one model's.
 
     Attributes:
-        batching, batching_options, servable, optimize, optimize_tolerance, warmup, prefer_tflite_model: Defaults for
-            models that do not say.
+        batching, batching_options, free_batch, servable, optimize, optimize_tolerance, warmup, prefer_tflite_model:
+            Defaults for models that do not say.
         num_tflite_pools: As well; None is one interpreter per run thread.
         num_batch_threads: Run threads, shared by all models; as many as the process may use CPUs. One more is lent
             while a single model has held all of them for a tenth of a second and another waits.
@@ -383,6 +389,7 @@ class RegistryOptions(_Options):
 
     batching: Batching = "auto"
     batching_options: BatchingOptions = BatchingOptions()
+    free_batch: FreeBatch = "auto"
     servable: Literal["auto", "function", "session"] = "auto"
     optimize: Optimize = "none"
     optimize_tolerance: float = Field(default=1e-5, ge=0)

@@ -264,6 +264,12 @@ _OWN: tuple[Flag, ...] = (
     _own("profiler_clients", "string", "local", "Who may use the profiler: none, local (this machine) or all."),
     _own("grpc_reflection", "bool", False, "Offer server reflection on the gRPC port."),
     _own("servable", "string", "auto", "How models run: function, session or auto."),
+    _own(
+        "free_batch",
+        "string",
+        "auto",
+        "Take any number of rows where a signature declares a fixed one: auto (where it is safe), true or false.",
+    ),
     _own("optimize", "string", "none", "Optimised execution where a model allows it: none, freeze or xla."),
     _own("optimize_tolerance", "float", 1e-5, "How far an optimised answer may be off, relative to its size."),
     _own("num_batch_threads", "int32", 0, "Threads that run models; 0 for one per CPU."),
@@ -325,6 +331,7 @@ FLAGS: dict[str, Flag] = {flag.name: flag for flag in _TENSORFLOW_SERVING + _OWN
 OPTION_FLAGS: dict[str, tuple[str, ...]] = {
     "batching": ("enable_batching", "adaptive_batching"),
     "batching_options": ("batching_parameters_file", "target_latency"),
+    "free_batch": ("free_batch",),
     "servable": ("servable",),
     "optimize": ("optimize",),
     "optimize_tolerance": ("optimize_tolerance",),

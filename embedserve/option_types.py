@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         AbsentVersions,
         Batching,
         BatchingOptions,
+        FreeBatch,
         LoggingOptions,
         Optimize,
         RetryPolicy,
@@ -35,6 +36,7 @@ class ModelOptions(TypedDict, total=False):
     version_labels: Mapping[str, int]
     batching: Batching | None
     batching_options: BatchingOptions | Mapping[str, Any] | None
+    free_batch: FreeBatch | None
     servable: Literal["auto", "function", "session"] | None
     optimize: Optimize | None
     optimize_tolerance: float | None
@@ -53,6 +55,7 @@ class RegistryKeywords(TypedDict, total=False):
 
     batching: Batching
     batching_options: BatchingOptions | Mapping[str, Any]
+    free_batch: FreeBatch
     servable: Literal["auto", "function", "session"]
     optimize: Optimize
     optimize_tolerance: float

@@ -112,6 +112,7 @@ class Signature:
         batching: Whether concurrent requests may share a run.
         input_ranks: Required rank per input of unknown declared rank.
         composites: Outputs that cannot be answered as they are, by alias.
+        fixed_rows: Why a request must have the declared number of rows, where `free_batch` was not used; for messages.
         input_dtypes: Dtypes of `inputs` by alias.
     """
 
@@ -125,6 +126,7 @@ class Signature:
     batching: BatchingVerdict = BatchingVerdict(False, "not judged")
     input_ranks: Mapping[str, int] = field(default_factory=dict)
     composites: Mapping[str, Composite] = field(default_factory=dict)
+    fixed_rows: str = ""
     input_dtypes: Mapping[str, DType] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -314,9 +316,12 @@ class Signature:
         self, spec: TensorSpec, required: tuple[int | None, ...], given: tuple[int, ...]
     ) -> InvalidInputError:
         expected = ",".join("?" if size is None else str(size) for size in required)
+        why = " (rank set by input_ranks)" if spec.shape is None else ""
+        if self.fixed_rows and required and _fits(given, (None, *required[1:])):
+            why = f": free_batch could not be used: {self.fixed_rows}"
         return InvalidInputError(
             f"input {spec.name!r} of signature {self.name!r} has shape [{','.join(map(str, given))}], "
-            f"expected [{expected}]" + (" (rank set by input_ranks)" if spec.shape is None else "")
+            f"expected [{expected}]{why}"
         )
 
     def check_predict_method(self) -> None:

@@ -30,7 +30,8 @@ class VersionStatus:
         generation: Counts how often the version was brought up: for new contents, or after it had been unloaded.
         kind: `function`, `session`, `frozen`, `xla` or `tflite` once loaded.
         note: What else to know: a newer generation that failed, why a directory is not loaded yet, which stuck runs
-            the version is refused for, or what of `optimize` could not be had.
+            the version is refused for, what of `optimize` could not be had, or which signatures take any number of rows
+            though they declare one.
         batching: Whether requests of each signature share runs, and why or why not, once loaded.
     """
 

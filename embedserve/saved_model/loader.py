@@ -17,16 +17,17 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from embedserve.config import ModelConfig, RegistryOptions
+from embedserve.config import FreeBatch, ModelConfig, RegistryOptions
 from embedserve.errors import Code, LoadError, ServingError
 from embedserve.saved_model import completeness, custom_ops, graph_session, memory, warmup
 from embedserve.saved_model.choosing import is_worth_a_try, session_if_faster
 from embedserve.saved_model.freezing import NotOptimisableError
 from embedserve.saved_model.function import FunctionServable
 from embedserve.saved_model.graph import LARGE_CONSTANTS, GraphReader, Operations
+from embedserve.saved_model.graph_copy import GraphCopy
 from embedserve.saved_model.graph_session import UnsetVariablesError
-from embedserve.saved_model.guarding import GuardedCopy
-from embedserve.saved_model.judge import guards, probe, verdict
+from embedserve.saved_model.guarding import add_checks
+from embedserve.saved_model.judge import free_batch, guards, probe, verdict
 from embedserve.saved_model.judge.probe_inputs import Sample, candidates
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.saved_model.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
@@ -58,6 +59,7 @@ class _Loaded:
         operations: What a run of each does.
         recorded: What recorded requests tell.
         hazards: What a request to each can do to the process in spite of all checks.
+        declared: Signatures whose dimension 0 is described as unknown, as they are with the declared one.
     """
 
     servable: SavedModelServable
@@ -65,6 +67,7 @@ class _Loaded:
     operations: Mapping[str, Operations]
     recorded: warmup.RecordedInputs
     hazards: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    declared: Mapping[str, Signature] = field(default_factory=dict)
 
 
 class SavedModelLoader:
@@ -94,9 +97,10 @@ class SavedModelLoader:
         self.warmup_records: int | None = None
         """Recorded warm-up requests that were replayed; None before `warm_up`, or where there is no file."""
         self.note = ""
-        """What of `optimize` could not be had, and what a request can do to the process."""
-        self._copy: GuardedCopy | None = None
-        self._hazards: list[str] = []
+        """What of `optimize` could not be had, what a request can do to the process, which signatures were freed."""
+        self._copy: GraphCopy | None = None
+        self._has_checks = False
+        self._notes: list[str] = []
 
     def __repr__(self) -> str:
         return f"<SavedModelLoader {self._id} at {self._path}>"
@@ -114,7 +118,7 @@ class SavedModelLoader:
         if self._fingerprint is None:
             self._fingerprint = completeness.fingerprint(self._path)
         self.batching = batching_of_version(self._path, self._config, self._options)
-        self._hazards = []
+        self._notes = []
         loaded = self._load_tflite() or self._load_saved_model()
         try:
             loaded.servable.signatures = self._judge(loaded)
@@ -122,7 +126,7 @@ class SavedModelLoader:
         except BaseException:
             self.unload(loaded.servable)
             raise
-        self.note = "; ".join(filter(None, (self.note, *self._hazards)))
+        self.note = "; ".join(filter(None, (self.note, *self._notes)))
         if not loaded.servable.reads_files_at_run_time:
             self._drop_copy()
         if faster is None:
@@ -148,18 +152,60 @@ class SavedModelLoader:
             {f"signature {name!r}": found for name, found in operations.items()}
             | {"initialisation of the model": graph.startup()}
         )
-        recorded = self._recorded(signatures)
-        described = self._described(signatures, operations, (graph, rows), recorded)
-        hazards = self._guard(meta_graph, graph, signatures)
+        signatures, freed = self._freed(signatures, operations, rows)
+        recorded = self._recorded(signatures | freed)
+        declared = self._described(signatures, operations, (graph, rows), recorded)
+        described = declared | self._described(freed, operations, (graph, rows), recorded)
+        hazards = self._copy_changed(meta_graph, graph, signatures, freed)
         try:
             servable = self._load_somehow(meta_graph, described, operations)
         except BaseException:
             self._drop_copy()
             raise
-        return _Loaded(servable, described, operations, recorded, hazards)
+        if self._copy is None:
+            for name in freed:
+                declared[name] = self._kept(declared[name], "it does not load with dimension 0 unknown")
+            return _Loaded(servable, declared, operations, recorded, hazards)
+        return _Loaded(servable, described, operations, recorded, hazards, {name: declared[name] for name in freed})
 
-    def _guard(self, meta_graph: Any, graph: GraphReader, signatures: Mapping[str, Signature]) -> dict[str, list[str]]:
-        """Have the version loaded from a copy with checks, where it has operations that check nothing themselves.
+    @property
+    def _free_batch(self) -> FreeBatch:
+        own = self._config.free_batch
+        return self._options.free_batch if own is None else own
+
+    def _freed(
+        self, signatures: Mapping[str, Signature], operations: Mapping[str, Operations], rows: RowAnalysis
+    ) -> tuple[dict[str, Signature], dict[str, Signature]]:
+        """All signatures as declared, and those of them that the graph lets have any number of rows, with any."""
+        declared = dict(signatures)
+        freed = {}
+        for name, signature in signatures.items():
+            if free_batch.declared_rows(signature) is None:
+                continue
+            why = free_batch.obstacle(signature, operations[name], rows, self._free_batch)
+            if why:
+                declared[name] = self._kept(signature, why)
+            else:
+                freed[name] = free_batch.freed(signature)
+        return declared, freed
+
+    def _kept(self, signature: Signature, why: str) -> Signature:
+        """The signature as declared, which is told where the owner wanted another."""
+        found = f"signature {signature.name!r} takes the declared number of rows: free_batch could not be used: {why}"
+        if self._free_batch is True:
+            self._warn(found)
+        elif self._free_batch == "auto":
+            logger.info("%s: %s", self._id, found)
+        return free_batch.kept(signature, why)
+
+    def _copy_changed(
+        self,
+        meta_graph: Any,
+        graph: GraphReader,
+        signatures: Mapping[str, Signature],
+        freed: Mapping[str, Signature],
+    ) -> dict[str, list[str]]:
+        """Have the version loaded from a copy, where operations need checks or a number of rows is to be forgotten.
 
         Returns:
             What no check keeps out, for each signature.
@@ -167,18 +213,25 @@ class SavedModelLoader:
         inputs = {spec.tensor_name: name for s in signatures.values() for name, spec in s.inputs.items()}
         outputs = {name: [spec.tensor_name for spec in s.outputs.values()] for name, s in signatures.items()}
         found = guards.find(graph, inputs, [tensor for tensors in outputs.values() for tensor in tensors])
-        if found:
-            self._copy = GuardedCopy(self._path, meta_graph, found)
-            for one in found:
-                logger.info("%s is guarded: %s, or else it %s", *(self._id, one.rule, one.guard.harm))
+        for one in found:
+            logger.info("%s is guarded: %s, or else it %s", *(self._id, one.rule, one.guard.harm))
         hazards = {name: guards.unguarded(graph, inputs, tensors) for name, tensors in outputs.items()}
         for hazard in dict.fromkeys(itertools.chain.from_iterable(hazards.values())):
             self._warn(f"cannot be guarded: {hazard}")
+        if not found and not freed:
+            return hazards
+        changed = type(meta_graph)()
+        changed.CopyFrom(meta_graph)
+        add_checks(changed, found)
+        if freed:
+            free_batch.forget_rows(changed, freed.values())
+        self._copy = GraphCopy(self._path, changed)
+        self._has_checks = bool(found)
         return hazards
 
-    def _warn(self, hazard: str) -> None:
-        logger.warning("%s %s", self._id, hazard)
-        self._hazards.append(hazard)
+    def _warn(self, note: str) -> None:
+        logger.warning("%s %s", self._id, note)
+        self._notes.append(note)
 
     def _drop_copy(self) -> None:
         if self._copy is not None:
@@ -193,7 +246,7 @@ class SavedModelLoader:
     def _load_somehow(
         self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
     ) -> FunctionServable | SessionServable:
-        """The servable, with operations from a package that is to be imported, or unguarded, where need be."""
+        """The servable: of the changed graph, else with an imported package of operations, else of the stored graph."""
         try:
             return self._load_servable(meta_graph, signatures, operations)
         except LoadError as error:
@@ -201,10 +254,11 @@ class SavedModelLoader:
                 return self._load_servable(meta_graph, signatures, operations)
             if self._copy is None:
                 raise
-            guarded = error
+            changed = error
         self._drop_copy()
         servable = self._load_servable(meta_graph, signatures, operations)
-        self._warn(f"cannot be guarded: it does not load with checks ({guarded.message})")
+        if self._has_checks:
+            self._warn(f"cannot be guarded: it does not load with checks ({changed.message})")
         return servable
 
     def _load_tflite(self) -> _Loaded | None:
@@ -343,7 +397,8 @@ class SavedModelLoader:
     def _judge(self, loaded: _Loaded) -> dict[str, Signature]:
         servable = loaded.servable
         judged = {}
-        for name, signature in loaded.described.items():
+        for name in loaded.described:
+            signature = self._tried_free(loaded, name)
             unguarded = verdict.unguarded_inputs(signature)
             if unguarded:
                 self._warn(
@@ -370,6 +425,26 @@ class SavedModelLoader:
             logger.info("%s: signature %r is %s", self._id, name, signature.batching)
             judged[name] = signature
         return judged
+
+    def _tried_free(self, loaded: _Loaded, name: str) -> Signature:
+        """The signature, with dimension 0 unknown only if runs of other numbers of rows bear that out."""
+        signature, declared = loaded.described[name], loaded.declared.get(name)
+        if declared is None:
+            return signature
+        count = free_batch.declared_rows(declared)
+        assert count is not None
+        if self._free_batch is not True:
+            hazards = loaded.hazards.get(name)
+            if hazards:
+                return self._kept(declared, f"it is not tried on made-up inputs for {hazards[0]}")
+            samples = candidates(signature, loaded.recorded.inputs.get(name, ()), loaded.operations[name].features)
+            sample = probe.find_sample(loaded.servable, signature, samples, count)
+            objection = probe.objection_to_counts(loaded.servable, signature, sample, count)
+            if objection is not None:
+                return self._kept(declared, objection)
+        self._notes.append(f"signature {name!r}: dimension 0 freed, {count} is declared")
+        logger.info("%s: %s", self._id, self._notes[-1])
+        return signature
 
     def _find_sample(self, loaded: _Loaded, signature: Signature, probed: bool) -> Sample | None:
         if not signature.stateless or (self._warmup == "none" and not probed):

@@ -30,10 +30,13 @@ class PlainModel:
     """
 
     def __init__(self, path: Path, tags: Iterable[str]) -> None:
-        from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph
+        from embedserve.saved_model.judge.free_batch import declared_rows
+        from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph, read_signatures
 
+        meta_graph = read_meta_graph(path, tags)
+        self._declared = {name: declared_rows(stored) for name, stored in read_signatures(meta_graph).items()}
         ways: list[type[_Functions | _Session]] = (
-            [_Session] if not has_object_graph(read_meta_graph(path, tags)) else [_Functions, _Session]
+            [_Session] if not has_object_graph(meta_graph) else [_Functions, _Session]
         )
         failures = []
         for way in ways:
@@ -48,13 +51,22 @@ class PlainModel:
     def answer(self, signature: Signature, inputs: Tensors) -> dict[str, Array]:
         """What a signature answers to bound inputs, each request by itself.
 
+        A signature that declares a fixed number of rows, and is served with any, is asked for the declared number: the
+        request's rows are repeated, and the answers to the repetitions are left out.
+
         Raises:
             ServingError: TensorFlow's error.
         """
         import tensorflow as tf
 
+        declared = self._declared.get(signature.name)
+        rows = min((len(array) if array.ndim else 0 for array in inputs.values()), default=0)
+        filled = inputs
+        if declared is not None and 0 < rows < declared:
+            filled = {alias: array[np.arange(declared) % rows] for alias, array in inputs.items()}
         try:
-            return self._way.answer(signature, inputs)
+            found = self._way.answer(signature, filled)
+            return found if filled is inputs else {alias: array[:rows] for alias, array in found.items()}
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise ServingError(f"{type(error).__name__}: {error}") from None
 

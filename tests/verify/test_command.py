@@ -17,6 +17,7 @@ from embedserve.signature import Signature
 from embedserve.testing import fake_signature
 from embedserve.verify.plain import PlainModel
 from tests.programs import run_program
+from tests.saved_model import fixed_rows
 from tests.verify.conftest import ModelPath
 
 Run = Callable[..., tuple[int, str, str]]
@@ -117,6 +118,16 @@ def test_state_and_random_numbers_are_said_and_not_compared(run: Run, model: Mod
 def test_a_model_of_tensorflow_1_is_compared_with_a_session(run: Run, model: ModelPath) -> None:
     found = document(run, model("tf1_ref_variables"))["signatures"]["serving_default"]
     assert found["ways"]["beside neighbours"]["outputs"]["y"]["largest_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize("build", [fixed_rows.sized, fixed_rows.like_resnet])
+def test_a_freed_signature_is_compared_with_tensorflow_on_the_declared_number_of_rows(
+    run: Run, tmp_path: Path, build: Callable[[Path], Path]
+) -> None:
+    build(tmp_path / "m" / "1")
+    found = document(run, tmp_path / "m")["signatures"]["serving_default"]
+    assert (found["batched"], found["by"]) == (True, "proof")
+    assert found["ways"]["beside neighbours"]["outputs"]
 
 
 @pytest.mark.parametrize("name", ["composite_outputs", "tf1_composites", "without_inputs"])

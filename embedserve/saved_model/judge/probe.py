@@ -1,4 +1,4 @@
-"""Runs a signature on inputs that nobody sent, at its load: which sample it takes, and whether rows batch.
+"""Runs a signature on inputs that nobody sent, at its load: what it takes, whether rows batch, how many may come.
 
 A probe decides only what the graph leaves open; `verdict` says where. Knows no graph.
 """
@@ -19,7 +19,7 @@ from embedserve.saved_model.judge.probe_inputs import Sample
 from embedserve.servable import Array, Servable, Tensors
 from embedserve.signature import BatchingVerdict, Signature
 
-__all__ = ["find_sample", "probe"]
+__all__ = ["find_sample", "objection_to_counts", "probe"]
 
 logger = logging.getLogger("embedserve")
 
@@ -38,11 +38,11 @@ def _run(servable: Servable, signature: Signature, inputs: Tensors) -> Tensors:
         return servable.run(signature.name, inputs, timeout=_PATIENCE)
 
 
-def find_sample(servable: Servable, signature: Signature, samples: Iterable[Sample]) -> Sample | None:
-    """The first sample that the model takes, one row of it, or None."""
+def find_sample(servable: Servable, signature: Signature, samples: Iterable[Sample], rows: int = 1) -> Sample | None:
+    """The first sample of which the model takes this many rows, or None."""
     for sample in samples:
         try:
-            _run(servable, signature, signature.bind(sample.batch(1)))
+            _run(servable, signature, signature.bind(sample.batch(rows)))
         except DeadlineExceededError:
             logger.info("signature %r does not end on a made-up input", signature.name)
             return None
@@ -69,6 +69,33 @@ def probe(servable: Servable, signature: Signature, sample: Sample | None) -> Ba
     except ServingError as error:
         return BatchingVerdict(False, f"rows together fail: {error}")
     return BatchingVerdict(True, "unlike rows together equal each alone")
+
+
+def objection_to_counts(servable: Servable, signature: Signature, sample: Sample | None, declared: int) -> str | None:
+    """What a signature with a declared number of rows has against others; None where each row's answer stays the same.
+
+    Args:
+        servable: Loaded from a graph that does not know the declared number.
+        signature: With dimension 0 unknown.
+        sample: Inputs of which the model takes the declared number of rows.
+        declared: That number.
+    """
+    if sample is None:
+        return "no input for the load-time probe could be made up: record warm-up requests"
+    count = 1
+    try:
+        _run(servable, signature, sample.batch(1))
+        rows = _answered(servable, signature, sample)
+        if len(rows) < 2:
+            return "the requests it takes are all alike: nothing to probe with"
+        together = _Together(servable, signature, rows)
+        for count in dict.fromkeys((1, 2, declared, declared + 1)):
+            reason = together.objection([place % len(rows) for place in range(count)])
+            if reason is not None:
+                return reason
+    except ServingError as error:
+        return f"{count} rows fail: {error}" if count > 1 else f"one row fails: {error}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from embedserve import ModelConfig, ModelRegistry
 from embedserve.config import RegistryOptions
 from embedserve.errors import LoadError
-from embedserve.saved_model import guarding
+from embedserve.saved_model import loader as loading
 from embedserve.saved_model.graph import GraphReader
 from embedserve.saved_model.judge import guards
 from embedserve.saved_model.loader import SavedModelLoader
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_load_with_checks_is_served_without_and_says_so(
     def broken(meta_graph: Any, found: Any) -> None:
         meta_graph.graph_def.ClearField("library")
 
-    monkeypatch.setattr(guarding, "add_checks", broken)
+    monkeypatch.setattr(loading, "add_checks", broken)
     MODELS["rfft"].save(tmp_path / "1")
     loader = loader_of(tmp_path / "1")
     servable = loader.load()
