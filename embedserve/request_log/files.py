@@ -43,7 +43,9 @@ class RotatingFiles:
         self._max_total_bytes = max_total_bytes
         self._name = re.compile(re.escape(prefix.name) + r"-\d{8}T\d{6}\.\d{6}Z-\d+-\d+\.tfrecord")
         self._writer: Any = None
+        self._path = prefix
         self._size = 0
+        self._first_size = 0
 
     def __repr__(self) -> str:
         return f"<RotatingFiles {self.prefix}-*.tfrecord>"
@@ -75,6 +77,7 @@ class RotatingFiles:
         except BaseException:
             self._abandon_file()
             raise
+        self._first_size = self._first_size or size
         self._size += size
 
     def flush(self) -> None:
@@ -90,8 +93,13 @@ class RotatingFiles:
     def close(self) -> None:
         """End the present file; a record after this begins another."""
         writer, self._writer = self._writer, None
-        if writer is not None:
+        if writer is None:
+            return
+        try:
             writer.close()
+        except BaseException:
+            self._abandon_file()
+            raise
 
     def _begin_file(self) -> None:
         import tensorflow as tf
@@ -102,13 +110,18 @@ class RotatingFiles:
         now = time.time_ns()
         moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9))
         name = f"{self.prefix.name}-{moment}.{now // 1000 % 10**6:06}Z-{os.getpid()}-{next(_NUMBERS):06}.tfrecord"
-        self._writer = tf.io.TFRecordWriter(str(self.prefix.with_name(name)))
-        self._size = 0
+        self._path = self.prefix.with_name(name)
+        self._size = self._first_size = 0
+        self._writer = tf.io.TFRecordWriter(str(self._path))
 
     def _abandon_file(self) -> None:
-        """Leave a file that may end in half a record to its readers."""
+        """Leave a file that may end in half a record to its readers, and none that holds no whole record: on a full
+        disk every attempt would leave one."""
         with contextlib.suppress(Exception):
             self.close()
+        with contextlib.suppress(OSError):
+            if not self._first_size or self._path.stat().st_size < self._first_size:
+                self._path.unlink()
 
     def _make_room(self) -> None:
         """Delete the oldest files until a whole new one fits."""

@@ -26,8 +26,9 @@ MAX_QUEUED_BYTES = 64 * 2**20
 # What an exchange costs besides its messages; it bounds the number of empty ones.
 _OVERHEAD = 1024
 _WARNING_INTERVAL = 10.0
-# After a failure the disk is left alone for so long.
+# After a failure the disk is left alone for so many seconds, after each further one for twice as long, up to a bound.
 _RETRY_AFTER = 1.0
+_RETRY_AFTER_AT_MOST = 60.0
 _REPORT_EVERY = 100
 
 Report = Callable[[Counter[tuple[str, Code]]], None]
@@ -59,6 +60,7 @@ class LogWriter:
         self._written_bytes = 0
         self._closed = False
         self._retry_at = 0.0
+        self._retry_after = _RETRY_AFTER
         self._dropped = _Warnings(f"exchanges for {files.prefix} were not logged: the disk does not keep up")
         self._failed = _Warnings(f"records could not be written to {files.prefix}")
         self._thread = threading.Thread(target=self._work, name="embedserve-request-log", daemon=True)
@@ -99,7 +101,9 @@ class LogWriter:
             self._written_bytes += taken.exchange.size + _OVERHEAD
             del taken
             if self._queue.empty() or ended.total() >= _REPORT_EVERY:
-                self._attempt(self._files.flush)
+                wrote = any(code is Code.OK for _, code in ended)
+                if self._attempt(self._files.flush) and wrote:
+                    self._retry_after = _RETRY_AFTER
                 self._report(ended)
                 ended = Counter()
         self._attempt(self._files.close)
@@ -120,17 +124,22 @@ class LogWriter:
             self._failed.add(error)
             return Code.RESOURCE_EXHAUSTED
         except Exception as error:
-            self._failed.add(error)
-            self._retry_at = time.monotonic() + _RETRY_AFTER
+            self._leave_alone(error)
             return Code.UNAVAILABLE
         return Code.OK
 
-    def _attempt(self, call: Callable[[], None]) -> None:
+    def _attempt(self, call: Callable[[], None]) -> bool:
         try:
             call()
         except Exception as error:
-            self._failed.add(error)
-            self._retry_at = time.monotonic() + _RETRY_AFTER
+            self._leave_alone(error)
+            return False
+        return True
+
+    def _leave_alone(self, error: Exception) -> None:
+        self._failed.add(error)
+        self._retry_at = time.monotonic() + self._retry_after
+        self._retry_after = min(2 * self._retry_after, _RETRY_AFTER_AT_MOST)
 
 
 class _Warnings:

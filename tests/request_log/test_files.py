@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,39 @@ def test_a_directory_that_cannot_be_made_is_said_and_tried_again(prefix: Path) -
     files.write(b"kept")
     files.close()
     assert everything(prefix) == [b"kept"]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """The system refuses every byte, as on a full disk: no file may grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def fails(call: Callable[[], None]) -> bool:
+    try:
+        call()
+    except Exception:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("size", [100, 5_000_000], ids=["buffered", "written through"])
+@pytest.mark.parametrize("end", ["flush", "close"])
+def test_a_full_disk_leaves_no_file_without_a_record(prefix: Path, size: int, end: str) -> None:
+    files = RotatingFiles(prefix, 10**7, 10**8)
+    files.write(b"before")
+    files.flush()
+    for _ in range(3):
+        with full_disk():
+            failures = [fails(call) for call in (lambda: files.write(bytes(size)), getattr(files, end))]
+        assert any(failures)
+    assert len(list(prefix.parent.iterdir())) == 1, "the one with a record"
+    files.write(b"after")
+    files.close()
+    assert everything(prefix)[-1] == b"after"
+    assert len(list(prefix.parent.iterdir())) == 2

@@ -228,6 +228,48 @@ def test_a_disk_that_fails_is_left_alone_for_a_moment(
     assert "FileExistsError" in caplog.text
 
 
+class Full(RotatingFiles):
+    """A disk that takes what is buffered and fails to write it down."""
+
+    full = True
+    writes = 0
+    dirty = False
+
+    def write(self, record: bytes) -> None:
+        self.writes += 1
+        self.dirty = True
+
+    def flush(self) -> None:
+        dirty, self.dirty = self.dirty, False
+        if self.full and dirty:
+            raise OSError("No space left on device")
+
+
+def test_a_disk_that_stays_full_is_tried_ever_more_rarely(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    told = threading.Semaphore(0)
+    files = Full(prefix, 10**6, 10**6)
+    writer = LogWriter(files, lambda ended: told.release())
+
+    def put_every_second(seconds: int) -> int:
+        nonlocal now
+        before = files.writes
+        for _ in range(seconds):
+            now += 1.0
+            assert writer.put(exchange(), 1.0, ())
+            assert told.acquire(timeout=30)
+        return files.writes - before
+
+    assert put_every_second(63) == 6
+    files.full = False
+    assert put_every_second(65) > 1
+    files.full = True
+    assert put_every_second(3) == 2, "what has worked is tried soon again"
+    writer.close()
+    assert writer.join(30)
+
+
 def test_an_exchange_that_is_no_record_is_dropped_alone(prefix: Path, read: Read) -> None:
     def broken() -> bytes:
         raise ValueError("no message")
