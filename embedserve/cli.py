@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
         return 0
     configure_logging()
-    if _workers(flags) > 0:
-        hollow_tensorflow.install()
     try:
+        if _workers(flags) > 0:
+            hollow_tensorflow.install()
         config = server_config(flags, os.environ)
     except ServingError as error:
         return report_failed_start(error)
@@ -278,7 +278,7 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         ("remote_cache_max_bytes", flags.number("remote_cache_max_bytes")),
         ("remote_poll_interval", flags.real("remote_poll_wait_seconds")),
     ):
-        if value > 0:
+        if value:  # 0 stands for the default; what is negative is refused.
             options[name] = value
     for name in ("servable", "free_batch", "optimize", "transition", "absent_versions"):
         options[name] = flags.text(name)

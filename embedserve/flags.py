@@ -464,6 +464,7 @@ def usage(program: str) -> str:
         f"usage: {program} MODELS_DIRECTORY [flags]",
         f"       {program} --model_base_path=DIRECTORY [flags]",
         f"       {program} bench MODEL_DIRECTORY [options]      measures a model; bench --help tells more",
+        f"       {program} verify MODEL_DIRECTORY [options]     compares its answers; verify --help tells more",
         "Flags:",
     ]
     for flag in FLAGS.values():

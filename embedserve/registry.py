@@ -252,6 +252,10 @@ class ModelRegistry(RegistryView):
             finally:
                 private.close()
         elif runtime is not None:
+            if runtime.on_loop():
+                raise RegistryStateError(
+                    "close() on the registry's own event loop would wait for itself: await aclose()"
+                )
             self._sync(self.aclose)
 
     def __del__(self) -> None:

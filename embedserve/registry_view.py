@@ -75,8 +75,8 @@ class RegistryView:
         runtime = self._runtime
         if runtime is None:
             raise NotReadyError(
-                "the registry has not been entered: use `async with registry`, `with registry`, or give the host app "
-                "`lifespan=registry.lifespan`"
+                "the registry has not been entered, or has been left: use `async with registry`, `with registry`, "
+                "`registry.ensure_started()`, or give the host app `lifespan=registry.lifespan`"
             )
         return runtime
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from embedserve.errors import Code, ConfigError
 from embedserve.flags import parse
 from embedserve.server_config import PyvoyConfig, ServerConfig, TlsContents, TlsFiles
 from embedserve.tensorflow_setup import session_config_from_flags
-from tests.programs import run_program
+from tests.programs import ROOT, run_program
 
 
 def configured(*arguments: str, environment: Mapping[str, str] | None = None) -> ServerConfig:
@@ -615,3 +616,14 @@ def test_a_refused_configuration_is_reported_on_stdout(
     monkeypatch.setattr("embedserve.cli.configure_logging", lambda: None)
     assert main([str(tmp_path / "none")]) == 255
     assert capsys.readouterr().out.startswith("Failed to start server. Error: NOT_FOUND: there is no directory")
+
+
+@pytest.mark.parametrize("flag", ["--workers=-1", "--max_inflight_bytes=-5", "--max_stuck_runs=-1"])
+def test_a_negative_number_is_refused_in_one_line(flag: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "embedserve", tmp_path, flag], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.returncode == 255
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith("Failed to start server. Error: INVALID_ARGUMENT")
+    assert flag.partition("=")[0].strip("-") in line

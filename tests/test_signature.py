@@ -332,3 +332,12 @@ def test_output_filter() -> None:
         picked.pick(["q"])
     with pytest.raises(InvalidInputError, match="duplicate output tensor alias: y"):
         picked.pick(["y", "y"])
+
+
+def test_a_list_that_holds_itself_is_refused_and_does_not_hang() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    endless.append(endless)
+    signature = Signature("s", {"x": TensorSpec("x", by_name("float"), (None,))}, {})
+    with pytest.raises(InvalidInputError, match="a list holds itself"):
+        signature.bind({"x": endless})

@@ -293,7 +293,10 @@ def encode_predict(outputs: Mapping[str, Array], signature: Signature, row_forma
         raise InvalidInputError("Cannot convert empty tensor map to JSON")
     for name, array in outputs.items():
         if row_format and array.ndim == 0:
-            raise InvalidInputError(f"Tensor name: {name} has no shape information ")
+            raise InvalidInputError(
+                f"Tensor name: {name} has no shape information : output {name!r} is one value and has no rows; "
+                'ask with "inputs", or for other outputs by "output_filter"'
+            )
     outputs = {name: with_json_form(array) for name, array in outputs.items()}
     if len(outputs) == 1:
         ((name, array),) = outputs.items()

@@ -15,6 +15,9 @@ import numpy as np
 
 __all__ = ["MissingValueError", "columns_of", "first_missing", "without_hidden_nulls"]
 
+_MAX_DEPTH = 64
+"""Dimensions that an array of numpy may have."""
+
 _MISSING_TYPES = frozenset(("NoneType", "NAType", "NaTType", "MaskedConstant"))
 
 
@@ -98,7 +101,11 @@ def without_hidden_nulls(value: Any) -> Any:
 def _checked_list(value: Any) -> Any:
     """Nested lists, of which arrays and columns at any depth are looked into."""
     level: Any = value
+    depth = 0
     while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"lists are inside each other more than {_MAX_DEPTH} deep, or a list holds itself")
         kinds = set(map(type, level))
         if any(
             hasattr(kind, "__array__") and kind is not np.ndarray and not issubclass(kind, np.generic) for kind in kinds
@@ -106,7 +113,7 @@ def _checked_list(value: Any) -> Any:
             return _nested(value)
         if not kinds <= {list, tuple}:
             break
-        level = list(chain.from_iterable(level))
+        level = list(chain.from_iterable({id(one): one for one in level}.values()))
     return value
 
 

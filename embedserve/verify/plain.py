@@ -96,7 +96,10 @@ class _Functions:
             composite = signature.composites.get(alias)
             names = [alias] if composite is None else [name for _, name in composite.parts]
             found |= zip(names, tf.nest.flatten(value, expand_composites=True), strict=False)
-        return {alias: found[alias].numpy() for alias in signature.outputs}
+        return {
+            alias: np.asarray(found[alias].numpy(), object if spec.dtype.numpy.hasobject else None)
+            for alias, spec in signature.outputs.items()
+        }
 
 
 class _Session:

@@ -271,3 +271,15 @@ def test_a_model_that_cannot_load_is_no_difference(run: Run, tmp_path: Path) -> 
 def test_the_program_ends_with_the_commands_status(model: ModelPath) -> None:
     printed = run_program("-m", "embedserve", "verify", model("half_plus_two"), "--pairs=3")
     assert printed.startswith("Model half_plus_two, version 1; tolerance 1e-05\n\nserving_default: batched by proof: ")
+
+
+def test_outputs_that_are_one_string_are_compared(run: Run, tmp_path: Path) -> None:
+    module = tf.Module()
+    module.f = tf.function(
+        lambda x: {"y": 2.0 * x, "label": tf.constant("v7")},
+        input_signature=[tf.TensorSpec([None], tf.float32, name="x")],
+    )
+    module.info = tf.function(lambda: {"version": tf.constant("v7")}, input_signature=[])
+    tf.saved_model.save(module, str(tmp_path / "m" / "1"), {"serving_default": module.f, "info": module.info})
+    status, text = run(tmp_path / "m", *QUICK)[:2]
+    assert status == 0, text
