@@ -124,7 +124,7 @@ class LoadPool:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, size: int, name: str = "embedserve-load") -> None:
-        self._loop = loop
+        self.loop = loop
         self._size = size
         self._name = name
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -142,7 +142,7 @@ class LoadPool:
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Run `call(*args)` in a thread. The thread cannot be stopped: cancelling only leaves it alone."""
-        result: T = await asyncio.wrap_future(self._submit(call, args, math.inf).future, loop=self._loop)
+        result: T = await asyncio.wrap_future(self._submit(call, args, math.inf).future, loop=self.loop)
         return result
 
     async def run_shielded(
@@ -165,9 +165,9 @@ class LoadPool:
         job = self._submit(call, args, limit)
         job.late = late
         if limit < math.inf:
-            job.timer = self._loop.call_later(limit, self._look, job)
+            job.timer = self.loop.call_later(limit, self._look, job)
         try:
-            result: T = await outlast(asyncio.wrap_future(job.future, loop=self._loop), job.future.cancel)
+            result: T = await outlast(asyncio.wrap_future(job.future, loop=self.loop), job.future.cancel)
             return result
         finally:
             if job.timer is not None:
@@ -192,7 +192,7 @@ class LoadPool:
         while (job := self._next()) is not None:
             if not job.run():
                 with suppress(RuntimeError):  # The loop is closed.
-                    self._loop.call_soon_threadsafe(self._came_back)
+                    self.loop.call_soon_threadsafe(self._came_back)
                 return
             del job
 
@@ -206,7 +206,7 @@ class LoadPool:
     def look_soon(self, job: _Job) -> None:
         """From a thread: the time at which `job` has to end has changed."""
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._look, job)
+            self.loop.call_soon_threadsafe(self._look, job)
 
     def _look(self, job: _Job) -> None:
         if job.timer is not None:
@@ -217,7 +217,7 @@ class LoadPool:
         if left <= 0:
             self._leave_behind(job)
         elif left < math.inf:
-            job.timer = self._loop.call_later(left, self._look, job)
+            job.timer = self.loop.call_later(left, self._look, job)
 
     def _leave_behind(self, job: _Job) -> None:
         seconds = time.monotonic() - job.since

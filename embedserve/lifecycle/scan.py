@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +44,9 @@ class Disk(Protocol):
 
     def time(self) -> float:
         """Monotonic seconds."""
+
+    def part(self, model: str) -> AbstractContextManager[None]:
+        """Look at one model, or at the root if empty; raises OSError if an earlier look has not come back."""
 
     def children(self, path: Path) -> Sequence[Child]:
         """The entries of a directory; raises OSError if it is gone or unreadable."""
@@ -200,7 +204,8 @@ def _discover(
     if root is None:
         return {}, {}, None, None, None
     try:
-        device, children = disk.listing(root)
+        with disk.part(""):
+            device, children = disk.listing(root)
         _check_mount(root, memory.device, device, any(child.is_directory for child in children))
     except OSError as error:
         what = "does not exist (yet)" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
@@ -242,7 +247,8 @@ def _is_model(name: str, root: Path, memory: Memory, disk: Disk) -> bool:
     if name in memory.discovered:
         return True
     try:
-        children = disk.children(root / name)
+        with disk.part(name):
+            children = disk.children(root / name)
     except OSError:
         return False
     return any(child.is_directory and version_number(child.name) is not None for child in children)
@@ -292,14 +298,26 @@ def _scan_model(
     settle: float,
     absent: AbsentVersions,
 ) -> ModelScan:
-    policy = config.version_policy if policy is None else policy
     try:
-        device, children = disk.listing(config.directory)
-        names, duplicates = find_versions((child.name for child in children), policy)
-        _check_mount(config.directory, memory.device, device, bool(names))
+        with disk.part(config.name):
+            return _look_at_model(config, policy, memory, disk, settle, absent)
     except OSError as error:
         unreadable = _unreadable(config, error)
         return ModelScan(memory, problem=unreadable, notices=(unreadable,))
+
+
+def _look_at_model(
+    config: ModelConfig,
+    policy: VersionPolicy | None,
+    memory: ModelMemory,
+    disk: Disk,
+    settle: float,
+    absent: AbsentVersions,
+) -> ModelScan:
+    policy = config.version_policy if policy is None else policy
+    device, children = disk.listing(config.directory)
+    names, duplicates = find_versions((child.name for child in children), policy)
+    _check_mount(config.directory, memory.device, device, bool(names))
     found = {number: config.directory / name for number, name in names.items()}
     examination = _Examination(memory, found, disk, settle)
     slip = absent != "unload" and names_only_absent(policy, found)

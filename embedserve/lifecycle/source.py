@@ -7,21 +7,24 @@ directories alone (`scan`). Scans run in a load thread, everything else on the r
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
 from embedserve.config import AbsentVersions, ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.errors import HungError
 from embedserve.lifecycle.scan import Child, Memory, ModelScan, Scan, VersionDirectory, scan
 from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget, polled_devices
-from embedserve.load_pool import LoadPool
+from embedserve.load_pool import LoadPool, doing
 from embedserve.saved_model.completeness import Look, check, look
 
 __all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
@@ -30,6 +33,9 @@ logger = logging.getLogger("embedserve")
 
 # Seconds for which a directory that goes on changing counts as a version that is about to be whole.
 COPY_PATIENCE = 10.0
+
+# Seconds that the look at one model may take; then it is left behind in its thread, and the others are looked at.
+LOOK_SECONDS = 10.0
 
 
 class SourceListener(Protocol):
@@ -46,7 +52,23 @@ class SourceListener(Protocol):
 
 
 class _FileSystem:
-    """The `Disk` of real scans."""
+    """The `Disk` of one real scan.
+
+    Args:
+        hung: Models of which an earlier look has not come back.
+    """
+
+    def __init__(self, hung: Iterable[str] = ()) -> None:
+        self._hung = frozenset(hung)
+        self.current = ""  # The model that is being looked at.
+
+    @contextmanager
+    def part(self, model: str) -> Iterator[None]:
+        if model in self._hung:
+            raise OSError(errno.ETIMEDOUT, "an earlier look at its files has not come back", model)
+        self.current = model
+        with doing(f"looking at the files of {model or 'the models directory'}", LOOK_SECONDS):
+            yield
 
     def time(self) -> float:
         return time.monotonic()
@@ -110,6 +132,8 @@ class FileSystemSource:
         self._policies: dict[str, VersionPolicy] = {}
         self._epoch = 0  # Counts what was asked for; a scan that began before the last change is thrown away.
         self._last = Scan(Memory(), {}, {})
+        self._hung: dict[str, _FileSystem] = {}  # By model ("" for the root): the scan that has not come back.
+        self._loop = load_pool.loop
         self._coming: dict[str, float] = {}
         self._noticed: set[str] = set()
         self._waiters: list[_Waiter] = []
@@ -234,15 +258,24 @@ class FileSystemSource:
         try:
             while True:
                 epoch = self._epoch
-                result, targets = await self._load_pool.run(
+                disk = _FileSystem(self._hung)
+                scanning = self._load_pool.run_shielded(
                     _scan_in_thread,
+                    disk,
                     self._last.memory,
                     dict(self._configured),
                     dict(self._policies),
                     self._root,
                     self._options.settle,
                     self._options.absent_versions,
+                    late=partial(self._came_back_soon, disk),
                 )
+                try:
+                    result, targets = await scanning
+                except HungError as error:
+                    self._hung[disk.current] = disk
+                    logger.warning("%s; the other models are looked at without it", error)
+                    continue
                 if epoch == self._epoch:
                     break
             self._tell(result)
@@ -253,6 +286,15 @@ class FileSystemSource:
                 "scanning for model versions failed; it is tried again in %g s", self._options.poll_interval
             )
             self._last = replace(self._last, due=None)
+
+    def _came_back_soon(self, disk: _FileSystem, result: object) -> None:
+        """In the thread of a scan that was left behind and has ended."""
+        with suppress(RuntimeError):  # The loop is closed.
+            self._loop.call_soon_threadsafe(self._came_back, disk)
+
+    def _came_back(self, disk: _FileSystem) -> None:
+        self._hung = {model: other for model, other in self._hung.items() if other is not disk}
+        self._wake.set()
 
     def _tell(self, result: Scan) -> None:
         before, self._last = self._last, result
@@ -286,6 +328,7 @@ class FileSystemSource:
 
 
 def _scan_in_thread(
+    disk: _FileSystem,
     memory: Memory,
     configured: Mapping[str, ModelConfig],
     policies: Mapping[str, VersionPolicy],
@@ -293,7 +336,7 @@ def _scan_in_thread(
     settle: float,
     absent: AbsentVersions,
 ) -> tuple[Scan, list[WatchTarget]]:
-    result = scan(memory, configured, policies, root, _FileSystem(), settle, absent)
+    result = scan(memory, configured, policies, root, disk, settle, absent)
     paths = {config.directory for config in result.configs.values()}
     if root is not None:
         paths.add(root)

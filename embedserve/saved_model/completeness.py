@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -30,6 +31,9 @@ _SAVED_MODEL_PARTS = ("variables", "assets", "fingerprint.pb", "keras_metadata.p
 # Bytes up to which a file is told apart by its contents too. Graphs and `variables.index` are mostly smaller, and the
 # index holds a checksum of every variable, so that size and time do for the large shards.
 _DIGEST_BYTES = 8 * 2**20
+# Bounds of a walk through a version directory: far more than a model has, and soon reached where a link leads to `/`.
+MAX_FILES = 20_000
+MAX_DEPTH = 32
 _SHARD = re.compile(r"variables\.data-(\d{5,})-of-(\d{5,})")
 
 
@@ -71,14 +75,22 @@ def look(path: Path) -> Look:
 
     Names that begin with a dot are left out of the fingerprint: they are temporary files, the file system's own
     (`.nfs0001`) or Kubernetes' (`..data`, whose files are seen through the links to it).
+
+    Raises:
+        OSError: There are more than `MAX_FILES`; a link may lead anywhere.
     """
-    activity = tuple(sorted(_stamps(os.fspath(path), "", frozenset())))
+    activity = tuple(sorted(itertools.islice(_stamps(os.fspath(path), "", frozenset()), MAX_FILES + 1)))
+    if len(activity) > MAX_FILES:
+        raise OSError(errno.EFBIG, f"more than {MAX_FILES} files are in it, so it is no version", os.fspath(path))
     return Look(tuple(stamp for stamp, _ in activity if stamp.size >= 0 and not _is_hidden(stamp.path)), activity)
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """The fingerprint of a version directory; empty if there is nothing."""
-    return look(path).fingerprint
+    """The fingerprint of a version directory; empty if there is nothing, or far too much."""
+    try:
+        return look(path).fingerprint
+    except OSError:
+        return ()
 
 
 def _is_hidden(relative: str) -> bool:
@@ -94,7 +106,7 @@ def _stamps(path: str, relative: str, above: frozenset[tuple[int, int]]) -> Iter
             yield FileStamp(relative, status.st_size, status.st_mtime_ns, digest), status.st_ctime_ns
             return
         directory = (status.st_dev, status.st_ino)
-        if directory in above:
+        if directory in above or len(above) >= MAX_DEPTH:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         names = os.listdir(path)
     except OSError as error:

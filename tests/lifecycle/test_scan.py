@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,9 @@ class FakeDisk:
         if versions is None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return [Child(name, not version.is_file) for name, version in versions.items()]
+
+    def part(self, model: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def listing(self, path: Path) -> tuple[int, Sequence[Child]]:
         return self.device, self.children(path)

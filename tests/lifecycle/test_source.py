@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -439,6 +440,41 @@ class TestRobustness:
         await source.scan_now()
         await listener.until_aspired("m", 1)
 
+    async def test_a_model_whose_mount_hangs_holds_up_no_other_and_is_named(
+        self,
+        saved: Path,
+        tmp_path: Path,
+        listener: Recorder,
+        open_source: Open,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for name in ("a", "hung", "z"):
+            install(saved, tmp_path / name / "1")
+        source = await open_source(tmp_path, poll_interval=0.02)
+        for name in ("a", "hung", "z"):
+            await listener.until_aspired(name, 1)
+        back = threading.Event()
+        listing = source_module._FileSystem.listing
+
+        def hang(disk: Any, path: Path) -> Any:
+            if path.name == "hung":
+                back.wait(60)
+            return listing(disk, path)
+
+        monkeypatch.setattr(source_module, "LOOK_SECONDS", 0.2)
+        monkeypatch.setattr(source_module._FileSystem, "listing", hang)
+        for name in ("a", "hung", "z"):
+            install(saved, tmp_path / name / "2")
+        await listener.until_aspired("a", 2)
+        await listener.until_aspired("z", 2)
+        assert set(listener.aspired["hung"]) == {1}
+        assert "has not come back" in (source.problem("hung") or "")
+        source.set_policy("z", SpecificVersions(versions=(1,)))
+        await source.scan_now()
+        assert set(listener.aspired["z"]) == {1}
+        back.set()
+        await listener.until_aspired("hung", 2)
+
     async def test_after_the_end_nothing_is_told(
         self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open
     ) -> None:
@@ -466,6 +502,7 @@ class SteppedDisk(source_module._FileSystem):
     """The real file system, on a clock that only the test moves."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.now = 0.0
 
     def time(self) -> float:

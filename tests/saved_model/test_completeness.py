@@ -13,6 +13,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow.core.protobuf import saved_model_pb2
 
+from embedserve.saved_model import completeness
 from embedserve.saved_model.completeness import check, fingerprint, look, missing
 
 v1 = tf.compat.v1
@@ -361,6 +362,22 @@ class TestFingerprint:
     def test_of_nothing_it_is_empty(self, tmp_path: Path) -> None:
         assert fingerprint(tmp_path / "nowhere") == ()
         assert fingerprint(tmp_path) == ()
+
+    def test_a_walk_without_end_is_given_up(self, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As through a link to `/`."""
+        before = fingerprint(copy)
+        deep = copy.joinpath(*["d"] * 40)
+        deep.mkdir(parents=True)
+        (deep / "too deep").write_text("x")
+        assert fingerprint(copy) == before
+        monkeypatch.setattr(completeness, "MAX_FILES", len(before) + 1)
+        (tmp_path / "many").mkdir()
+        for number in range(10):
+            (tmp_path / "many" / str(number)).write_text("x")
+        (copy / "assets" / "out").symlink_to(tmp_path / "many")
+        with pytest.raises(OSError, match="more than"):
+            look(copy)
+        assert fingerprint(copy) == ()
 
     def test_a_link_that_leads_back_ends(self, copy: Path) -> None:
         before = fingerprint(copy)
