@@ -18,6 +18,7 @@ import pytest
 from benchmarks.suite.wire import TFS_GRPC, dumps
 from embedserve.config import Access
 from embedserve.grpc.services import Services
+from embedserve.inflight import InflightBytes, Reservation
 from embedserve.rest import create_app
 from embedserve.rest.payload import encode_predict, parse_predict
 from embedserve.servable import Array
@@ -145,6 +146,9 @@ def test_dispatch_of_rest(benchmark: Benchmark, run: Run, registry: FakeRegistry
 class NoContext:
     """A call without deadline and metadata."""
 
+    def __init__(self, inflight: InflightBytes) -> None:
+        self.held = Reservation(inflight)
+
     def time_remaining(self) -> float | None:
         return None
 
@@ -158,7 +162,7 @@ def test_dispatch_of_grpc(benchmark: Benchmark, run: Run, registry: FakeRegistry
         registry, health=False, reflection=False, access=Access(), tensor_content=False, reload=None, metric=None
     )
     predict: Any = services.methods[TFS_GRPC.path("half")]
-    message, context = TFS_GRPC.encode("half", ARRAYS["one value"]), NoContext()
+    message, context = TFS_GRPC.encode("half", ARRAYS["one value"]), NoContext(registry.inflight)
     answers: list[bytes] = []
 
     async def ask() -> None:

@@ -14,7 +14,7 @@ BATCHED = ("dense", "text_of_fixed_length", "string_lookup", "hashing", "lstm_wi
 NOT_BATCHED = {
     "mean_of_clicks": "SparseToDense",
     "text_of_any_length": "RaggedTensorToTensor",
-    "branch_on_the_batch": "Max",
+    "branch_on_the_batch": "a condition over the whole batch",
     "batch_statistics": "Mean",
     "tf1_cnn_with_dropout": "draws random numbers",
     "counter": "writes state",

@@ -303,7 +303,8 @@ def test_the_port_opens_early_on_request_and_a_killed_parent_takes_envoy_with_it
     assert str(tmp_path / "data" / "digits") in document["models"]["digits"]
     with pytest.raises(grpc.RpcError) as caught:
         grpc_predict(f"localhost:{port}", "digits")
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the registry is starting" in (caught.value.details() or "")
     assert "Entering the event loop" not in server.log
     publish(saved / "two", tmp_path / "data" / "digits" / "1")
     wait_until(answers(ready))

@@ -15,6 +15,7 @@ from tensorflow_serving.apis import predict_pb2
 from embedserve.grpc import prediction_service
 from embedserve.grpc.errors import StatusError
 from embedserve.grpc.predict_form import Forms
+from embedserve.inflight import InflightBytes, Reservation
 from embedserve.tensors import proto
 from embedserve.tensors.dtypes import by_numpy
 from embedserve.testing import FakeLoader, FakeRegistry, fake_signature
@@ -247,6 +248,9 @@ def sequences(draw: Any) -> list[bytes]:
 
 
 class _NoContext:
+    def __init__(self, inflight: InflightBytes) -> None:
+        self.held = Reservation(inflight)
+
     def time_remaining(self) -> None:
         return None
 
@@ -265,9 +269,13 @@ def test_what_is_learnt_never_changes_an_answer() -> None:
     path = f"/{prediction_service.SERVICE}/Predict"
     answers: dict[str, int] = {}
 
+    account = InflightBytes(None, 1 << 30)
+
     async def answer(methods: Any, body: bytes) -> object:
         try:
-            found: bytes = await methods[path].answer(body, _NoContext())
+            context = _NoContext(account)
+            found: bytes = await methods[path].answer(body, context)
+            context.held.release()
         except StatusError as error:
             answers[error.code.name] = answers.get(error.code.name, 0) + 1
             return error.code, error.message

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from embedserve.errors import ServableNotFoundError
+from embedserve.errors import NotReadyError
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.runtime import Runtime
 from embedserve.servable import Servable, State
@@ -63,7 +63,7 @@ async def test_a_held_version_is_loaded_and_warm_and_answers_nothing(loader: Fak
     await registry.start(wait=False)
     await registry.coordinator.arrived.wait()
     assert loader.warm_threads
-    with pytest.raises(ServableNotFoundError):
+    with pytest.raises(NotReadyError):
         await registry.predict("m", X)
     registry.coordinator.go.set()
     await registry.wait_until_ready()
