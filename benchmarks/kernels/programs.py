@@ -75,10 +75,12 @@ def _block_lstm(time: Any, x: Any, state: Any, weights: Any, bias: Any) -> Any:
 
 
 def _lstm_gradient(x: Any, state: Any) -> Any:
-    """Its state ought to be a matrix, which no guard asks for."""
-    matrices = ("cs_prev", "w", "i", "cs", "f", "o", "ci", "co", "cs_grad", "h_grad")
-    given = dict.fromkeys(matrices, tf.zeros([1, 2])) | dict.fromkeys(("wci", "wcf", "wco", "b"), tf.zeros([2]))
-    return raw.LSTMBlockCellGrad(x=x, h_prev=state, use_peephole=False, **given).dicfo
+    """The state before ought to be a matrix, which neither the operation nor a guard asks for."""
+    rows, width = tf.shape(x)[0], tf.shape(x)[1]
+    given = dict.fromkeys(("cs_prev", "i", "cs", "f", "o", "ci", "co", "cs_grad", "h_grad"), tf.zeros([rows, 2]))
+    given |= dict.fromkeys(("wci", "wcf", "wco"), tf.zeros([2])) | {"w": tf.zeros([width + 2, 8]), "b": tf.zeros([8])}
+    before = tf.fill([rows], tf.reduce_sum(state))
+    return raw.LSTMBlockCellGrad(x=x, h_prev=before, use_peephole=False, **given).dicfo
 
 
 PROGRAMS: Mapping[str, tuple[Specs, Callable[..., Any]]] = {
