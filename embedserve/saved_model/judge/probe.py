@@ -61,8 +61,9 @@ def probe(servable: Servable, signature: Signature, sample: Sample | None) -> Ba
         rows = _answered(servable, signature, sample)
         if len(rows) < 2:
             return BatchingVerdict(False, "the requests it takes are all alike: nothing to probe with")
-        together = _Together(servable, signature, rows)
-        for order in _orders(len(rows)):
+        sharing = _sharing(servable, signature, rows)
+        together = _Together(servable, signature, [*rows, *sharing])
+        for order in [*_orders(len(rows)), *_orders_of_sharing(len(rows), len(sharing))]:
             reason = together.objection(order)
             if reason is not None:
                 return BatchingVerdict(False, reason)
@@ -125,6 +126,30 @@ def _answered(servable: Servable, signature: Signature, sample: Sample) -> list[
         if len(found) == _ROWS:
             break
     return found
+
+
+def _sharing(servable: Servable, signature: Signature, rows: Sequence[_Row]) -> list[_Row]:
+    """For each input, the second row with the first row's value of it, as far as the model answers.
+
+    Made-up texts are never alike by chance, so only such rows show what a model does by a key that rows share.
+    """
+    first, second = rows[0].inputs, rows[1].inputs
+    found = []
+    for name in first if len(first) > 1 else ():
+        inputs = {**second, name: first[name]}
+        try:
+            found.append(_Row(inputs, _run(servable, signature, inputs)))
+        except DeadlineExceededError:
+            raise
+        except ServingError as error:
+            logger.debug("signature %r refuses a made-up row: %s", signature.name, error)
+    return found
+
+
+def _orders_of_sharing(count: int, sharing: int) -> list[tuple[int, ...]]:
+    """The first row beside those that share a value with it, before and after them."""
+    order = (0, *range(count, count + sharing))
+    return [order, order[::-1]] if sharing else []
 
 
 def _orders(count: int) -> list[tuple[int, ...]]:

@@ -45,6 +45,18 @@ def verdict(function: Callable[[Array], Array], rows: Sequence[Sequence[float]] 
     return None if found.batchable else found.reason
 
 
+def verdict_of_two(function: Callable[[Tensors], Array]) -> str | None:
+    """The verdict on a function of numbers `x` and texts `q`, by two recorded requests."""
+    servable = Fake(lambda x: x)
+    one = signature(x=("float", (None,)), q=("string", (None,)))
+    servable.run = lambda name, inputs, *rest, **options: {"y": function(inputs)}  # type: ignore[method-assign]
+    requests: list[Tensors] = [
+        {"x": np.array([score], np.float32), "q": np.array([key], object)} for score, key in ((1, b"a"), (2, b"b"))
+    ]
+    found = probe(servable, one, Recorded(one, requests))
+    return None if found.batchable else found.reason
+
+
 def raising(error: Exception) -> Callable[[Array], Array]:
     def function(x: Array) -> Array:
         raise error
@@ -123,6 +135,24 @@ class TestProbe:
         assert verdict(lambda x: runs.append(len(x)) or x) is None  # type: ignore[func-returns-value]
         assert len(runs) <= 13
         assert max(runs) <= 6
+
+    def test_rows_that_share_one_input_are_asked(self) -> None:
+        def share_of_its_key(inputs: Tensors) -> Array:
+            scores, keys = inputs["x"], inputs["q"]
+            return np.stack(
+                [one / (1 + np.abs(scores[keys == key]).sum()) for one, key in zip(scores, keys, strict=True)]
+            )
+
+        assert verdict_of_two(share_of_its_key) == DEPENDS
+        assert verdict_of_two(lambda inputs: inputs["x"]) is None
+
+    def test_a_shared_input_that_the_model_refuses_is_left_out(self) -> None:
+        def picky(inputs: Tensors) -> Array:
+            if any((score == 1) != (key == b"a") for score, key in zip(inputs["x"], inputs["q"], strict=True)):
+                raise InferenceError("no")
+            return inputs["x"]
+
+        assert verdict_of_two(picky) is None
 
     def test_without_a_sample_there_is_no_batching(self) -> None:
         servable = Fake(lambda x: x)

@@ -84,13 +84,15 @@ def operand(value: Value) -> Value:
     """A value that an operation computes with: rows or a constant.
 
     Raises:
-        MixedError: It is a number of rows.
+        MixedError: It is a number of rows, or mixed.
         UnprovenError: It is a part of a ragged or sparse structure, or a loop's own.
     """
     if value.kind in (Kind.CONST, Kind.ROWS):
         return value
     if value.kind is Kind.COUNT:
         raise MixedError(NUMBER_OF_ROWS)
+    if value.kind is Kind.MIXED:
+        raise MixedError("takes what depends on other rows")
     if value.kind is Kind.LIST:
         raise UnprovenError("takes a list of tensors")
     if value.kind in (Kind.TURN, Kind.NEXT, Kind.BELOW):

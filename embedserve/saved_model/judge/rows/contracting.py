@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from embedserve.saved_model.judge.rows.call import (
+    NUMBER_OF_ROWS,
     Call,
     Rule,
     axes_of,
@@ -36,9 +37,12 @@ def reduction(call: Call) -> Value:
     if call.op == "Prod" and value.contents is not None and value.rank == 1 and not call.flag("keep_dims"):
         sizes = [one for one in value.contents if isinstance(one, Size)]
         if len(sizes) == len(value.contents):
-            return constant((), (product(sizes),))
+            found = product(sizes)
+            if found is None:
+                raise MixedError(NUMBER_OF_ROWS)
+            return constant((), (found,))
     if value.kind is Kind.NUMBERS:
-        raise MixedError("reduces the rows")
+        return _reduced(call, value, "reduces the rows")
     value = operand(value)
     constants(call.inputs[1:])
     before = value.shape
@@ -48,7 +52,7 @@ def reduction(call: Call) -> Value:
     if axes is None:
         return constant()
     if value.kind is Kind.ROWS and value.axis in axes:
-        raise MixedError("reduces the rows to one value")
+        return _reduced(call, value, "reduces the rows to one value")
     if call.flag("keep_dims"):
         return replace(
             value,
@@ -60,6 +64,14 @@ def reduction(call: Call) -> Value:
     if value.kind is Kind.CONST:
         return constant(kept)
     return rows(kept, value.axis - sum(place < value.axis for place in axes))
+
+
+def _reduced(call: Call, value: Value, why: str) -> Value:
+    """What is mixed; a scalar where every dimension is gone."""
+    rank = value.rank or 0
+    axes = call.inputs[1].numbers or ()
+    is_scalar = len({axis % rank for axis in axes if rank}) == rank > 0 and not call.flag("keep_dims")
+    return Value(Kind.MIXED, () if is_scalar else None, obstacle=call.obstacle(why))
 
 
 def arg_reduction(call: Call) -> Value:

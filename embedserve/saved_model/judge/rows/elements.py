@@ -22,6 +22,10 @@ __all__ = ["arithmetic", "broadcast", "element_wise", "first_only", "inner", "sa
 # float32, float64, int32, int64
 _HOLDS_SIZES = frozenset((1, 2, 3, 9))
 _INTEGERS = frozenset((3, 9))
+# Kinds whose very numbers are known, not only whose rows they are.
+_NUMBERED = frozenset(
+    (Kind.NUMBERS, Kind.INDICES, Kind.PLACES, Kind.SPLITS, Kind.STARTS, Kind.ENDS, Kind.TURN, Kind.NEXT, Kind.BELOW)
+)
 
 
 def same(call: Call) -> Value:
@@ -35,8 +39,10 @@ def all_same(call: Call) -> list[Value]:
 
 
 def cast(call: Call) -> Value:
-    """`Cast`: sizes stay known where the new dtype holds them."""
+    """`Cast`: sizes stay known where the new dtype holds them, row numbers only as int32 and int64."""
     value, wanted = call.inputs[0], call.attr("DstT")
+    if value.kind in _NUMBERED and (wanted is None or wanted.type not in _INTEGERS or value.kind is Kind.BELOW):
+        return operand(value)
     if value.contents is not None and (wanted is None or wanted.type not in _HOLDS_SIZES):
         value = replace(operand(value), contents=None)
     # A length that an integer type may not hold, or that became true or false, adds up to nothing any more.
@@ -125,15 +131,16 @@ def arithmetic(call: Call) -> Value:
 
 
 def _bounded(call: Call) -> Value:
-    """`Minimum(a, Maximum(a, mixed))` is a; anything else that is mixed stays so."""
+    """`Minimum(a, Maximum(a, mixed))` is a, of scalars; anything else that is mixed stays so."""
     mixed = next(value for value in call.inputs if value.kind is Kind.MIXED)
     other = next((value for value in call.inputs if value is not mixed), mixed)
-    if other.kind in (Kind.CONST, Kind.COUNT) and other.contents is not None and len(other.contents) == 1:
+    are_scalars = mixed.shape == () and other.shape == ()
+    if are_scalars and other.kind in (Kind.CONST, Kind.COUNT) and other.contents is not None:
         if call.op == "Maximum":
             return replace(mixed, contents=other.contents)
         if mixed.contents == other.contents and isinstance(other.contents[0], Size):
             return other
-    return Value(Kind.MIXED, obstacle=mixed.obstacle)
+    return Value(Kind.MIXED, () if are_scalars else None, obstacle=mixed.obstacle)
 
 
 def _computed(call: Call) -> Value | None:
@@ -147,7 +154,7 @@ def _computed(call: Call) -> Value | None:
         found = [_combined(call, a, b) for a, b in zip(found, other, strict=True)]
     shape = max((value.shape or () for value in call.inputs), key=len)
     if len(found) == 1 and isinstance(found[0], Obstacle):
-        return Value(Kind.MIXED, obstacle=found[0])
+        return Value(Kind.MIXED, shape, obstacle=found[0])
     return constant(shape, tuple(found))
 
 

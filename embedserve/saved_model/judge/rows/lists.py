@@ -34,8 +34,8 @@ def reserve(call: Call) -> Value:
 
 
 def empty(call: Call) -> Value:
-    """`EmptyTensorList`: grows by one with each turn of a loop."""
-    return Value(Kind.LIST, element=BOTTOM, length=call.fresh("length"))
+    """`EmptyTensorList`: nothing in it yet."""
+    return Value(Kind.LIST, element=BOTTOM, length=Size(0))
 
 
 def from_tensor(call: Call) -> Value:
@@ -79,7 +79,7 @@ def _renamed(element: Value, call: Call) -> Value:
 
 
 def set_item(call: Call) -> Value:
-    """`TensorListSetItem`."""
+    """`TensorListSetItem`; where it may resize the list, its length is not known any more."""
     element, length = _list(call.inputs[0])
     index, item = call.inputs[1], call.inputs[2]
     if length.counter is not None:
@@ -91,6 +91,8 @@ def set_item(call: Call) -> Value:
     else:
         constants([index])
         operand(item) if item.kind is not Kind.ITEM else None
+        if call.flag("resize_if_index_out_of_bounds"):
+            length = call.fresh("length")
     joined = join(element, replace(item, contents=None, total=None), call.name, call.op, call.name)
     if joined.kind in (Kind.UNPROVEN, Kind.MIXED):
         return joined
@@ -98,15 +100,17 @@ def set_item(call: Call) -> Value:
 
 
 def push_back(call: Call) -> Value:
-    """`TensorListPushBack`."""
+    """`TensorListPushBack`: a longer list."""
     element, length = _list(call.inputs[0])
     item = call.inputs[1]
+    if length.counter is not None:
+        raise UnprovenError("adds to a list of the rows")
     if item.kind is Kind.ITEM:
         raise UnprovenError("adds a row's own to a list")
     joined = join(element, replace(operand(item), contents=None, total=None), call.name, call.op, call.name)
     if joined.kind in (Kind.UNPROVEN, Kind.MIXED):
         return joined
-    return Value(Kind.LIST, element=joined, length=length)
+    return Value(Kind.LIST, element=joined, length=call.fresh("length"))
 
 
 def stack(call: Call) -> Value:

@@ -151,7 +151,7 @@ def _of_vector(call: Call, value: Value) -> Value | None:
             return None
         one = contents[cut.begin.factor]
         if isinstance(one, Obstacle):
-            return Value(Kind.MIXED, obstacle=one)
+            return Value(Kind.MIXED, (), obstacle=one)
         return constant((), (one,))
     if any(bound is not None and bound.symbols for bound in (cut.begin, cut.end)):
         return None
@@ -186,13 +186,13 @@ def gather(call: Call) -> Value:
     params, indices = call.inputs[0], call.inputs[1]
     if params.kind in (Kind.CONST, Kind.COUNT) and params.contents is not None and params.rank == 1:
         places = indices.numbers
-        if places is not None and all(-1 < place < len(params.contents) for place in places):
-            if not places or indices.rank == 1:
+        if places is not None and indices.rank in (0, 1) and all(-1 < place < len(params.contents) for place in places):
+            if indices.rank == 1:
                 picked = tuple(params.contents[place] for place in places)
                 return constant((Size(len(picked)),), picked)
             one = params.contents[places[0]]
             if isinstance(one, Obstacle):
-                return Value(Kind.MIXED, obstacle=one)
+                return Value(Kind.MIXED, (), obstacle=one)
             return constant((), (one,))
     axis_input = call.inputs[2] if len(call.inputs) > 2 else constant((), (Size(0),))
     if indices.kind is Kind.PLACES or params.kind is Kind.DISTINCT:

@@ -143,8 +143,7 @@ def ragged_to_dense(call: Call) -> Value:
 
 def _known(values: tuple[Value, ...]) -> None:
     for value in values:
-        if value.kind in (Kind.MIXED, Kind.UNPROVEN):
-            assert value.obstacle is not None
+        if value.kind is Kind.UNPROVEN:
             raise UnprovenError("takes what an operation gives that is not known")
 
 
@@ -288,14 +287,16 @@ def sparse_segments(call: Call) -> Value:
 
 
 def unique(call: Call) -> list[Value]:
-    """`Unique`: each distinct value once; what becomes of it can be put back to where the value was."""
+    """`Unique` and its like: each distinct value once; what becomes of it can be put back to where the value was."""
     value = operand(call.inputs[0])
+    constants(call.inputs[1:])
     if value.kind is Kind.CONST:
         return [constant()] * call.outputs
     if len(shape_of(value)) != 1:
         raise UnprovenError("takes distinct values of several dimensions")
     token = str(call.fresh("distinct"))
-    return [Value(Kind.DISTINCT, (), token=token), Value(Kind.PLACES, value.shape, token=token)]
+    counts = Value(Kind.MIXED, obstacle=call.obstacle("counts equal values of the rows"))
+    return [Value(Kind.DISTINCT, (), token=token), Value(Kind.PLACES, value.shape, token=token), counts][: call.outputs]
 
 
 def where(call: Call) -> Value:

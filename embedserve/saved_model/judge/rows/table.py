@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from embedserve.saved_model.judge.rows import contracting, elements, layout, lists, picking, pieces
 from embedserve.saved_model.judge.rows.call import Rule
 
-__all__ = ["PADS", "TABLE", "TAKE_MIXED"]
+__all__ = ["BY_ELEMENT", "GROUPED_BY", "PADS", "TABLE", "TAKE_MIXED"]
 
 PADS = frozenset(("RaggedTensorToTensor", "SparseToDense"))
 """Operations whose width decides, even where it is not known what comes in."""
-TAKE_MIXED = PADS | {"Pack", "Maximum", "Minimum"}
+TAKE_MIXED = frozenset(("Pack", "Maximum", "Minimum"))
 """Operations of which the result may be known though an input is mixed."""
 
 _SAME = "Identity Snapshot StopGradient PreventGradient CheckNumerics EnsureShape DeepCopy PlaceholderWithDefault"
@@ -35,10 +35,32 @@ _ELEMENT_WISE = """
     StringToHashBucketStrong StaticRegexReplace StaticRegexFullMatch EncodeBase64 DecodeBase64 UnicodeTranscode
     UnicodeScript DecodeCompressed ReadFile Substr FakeQuantWithMinMaxVarsPerChannel
     """
+BY_ELEMENT = frozenset(("Cast", *_SAME.split(), *_ARITHMETIC.split()))
+"""Operations whose result is a scalar where all inputs are."""
 # What comes after the first input is one value for the whole batch.
 _FIRST_ONLY = """
     RegexReplace RegexFullMatch FakeQuantWithMinMaxVars FakeQuantWithMinMaxArgs
     """
+_SEGMENTS = ["Sum", "Mean", "Max", "Min", "Prod"]
+_SCATTERED = ["Update", "Add", "Sub", "Max", "Min"]
+_SPARSE = ("Sum", "Mean", "SqrtN")
+GROUPED_BY: Mapping[str, slice] = {
+    **{
+        f"{kind}Segment{how}{version}": slice(1, 2)
+        for kind in ("", "Unsorted")
+        for how in _SEGMENTS
+        for version in ("", "V2")
+    },
+    **{f"SparseSegment{how}{more}": slice(2, 3) for how in _SPARSE for more in ("", "WithNumSegments")},
+    **{f"TensorScatter{how}": slice(1, 2) for how in _SCATTERED},
+    "ScatterNd": slice(0, 1),
+    "ScatterNdNonAliasingAdd": slice(1, 2),
+    "Bincount": slice(0, 1),
+    **dict.fromkeys(["SparseToDense", "SparseTensorDenseMatMul", "SparseTensorDenseAdd"], slice(0, 1)),
+    **dict.fromkeys([f"SparseReduce{how}{kind}" for how in ("Sum", "Max") for kind in ("", "Sparse")], slice(0, 1)),
+    "RaggedTensorToTensor": slice(3, None),
+}
+"""Operations that combine entries by numbers, and the inputs that hold those: two rows may bring the same number."""
 
 
 def _rows(names: str, rule: Rule) -> dict[str, Rule]:
@@ -132,7 +154,7 @@ TABLE: Mapping[str, Rule] = {
         "SparseSegmentSumWithNumSegments SparseSegmentMeanWithNumSegments SparseSegmentSqrtNWithNumSegments",
         pieces.sparse_segments,
     ),
-    "Unique": pieces.unique,
+    **_rows("Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2", pieces.unique),
     "Where": pieces.where,
     **_rows("DecodeRaw DecodePaddedRaw", pieces.decode_raw),
     "DecodeCSV": pieces.decode_csv,

@@ -81,10 +81,10 @@ class Value:
 
     Attributes:
         kind: See `Kind`.
-        shape: Sizes, None for an unknown rank; known for ROWS.
+        shape: Sizes, None for an unknown rank; known for ROWS. Of MIXED: () where it is surely a scalar.
         axis: Where the rows are.
         contents: Elements in row-major order, where they are known; None for an element that is the same in every
-            batch, an obstacle for one that is mixed. Of MIXED: what the element at least is.
+            batch, an obstacle for one that is mixed. Of a MIXED scalar: what it at least is.
         space: What NUMBERS and SPLITS count.
         total: For lengths of rows: the symbol that they add up to. For SPLITS likewise.
         full: For NUMBERS and INDICES: every row has an entry.
@@ -174,13 +174,19 @@ def join(first: Value, second: Value, place: str, op: str = "", node: str = "") 
     if kinds <= {Kind.CONST, Kind.ITEM}:
         kind = Kind.ITEM if Kind.ITEM in kinds else Kind.CONST
         return Value(kind, _joined_shape(first.shape, second.shape, place))
-    if kinds == {Kind.LIST} and first.length == second.length:
+    if kinds == {Kind.LIST}:
         assert first.element is not None
+        assert first.length is not None
         assert second.element is not None
+        assert second.length is not None
+        counts = first.length.counter or second.length.counter
+        if first.length != second.length and counts:
+            return Value(Kind.UNPROVEN, obstacle=Obstacle(op, node, "has lists of different lengths to choose from"))
+        length = first.length if first.length == second.length else named(place + ".length")
         element = join(first.element, second.element, place + ".e", op, node)
         if element.kind in (Kind.MIXED, Kind.UNPROVEN):
             return element
-        return Value(Kind.LIST, element=element, length=first.length)
+        return Value(Kind.LIST, element=element, length=length)
     if kinds == {Kind.ROWS} and first.axis == second.axis:
         shape = _joined_shape(first.shape, second.shape, place)
         if shape is not None and _row_size(first) == _row_size(second):

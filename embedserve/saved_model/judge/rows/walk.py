@@ -13,7 +13,7 @@ from typing import Any
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.judge.rows.call import Call
 from embedserve.saved_model.judge.rows.sizes import ROWS_SYMBOL, Size, named
-from embedserve.saved_model.judge.rows.table import PADS, TABLE, TAKE_MIXED
+from embedserve.saved_model.judge.rows.table import BY_ELEMENT, GROUPED_BY, PADS, TABLE, TAKE_MIXED
 from embedserve.saved_model.judge.rows.values import (
     BOTTOM,
     Kind,
@@ -36,6 +36,7 @@ _VARIABLES = frozenset(("VarHandleOp", "Variable", "VariableV2"))
 _MAX_ELEMENTS = 64
 _MAX_DEPTH = 60
 _MAX_TURNS = 12
+BY_KEY = "combines entries by a number that rows may share"
 WHOLE_BATCH = "depends on a condition over the whole batch"
 
 
@@ -143,6 +144,8 @@ class _Scope:
             value = self._computed(reference)
             if not self._turn():
                 return value
+        if value.kind is Kind.MIXED:
+            return value
         return Value(Kind.UNPROVEN, obstacle=Obstacle("NextIteration", reference, "does not come to rest"))
 
     def _turn(self) -> bool:
@@ -310,7 +313,8 @@ class _Evaluation:
                 called = self._node.attr["f"].func.name if op in _CALLS else op
                 return self._called(called, self._inputs, "")
         except UnprovenError as error:
-            return [_unproven(Obstacle(op, self._node.name, str(error)))]
+            mixed = _mixed(self._inputs)
+            return [_unproven(Obstacle(op, self._node.name, str(error))) if mixed is None else mixed]
         return self._by_table()
 
     def _called(self, name: str, arguments: Sequence[Value], tag: str) -> list[Value]:
@@ -360,11 +364,14 @@ class _Evaluation:
         if Kind.BOTTOM in kinds:
             return [BOTTOM] * self._outputs()
         call = Call(node.op, node.name, inputs, node.attr, self._outputs(), self._scope.place)
-        for kind in (Kind.MIXED, Kind.UNPROVEN):
-            passed = PADS if kind is Kind.UNPROVEN else TAKE_MIXED
+        if Kind.MIXED not in kinds and _groups_rows(call):
+            return [Value(Kind.MIXED, obstacle=call.obstacle(BY_KEY))] * call.outputs
+        takes = {Kind.MIXED: frozenset() if Kind.UNPROVEN in kinds else TAKE_MIXED, Kind.UNPROVEN: PADS}
+        for kind, passed in takes.items():
             if kind in kinds and node.op not in passed:
                 first = next(value for value in inputs if value.kind is kind)
-                return [Value(kind, obstacle=first.obstacle)]
+                are_scalars = node.op in BY_ELEMENT and all(value.shape == () for value in inputs)
+                return [Value(kind, () if are_scalars else None, obstacle=first.obstacle)]
         if Kind.ITEM in kinds and Kind.LIST not in kinds:
             return self._of_item(call)
         return _apply(call)
@@ -412,6 +419,17 @@ def _apply(call: Call) -> Sequence[Value]:
     else:
         return [found] if isinstance(found, Value) else found
     return [constant() if is_constant else value] * call.outputs
+
+
+def _mixed(values: Sequence[Value]) -> Value | None:
+    """The first of the values that is mixed."""
+    return next((value for value in values if value.kind is Kind.MIXED), None)
+
+
+def _groups_rows(call: Call) -> bool:
+    """Whether entries are combined by data of the requests; a run could only tell if its rows shared a number."""
+    numbers = call.inputs[GROUPED_BY.get(call.op, slice(0))]
+    return any(value.kind in (Kind.ROWS, Kind.PLACES) for value in numbers)
 
 
 def _condition_problem(condition: Value, whole_batch: Obstacle) -> Value | None:
@@ -463,7 +481,13 @@ class _Loop:
             if new == state:
                 return state
             state = new
-        raise UnprovenError("does not come to rest")
+        return self._restless(state)
+
+    def _restless(self, state: Sequence[Value]) -> Sequence[Value]:
+        mixed = _mixed(state)
+        if mixed is None:
+            raise UnprovenError("does not come to rest")
+        return [mixed] * len(state)
 
     def _called(self, name: str, state: Sequence[Value]) -> list[Value]:
         return _call(self._scope, name, state, self._place)
@@ -510,22 +534,30 @@ class _Loop:
             == body.signature.input_arg[index].name
         ):
             return value
-        obstacle = Obstacle(self._node.op, self._node.name, "carries something from row to row")
-        return Value(Kind.MIXED, obstacle=obstacle)
+        return self._carrying()
+
+    def _kept(self, index: int, before: Value, after: Value) -> Value:
+        """A carried value after a turn; only a list with a place for each row may change."""
+        if before.kind is Kind.LIST and before.length is not None and before.length.counter is None and before != after:
+            return self._carrying()
+        return join(before, after, f"{self._place}.{index}", self._node.op, self._node.name)
+
+    def _carrying(self) -> Value:
+        why = "carries something from row to row"
+        return Value(Kind.MIXED, obstacle=Obstacle(self._node.op, self._node.name, why))
 
     def _left(
         self, state: Sequence[Value], given: Sequence[Value], counters: Sequence[int], space: Size
     ) -> Sequence[Value]:
         for _ in range(_MAX_TURNS):
             new = [
-                a if i in counters else join(a, b, f"{self._place}.{i}", self._node.op, self._node.name)
-                for i, (a, b) in enumerate(zip(state, given, strict=True))
+                a if i in counters else self._kept(i, a, b) for i, (a, b) in enumerate(zip(state, given, strict=True))
             ]
             if new == list(state):
                 return [constant((), (space,)) if i in counters else value for i, value in enumerate(state)]
             state = new
             given = self._called(self._body, state)
-        raise UnprovenError("does not come to rest")
+        return self._restless(state)
 
 
 def _const(node: Any) -> Value:

@@ -445,3 +445,22 @@ APART: list[Case] = [
         }
     ),
 ]
+
+
+def grown(result: Any, how: str = "range", **options: Any) -> Any:
+    """A function of a `TensorArray` that is written to beyond its size, which is 1 if not given, three times."""
+
+    def function(x: Any) -> Any:
+        array = tf.TensorArray(F, **{"size": 1, "dynamic_size": True, **options})
+        if how == "range":
+            for turn in range(3):
+                array = array.write(turn, x * float(turn + 1))
+        else:
+            _, array = tf.while_loop(
+                lambda turn, _: turn < 3,
+                lambda turn, array: (turn + 1, array.write(turn, x * tf.cast(turn + 1, F))),
+                [0, array],
+            )
+        return result(array, x)
+
+    return function

@@ -14,16 +14,65 @@ from tests.saved_model.judge.rows.cases import (
     INT,
     TEXTS,
     VECTOR,
+    WEIGHTS,
     WORD_IDS,
     F,
     count_of,
     embedded,
+    grown,
     ragged_ids,
     raw,
 )
-from tests.saved_model.judge.rows.graphs import Input, examples
+from tests.saved_model.judge.rows.graphs import Input, examples, texts
 
 Function = Callable[..., Any]
+
+
+def hashed(keys: Any) -> Any:
+    """A number below 1000 for each key."""
+    return tf.strings.to_hash_bucket_fast(keys, 1000)
+
+
+GROUPED: Mapping[str, tuple[str, Function]] = {
+    "UnsortedSegmentMax": (
+        "UnsortedSegmentMax",
+        lambda x, q: x / tf.gather(tf.math.unsorted_segment_max(x, hashed(q), 1000), hashed(q)),
+    ),
+    "distinct keys": (
+        "UnsortedSegmentSum",
+        lambda x, q: (
+            x / tf.gather(tf.math.unsorted_segment_sum(x, (found := tf.unique(q))[1], tf.size(found[0])), found[1])
+        ),
+    ),
+    "counts of keys": (
+        "UniqueWithCounts",
+        lambda x, q: x / tf.cast(tf.gather((found := tf.unique_with_counts(q))[2], found[1]), F),
+    ),
+    "TensorScatterMax": (
+        "TensorScatterMax",
+        lambda x, q: (
+            x - tf.gather_nd(tf.tensor_scatter_nd_max(tf.zeros([1000]), hashed(q)[:, None], x), hashed(q)[:, None])
+        ),
+    ),
+    "ScatterNd": (
+        "ScatterNd",
+        lambda x, q: x - tf.gather(tf.scatter_nd(hashed(q)[:, None], x, [1000]), hashed(q)),
+    ),
+    "Bincount": (
+        "Bincount",
+        lambda x, q: tf.gather(raw.Bincount(arr=tf.cast(hashed(q), INT), size=1000, weights=x), hashed(q)),
+    ),
+}
+
+
+def pushed(x: Any) -> Any:
+    """Two lists by `TensorListPushBack`, one of which is longer, and a shape by the other's length."""
+    empty = raw.EmptyTensorList(element_shape=[-1, 3], max_num_elements=10, element_dtype=F)
+    once = raw.TensorListPushBack(input_handle=empty, tensor=x)
+    twice = raw.TensorListPushBack(input_handle=once, tensor=2 * x)
+    stacked = raw.TensorListStack(input_handle=twice, element_shape=[-1, 3], element_dtype=F)
+    return tf.reshape(stacked, tf.stack([raw.TensorListLength(input_handle=once), count_of(x), -1]))[0]
+
 
 MIXED: Mapping[str, tuple[str, Function] | tuple[str, Function, *tuple[Input, ...]]] = {
     # The four models of the issue.
@@ -157,6 +206,64 @@ MIXED: Mapping[str, tuple[str, Function] | tuple[str, Function, *tuple[Input, ..
         Input(INT, (), [1, 0, 1, 2, 1, 3]),
     ),
     "segments of rows": ("SegmentSum", lambda x: tf.math.segment_sum(x, [0] * 3 + [1] * 3)),
+    # Lists that grow.
+    **{
+        f"a list that grows, {name}": (
+            "Reshape",
+            grown(lambda array, x: tf.reshape(array.stack(), [count_of(x), -1]), how, **options),
+        )
+        for name, how, options in (
+            ("unrolled", "range", {}),
+            ("from nothing", "range", {"size": 0}),
+            ("in a loop", "loop", {}),
+            ("in a loop, from nothing, with a shape", "loop", {"size": 0, "element_shape": [None, 3]}),
+        )
+    },
+    "a list that grows, by its size": (
+        "Reshape",
+        grown(lambda array, x: tf.reshape(array.stack(), tf.stack([count_of(x), array.size() * 3]))),
+    ),
+    "a list that grew twice": ("Reshape", pushed),
+    "a list that each row writes to and reads": ("StatelessWhile", lambda x: carried(x)),
+    "a list that each row adds to": ("StatelessWhile", lambda x: counted(x)),
+    "a product of numbers of rows": (
+        "Prod",
+        lambda x: x * tf.cast(tf.reduce_prod(tf.stack([count_of(x), count_of(x)])), F),
+    ),
+    # A condition over the batch, forgotten by what pads.
+    "a condition over the batch before ragged rows": (
+        "StatelessIf",
+        lambda x: (
+            (words := tf.strings.split(x))
+            .with_values(
+                tf.cond(
+                    tf.reduce_any(words.values == "dd"),
+                    lambda: tf.strings.upper(words.values),
+                    lambda: tf.strings.lower(words.values),
+                )
+            )
+            .to_tensor(shape=[None, 4])
+        ),
+        TEXTS,
+    ),
+    "a condition over the batch in a sparse constant": (
+        "StatelessIf",
+        lambda x: (
+            x
+            + tf.sparse.to_dense(
+                tf.SparseTensor([[0]], tf.cond(tf.reduce_max(x) > 1, lambda: 1.0, lambda: 0.0)[None], [1])
+            )
+        ),
+    ),
+    "a bound of several entries that the batch has": (
+        "MatMul",
+        lambda x: tf.reduce_sum(x[:, :1] + tf.minimum(0.0, tf.maximum(0.0, tf.matmul(x, x, transpose_b=True))), 1),
+    ),
+    # Groups by a key of the rows.
+    **{
+        f"groups by a key, {name}": (op, by_key, Input(F, ()), texts(b"a", b"b", b"a", b"c", b"b", b"a"))
+        for name, (op, by_key) in GROUPED.items()
+    },
     # Outputs.
     "entries of the rows": ("GatherV2", lambda x: tf.boolean_mask(x, x[:, 0] > 0)),
     "a constant": ("Const", lambda x: tf.constant([1.0, 2])),
@@ -184,7 +291,42 @@ def neighbours(x: Any) -> Any:
 
 UNPROVEN: Mapping[str, tuple[Function, *tuple[Input, ...]]] = {
     "an operation that is not in the table": (tf.linalg.inv, Input(F, (3, 3))),
+    **{
+        f"numbers of rows as {dtype.name}": (
+            lambda x, dtype=dtype: tf.gather(x, tf.cast(tf.cast(tf.range(count_of(x)), dtype), INT)),
+        )
+        for dtype in (tf.bool, tf.int8, tf.uint8, tf.int16, tf.float16, tf.bfloat16, F)
+    },
+    "places of distinct values as bool": (
+        lambda x: tf.gather(tf.gather(WEIGHTS, (found := tf.unique(x)).y), tf.cast(tf.cast(found.idx, tf.bool), INT)),
+        Input(INT, ()),
+    ),
     "rows and entries of rows": (lambda x: tf.reshape(x, [-1, 1]) + tf.reshape(x, [-1, 3])[:, :1],),
     "rows by their number": (lambda x: x + tf.cast(tf.range(count_of(x)), F)[:, None],),
     "a reshape that the sizes do not settle": (lambda x: tf.reshape(x, [-1, 6]), Input(F, (None, 3))),
 }
+
+
+def carried(x: Any) -> Any:
+    """A loop over the rows that keeps the last row in a list of its own."""
+    rows = tf.TensorArray(F, size=count_of(x)).unstack(x)
+    last = tf.TensorArray(F, size=1, clear_after_read=False).write(0, tf.zeros([3]))
+
+    def turn(i: Any, last: Any, out: Any) -> Any:
+        row = rows.read(i)
+        return i + 1, last.write(0, row), out.write(i, row + last.read(0))
+
+    *_, out = tf.while_loop(lambda i, *_: i < count_of(x), turn, [0, last, tf.TensorArray(F, size=count_of(x))])
+    return out.stack()
+
+
+def counted(x: Any) -> Any:
+    """A loop over the rows that adds to a list in each turn."""
+    rows = tf.TensorArray(F, size=count_of(x)).unstack(x)
+    empty = raw.EmptyTensorList(element_shape=tf.constant([], INT), max_num_elements=100, element_dtype=F)
+
+    def turn(i: Any, ones: Any, out: Any) -> Any:
+        return i + 1, raw.TensorListPushBack(input_handle=ones, tensor=1.0), out.write(i, rows.read(i))
+
+    _, ones, out = tf.while_loop(lambda i, *_: i < count_of(x), turn, [0, empty, tf.TensorArray(F, size=count_of(x))])
+    return out.stack() * tf.cast(raw.TensorListLength(input_handle=ones), F)

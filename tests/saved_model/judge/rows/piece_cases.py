@@ -21,6 +21,7 @@ from tests.saved_model.judge.rows.cases import (
     count_of,
     counted_segments,
     embedded,
+    grown,
     list_of_rows,
     looped,
     raw,
@@ -205,6 +206,26 @@ PIECES: list[Case] = [
                 lambda x: tf.gather(tf.gather(TABLE, (found := tf.unique(x)).y), found.idx),
                 Input(INT, ()),
             ),
+            **{
+                f"{name} put back": (
+                    lambda x, take=take: tf.gather(tf.gather(TABLE, (found := take(x))[0]), found[1]),
+                    Input(INT, ()),
+                )
+                for name, take in {
+                    "UniqueV2": lambda x: raw.UniqueV2(x=x, axis=[0]),
+                    "UniqueWithCounts": tf.unique_with_counts,
+                    "UniqueWithCountsV2": lambda x: raw.UniqueWithCountsV2(x=x, axis=[0]),
+                }.items()
+            },
+            "numbers of rows as int64": (
+                lambda x: tf.gather(x, tf.cast(tf.cast(tf.range(count_of(x)), tf.int64), INT)),
+                Input(),
+            ),
+            "counts of a constant size": (
+                lambda x: tf.math.bincount(x, minlength=5, maxlength=5, axis=-1, dtype=F),
+                Input(INT, (4,)),
+            ),
+            "a list that grows": (grown(lambda ta, x: tf.transpose(ta.stack(), [1, 0, 2])), Input()),
             "Where per row": (
                 lambda x: raw.UnsortedSegmentSum(
                     data=tf.gather(x, (places := tf.where(x[:, 0] > 0))[:, 0]),

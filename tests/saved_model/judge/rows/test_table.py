@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
+from embedserve.saved_model.judge.rows import walk
 from embedserve.saved_model.judge.rows.table import TABLE
+from embedserve.saved_model.judge.rows.values import Kind, Obstacle, Value
 from tests.saved_model.judge.rows.cases import APART
 from tests.saved_model.judge.rows.graphs import Case, Graph, Input
 from tests.saved_model.judge.rows.mixing import MIXED, UNPROVEN
@@ -50,3 +53,47 @@ def test_what_the_table_does_not_know_is_left_to_a_probe(name: str) -> None:
 def test_every_rule_of_the_table_is_run_both_ways() -> None:
     run = set().union(*(Graph(case.function, case.inputs).operations() for case in APART + PIECES))
     assert TABLE.keys() - run == set()
+
+
+MIXED_BEFORE = Value(Kind.MIXED, obstacle=Obstacle("If", "before", "is mixed"))
+UNKNOWN = Value(Kind.UNPROVEN, obstacle=Obstacle("Sort", "unknown", "is not known"))
+
+
+def is_mixed(value: Value) -> bool:
+    """Whether nothing that is computed with a value can be proven, nor left to a probe."""
+    return value.kind is Kind.MIXED or any(isinstance(one, Obstacle) for one in value.contents or ())
+
+
+@pytest.mark.parametrize("case", APART + PIECES, ids=str)
+def test_no_rule_forgets_that_an_input_is_mixed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[Any] = []
+    values = walk._Evaluation.values
+
+    def recorded(self: Any) -> Any:
+        evaluated.append(self)
+        return values(self)
+
+    monkeypatch.setattr(walk._Evaluation, "values", recorded)
+    Graph(case.function, case.inputs).findings()
+    monkeypatch.undo()
+    for one in evaluated:
+        inputs = list(one._inputs)
+        if one._node.op not in TABLE or Kind.BOTTOM in {value.kind for value in inputs}:
+            continue
+        for place in range(len(inputs)):
+            for others in (inputs, [UNKNOWN] * len(inputs)):
+                changed = [*others[:place], MIXED_BEFORE, *others[place + 1 :]]
+                answers = walk._Evaluation(one._scope, one._node, changed).values()
+                assert all(map(is_mixed, answers)), (one._node.op, place, answers)
+
+
+def test_a_loop_that_does_not_come_to_rest_forgets_no_mixed_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "_MAX_TURNS", 1)
+
+    def function(x: Any) -> Any:
+        mixed = tf.reduce_max(x, 0)
+        return tf.while_loop(lambda i, *_: i < 3, lambda i, y, z: (i + 1, y, -z), [0, mixed, x])[1:]
+
+    findings = graph_of(lambda x: function(x)[1]).findings()
+    assert findings.mixed is not None
+    assert findings.mixed.op == "Max"
