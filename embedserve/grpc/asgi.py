@@ -224,8 +224,10 @@ class GrpcApp:
         """The one message of a request whose first event is no more than its beginning."""
         request.first = event
         with self._reader(request) as reader:
-            # The method reserves the message once more, before anything else runs.
-            return await reader.only()
+            message = await reader.only()
+            # The method reserves the message once more, before anything else runs; what was sent may have been smaller.
+            request.held.sent = reader.sent
+            return message
 
     def _reader(self, request: _Request) -> MessageReader:
         return MessageReader(self._registry, request.next_event, self._limit, request.encoding, request.wire.text)

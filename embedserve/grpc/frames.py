@@ -75,6 +75,11 @@ class MessageReader:
     def __exit__(self, *error: object) -> None:
         self.release()
 
+    @property
+    def sent(self) -> int:
+        """Bytes that came over the wire, compressed or not."""
+        return self._held.sent
+
     def release(self) -> None:
         """Give back what the messages read so far have reserved."""
         self._held.release()
