@@ -11,8 +11,8 @@ import pytest
 
 from embedserve.errors import DeadlineExceededError, InferenceError
 from embedserve.saved_model.judge.probe import find_sample, probe
-from embedserve.saved_model.judge.probe_inputs import Recorded, candidates
-from embedserve.saved_model.judge.probe_texts import Features
+from embedserve.saved_model.judge.probe_inputs import MadeUp, Recorded, candidates
+from embedserve.saved_model.judge.probe_texts import Features, Words
 from embedserve.servable import Array, Tensors
 from tests.saved_model.conftest import Load
 from tests.saved_model.judge.signatures import signature
@@ -46,14 +46,11 @@ def verdict(function: Callable[[Array], Array], rows: Sequence[Sequence[float]] 
 
 
 def verdict_of_two(function: Callable[[Tensors], Array]) -> str | None:
-    """The verdict on a function of numbers `x` and texts `q`, by two recorded requests."""
+    """The verdict on a function of numbers `x` and texts `q`, by made-up rows."""
     servable = Fake(lambda x: x)
     one = signature(x=("float", (None,)), q=("string", (None,)))
     servable.run = lambda name, inputs, *rest, **options: {"y": function(inputs)}  # type: ignore[method-assign]
-    requests: list[Tensors] = [
-        {"x": np.array([score], np.float32), "q": np.array([key], object)} for score, key in ((1, b"a"), (2, b"b"))
-    ]
-    found = probe(servable, one, Recorded(one, requests))
+    found = probe(servable, one, MadeUp(one, 1, Words()))
     return None if found.batchable else found.reason
 
 
@@ -137,18 +134,18 @@ class TestProbe:
         assert max(runs) <= 6
 
     def test_rows_that_share_one_input_are_asked(self) -> None:
-        def share_of_its_key(inputs: Tensors) -> Array:
+        def part_of_its_keys_largest(inputs: Tensors) -> Array:
             scores, keys = inputs["x"], inputs["q"]
             return np.stack(
-                [one / (1 + np.abs(scores[keys == key]).sum()) for one, key in zip(scores, keys, strict=True)]
+                [one / (1 + np.abs(scores[keys == key]).max()) for one, key in zip(scores, keys, strict=True)]
             )
 
-        assert verdict_of_two(share_of_its_key) == DEPENDS
+        assert verdict_of_two(part_of_its_keys_largest) == DEPENDS
         assert verdict_of_two(lambda inputs: inputs["x"]) is None
 
     def test_a_shared_input_that_the_model_refuses_is_left_out(self) -> None:
         def picky(inputs: Tensors) -> Array:
-            if any((score == 1) != (key == b"a") for score, key in zip(inputs["x"], inputs["q"], strict=True)):
+            if any((0 < score < 0.5) != (key == b"1") for score, key in zip(inputs["x"], inputs["q"], strict=True)):
                 raise InferenceError("no")
             return inputs["x"]
 
