@@ -106,7 +106,7 @@ class _Neighbour:
         """The longest time between two good answers, from the last one before `since` on; waits for one from now."""
         begin = max((time for time in self._good if time < since), default=since)
         now = time.monotonic()
-        while self._good[-1] < now and time.monotonic() < now + _PATIENCE:
+        while max(self._good, default=0.0) < now and time.monotonic() < now + _PATIENCE:
             time.sleep(_BEAT)
         good = [begin, *(time for time in self._good if time > begin)]
         return max((later - earlier for earlier, later in pairwise(good)), default=_PATIENCE)

@@ -181,13 +181,13 @@ class Manager:
         managed = self._managed.setdefault(name, [])
         for version in managed:
             wanted = aspired.get(version.id.version)
-            version.set_aspired(wanted is not None and wanted.fingerprint == version.fingerprint)
+            version.set_aspired(wanted is not None and _is_generation(version, wanted))
             if version.state is State.START and not version.aspired:
                 self._advance(version, State.END)  # Nothing has begun, so there is nothing to take down.
         # Ended ones that nobody wants are forgotten; the monitor remembers their last status.
         managed[:] = [v for v in managed if v.state is not State.END or (v.aspired and v.error is not None)]
         for number, wanted in aspired.items():
-            if not any(v.id.version == number and v.fingerprint == wanted.fingerprint for v in managed):
+            if not any(v.id.version == number and _is_generation(v, wanted) for v in managed):
                 self._add(name, number, wanted)
         while (action := self._policy([version.snapshot() for version in managed])) is not None:
             what, snapshot = action
@@ -436,6 +436,11 @@ class Manager:
             self.set_aspired_versions(name, {})
         while self._moves:
             await asyncio.wait(self._moves)
+
+
+def _is_generation(version: ManagedVersion, wanted: AspiredVersion) -> bool:
+    """Whether the same contents in the same place: a model may read files there at run time."""
+    return version.fingerprint == wanted.fingerprint and version.path == wanted.path
 
 
 class _GivingBack:
