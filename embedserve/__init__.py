@@ -1,50 +1,55 @@
 """embedserve: an embeddable serving runtime for TensorFlow SavedModels.
 
-`ModelRegistry` is the runtime; `embedserve.rest.create_app` and `embedserve.grpc.serve` put it on the wire. Importing
-this package imports no TensorFlow, grpc or starlette and has no side effects.
+`ModelRegistry` is the runtime; `embedserve.rest.create_app` and `embedserve.grpc.serve` put it on the wire, and
+`embedserve.testing` has fakes for the tests of a host. Each name is imported when it is first used. Importing this
+package imports no TensorFlow, grpc or starlette and has no side effects.
 """
 
 from __future__ import annotations
 
-from embedserve.config import (
-    AllVersions,
-    BatchingOptions,
-    LatestVersions,
-    LoggingOptions,
-    ModelConfig,
-    RegistryOptions,
-    RetryPolicy,
-    SpecificVersions,
-)
-from embedserve.errors import (
-    Code,
-    ConfigError,
-    DeadlineExceededError,
-    InferenceError,
-    InvalidInputError,
-    InvalidModelSpecError,
-    LoadError,
-    NotReadyError,
-    OverloadedError,
-    QueueFullError,
-    RegistryStateError,
-    RequestTooLargeError,
-    ServableNotFoundError,
-    ServingError,
-    SignatureNotFoundError,
-    StartError,
-    UnsupportedError,
-)
-from embedserve.handle import ModelHandle
-from embedserve.lifecycle.monitor import VersionStatus
-from embedserve.observer import Observer
-from embedserve.registry import ModelRegistry
-from embedserve.remote.follower import StoreStatistics
-from embedserve.runtime import RegistryStatistics
-from embedserve.servable import ServableId, State
-from embedserve.signature import Signature, TensorSpec
-from embedserve.store_url import StoreUrl
-from embedserve.tf_example import InferenceTask
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embedserve.config import (
+        AllVersions,
+        BatchingOptions,
+        LatestVersions,
+        LoggingOptions,
+        ModelConfig,
+        RegistryOptions,
+        RetryPolicy,
+        SpecificVersions,
+    )
+    from embedserve.errors import (
+        Code,
+        ConfigError,
+        DeadlineExceededError,
+        InferenceError,
+        InvalidInputError,
+        InvalidModelSpecError,
+        LoadError,
+        NotReadyError,
+        OverloadedError,
+        QueueFullError,
+        RegistryStateError,
+        RequestTooLargeError,
+        ServableNotFoundError,
+        ServingError,
+        SignatureNotFoundError,
+        StartError,
+        UnsupportedError,
+    )
+    from embedserve.handle import ModelHandle
+    from embedserve.lifecycle.monitor import VersionStatus
+    from embedserve.observer import Observer
+    from embedserve.registry import ModelRegistry
+    from embedserve.remote.follower import StoreStatistics
+    from embedserve.runtime import RegistryStatistics
+    from embedserve.servable import ServableId, State
+    from embedserve.signature import Signature, TensorSpec
+    from embedserve.store_url import StoreUrl
+    from embedserve.tf_example import InferenceTask
 
 __version__ = "0.1.0"
 
@@ -88,3 +93,41 @@ __all__ = [
     "VersionStatus",
     "__version__",
 ]
+
+_MODULES = {
+    "config": (
+        "AllVersions BatchingOptions LatestVersions LoggingOptions ModelConfig RegistryOptions RetryPolicy "
+        "SpecificVersions"
+    ),
+    "errors": (
+        "Code ConfigError DeadlineExceededError InferenceError InvalidInputError InvalidModelSpecError LoadError "
+        "NotReadyError OverloadedError QueueFullError RegistryStateError RequestTooLargeError ServableNotFoundError "
+        "ServingError SignatureNotFoundError StartError UnsupportedError"
+    ),
+    "handle": "ModelHandle",
+    "lifecycle.monitor": "VersionStatus",
+    "observer": "Observer",
+    "registry": "ModelRegistry",
+    "remote.follower": "StoreStatistics",
+    "runtime": "RegistryStatistics",
+    "servable": "ServableId State",
+    "signature": "Signature TensorSpec",
+    "store_url": "StoreUrl",
+    "tf_example": "InferenceTask",
+}
+_HOMES = {name: f"embedserve.{module}" for module, names in _MODULES.items() for name in names.split()}
+_PUBLIC_MODULES = frozenset(("grpc", "ray", "rest", "testing"))
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or one of the public modules, when it is first used."""
+    if name in _PUBLIC_MODULES:
+        return import_module(f"embedserve.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'embedserve' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_PUBLIC_MODULES])

@@ -6,7 +6,8 @@ Durations are float seconds; `batch_timeout_micros` keeps TensorFlow Serving's n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Unpack
 
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from embedserve.cpus import usable_cpus
-from embedserve.errors import ConfigError, one_line
+from embedserve.errors import Code, ConfigError, one_line
 from embedserve.store_url import StoreUrl, check_readable, is_url, local_path
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ __all__ = [
     "absolute",
     "location",
     "name_problem",
+    "near",
     "validated",
 ]
 
@@ -63,12 +65,12 @@ def location(value: str | os.PathLike[str] | StoreUrl) -> Path | StoreUrl:
     """Where models or versions are: a path made absolute, or the URL of a store that can be read here.
 
     Raises:
-        ConfigError: A URL that cannot be read, with what to install.
+        ConfigError: Neither a path nor a URL, or a URL that cannot be read, with what to install.
     """
     if isinstance(value, StoreUrl):
         url = value
     elif not isinstance(value, str | os.PathLike):
-        raise ValueError("Input is neither a path nor a URL")
+        raise ConfigError(f"{value!r} is neither a path nor a URL")
     else:
         text = os.fspath(value)
         if isinstance(value, PurePath) and len(value.parts[0]) > 2 and value.parts[0].endswith(":"):
@@ -119,8 +121,41 @@ Location = Annotated[
 ]
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'batching'?` for a name that is nearly one of those known; else empty."""
+    found = get_close_matches(name.lower(), known, n=1)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    if not TYPE_CHECKING:  # A signature here would hide the fields' own from type checkers.
+
+        def __init__(self, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise _config_error(type(self), error) from None
+
+
+def _hint(cls: type[BaseModel], name: str) -> str:
+    owner = next((each for each in (ModelConfig, RegistryOptions, BatchingOptions) if name in each.model_fields), None)
+    return near(name, cls.model_fields) if owner is None else f"; {owner.__name__} has it"
+
+
+def _config_error(cls: type[BaseModel], error: ValidationError) -> ConfigError:
+    """pydantic's findings as one error that names each option."""
+    findings, code = [], Code.INVALID_ARGUMENT
+    for item in error.errors(include_url=False):
+        place = ".".join(map(str, item["loc"])) or cls.__name__
+        if item["type"] == "extra_forbidden":
+            findings.append(f"{place}: {cls.__name__} has no such option{_hint(cls, place)}")
+        else:
+            findings.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
+            if isinstance(cause := item.get("ctx", {}).get("error"), ConfigError):
+                code = cause.code
+    return ConfigError("; ".join(findings), code=code)
 
 
 Clients = Literal["none", "local", "all"]
@@ -324,7 +359,7 @@ class ModelConfig(_Options):
     @classmethod
     def _policy_by_its_name(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and len(value) == 1 and (kind := _POLICIES.get(next(iter(value)))) is not None:
-            return kind.model_validate(next(iter(value.values())))
+            return kind(**next(iter(value.values())))
         return value
 
 
@@ -443,10 +478,6 @@ def validated(cls: type[T], values: Mapping[str, object]) -> T:
         ConfigError: An unknown option or a bad value.
     """
     try:
-        return cls(**values)
+        return cls(**{str(name): value for name, value in values.items()})
     except ValidationError as error:
-        findings = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or cls.__name__}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        )
-        raise ConfigError(findings) from None
+        raise _config_error(cls, error) from None

@@ -13,7 +13,7 @@ ServingError                      INTERNAL
 ├── DeadlineExceededError         DEADLINE_EXCEEDED    the caller's time is over
 ├── InferenceError                the code of the TensorFlow error, else INTERNAL
 ├── UnsupportedError              UNIMPLEMENTED        this model or build cannot do it
-├── ConfigError                   INVALID_ARGUMENT     a configuration that cannot be applied
+├── ConfigError (a ValueError)    INVALID_ARGUMENT     a configuration that cannot be applied
 ├── LoadError                     the code of the cause, else UNKNOWN: a version's status, never a request's error
 ├── StartError                    UNKNOWN              the registry could not be entered
 └── RegistryStateError            FAILED_PRECONDITION  not entered, closed, wrong loop, forked child
@@ -154,8 +154,8 @@ class UnsupportedError(ServingError):
     code = Code.UNIMPLEMENTED
 
 
-class ConfigError(ServingError):
-    """A configuration that cannot be applied."""
+class ConfigError(ServingError, ValueError):
+    """A configuration that cannot be applied: an unknown option, a bad value, or a file or directory to that effect."""
 
     code = Code.INVALID_ARGUMENT
 

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, Unpack
 
 from embedserve.acquisition import Acquisition
 from embedserve.config import ModelConfig, RegistryOptions, location, validated
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelRegistry", "RegistryStatistics"]
 
 T = TypeVar("T")
+
+ModelLike: TypeAlias = "ModelConfig | ModelOptions | str | os.PathLike[str]"
 
 
 class ModelRegistry(RegistryView):
@@ -62,7 +64,7 @@ class ModelRegistry(RegistryView):
         self,
         root: str | os.PathLike[str] | StoreUrl | None = None,
         *,
-        models: Sequence[ModelConfig | ModelOptions | str | os.PathLike[str]] | None = None,
+        models: Sequence[ModelLike] | None = None,
         observers: Iterable[Observer] = (),
         **options: Unpack[RegistryKeywords],
     ) -> None:
@@ -386,17 +388,18 @@ class ModelRegistry(RegistryView):
 
     # Changes on demand.
 
-    async def reconfigure(self, models: Iterable[ModelConfig], *, wait: bool = True) -> None:
+    async def reconfigure(self, models: Iterable[ModelLike], *, wait: bool = True) -> None:
         """Serve exactly these models from now on, and those discovered under `root`, if there is one.
 
         Returns when each added model is available.
 
         Raises:
-            ConfigError: A name twice. Nothing has changed.
+            ConfigError: A name twice, or what is no model. Nothing has changed.
             ServingError: FAILED_PRECONDITION for a label on a version that is not available (nothing has changed), or
                 UNKNOWN when an added model failed to load (the rest of the configuration is in force).
         """
-        await self._on_loop(lambda runtime: runtime.control.reconfigure(models, wait))
+        configs = [_config_of(model) for model in _listed(models)]
+        await self._on_loop(lambda runtime: runtime.control.reconfigure(configs, wait))
 
     async def pin(self, name: str, version: int, *more: int) -> None:
         """Serve exactly these versions until `unpin`: a roll back. Returns when they serve.
@@ -425,7 +428,7 @@ class ModelRegistry(RegistryView):
         """
         await self._on_loop(lambda runtime: runtime.control.set_label(name, label, version))
 
-    def reconfigure_sync(self, models: Iterable[ModelConfig], *, wait: bool = True) -> None:
+    def reconfigure_sync(self, models: Iterable[ModelLike], *, wait: bool = True) -> None:
         """As `reconfigure`, from any thread but the registry's loop."""
         self._sync(lambda: self.reconfigure(models, wait=wait))
 

@@ -175,6 +175,39 @@ print(sorted({set(ONLY_IN) - {"watchfiles"}!r} & set(sys.modules)))
     assert run_python(code) == "[]"
 
 
+def test_the_public_modules_import_no_tensorflow() -> None:
+    code = """
+import sys
+import embedserve
+for module in (embedserve.grpc, embedserve.rest, embedserve.testing, embedserve.ray):
+    for name in module.__all__:
+        getattr(module, name)
+print(sorted({"tensorflow", "tensorflow_serving", "starlette", "uvicorn", "ray"} & set(sys.modules)))
+"""
+    assert run_python(code) == "[]"
+
+
+def test_dir_shows_what_is_public_and_nothing_else() -> None:
+    code = """
+import embedserve
+import embedserve.rest
+from embedserve import ModelRegistry
+print(dir(embedserve) == sorted([*embedserve.__all__, "grpc", "ray", "rest", "testing"]))
+try:
+    embedserve.ModelRegister
+except AttributeError as error:
+    print(error)
+"""
+    assert run_python(code) == "True\nmodule 'embedserve' has no attribute 'ModelRegister'"
+
+
+def test_every_public_name_is_told_to_type_checkers_too() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(node for node in tree.body if is_type_checking(node))
+    told = {alias.name for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert told | {"__version__"} == set(embedserve.__all__)
+
+
 def public_objects() -> list[tuple[str, object]]:
     return [(name, getattr(embedserve, name)) for name in embedserve.__all__]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedserve import ConfigError, ModelConfig, ModelRegistry, RegistryOptions
+from embedserve import BatchingOptions, Code, ConfigError, ModelConfig, ModelRegistry, RegistryOptions
 from embedserve.option_types import ModelOptions, RegistryKeywords
+from embedserve.testing import FakeLoader, FakeRegistry
 
 GOOD = """
 from pathlib import Path
@@ -88,3 +91,47 @@ def test_models_may_be_configurations_dictionaries_and_paths(tmp_path: Path) -> 
 def test_other_models_are_refused_with_what_is_expected(models: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ModelRegistry(models=models)
+
+
+NO_SUCH = "RegistryOptions has no such option"
+NOT_OF_MODEL = "ModelConfig has no such option"
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "said"),
+    [
+        (ModelRegistry, {"root": "m", "batchin": 1}, f"batchin: {NO_SUCH}, did you mean 'batching'?"),
+        (ModelRegistry, {"root": "m", "max_batch_size": 4}, f"max_batch_size: {NO_SUCH}; BatchingOptions has it"),
+        (ModelRegistry, {"root": 5}, "5 is neither a path nor a URL"),
+        (ModelRegistry, {"root": "m", "num_batch_threads": 0}, "num_batch_threads: Input should be greater than"),
+        (
+            ModelRegistry,
+            {"root": "m", "batching_options": {"max_batchsize": 3}},
+            "batching_options: max_batchsize: BatchingOptions has no such option, did you mean 'max_batch_size'?",
+        ),
+        (
+            ModelRegistry,
+            {"models": [{"name": "a", "base_path": "a", "retry": 1}]},
+            f"retry: {NOT_OF_MODEL}; RegistryOptions has it",
+        ),
+        (ModelConfig, {"name": "x", "base_pth": "d"}, f"base_pth: {NOT_OF_MODEL}, did you mean 'base_path'?"),
+        (ModelConfig, {"name": "a/../b", "base_path": "d"}, "cannot be a model's name"),
+        (ModelConfig, {"name": "x", "base_path": 5}, "base_path: 5 is neither a path nor a URL"),
+        (BatchingOptions, {"max_batch_size": 0}, "max_batch_size: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_bad_configuration_is_one_error_that_says_what_was_meant(
+    make: Callable[..., object], options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        make(**options)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+async def test_a_new_configuration_is_taken_in_the_same_ways() -> None:
+    async with FakeRegistry({"a": {1: FakeLoader()}}) as registry:
+        with pytest.raises(ConfigError, match="a model is a ModelConfig, a dictionary of its options or a path; got 5"):
+            await registry.reconfigure([5])  # type: ignore[list-item]
+        await registry.reconfigure(["/fake/a"])
+        assert registry.models() == ("a",)

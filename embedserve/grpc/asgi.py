@@ -23,7 +23,6 @@ from embedserve.grpc.cors import Cors
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.frames import PREFIX_BYTES, MessageReader, too_large
 from embedserve.grpc.metadata import metadata_value, read_timeout
-from embedserve.grpc.services import Services
 from embedserve.grpc.wire import Wire, wire_of
 from embedserve.inflight import Reservation
 
@@ -87,6 +86,8 @@ class GrpcApp:
         reload: Reload | None = None,
         metric: MetricReader | None = None,
     ) -> None:
+        from embedserve.grpc.services import Services  # Its messages import TensorFlow.
+
         self._registry = registry
         self._services = Services(
             registry,

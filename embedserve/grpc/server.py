@@ -12,6 +12,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
@@ -26,11 +27,11 @@ from embedserve.grpc.calls import LARGE, Methods, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.frames import inflate
 from embedserve.grpc.parting import Parting
-from embedserve.grpc.services import Services
 from embedserve.inflight import Reservation
 
 if TYPE_CHECKING:
     from embedserve.grpc.model_service import MetricReader, Reload
+    from embedserve.grpc.services import Services
     from embedserve.registry import ModelRegistry
 
 __all__ = ["GrpcServer", "TlsConfig", "serve"]
@@ -200,7 +201,8 @@ async def serve(
         compression=_COMPRESSION[compression],
         maximum_concurrent_rpcs=max_concurrent_calls,
     )
-    services = Services(
+    # Its messages import TensorFlow.
+    services: Services = (await asyncio.to_thread(import_module, "embedserve.grpc.services")).Services(
         registry,
         health=health,
         reflection=reflection,
