@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.batching.predictor import make_predictor
+from embedserve.batching.routing import make_predictor
+from embedserve.batching.watchdog import VersionRuns
+from embedserve.concurrency.threads import RunPool
 from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
 from embedserve.observer import Observers
 from embedserve.servable import Array, Cancellation, Predictor, Servable, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.tensors.dtypes import by_name
-from embedserve.threads import RunPool
-from embedserve.watchdog import VersionRuns
 
 
 class Doubler:
@@ -97,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     servables: list[tuple[str, Servable]] = [("fake", Doubler())]
     if options.saved_model:
-        from embedserve.saved_model.loader import SavedModelLoader
+        from embedserve.saved_model.load.loader import SavedModelLoader
 
         config = ModelConfig(name="bench", base_path=options.saved_model.parent)
         loader = SavedModelLoader(ServableId("bench", 1), options.saved_model, config, RegistryOptions())

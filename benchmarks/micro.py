@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from benchmarks.suite.wire import TFS_GRPC, dumps
+from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.config import Access
-from embedserve.grpc.services import Services
-from embedserve.inflight import InflightBytes, Reservation
+from embedserve.grpc.services.table import Services
 from embedserve.rest import create_app
 from embedserve.rest.payload import encode_predict, parse_predict
 from embedserve.servable import Array

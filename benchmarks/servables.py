@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from benchmarks.models import Mlp, Tiny, export_mobilenet, save
 from embedserve.config import ModelConfig, RegistryOptions
-from embedserve.saved_model.loader import SavedModelLoader
+from embedserve.saved_model.load.loader import SavedModelLoader
 from embedserve.saved_model.tensorflow_private import PublicFunctionCall
 from embedserve.servable import Array, ServableId
 

@@ -4,7 +4,7 @@ python -m benchmarks.verdicts [--models dense,lstm] [--pairs 20] [--directory DI
 
 Prints a Markdown row for each signature: the verdict with its reason, then the largest difference of an answer beside
 neighbours from the answer of plain TensorFlow. Models are those of the tests, of the benchmarks, and of
-`tests.survey_models`; random weights, nothing is downloaded. The exit status is 1 where an answer differs.
+`tests.support.survey_models`; random weights, nothing is downloaded. The exit status is 1 where an answer differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from embedserve.errors import ServingError
 from embedserve.verify.ways import Findings, Plan, Way, compare_ways
 from examples.neighbours import export as neighbours
 from examples.tf1_cnn import export as tf1_cnn
-from tests import saved_models, survey_models
+from tests.support import saved_models, survey_models
 
 Builder = Callable[[Path], object]
 

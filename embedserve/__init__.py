@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from embedserve.observer import Observer
     from embedserve.registry import ModelRegistry
     from embedserve.remote.follower import StoreStatistics
-    from embedserve.runtime import RegistryStatistics
+    from embedserve.runtime.runtime import RegistryStatistics
     from embedserve.servable import ServableId, State
     from embedserve.signature import Signature, TensorSpec
     from embedserve.store_url import StoreUrl
-    from embedserve.tf_example import InferenceTask
+    from embedserve.tfs.examples import InferenceTask
 
 __version__ = "0.1.0"
 
@@ -109,11 +109,11 @@ _MODULES = {
     "observer": "Observer",
     "registry": "ModelRegistry",
     "remote.follower": "StoreStatistics",
-    "runtime": "RegistryStatistics",
+    "runtime.runtime": "RegistryStatistics",
     "servable": "ServableId State",
     "signature": "Signature TensorSpec",
     "store_url": "StoreUrl",
-    "tf_example": "InferenceTask",
+    "tfs.examples": "InferenceTask",
 }
 _HOMES = {name: f"embedserve.{module}" for module, names in _MODULES.items() for name in names.split()}
 _PUBLIC_MODULES = frozenset(("grpc", "ray", "rest", "testing"))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from embedserve.request_log import ModelLog
-    from embedserve.runtime import Runtime
-    from embedserve.tf_example import Classifications, InferenceTask
+    from embedserve.runtime.runtime import Runtime
+    from embedserve.tfs.examples import Classifications, InferenceTask
 
 __all__ = ["ModelHandle", "unknown_signature"]
 
@@ -176,7 +176,7 @@ class ModelHandle:
         Raises:
             InvalidInputError: The signature, the examples or the result are not those of a classifier.
         """
-        from embedserve import tf_example
+        from embedserve.tfs import examples as tf_example
 
         return await tf_example.classify(
             self,
@@ -218,7 +218,7 @@ class ModelHandle:
         Raises:
             InvalidInputError: The signature, the examples or the result are not those of a regressor.
         """
-        from embedserve import tf_example
+        from embedserve.tfs import examples as tf_example
 
         return await tf_example.regress(
             self,
@@ -261,7 +261,7 @@ class ModelHandle:
             InvalidInputError: As those, or a signature is unknown or asked for twice.
             UnsupportedError: A task is neither a classification nor a regression.
         """
-        from embedserve import tf_example
+        from embedserve.tfs import examples as tf_example
 
         return await tf_example.multi_inference(
             self,
@@ -423,7 +423,7 @@ def unknown_signature(
 def _why_absent(name: str, signature_defs: Mapping[str, Any]) -> str:
     if name not in signature_defs:
         return ""
-    from embedserve.saved_model.meta_graph import why_not_callable
+    from embedserve.saved_model.files.meta_graph import why_not_callable
 
     reason = why_not_callable(name, signature_defs[name])
     return f" The model has it, and it cannot be called: {reason}." if reason else ""

@@ -21,15 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, Unpack
 
-from embedserve.acquisition import Acquisition
+from embedserve.concurrency.private_loop import PrivateLoop
 from embedserve.config import ModelConfig, RegistryOptions, location, validated
 from embedserve.errors import ConfigError, RegistryStateError, StartError
 from embedserve.handle import ModelHandle
 from embedserve.observer import Observer, Observers
 from embedserve.priority import PriorityName
-from embedserve.private_loop import PrivateLoop
-from embedserve.registry_view import RegistryView
-from embedserve.runtime import RegistryStatistics, Runtime
+from embedserve.runtime.acquisition import Acquisition
+from embedserve.runtime.registry_view import RegistryView
+from embedserve.runtime.runtime import RegistryStatistics, Runtime
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.store_url import StoreUrl

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, LoadError
 from embedserve.lifecycle.source import SourceListener, VersionDirectory
 from embedserve.lifecycle.version_policy import choose
-from embedserve.load_pool import LoadPool
 from embedserve.registry import ModelRegistry
 from embedserve.remote.follower import StoreStatistics
-from embedserve.runtime import Runtime
-from embedserve.saved_model.completeness import FileStamp, Fingerprint
+from embedserve.runtime.runtime import Runtime
+from embedserve.saved_model.files.completeness import FileStamp, Fingerprint
 from embedserve.servable import Array, Cancellation, Loader, Servable, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.store_url import StoreUrl

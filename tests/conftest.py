@@ -14,7 +14,7 @@ from blockbuster import BlockBuster
 from xdist.scheduler import LoadScopeScheduling
 
 import embedserve
-from tests.programs import run_program
+from tests.support.programs import run_program
 
 # Imports read files wherever they happen to run first, and a log record may look up the source line it came from.
 _MAY_READ = (

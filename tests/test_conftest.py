@@ -11,7 +11,7 @@ import pytest
 from blockbuster import BlockingError
 
 import embedserve
-from tests.programs import ROOT
+from tests.support.programs import ROOT
 
 
 async def test_a_blocking_call_of_ours_on_a_loop_is_an_error() -> None:

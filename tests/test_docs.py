@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.flags import FLAGS
-from tests.programs import ROOT, answers, fetch, free_port, program, run_program
+from embedserve.server.flags import FLAGS
+from tests.support.programs import ROOT, answers, fetch, free_port, program, run_program
 
 pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.programs import ROOT
+from tests.support.programs import ROOT
 
 FRESH = ROOT / ".ci" / "fresh"
 

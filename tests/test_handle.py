@@ -12,7 +12,7 @@ from embedserve import InferenceTask
 from embedserve.errors import DeadlineExceededError, InvalidInputError, RegistryStateError, UnsupportedError
 from embedserve.servable import Array, Cancellation, Servable, Tensors
 from embedserve.testing import FakeLoader, FakeRegistry, Gate, fake_signature
-from embedserve.tf_example import CLASSIFY_METHOD, REGRESS_METHOD
+from embedserve.tfs.examples import CLASSIFY_METHOD, REGRESS_METHOD
 
 DOUBLES = np.array([1.0, 2.0])
 

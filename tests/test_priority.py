@@ -13,7 +13,7 @@ from embedserve.errors import Code
 from embedserve.priority import OVERTAKEN, TURNS, Lanes, Priority, priority_named, sent_priority
 from embedserve.servable import Array
 from tests.batching.fakes import FakeServable, Rig, rig
-from tests.recorder import Recorder
+from tests.support.recorder import Recorder
 
 HIGH, NORMAL, LOW = Priority
 

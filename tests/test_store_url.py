@@ -13,7 +13,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from embedserve import Code, ConfigError, ModelConfig, ModelRegistry
 from embedserve.config import RegistryOptions, location
 from embedserve.store_url import StoreUrl, redacted
-from embedserve.tfs_config import models_from_proto
+from embedserve.tfs.config import models_from_proto
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ import tensorflow as tf
 from benchmarks.kernels.child import Case, Plan, cases_of
 from benchmarks.kernels.fuzz import Bad
 from benchmarks.workers import Server, serving
-from embedserve.workers.plan import STEADY
+from embedserve.server.workers.plan import STEADY
 
 __all__ = ["Behind", "send_to_server"]
 

@@ -18,7 +18,7 @@ from tensorflow.python.framework import kernels, op_def_registry
 
 from benchmarks.kernels.programs import PROGRAMS
 from benchmarks.kernels.values import hostile
-from embedserve.saved_model.graph import words
+from embedserve.saved_model.files.graph import words
 
 __all__ = ["Program", "Unbuildable", "make_feeds", "make_program", "targets"]
 

@@ -10,8 +10,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from embedserve.batching.batch import Batch, BatchTask
+from embedserve.batching.direct import Answer
 from embedserve.batching.merge import join, merge, split
-from embedserve.predictor import Answer
 from embedserve.servable import Array, Cancellation, Tensors
 
 if TYPE_CHECKING:

@@ -16,11 +16,7 @@ from embedserve.batching.adaptive_queue import AdaptiveQueue
 from embedserve.batching.batch import BatchTask, Key
 from embedserve.batching.batch_queue import SLACK, BatchQueue
 from embedserve.batching.batch_run import BatchRun, Join
-from embedserve.batching.merge import MAX_PADDED_RANK, cut, target_rows
-from embedserve.config import BatchingOptions
-from embedserve.errors import InvalidInputError, QueueFullError, ServingError
-from embedserve.observer import Observers
-from embedserve.predictor import (
+from embedserve.batching.direct import (
     Answer,
     DeadlineTimer,
     DirectPredictor,
@@ -33,10 +29,14 @@ from embedserve.predictor import (
     refusal,
     timed_out,
 )
+from embedserve.batching.merge import MAX_PADDED_RANK, cut, target_rows
+from embedserve.concurrency.threads import RunPool, Work
+from embedserve.config import BatchingOptions
+from embedserve.errors import InvalidInputError, QueueFullError, ServingError
+from embedserve.observer import Observers
 from embedserve.priority import Priority
 from embedserve.servable import Tensors
 from embedserve.signature import Signature
-from embedserve.threads import RunPool, Work
 
 __all__ = ["SignatureBatcher"]
 

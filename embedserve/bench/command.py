@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from embedserve import tensorflow_setup
 from embedserve.bench.deployment import deployment
 from embedserve.bench.model import BenchedModel, check_whole, find
 from embedserve.bench.plan import ALONE, Grid, Setting, default_run_threads, plan
@@ -26,9 +25,10 @@ from embedserve.bench.report import Report
 from embedserve.bench.requests import Requests, check_answered, chosen_signature, made_up, recorded
 from embedserve.bench.sweep import Pace, Result, sweep
 from embedserve.errors import ConfigError, ServingError
-from embedserve.flags import FlagError
-from embedserve.server_config import ServerConfig
-from embedserve.standalone import run, stop_on_signals
+from embedserve.server import tensorflow_setup
+from embedserve.server.config import ServerConfig
+from embedserve.server.flags import FlagError
+from embedserve.server.standalone import run, stop_on_signals
 
 __all__ = ["bench"]
 
@@ -241,7 +241,7 @@ class _Sweep:
 
 
 def _own_requests(path: Path) -> Path | None:
-    from embedserve.saved_model.meta_graph import warmup_file
+    from embedserve.saved_model.files.meta_graph import warmup_file
 
     file = warmup_file(path)
     return file if file.is_file() else None

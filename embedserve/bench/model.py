@@ -86,7 +86,7 @@ def check_whole(place: Place) -> None:
     Raises:
         ConfigError: What is missing.
     """
-    from embedserve.saved_model import completeness
+    from embedserve.saved_model.files import completeness
 
     missing = completeness.missing(place.path)
     if missing is not None:

@@ -111,8 +111,8 @@ async def made_up(handle: ModelHandle, signature: Signature, path: Path, tags: I
 
 def features_of(path: Path, tags: Iterable[str], signature: Signature) -> Features:
     """What a signature parses out of `tf.Example`s, if it does."""
-    from embedserve.saved_model.graph import GraphReader
-    from embedserve.saved_model.meta_graph import has_saved_model, read_meta_graph
+    from embedserve.saved_model.files.graph import GraphReader
+    from embedserve.saved_model.files.meta_graph import has_saved_model, read_meta_graph
 
     if not has_saved_model(path):
         return {}
@@ -134,7 +134,7 @@ def recorded(files: Sequence[Path], signatures: Mapping[str, Signature], signatu
     Raises:
         ConfigError: A file is missing or cannot be read, or holds nothing that this model can be asked.
     """
-    from embedserve.saved_model.warmup import read_logs, request_inputs
+    from embedserve.saved_model.load.warmup import read_logs, request_inputs
 
     inputs: list[Tensors] = []
     left_out = Counter[str]()

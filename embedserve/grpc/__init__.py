@@ -5,7 +5,7 @@ called, for its messages.
 """
 
 from embedserve.config import Access
-from embedserve.grpc.asgi import GrpcApp, GrpcMiddleware
-from embedserve.grpc.server import GrpcServer, TlsConfig, serve
+from embedserve.grpc.transports.asgi import GrpcApp, GrpcMiddleware
+from embedserve.grpc.transports.server import GrpcServer, TlsConfig, serve
 
 __all__ = ["Access", "GrpcApp", "GrpcMiddleware", "GrpcServer", "TlsConfig", "serve"]

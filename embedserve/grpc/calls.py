@@ -22,9 +22,9 @@ from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
+    from embedserve.concurrency.inflight import Reservation
     from embedserve.grpc.predict_form import Forms
     from embedserve.handle import ModelHandle
-    from embedserve.inflight import Reservation
     from embedserve.registry import ModelRegistry
 
 __all__ = [

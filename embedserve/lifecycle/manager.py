@@ -14,16 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from embedserve.concurrency.load_pool import LoadPool
+from embedserve.concurrency.threads import RunPool
 from embedserve.config import RetryPolicy
 from embedserve.errors import Code, HungError, LoadError, ServableNotFoundError, ServingError
 from embedserve.lifecycle.coordinator import Coordinator
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.transition_policy import Action, TransitionPolicy, availability_preserving
-from embedserve.load_pool import LoadPool
 from embedserve.observer import Observers
 from embedserve.servable import Loader, Predictor, Servable, ServableId, State
-from embedserve.threads import RunPool
 
 __all__ = ["AspiredVersion", "Manager"]
 

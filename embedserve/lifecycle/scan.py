@@ -16,7 +16,7 @@ from typing import Protocol
 
 from embedserve.config import AbsentVersions, ModelConfig, SpecificVersions, VersionPolicy, name_problem
 from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent, version_number
-from embedserve.saved_model.completeness import Fingerprint, Look
+from embedserve.saved_model.files.completeness import Fingerprint, Look
 from embedserve.servable import ServableId
 
 __all__ = ["Child", "Disk", "Memory", "ModelMemory", "ModelScan", "Scan", "VersionDirectory", "scan"]

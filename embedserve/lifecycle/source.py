@@ -20,12 +20,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from embedserve.concurrency.load_pool import LoadPool, doing
 from embedserve.config import AbsentVersions, ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.errors import HungError
 from embedserve.lifecycle.scan import Child, Memory, ModelScan, Scan, VersionDirectory, scan
 from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget, polled_devices
-from embedserve.load_pool import LoadPool, doing
-from embedserve.saved_model.completeness import Look, check, look
+from embedserve.saved_model.files.completeness import Look, check, look
 
 __all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
 

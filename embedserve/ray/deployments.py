@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 import orjson
 
+from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.errors import Code, ServingError
-from embedserve.inflight import InflightBytes, Reservation
 from embedserve.ray.replica import Replica, RestAnswer, RestRequest
 from embedserve.ray.rpcs import Metadata, RpcAnswer, RpcMethods, model_name
 from embedserve.ray.settings import ReplicaSettings

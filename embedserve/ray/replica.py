@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
-from embedserve import tensorflow_setup
+from embedserve.concurrency.inflight import Reservation
 from embedserve.config import Access, ModelConfig, SpecificVersions
 from embedserve.errors import Code, NotReadyError, RegistryStateError, UnsupportedError
-from embedserve.inflight import Reservation
 from embedserve.ray.rpcs import REPLICA_KEY, Metadata, RpcAnswer
 from embedserve.ray.settings import ReplicaSettings
 from embedserve.registry import ModelRegistry
+from embedserve.server import tensorflow_setup
 
 if TYPE_CHECKING:
     from embedserve.asgi.calls import Receive, Scope, Send
@@ -103,7 +103,7 @@ class Replica:
         self._registry = registry
 
     def _adapters(self, registry: ModelRegistry) -> tuple[RestApp, Methods]:
-        from embedserve.grpc.services import Services
+        from embedserve.grpc.services.table import Services
         from embedserve.rest import create_app
 
         rest = create_app(registry, cors=self._settings.cors, timeout=self._settings.timeout)

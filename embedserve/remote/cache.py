@@ -27,7 +27,7 @@ from embedserve.errors import ConfigError
 from embedserve.remote.contents import RemoteFile, RemoteVersion
 from embedserve.remote.errors import BusyError, NoRoomError, StoreError, is_secret
 from embedserve.remote.lock import Lock, alone
-from embedserve.saved_model.completeness import Fingerprint, fingerprint, missing
+from embedserve.saved_model.files.completeness import Fingerprint, fingerprint, missing
 from embedserve.store_url import StoreUrl
 
 __all__ = ["Cache", "CachedVersion", "Part", "cache_key"]

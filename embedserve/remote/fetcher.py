@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedserve.load_pool import LoadPool
+from embedserve.concurrency.load_pool import LoadPool
 from embedserve.remote.cache import Cache, Part
 from embedserve.remote.contents import RemoteFile, RemoteVersion
 from embedserve.remote.errors import BusyError, NoRoomError, StoreError

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.scan import VersionDirectory
 from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent
-from embedserve.load_pool import LoadPool
 from embedserve.remote.cache import Cache, cache_key
 from embedserve.remote.contents import RemoteVersion
 from embedserve.remote.errors import StoreError

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from embedserve.load_pool import LoadPool
+from embedserve.concurrency.load_pool import LoadPool
 from embedserve.remote.cache import Cache
 from embedserve.remote.lock import Lock
-from embedserve.saved_model.completeness import Fingerprint
+from embedserve.saved_model.files.completeness import Fingerprint
 
 __all__ = ["Shelf"]
 

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.source import FileSystemSource, SourceListener, VersionDirectory
-from embedserve.load_pool import LoadPool
 from embedserve.remote.follower import StoreStatistics
 from embedserve.remote.syncer import Syncer, default_cache_dir
 from embedserve.store_url import StoreUrl

@@ -14,10 +14,10 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, absolute, name_problem
 from embedserve.errors import StartError
 from embedserve.lifecycle.scan import VersionDirectory
-from embedserve.load_pool import LoadPool
 from embedserve.remote.cache import Cache
 from embedserve.remote.errors import StoreError
 from embedserve.remote.follower import Follower, StoreStatistics, Surroundings, SyncListener

@@ -100,7 +100,7 @@ def to_warmup(logs: Sequence[Path], output: Path, limit: int, model: str | None,
 
 
 def _read(logs: Sequence[Path], counts: Counter[str]) -> Iterator[Any]:
-    from embedserve.saved_model.warmup import read_logs
+    from embedserve.saved_model.load.warmup import read_logs
 
     for path in logs:
         if not path.is_file():

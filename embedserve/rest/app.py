@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal, overload
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.hosting import check_usable, run_lifespan
 from embedserve.asgi.sending import PIECE, send_body
+from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import Code, InvalidInputError, ServingError
-from embedserve.inflight import Reservation
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers, health
 from embedserve.rest.body import read_body

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from embedserve.asgi.calls import ClientDisconnected, Receive
 from embedserve.asgi.gunzip import Gunzip
+from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import InvalidInputError
-from embedserve.inflight import Reservation
 
 __all__ = ["MAX_UNZIPPED", "read_body"]
 

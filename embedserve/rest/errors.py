@@ -8,8 +8,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import NamedTuple
 
+from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import Code, DeadlineExceededError, RegistryStateError, ServingError
-from embedserve.inflight import Reservation
 from embedserve.rest.payload import encode_error
 
 __all__ = ["HTTP_STATUS", "Response", "error_response", "html_page", "json_response", "wire_code"]

@@ -18,8 +18,8 @@ from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import sizes
 
 if TYPE_CHECKING:
+    from embedserve.concurrency.inflight import Reservation
     from embedserve.handle import ModelHandle
-    from embedserve.inflight import Reservation
     from embedserve.priority import PriorityName
     from embedserve.registry import ModelRegistry
     from embedserve.servable import Tensors

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from embedserve.codec_pool import check_wanted
+from embedserve.concurrency.codec_pool import check_wanted
 from embedserve.errors import InvalidInputError
 
 __all__ = ["Repeated", "is_deep", "loads", "parse"]

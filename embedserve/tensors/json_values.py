@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.codec_pool import check_wanted
+from embedserve.concurrency.codec_pool import check_wanted
 from embedserve.errors import InvalidInputError, ServingError, UnsupportedError
 from embedserve.tensors.dtypes import Array, DType
 from embedserve.tensors.json_dump import dump, type_name

@@ -30,8 +30,8 @@ class PlainModel:
     """
 
     def __init__(self, path: Path, tags: Iterable[str]) -> None:
+        from embedserve.saved_model.files.meta_graph import has_object_graph, read_meta_graph, read_signatures
         from embedserve.saved_model.judge.free_batch import declared_rows
-        from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph, read_signatures
 
         meta_graph = read_meta_graph(path, tags)
         self._declared = {name: declared_rows(stored) for name, stored in read_signatures(meta_graph).items()}

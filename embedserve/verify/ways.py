@@ -270,7 +270,7 @@ class _Comparison:
     def _requests_of(
         self, signatures: Mapping[str, Signature], signature: Signature, found: Findings
     ) -> list[Answered]:
-        from embedserve.saved_model.meta_graph import warmup_file
+        from embedserve.saved_model.files.meta_graph import warmup_file
 
         plan, plain, place = self._plan, self._plain, self._place
         if plan.files:

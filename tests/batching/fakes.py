@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.batching.predictor import BatchingPredictor, make_predictor
+from embedserve.batching.direct import DirectPredictor
+from embedserve.batching.routing import BatchingPredictor, make_predictor
+from embedserve.batching.watchdog import VersionRuns
+from embedserve.concurrency.threads import RunPool
 from embedserve.config import Batching, BatchingOptions
 from embedserve.errors import Code, InferenceError
 from embedserve.observer import Observer, Observers
-from embedserve.predictor import DirectPredictor
 from embedserve.priority import Priority
 from embedserve.servable import Array, Cancellation, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.tensors.dtypes import by_name
-from embedserve.threads import RunPool
-from embedserve.watchdog import VersionRuns
 
 Shape = tuple[int | None, ...] | None
 Model = Callable[[Tensors], dict[str, Array]]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from embedserve.batching.adaptive_queue import AdaptiveQueue
-from embedserve.batching.predictor import BatchingPredictor
+from embedserve.batching.direct import DirectPredictor
+from embedserve.batching.routing import BatchingPredictor
 from embedserve.config import Batching, BatchingOptions
 from embedserve.errors import (
     Code,
@@ -21,7 +22,6 @@ from embedserve.errors import (
     QueueFullError,
 )
 from embedserve.observer import Observer
-from embedserve.predictor import DirectPredictor
 from embedserve.servable import Array, ServableId, Tensors
 from embedserve.signature import Signature
 from tests.batching.fakes import FakeServable, Model, Rig, Shape, fails_on, rig, signature, times_ten

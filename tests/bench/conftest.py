@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests import saved_models
+from tests.support import saved_models
 
 ModelPath = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelPath:
-    """Directory of a model of `tests.saved_models`, with version 1 in it; do not change what is in it."""
+    """Directory of a model of `tests.support.saved_models`, with version 1 in it; do not change what is in it."""
     root = tmp_path_factory.mktemp("bench")
 
     def path_of(name: str) -> Path:

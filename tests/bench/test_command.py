@@ -21,14 +21,14 @@ from embedserve.bench import sweep as sweep_module
 from embedserve.bench.measure import Ask, Measurement, measure
 from embedserve.bench.model import batching_options
 from embedserve.bench.plan import Setting
-from embedserve.cli import main, server_config
-from embedserve.flags import parse
 from embedserve.request_log.records import classify_exchange, predict_exchange, record_of
+from embedserve.server.cli import main, server_config
+from embedserve.server.flags import parse
 from embedserve.signature import Signature
 from embedserve.testing import fake_signature
 from tests.bench.conftest import ModelPath
-from tests.programs import answers, fetch, free_port, program, run_program
-from tests.saved_models import half_plus_two
+from tests.support.programs import answers, fetch, free_port, program, run_program
+from tests.support.saved_models import half_plus_two
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.programs import run_program
+from tests.support.programs import run_program
 
 pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 

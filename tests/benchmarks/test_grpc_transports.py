@@ -18,7 +18,7 @@ from benchmarks import grpc_transports
 from benchmarks.grpc_transports import AIO, NOOP_AIO, NOOP_PYVOY, PYVOY, SERVERS, cell
 from benchmarks.suite.load import Load
 from benchmarks.suite.measure import Results
-from tests.programs import ROOT, run_program, wait_until
+from tests.support.programs import ROOT, run_program, wait_until
 
 needs_h2load = pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load (nghttp2-client) is not installed")
 

@@ -19,7 +19,7 @@ from benchmarks.suite.load import Load, Target
 from benchmarks.suite.measure import Cell, Entrant, Plan, Results, narrowed
 from benchmarks.suite.processes import Processes, ServerFailed, stat
 from benchmarks.suite.wire import Array, Format
-from tests.programs import ROOT, run_program, wait_until
+from tests.support.programs import ROOT, run_program, wait_until
 
 ROWS: Array = np.arange(6, dtype=np.float32).reshape(2, 3)
 

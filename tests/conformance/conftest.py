@@ -20,10 +20,10 @@ from tensorflow_serving.apis import (
 from embedserve.grpc import GrpcApp, GrpcServer
 from embedserve.grpc import serve as serve_grpc
 from embedserve.testing import FakeRegistry
-from tests import saved_models
 from tests.e2e.conftest import ServerProcess
 from tests.grpc.conftest import AsgiServer, Client
-from tests.programs import free_port, run_program
+from tests.support import saved_models
+from tests.support.programs import free_port, run_program
 
 VERSION = "00000123"
 VERSION_NUMBER = int(VERSION)

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
-from tests import saved_models
+from tests.support import saved_models
 
 BUILDERS = {
     "half_plus_two": saved_models.examples,

@@ -30,12 +30,12 @@ from tensorflow_serving.apis import (
     session_service_pb2,
 )
 
-from embedserve.grpc.profiler import message_class
+from embedserve.grpc.services.profiler import message_class
 from embedserve.tensors import proto
 from embedserve.tensors.dtypes import by_numpy
 from tests.conformance.conftest import METRICS_PATH, Serve, Serving, config_of
 from tests.conformance.fuzzing import BUILDERS, HttpRequest, broken, http_requests, messages, requests
-from tests.programs import fetch
+from tests.support.programs import fetch
 
 pytestmark = pytest.mark.timeout(300)
 

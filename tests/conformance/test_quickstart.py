@@ -14,8 +14,8 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.apis import model_management_pb2
 
-from tests import saved_models
 from tests.conformance.conftest import Serve, Serving, predict_request, program_or_skip
+from tests.support import saved_models
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -28,7 +28,7 @@ from tensorflow_serving.apis import (
 
 from tests.conformance.conftest import METRICS_PATH, VERSION_NUMBER, Serve, Serving, config_of, verify_predict
 from tests.e2e.conftest import ServerProcess
-from tests.programs import fetch, free_port, wait_until
+from tests.support.programs import fetch, free_port, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 

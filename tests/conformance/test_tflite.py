@@ -6,8 +6,8 @@ import pytest
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from tests.conformance.conftest import VERSION, Serve, Serving, verify_predict
-from tests.programs import fetch
-from tests.tflite_models import half_plus_two, signature_def, with_signature_defs, write
+from tests.support.programs import fetch
+from tests.support.tflite_models import half_plus_two, signature_def, with_signature_defs, write
 
 pytestmark = pytest.mark.timeout(300)
 

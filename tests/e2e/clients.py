@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import grpc
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tests.programs import fetch
+from tests.support.programs import fetch
 
 
 def grpc_predict(target: str, name: str, x: float = 2.0) -> Any:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import ROOT, make_certificates, wait_until
-from tests.saved_models import endless, half_plus_two
+from tests.support.programs import ROOT, make_certificates, wait_until
+from tests.support.saved_models import endless, half_plus_two
 
 Start = Callable[..., "ServerProcess"]
 
@@ -124,7 +124,7 @@ ABORTS_ON_DEMAND = """
 import ctypes, os, sys, threading, time
 
 def runs_under_way():
-    from embedserve.workers.hands import NotedServable
+    from embedserve.server.workers.hands import NotedServable
     frames = list(sys._current_frames().values())
     return sum(any(f.f_code is NotedServable.run.__code__ for f in up(frame)) for frame in frames)
 

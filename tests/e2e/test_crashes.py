@@ -17,8 +17,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_
 
 from tests.e2e.clients import asked, grpc_predict, publish
 from tests.e2e.conftest import ABORTS_ON_DEMAND, ServerProcess
-from tests.programs import ROOT, fetch, free_port, wait_until
-from tests.saved_models import aborting, add_warmup_requests
+from tests.support.programs import ROOT, fetch, free_port, wait_until
+from tests.support.saved_models import aborting, add_warmup_requests
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -14,10 +14,10 @@ import grpc
 import pytest
 from tensorflow_serving.apis import model_management_pb2, predict_pb2, session_service_pb2
 
-from embedserve.grpc.profiler import message_class
+from embedserve.grpc.services.profiler import message_class
 from tests.e2e.clients import publish
 from tests.e2e.conftest import ServerProcess
-from tests.programs import fetch, free_port
+from tests.support.programs import fetch, free_port
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -30,7 +30,7 @@ from tensorflow_serving.apis import (
 
 from tests.e2e.clients import asked, config_of, grpc_predict, publish, state_of
 from tests.e2e.conftest import ServerProcess, Start
-from tests.programs import ROOT, answers, fetch, free_port, wait_until
+from tests.support.programs import ROOT, answers, fetch, free_port, wait_until
 
 pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
 

@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
 
 from tests.e2e.clients import asked, config_of, grpc_predict, publish, state_of, taken_port
 from tests.e2e.conftest import Start
-from tests.programs import answers, fetch, free_port, wait_until
+from tests.support.programs import answers, fetch, free_port, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.e2e.clients import config_of, publish
 from tests.e2e.conftest import ServerProcess, Start
-from tests.programs import fetch, free_port, wait_until
-from tests.saved_models import endless_on_made_up_inputs, hue
+from tests.support.programs import fetch, free_port, wait_until
+from tests.support.saved_models import endless_on_made_up_inputs, hue
 
 pytestmark = pytest.mark.timeout(300)
 

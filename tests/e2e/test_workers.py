@@ -19,8 +19,8 @@ from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, 
 from tests.e2e.clients import config_of, publish, taken_port
 from tests.e2e.conftest import ServerProcess, Start
 from tests.e2e.load import load
-from tests.programs import ROOT, answers, fetch, free_port, wait_until
-from tests.saved_models import half_plus_two
+from tests.support.programs import ROOT, answers, fetch, free_port, wait_until
+from tests.support.saved_models import half_plus_two
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -220,7 +220,7 @@ def test_a_version_that_one_worker_cannot_load_serves_nowhere(server: Server, tm
 
 def claim_once(claim: Path, path: Path) -> None:
     """A version whose recorded warm-up request succeeds in one process only."""
-    from tests.saved_models import _save, _signature, _spec, add_warmup_requests
+    from tests.support.saved_models import _save, _signature, _spec, add_warmup_requests
 
     module = tf.Module()
 

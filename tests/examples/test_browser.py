@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.programs import free_port, program
+from tests.support.programs import free_port, program
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import run_program
+from tests.support.programs import run_program
 
 pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 

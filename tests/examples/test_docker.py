@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import saved_models
-from tests.programs import ROOT, answers, fetch, free_port, program
+from tests.support import saved_models
+from tests.support.programs import ROOT, answers, fetch, free_port, program
 
 DOCKER = ROOT / "examples" / "docker"
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from embedserve.config import RegistryOptions
-from embedserve.standalone import UNLOAD_GRACE
-from tests import saved_models
-from tests.programs import ROOT, answers, fetch, free_port, program
+from embedserve.server.standalone import UNLOAD_GRACE
+from tests.support import saved_models
+from tests.support.programs import ROOT, answers, fetch, free_port, program
 
 KUBERNETES = ROOT / "examples" / "kubernetes"
 

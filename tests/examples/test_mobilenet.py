@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import answers, fetch, free_port, program, run_program, wait_until
+from tests.support.programs import answers, fetch, free_port, program, run_program, wait_until
 
 pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from examples.digits.train import load_digits
-from tests.programs import answers, fetch, free_port, program
+from tests.support.programs import answers, fetch, free_port, program
 
 pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import answers, fetch, free_port, program, run_program
+from tests.support.programs import answers, fetch, free_port, program, run_program
 
 pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 

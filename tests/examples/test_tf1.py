@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples.digits.train import as_mnist, load_digits
-from tests.programs import ROOT, answers, fetch, free_port, program, run_program
+from tests.support.programs import ROOT, answers, fetch, free_port, program, run_program
 
 pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
 

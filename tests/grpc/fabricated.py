@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from embedserve.errors import Code
-from embedserve.grpc.frames import frame
+from embedserve.grpc.transports.frames import frame
 from tests.grpc.conftest import predict_request
 from tests.grpc.framing import TRAILER_FRAME, messages_of, status_in, trailers_of
 

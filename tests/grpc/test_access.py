@@ -10,8 +10,8 @@ from tensorflow_serving.apis import model_management_pb2, session_service_pb2
 
 from embedserve.config import Access
 from embedserve.grpc import access
-from embedserve.grpc import asgi as asgi_transport
-from embedserve.grpc import server as grpcio_transport
+from embedserve.grpc.transports import asgi as asgi_transport
+from embedserve.grpc.transports import server as grpcio_transport
 from embedserve.testing import FakeLoader, FakeRegistry
 from tests.grpc.conftest import Start, failure
 

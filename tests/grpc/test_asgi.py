@@ -14,8 +14,9 @@ import pytest
 from tensorflow_serving.apis import predict_pb2
 
 from embedserve.errors import Code
-from embedserve.grpc import GrpcApp, asgi
-from embedserve.grpc.frames import frame
+from embedserve.grpc import GrpcApp
+from embedserve.grpc.transports import asgi
+from embedserve.grpc.transports.frames import frame
 from embedserve.testing import FakeLoader, FakeRegistry
 from tests.grpc.conftest import gated, predict_request, registry
 from tests.grpc.fabricated import (

@@ -12,9 +12,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from embedserve.config import BatchingOptions
 from embedserve.errors import Code
-from embedserve.grpc import GrpcApp, asgi
+from embedserve.grpc import GrpcApp
 from embedserve.grpc.calls import Context, streaming
-from embedserve.grpc.frames import frame
+from embedserve.grpc.transports import asgi
+from embedserve.grpc.transports.frames import frame
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.grpc.conftest import gated, registry, until_idle, until_running
 from tests.grpc.fabricated import GRPC, KINDS, PREDICT, REFLECTION, WATCH, WEB, Connection, predict_body

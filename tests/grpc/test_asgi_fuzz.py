@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedserve.errors import Code
-from embedserve.grpc import GrpcApp, asgi
-from embedserve.grpc.frames import frame
+from embedserve.grpc import GrpcApp
+from embedserve.grpc.transports import asgi
+from embedserve.grpc.transports.frames import frame
 from tests.grpc.conftest import predict_request, registry
 from tests.grpc.fabricated import CHECK, KINDS, PREDICT, REFLECTION, WATCH, Connection
 

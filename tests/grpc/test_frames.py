@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.asgi.calls import ClientDisconnected, Receive
+from embedserve.concurrency.inflight import InflightBytes
 from embedserve.errors import Code, RequestTooLargeError, ServingError
-from embedserve.grpc.frames import MessageReader, frame
-from embedserve.inflight import InflightBytes
+from embedserve.grpc.transports.frames import MessageReader, frame
 
 MiB = 1 << 20
 

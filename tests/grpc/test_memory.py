@@ -17,8 +17,8 @@ from embedserve.registry import ModelRegistry
 from embedserve.servable import Array, Tensors
 from embedserve.tensors.proto import delimited
 from embedserve.testing import FakeLoader, FakeRegistry, fake_signature
-from tests import saved_models
 from tests.grpc.conftest import Client, Start, failure, predict_request, until_given_back
+from tests.support import saved_models
 
 C = grpc.StatusCode
 MIB = 1 << 20

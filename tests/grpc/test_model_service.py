@@ -11,10 +11,10 @@ import grpc
 import pytest
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 
-from embedserve import tfs_config
 from embedserve.config import AllVersions, ModelConfig
 from embedserve.errors import Code, ServingError
 from embedserve.testing import FakeLoader, FakeRegistry
+from embedserve.tfs import config as tfs_config
 from tests.grpc.conftest import Start, failure, predict_request
 
 C = grpc.StatusCode

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2
 
-from embedserve.grpc import prediction_service
+from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.grpc.errors import StatusError
 from embedserve.grpc.predict_form import Forms
-from embedserve.inflight import InflightBytes, Reservation
+from embedserve.grpc.services import prediction_service
 from embedserve.tensors import proto
 from embedserve.tensors.dtypes import by_numpy
 from embedserve.testing import FakeLoader, FakeRegistry, fake_signature

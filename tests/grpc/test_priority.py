@@ -16,7 +16,7 @@ from tensorflow_serving.apis import (
 
 from embedserve.config import Access
 from tests.grpc.conftest import Start, failure, predict_request
-from tests.recorder import Recorder
+from tests.support.recorder import Recorder
 
 KEY = "x-embedserve-priority"
 

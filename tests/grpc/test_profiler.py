@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from embedserve.config import Access
-from embedserve.grpc.profiler import message_class
+from embedserve.grpc.services.profiler import message_class
 from embedserve.testing import FakeLoader, FakeRegistry
 from tests.grpc.conftest import Client, Start, failure
 

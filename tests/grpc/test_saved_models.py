@@ -23,8 +23,8 @@ from tensorflow_serving.apis import (
 from embedserve.config import Access, ModelConfig
 from embedserve.registry import ModelRegistry
 from embedserve.tensors import dtypes, proto
-from tests import saved_models
 from tests.grpc.conftest import Client, Start, failure, predict_request
+from tests.support import saved_models
 
 C = grpc.StatusCode
 
@@ -328,7 +328,7 @@ async def test_an_endless_graph_gives_its_thread_back_when_its_time_is_over(real
 
 
 async def test_graph_runs_go_on_beside_each_other(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedserve.saved_model.session import SessionServable
+    from embedserve.saved_model.run.session import SessionServable
 
     together = threading.Barrier(2, timeout=60)
     run_graph = SessionServable.run_graph
@@ -347,7 +347,7 @@ async def test_graph_runs_go_on_beside_each_other(real: Any, monkeypatch: pytest
 async def test_a_session_run_keeps_its_version_until_its_thread_ends(
     real: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedserve.saved_model.session import SessionServable
+    from embedserve.saved_model.run.session import SessionServable
 
     started, go, closed = threading.Event(), threading.Event(), threading.Event()
     run_graph, close = SessionServable.run_graph, SessionServable.close

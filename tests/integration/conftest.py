@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from embedserve import RetryPolicy
-from tests import saved_models
+from tests.support import saved_models
 
 SavedModel = Callable[..., Path]
 
@@ -21,7 +21,7 @@ QUICK: dict[str, Any] = {"settle": 0.05, "poll_interval": 0.2, "retry": RetryPol
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> SavedModel:
-    """The path of a model of `tests.saved_models`, built with these arguments; do not change what is in it."""
+    """The path of a model of `tests.support.saved_models`, built with these arguments; do not change what is in it."""
     root = tmp_path_factory.mktemp("saved")
 
     def path_of(name: str, **arguments: Any) -> Path:

@@ -74,7 +74,7 @@ async def test_a_pin_waits_for_a_version_that_has_just_been_dropped_in(models: P
 async def test_a_pin_on_a_version_that_is_not_whole_says_what_it_lacks_and_changes_nothing(
     models: Path, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve.control.SETTLE_GRACE", 0.1)
+    monkeypatch.setattr("embedserve.runtime.control.SETTLE_GRACE", 0.1)
     torn = deploy(line(1), models / "m" / "1")
     (torn / "variables" / "variables.index").unlink()
     deploy(line(2), models / "m" / "2")

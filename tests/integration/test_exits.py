@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.programs import ROOT
+from tests.support.programs import ROOT
 
 ENTERED = """
 import atexit, sys

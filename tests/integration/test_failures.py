@@ -23,9 +23,9 @@ from embedserve import (
     State,
 )
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
-from tests import saved_models
 from tests.integration.conftest import QUICK, SavedModel, deploy, overwrite
 from tests.integration.waiting import state_of, status_of, until, until_state
+from tests.support import saved_models
 
 Line = Callable[[int], Path]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.integration.conftest import deploy
-from tests.programs import ROOT
+from tests.support.programs import ROOT
 
 IN_CHILD = """
 import os, sys, time

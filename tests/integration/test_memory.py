@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import SavedModel, deploy
-from tests.programs import ROOT
+from tests.support.programs import ROOT
 
 RELOADS = """
 import asyncio, os, sys

@@ -24,8 +24,8 @@ from embedserve import (
     Observer,
     State,
 )
-from embedserve.predictor import PredictorStatistics
-from embedserve.saved_model.function import FunctionServable
+from embedserve.batching.direct import PredictorStatistics
+from embedserve.saved_model.run.function import FunctionServable
 from embedserve.servable import ServableId
 from tests.integration.conftest import QUICK, SavedModel, deploy
 from tests.integration.waiting import until_state

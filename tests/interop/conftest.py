@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import saved_models
 from tests.e2e.conftest import ServerProcess
 from tests.interop.clients import CLIENTS, Client
 from tests.interop.rpcs import ENDLESS, MODEL, SESSION
 from tests.interop.server import PORTS
-from tests.programs import free_port
+from tests.support import saved_models
+from tests.support.programs import free_port
 
 Connect = Callable[..., Client]
 

@@ -24,7 +24,7 @@ from tests.examples.test_browser import shown
 from tests.interop.clients import CLIENTS, Blocking, Client
 from tests.interop.conftest import Connect
 from tests.interop.rpcs import UNARY, halves, predict, predicted, steps
-from tests.programs import ROOT
+from tests.support.programs import ROOT
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -9,7 +9,7 @@ import pytest
 
 from embedserve.errors import NotReadyError
 from embedserve.lifecycle.managed_version import ManagedVersion
-from embedserve.runtime import Runtime
+from embedserve.runtime.runtime import Runtime
 from embedserve.servable import Servable, State
 from embedserve.testing import FakeLoader, FakeRegistry
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from embedserve.config import AbsentVersions, AllVersions, LatestVersions, ModelConfig, SpecificVersions, VersionPolicy
 from embedserve.lifecycle.scan import Child, Memory, Scan, scan
-from embedserve.saved_model.completeness import FileStamp, Look
+from embedserve.saved_model.files.completeness import FileStamp, Look
 
 ROOT = Path("/models")
 SETTLE = 1.0

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
 from embedserve.lifecycle import source as source_module
 from embedserve.lifecycle.scan import Memory, scan
 from embedserve.lifecycle.source import FileSystemSource, VersionDirectory
-from embedserve.load_pool import LoadPool
-from embedserve.saved_model.completeness import fingerprint
-from tests import saved_models
+from embedserve.saved_model.files.completeness import fingerprint
+from tests.support import saved_models
 
 SETTLE = 0.05
 
@@ -234,7 +234,7 @@ class TestOverwriteAndDelete:
             return os.stat_result((status[0], next(numbers), *status[2:]), details)
 
         install(saved, tmp_path / "m" / "1")
-        monkeypatch.setattr("embedserve.saved_model.completeness.os.stat", stat)
+        monkeypatch.setattr("embedserve.saved_model.files.completeness.os.stat", stat)
         source = await open_source(tmp_path)
         await listener.until_aspired("m", 1)
         for _ in range(3):

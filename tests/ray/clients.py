@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc
 
-from tests.programs import wait_until
+from tests.support.programs import wait_until
 
 
 class Said(NamedTuple):

@@ -23,8 +23,8 @@ with warnings.catch_warnings():
     from ray.cluster_utils import Cluster
 
 from benchmarks.suite.processes import stat
-from tests import saved_models
-from tests.programs import ROOT, wait_until
+from tests.support import saved_models
+from tests.support.programs import ROOT, wait_until
 
 SERVE = {
     # How often the autoscaler hears how many requests there are, in seconds.

@@ -18,10 +18,10 @@ from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, predict_pb2
 
-from tests import saved_models
 from tests.integration.conftest import deploy
-from tests.programs import free_port, wait_until
 from tests.ray.clients import Clients, Load, predict_request
+from tests.support import saved_models
+from tests.support.programs import free_port, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

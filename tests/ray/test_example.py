@@ -14,9 +14,9 @@ from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tests import saved_models
-from tests.programs import ROOT, answers, free_port, wait_until
 from tests.ray.clients import Clients
+from tests.support import saved_models
+from tests.support.programs import ROOT, answers, free_port, wait_until
 
 CONFIG = ROOT / "examples" / "ray" / "config.yaml"
 

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import (
 from embedserve.config import Access
 from embedserve.errors import Code
 from embedserve.grpc.calls import Unary
-from embedserve.grpc.services import Services
+from embedserve.grpc.services.table import Services
 from embedserve.ray import add_services_to_server
 from embedserve.ray.rpcs import SERVICES, Metadata, RpcAnswer, RpcMethods, model_name
 from embedserve.testing import FakeRegistry

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import saved_models
 from tests.remote.stores import ObjectStore, WebStore
+from tests.support import saved_models
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-from tests.programs import free_port, wait_until
+from tests.support.programs import free_port, wait_until
 
 FAST = {"remote_poll_interval": 0.1, "settle": 0.05, "remote_timeout": 10.0, "watch": False}
 """Options with which a test need not wait long."""

@@ -14,7 +14,7 @@ from embedserve.remote.cache import Cache, Part, cache_key
 from embedserve.remote.contents import RemoteFile, RemoteVersion, version_of
 from embedserve.remote.errors import BusyError, NoRoomError, StoreError
 from embedserve.remote.lock import Lock
-from embedserve.saved_model.completeness import fingerprint
+from embedserve.saved_model.files.completeness import fingerprint
 from embedserve.store_url import StoreUrl
 from tests.remote.stores import files_of
 

@@ -24,9 +24,9 @@ from embedserve import (
     State,
 )
 from embedserve.remote import shelf as shelf_module
-from tests import saved_models
 from tests.integration.waiting import state_of, status_of, until, until_state
 from tests.remote.stores import FAST, Answer, ObjectStore, WebStore, files_of, scripted_web
+from tests.support import saved_models
 
 Lines = dict[int, Path]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
-from embedserve.load_pool import LoadPool
 from embedserve.remote.source import CombinedSource
 from embedserve.store_url import StoreUrl
 from tests.remote.recorder import Recorder

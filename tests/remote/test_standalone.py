@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from embedserve import Code, ConfigError
-from embedserve.cli import server_config
-from embedserve.flags import parse
+from embedserve.server.cli import server_config
+from embedserve.server.flags import parse
 from embedserve.store_url import StoreUrl
 from tests.e2e.conftest import ServerProcess
-from tests.programs import ROOT, fetch, free_port, wait_until
 from tests.remote.stores import ObjectStore, WebStore
+from tests.support.programs import ROOT, fetch, free_port, wait_until
 
 Lines = dict[int, Path]
 Serve = Callable[..., tuple[ServerProcess, str]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedserve.saved_model.warmup import read_logs
+from embedserve.saved_model.load.warmup import read_logs
 
 Read = Callable[[], list[Any]]
 

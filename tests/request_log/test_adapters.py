@@ -32,10 +32,10 @@ from embedserve.observer import Observer
 from embedserve.request_log.__main__ import main
 from embedserve.rest import create_app
 from embedserve.testing import FakeLoader, FakeRegistry
-from tests import saved_models
 from tests.grpc.conftest import predict_request
 from tests.request_log.conftest import Read
 from tests.rest.conftest import _serve
+from tests.support import saved_models
 
 CLASSIFY, REGRESS = "classify_x_to_y", "regress_x_to_y"
 

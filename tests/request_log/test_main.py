@@ -13,7 +13,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from embedserve.request_log.__main__ import main
 from embedserve.request_log.records import Exchange, predict_exchange, record_of
-from embedserve.saved_model.warmup import read_logs
+from embedserve.saved_model.load.warmup import read_logs
 from embedserve.testing import fake_signature
 
 Write = Callable[..., Path]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import ServerProcess
-from tests.programs import fetch, free_port, wait_until
 from tests.request_log.conftest import Read
-from tests.saved_models import half_plus_two
+from tests.support.programs import fetch, free_port, wait_until
+from tests.support.saved_models import half_plus_two
 
 pytestmark = pytest.mark.timeout(180)
 

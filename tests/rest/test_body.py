@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from embedserve.asgi.calls import ClientDisconnected, Receive
 from embedserve.asgi.gunzip import Gunzip
+from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.errors import InvalidInputError, RequestTooLargeError
-from embedserve.inflight import InflightBytes, Reservation
 from embedserve.rest import body as body_module
 from embedserve.rest.body import read_body
 

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from embedserve.codec_pool import check_wanted
+from embedserve.concurrency.codec_pool import check_wanted
 from embedserve.rest import create_app, payload
 from embedserve.servable import Array, Tensors
 from embedserve.tensors import json_parser

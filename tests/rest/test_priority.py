@@ -8,8 +8,8 @@ import json
 import pytest
 
 from embedserve.rest import create_app
-from tests.recorder import Recorder
 from tests.rest.conftest import Answer, Serve
+from tests.support.recorder import Recorder
 
 TARGET = "/v1/models/m:predict"
 

@@ -13,8 +13,8 @@ import pytest_asyncio
 from embedserve import ModelRegistry
 from embedserve.metrics import Metrics
 from embedserve.rest import create_app
-from tests import saved_models
 from tests.rest.conftest import Serve, Server
+from tests.support import saved_models
 
 pytestmark = pytest.mark.timeout(300)
 

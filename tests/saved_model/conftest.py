@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from embedserve.config import ModelConfig, RegistryOptions
-from embedserve.saved_model import choosing
-from embedserve.saved_model.loader import SavedModelLoader, SavedModelServable
+from embedserve.saved_model.load import pick_servable as choosing
+from embedserve.saved_model.load.loader import SavedModelLoader, SavedModelServable
 from embedserve.servable import ServableId
-from tests import saved_models
+from tests.support import saved_models
 
 ModelPath = Callable[[str], Path]
 Load = Callable[..., SavedModelServable]
@@ -23,7 +23,7 @@ Load = Callable[..., SavedModelServable]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelPath:
-    """Version directory of a model of `tests.saved_models`; do not change what is in it."""
+    """Version directory of a model of `tests.support.saved_models`; do not change what is in it."""
     root = tmp_path_factory.mktemp("models")
 
     def path_of(name: str) -> Path:

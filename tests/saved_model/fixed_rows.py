@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tests import saved_models
+from tests.support import saved_models
 
 v1 = tf.compat.v1
 

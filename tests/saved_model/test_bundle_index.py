@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embedserve.saved_model.bundle_index import TornIndexError, _block, _handle, shard_sizes
+from embedserve.saved_model.files.bundle_index import TornIndexError, _block, _handle, shard_sizes
 
 
 @pytest.fixture(scope="module")

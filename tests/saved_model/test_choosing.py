@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from embedserve.errors import InferenceError
-from embedserve.saved_model import choosing, run_time
-from embedserve.saved_model.session import SessionServable
+from embedserve.saved_model.load import pick_servable as choosing
+from embedserve.saved_model.run import run_time
+from embedserve.saved_model.run.session import SessionServable
 from embedserve.servable import Array
 from tests.saved_model.conftest import Load, ModelPath
 
@@ -85,7 +86,7 @@ def test_what_no_session_can_load_runs_as_functions(load: Load, monkeypatch: pyt
     def refuse(*arguments: Any) -> Any:
         raise ValueError("no session for you")
 
-    monkeypatch.setattr("embedserve.saved_model.graph_session.open_saved_model", refuse)
+    monkeypatch.setattr("embedserve.saved_model.run.graph_session.open_saved_model", refuse)
     assert load("dense").kind == "function"
 
 

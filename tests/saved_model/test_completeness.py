@@ -13,8 +13,8 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow.core.protobuf import saved_model_pb2
 
-from embedserve.saved_model import completeness
-from embedserve.saved_model.completeness import check, fingerprint, look, missing
+from embedserve.saved_model.files import completeness
+from embedserve.saved_model.files.completeness import check, fingerprint, look, missing
 
 v1 = tf.compat.v1
 

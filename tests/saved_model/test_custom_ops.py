@@ -10,11 +10,11 @@ import pytest
 from embedserve import ModelRegistry
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import Code, LoadError
-from embedserve.saved_model.loader import SavedModelLoader
+from embedserve.saved_model.load.loader import SavedModelLoader
 from embedserve.servable import ServableId, State
-from tests import saved_models
 from tests.integration.waiting import status_of, until
 from tests.saved_model.conftest import Load
+from tests.support import saved_models
 
 
 def refusal(path: Path) -> LoadError:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embedserve.saved_model.flatbuffer import torn
+from embedserve.saved_model.files.flatbuffer import torn
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embedserve.saved_model.folding import fold_channel_scales, share_constants
+from embedserve.saved_model.optimise.folding import fold_channel_scales, share_constants
 from embedserve.servable import Array
 
 v1 = tf.compat.v1

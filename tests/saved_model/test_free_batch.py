@@ -21,11 +21,11 @@ from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
 from embedserve.errors import InvalidInputError, ServingError
 from embedserve.rest import create_app
 from embedserve.saved_model.judge import free_batch
-from embedserve.saved_model.loader import SavedModelLoader
+from embedserve.saved_model.load.loader import SavedModelLoader
 from embedserve.servable import Array, ServableId
-from tests import saved_models
 from tests.saved_model import fixed_rows
 from tests.saved_model.fixed_rows import export
+from tests.support import saved_models
 
 pytestmark = pytest.mark.timeout(300)
 

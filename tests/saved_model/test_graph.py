@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve.saved_model.graph import GraphReader, Operations
-from embedserve.saved_model.meta_graph import read_meta_graph, read_signatures
+from embedserve.saved_model.files.graph import GraphReader, Operations
+from embedserve.saved_model.files.meta_graph import read_meta_graph, read_signatures
 from tests.saved_model.conftest import ModelPath
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import LoadError
-from embedserve.saved_model.loader import SavedModelLoader
+from embedserve.saved_model.load.loader import SavedModelLoader
 from embedserve.servable import ServableId
-from tests import saved_models
 from tests.saved_model.conftest import Load
+from tests.support import saved_models
 
 X = {"x": np.array([1.0, 2.0], np.float32)}
 

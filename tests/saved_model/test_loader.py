@@ -19,12 +19,12 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
 from embedserve.errors import Code, InvalidInputError, LoadError
 from embedserve.registry import ModelRegistry
-from embedserve.saved_model import custom_ops
-from embedserve.saved_model.function import FunctionServable
-from embedserve.saved_model.loader import SavedModelLoader
+from embedserve.saved_model.load import custom_ops
+from embedserve.saved_model.load.loader import SavedModelLoader
+from embedserve.saved_model.run.function import FunctionServable
 from embedserve.servable import Loader, Servable, ServableId
-from tests import saved_models
 from tests.saved_model.conftest import Load, ModelPath
+from tests.support import saved_models
 
 
 def loader(path: Path, options: RegistryOptions | None = None, **config: Any) -> SavedModelLoader:
@@ -401,7 +401,7 @@ RELOADS = """
 import gc, json, sys
 from pathlib import Path
 from embedserve.config import ModelConfig, RegistryOptions
-from embedserve.saved_model.loader import SavedModelLoader
+from embedserve.saved_model.load.loader import SavedModelLoader
 from embedserve.servable import ServableId
 
 path = Path(sys.argv[1])

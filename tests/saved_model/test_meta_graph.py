@@ -10,9 +10,9 @@ from google.protobuf import text_format
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from embedserve.errors import Code, InvalidInputError, LoadError
-from embedserve.saved_model.meta_graph import has_object_graph, read_meta_graph, read_signatures, why_not_callable
-from tests import saved_models
+from embedserve.saved_model.files.meta_graph import has_object_graph, read_meta_graph, read_signatures, why_not_callable
 from tests.saved_model.conftest import ModelPath
+from tests.support import saved_models
 
 
 def test_a_directory_without_a_model_says_what_is_in_it(tmp_path: Path) -> None:

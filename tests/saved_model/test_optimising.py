@@ -18,14 +18,14 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
 from embedserve.errors import Code, DeadlineExceededError, InferenceError
 from embedserve.registry import ModelRegistry
-from embedserve.saved_model import folding, freezing, optimising
 from embedserve.saved_model.judge import compare
-from embedserve.saved_model.loader import SavedModelLoader
-from embedserve.saved_model.xla import OptimisedServable
+from embedserve.saved_model.load.loader import SavedModelLoader
+from embedserve.saved_model.optimise import folding, freezing, optimising
+from embedserve.saved_model.optimise.xla import OptimisedServable
 from embedserve.servable import Array, Cancellation, ServableId, Tensors
-from tests import saved_models
 from tests.saved_model.cases import CASES, floats
 from tests.saved_model.conftest import Load, ModelPath
+from tests.support import saved_models
 
 v1 = tf.compat.v1
 

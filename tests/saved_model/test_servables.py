@@ -14,14 +14,15 @@ import pytest
 import tensorflow as tf
 
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError, RequestTooLargeError
-from embedserve.saved_model import session, tensorflow_private
-from embedserve.saved_model.function import FunctionServable, _KeptKernels
-from embedserve.saved_model.graph_session import open_saved_model
-from embedserve.saved_model.session import SessionServable
+from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model.run import session
+from embedserve.saved_model.run.function import FunctionServable, _KeptKernels
+from embedserve.saved_model.run.graph_session import open_saved_model
+from embedserve.saved_model.run.session import SessionServable
 from embedserve.servable import Array, Cancellation, Tensors
-from tests import saved_models
 from tests.saved_model.cases import CASES, floats, strings
 from tests.saved_model.conftest import Load, ModelPath
+from tests.support import saved_models
 
 Kind = Literal["function", "session"]
 KINDS: tuple[Kind, ...] = ("function", "session")
@@ -88,7 +89,7 @@ def test_every_dtype_comes_back_as_it_went_in(
 
 @pytest.fixture(scope="module")
 def load_once(model: ModelPath) -> dict[Kind, Any]:
-    from embedserve.saved_model.meta_graph import read_meta_graph, read_signatures
+    from embedserve.saved_model.files.meta_graph import read_meta_graph, read_signatures
 
     path = model("identities")
     signatures = read_signatures(read_meta_graph(path, ["serve"]))
@@ -147,7 +148,7 @@ def test_only_the_outputs_asked_for_come_back(load: Load, kind: Kind, names: tup
 
 
 def test_output_choices_of_clients_do_not_pile_up(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.saved_model.session._MAX_OUTPUT_CHOICES", 2)
+    monkeypatch.setattr("embedserve.saved_model.run.session._MAX_OUTPUT_CHOICES", 2)
     servable = load("several", servable="session")
     assert isinstance(servable, SessionServable)
     inputs = CASES["several"][2]
@@ -315,7 +316,7 @@ def test_runs_of_many_threads_do_not_disturb_each_other(load: Load, kind: Kind) 
 def test_only_short_function_runs_stay_in_the_callers_thread(
     load: Load, monkeypatch: pytest.MonkeyPatch, short: float, inline: bool
 ) -> None:
-    monkeypatch.setattr("embedserve.saved_model.run_time.SHORT_RUN", short)
+    monkeypatch.setattr("embedserve.saved_model.run.run_time.SHORT_RUN", short)
     servable = load("several", servable="function")
     assert isinstance(servable, FunctionServable)
     assert servable._functions["serving_default"].inline is inline
@@ -338,7 +339,7 @@ def test_kernels_that_tensorflow_keeps_do_not_pile_up(model: ModelPath, monkeypa
 
 
 def test_short_session_runs_stay_in_the_callers_thread(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.saved_model.run_time.SHORT_RUN", 60.0)
+    monkeypatch.setattr("embedserve.saved_model.run.run_time.SHORT_RUN", 60.0)
     servable = load("dense", servable="session")
     looping = load("endless", servable="session")
     assert isinstance(servable, SessionServable)

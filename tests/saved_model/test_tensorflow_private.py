@@ -177,7 +177,7 @@ def test_the_registry_knows_what_an_op_does(op: str, stateful: bool, references:
 
 
 def test_without_the_registry_the_models_own_list_decides(model: ModelPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedserve.saved_model.meta_graph import read_meta_graph
+    from embedserve.saved_model.files.meta_graph import read_meta_graph
 
     stored = {op.name: op for op in read_meta_graph(model("tf1_counter"), ["serve"]).meta_info_def.stripped_op_list.op}
     monkeypatch.setattr(tensorflow_private, "_op_def", lambda op: None)

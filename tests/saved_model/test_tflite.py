@@ -16,14 +16,14 @@ import tensorflow as tf
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError, LoadError
 from embedserve.registry import ModelRegistry
-from embedserve.saved_model import tflite
-from embedserve.saved_model.loader import SavedModelLoader
-from embedserve.saved_model.tflite import TfliteServable
-from embedserve.saved_model.tflite_model import read_model
+from embedserve.saved_model.load.loader import SavedModelLoader
+from embedserve.saved_model.tflite import servable as tflite
+from embedserve.saved_model.tflite.model import read_model
+from embedserve.saved_model.tflite.servable import TfliteServable
 from embedserve.servable import Cancellation, Servable, ServableId
 from embedserve.tensors import dtypes
-from tests import saved_models
-from tests.tflite_models import convert, half_plus_two, signature_def, with_signature_defs, write
+from tests.support import saved_models
+from tests.support.tflite_models import convert, half_plus_two, signature_def, with_signature_defs, write
 
 Load = Callable[..., Any]
 

@@ -14,12 +14,12 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import Code, LoadError
-from embedserve.saved_model.loader import SavedModelLoader
-from embedserve.saved_model.meta_graph import read_meta_graph, read_signatures
-from embedserve.saved_model.warmup import recorded_inputs, replay
+from embedserve.saved_model.files.meta_graph import read_meta_graph, read_signatures
+from embedserve.saved_model.load.loader import SavedModelLoader
+from embedserve.saved_model.load.warmup import recorded_inputs, replay
 from embedserve.servable import ServableId
-from tests import saved_models
 from tests.saved_model.conftest import Load, ModelPath
+from tests.support import saved_models
 
 Record = Callable[..., Path]
 
@@ -173,7 +173,7 @@ def test_a_request_that_fails_fails_the_load(
 def test_more_than_a_thousand_records_fail_the_load(
     load: Load, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve.saved_model.warmup.MAX_RECORDS", 2)
+    monkeypatch.setattr("embedserve.saved_model.load.warmup.MAX_RECORDS", 2)
     path = record("counter", *[predict(x=[1.0])] * 5)
     servable = load(path)
     with pytest.raises(LoadError, match=r"^Number of warmup records exceeds the maximum \(2\)") as raised:

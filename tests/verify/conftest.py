@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.saved_models import MODELS
-from tests.survey_models import SURVEYED
+from tests.support.saved_models import MODELS
+from tests.support.survey_models import SURVEYED
 
 ModelPath = Callable[[str], Path]
 

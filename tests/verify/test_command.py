@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embedserve.cli import main
 from embedserve.request_log.records import predict_exchange, record_of
+from embedserve.server.cli import main
 from embedserve.signature import Signature
 from embedserve.testing import fake_signature
 from embedserve.verify.plain import PlainModel
-from tests.programs import run_program
 from tests.saved_model import fixed_rows
+from tests.support.programs import run_program
 from tests.verify.conftest import ModelPath
 
 Run = Callable[..., tuple[int, str, str]]

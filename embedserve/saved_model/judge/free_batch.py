@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from embedserve.config import FreeBatch
-from embedserve.saved_model.graph import Operations
+from embedserve.saved_model.files.graph import Operations
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.signature import Signature, TensorSpec
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embedserve.concurrency.load_pool import doing
 from embedserve.errors import DeadlineExceededError, ServingError
-from embedserve.load_pool import doing
 from embedserve.saved_model.judge.compare import equal, is_rounding, rows_equal, usual_size
 from embedserve.saved_model.judge.probe_inputs import Sample
 from embedserve.servable import Array, Servable, Tensors

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from embedserve.config import Batching
-from embedserve.saved_model.graph import GraphReader, Operations
+from embedserve.saved_model.files.graph import GraphReader, Operations
 from embedserve.saved_model.judge.probe_inputs import shape_of
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import ServingError
-from embedserve.saved_model.loader import SavedModelLoader
+from embedserve.saved_model.load.loader import SavedModelLoader
 from embedserve.servable import ServableId
 
 SERVED = ("function", "session", "freeze")

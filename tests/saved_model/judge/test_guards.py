@@ -16,14 +16,14 @@ import tensorflow as tf
 from embedserve import ModelConfig, ModelRegistry
 from embedserve.config import RegistryOptions
 from embedserve.errors import LoadError
-from embedserve.saved_model import loader as loading
-from embedserve.saved_model.graph import GraphReader
+from embedserve.saved_model.files.graph import GraphReader
+from embedserve.saved_model.files.meta_graph import read_meta_graph, read_signatures
 from embedserve.saved_model.judge import guards
-from embedserve.saved_model.loader import SavedModelLoader
-from embedserve.saved_model.meta_graph import read_meta_graph, read_signatures
+from embedserve.saved_model.load import loader as loading
+from embedserve.saved_model.load.loader import SavedModelLoader
 from embedserve.servable import ServableId
-from tests.programs import run_program
 from tests.saved_model.judge.hostile_models import MODELS, SERVED
+from tests.support.programs import run_program
 
 
 @pytest.fixture(scope="module")

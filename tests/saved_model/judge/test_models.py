@@ -12,9 +12,9 @@ import tensorflow as tf
 from keras import layers
 
 from benchmarks import models as benchmark_models
+from embedserve.saved_model.files.meta_graph import read_meta_graph, read_signatures
 from embedserve.saved_model.judge import probe
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
-from embedserve.saved_model.meta_graph import read_meta_graph, read_signatures
 from embedserve.signature import BatchingVerdict
 from tests.saved_model.conftest import Load
 

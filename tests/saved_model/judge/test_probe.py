@@ -16,7 +16,7 @@ from embedserve.saved_model.judge.probe_texts import Features, Words
 from embedserve.servable import Array, Tensors
 from tests.saved_model.conftest import Load
 from tests.saved_model.judge.signatures import signature
-from tests.survey_models import SURVEYED
+from tests.support.survey_models import SURVEYED
 
 DEPENDS = "output 'y' of a row depends on the other rows of its batch"
 

@@ -1,0 +1,127 @@
+"""Which signatures of a loaded version are batched, and the one predictor that sends each request the right way.
+
+Made by whoever publishes a version. Each batched signature has a batcher (batcher.py); everything else runs directly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import fields
+from typing import TypeVar
+
+from embedserve.batching.batcher import SignatureBatcher
+from embedserve.batching.direct import Answer, DirectPredictor, MakeError, PredictorStatistics
+from embedserve.batching.watchdog import VersionRuns
+from embedserve.concurrency.threads import RunPool
+from embedserve.config import Batching, BatchingOptions
+from embedserve.observer import Observers
+from embedserve.priority import Priority
+from embedserve.servable import Predictor, Servable, SlotCall, Tensors
+from embedserve.signature import Signature
+
+__all__ = ["BatchingPredictor", "make_predictor"]
+
+T = TypeVar("T")
+
+
+def make_predictor(
+    servable: Servable,
+    runs: VersionRuns,
+    pool: RunPool,
+    observers: Observers,
+    options: BatchingOptions,
+    batching: Batching,
+    max_pending: int,
+) -> Predictor:
+    """The predictor of one loaded version; make it on the loop.
+
+    Args:
+        servable: The loaded version.
+        runs: Which version it is, and how its runs are.
+        pool: Run threads, shared with other versions.
+        observers: Told of batches and queue waits.
+        options: Sizes and bounds of each signature's queue.
+        batching: `auto` batches the signatures that were judged batchable, and so does `adaptive`, in batches whose
+            limits it learns; True all whose inputs can have rows; False none.
+        max_pending: Bound of the unbatched path, in requests waiting or running.
+    """
+    direct = DirectPredictor(servable, runs, pool, observers, max_pending)
+    batched = [signature for signature in servable.signatures.values() if _is_batched(signature, batching)]
+    if not batched:
+        return direct
+    return BatchingPredictor(direct, batched, pool, observers, options, batching == "adaptive")
+
+
+def _is_batched(signature: Signature, batching: Batching) -> bool:
+    if batching in ("auto", "adaptive"):
+        return signature.batching.batchable
+    specs = signature.inputs.values()
+    return batching and bool(specs) and all(spec.shape is None or len(spec.shape) > 0 for spec in specs)
+
+
+class BatchingPredictor:
+    """Batches some signatures of one loaded version and runs the others directly; implements `Predictor`."""
+
+    def __init__(
+        self,
+        direct: DirectPredictor,
+        batched: list[Signature],
+        pool: RunPool,
+        observers: Observers,
+        options: BatchingOptions,
+        adaptive: bool = False,
+    ) -> None:
+        self._direct = direct
+        self._batchers = {
+            signature.name: SignatureBatcher(signature, direct, pool, observers, options, adaptive)
+            for signature in batched
+        }
+
+    def __repr__(self) -> str:
+        return f"<BatchingPredictor {self._direct.runs.id} {[*self._batchers.values()]}, direct: {self._direct!r}>"
+
+    def submit(
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        output_names: tuple[str, ...] | None = None,
+        deadline: float | None = None,
+        priority: int = Priority.NORMAL,
+    ) -> Answer:
+        """As `Predictor.submit`."""
+        batcher = self._batchers.get(signature.name)
+        if batcher is None:
+            return self._direct.submit(signature, inputs, output_names, deadline, priority)
+        return batcher.submit(inputs, output_names, deadline, priority)
+
+    def submit_call(
+        self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL
+    ) -> asyncio.Future[T]:
+        """As `Predictor.submit_call`."""
+        return self._direct.submit_call(call, deadline, priority)
+
+    def statistics(self) -> PredictorStatistics:
+        """Counts so far, and what waits and runs now, over all signatures."""
+        parts = [self._direct.statistics(), *(batcher.statistics() for batcher in self._batchers.values())]
+        names = [field.name for field in fields(PredictorStatistics)]
+        return PredictorStatistics(**{name: sum(getattr(part, name) for part in parts) for name in names})
+
+    @property
+    def trouble(self) -> str | None:
+        """As `Predictor.trouble`."""
+        return self._direct.trouble
+
+    def abort(self, error: MakeError | None = None) -> None:
+        """As `Predictor.abort`."""
+        self._direct.abort(error)
+        for batcher in self._batchers.values():
+            batcher.abort(error)
+
+    async def aclose(self) -> None:
+        """Close, and wait until every request has been answered and every thread is back."""
+        self._direct.close()
+        for batcher in self._batchers.values():
+            batcher.close()
+        for batcher in self._batchers.values():
+            await batcher.drained()
+        await self._direct.aclose()

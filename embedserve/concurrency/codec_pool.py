@@ -1,0 +1,93 @@
+"""Threads for large decodes and encodes: few at once, unless some of them take long. Knows no format."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from embedserve.concurrency.load_pool import LoadPool
+
+__all__ = ["AbandonedError", "CodecPool", "check_wanted"]
+
+T = TypeVar("T")
+
+
+class AbandonedError(Exception):
+    """The work of a thread was given up, because nobody waits for its result any more."""
+
+
+class _Job:
+    """A call for a thread, and whether its caller still waits."""
+
+    __slots__ = ("abandoned", "call")
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+        self.abandoned = False
+
+    def run(self, *args: Any) -> Any:
+        _here.job = self
+        try:
+            return self.call(*args)
+        finally:
+            _here.job = None
+
+
+_here = threading.local()
+
+
+def check_wanted() -> None:
+    """For long work that a thread of the pool does: end it if its caller was cancelled. Elsewhere nothing happens.
+
+    Raises:
+        AbandonedError: Nobody waits.
+    """
+    job = getattr(_here, "job", None)
+    if job is not None and job.abandoned:
+        raise AbandonedError
+
+
+class CodecPool:
+    """A few turns for many threads: what takes longer than `patience` seconds gives its turn to the next.
+
+    So a few slow bodies hold up nobody.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, at_once: int = 2, most: int = 16, *, patience: float = 0.5
+    ) -> None:
+        self._loop = loop
+        self._turns = asyncio.Semaphore(at_once)
+        self._patience = patience
+        self._pool = LoadPool(loop, most, "embedserve-codec")
+
+    async def run(self, call: Callable[..., T], *args: Any) -> T:
+        """Run `call(*args)` in a thread.
+
+        A cancelled caller leaves at once. The thread goes on, up to the next `check_wanted` of the call.
+        """
+        await self._turns.acquire()
+        mine = [True]
+
+        def give_turn() -> None:
+            if mine:
+                mine.clear()
+                self._turns.release()
+
+        slow = self._loop.call_later(self._patience, give_turn)
+        job = _Job(call)
+        try:
+            result: T = await self._pool.run(job.run, *args)
+        except asyncio.CancelledError:
+            job.abandoned = True
+            raise
+        finally:
+            slow.cancel()
+            give_turn()
+        return result
+
+    def close(self) -> None:
+        """Let the threads end after what they run now."""
+        self._pool.close()

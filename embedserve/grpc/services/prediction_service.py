@@ -1,0 +1,334 @@
+"""`tensorflow.serving.PredictionService`: Predict, Classify, Regress, MultiInference and GetModelMetadata.
+
+Turns messages into calls on a model handle and answers back into messages; each request holds one handle from the
+model spec to the encoded answer. What is checked, and in which order, is decided by the handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    inference_pb2,
+    predict_pb2,
+    prediction_service_pb2,
+    regression_pb2,
+)
+
+from embedserve.errors import InvalidInputError, InvalidModelSpecError
+from embedserve.grpc.calls import (
+    LARGE,
+    Context,
+    Handler,
+    Log,
+    Methods,
+    acquire,
+    acquire_spec,
+    paths,
+    priority_of,
+    unary,
+)
+from embedserve.grpc.predict_form import Forms, KnownRequest
+from embedserve.grpc.predict_response import predict_response
+from embedserve.request_log.records import Kind
+from embedserve.servable import Array, Tensors
+from embedserve.signature import DEFAULT_SIGNATURE, Signature
+from embedserve.tensors import proto, sizes
+from embedserve.tfs.examples import InferenceTask
+
+if TYPE_CHECKING:
+    from embedserve.concurrency.inflight import Reservation
+    from embedserve.handle import ModelHandle
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["SERVICE", "methods"]
+
+SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
+
+
+# Numbers that are written as they lie in memory cost a copy and nothing else.
+LARGE_MEMORY = 16 * LARGE
+
+# Bytes up to which an array costs less than the call that it belongs to.
+SMALL = 4096
+
+# Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
+LARGE_RESULTS = LARGE // 50
+
+
+def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods:
+    """The service's methods.
+
+    Args:
+        registry: What answers.
+        tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
+    """
+    metadata = get_model_metadata_pb2.GetModelMetadataRequest
+    requests: dict[str, tuple[Any, Handler, str | None, Kind | None]] = {
+        "Predict": (
+            predict_pb2.PredictRequest,
+            partial(_predict, registry, tensor_content),
+            "Predict",
+            "predict_log",
+        ),
+        "Classify": (
+            classification_pb2.ClassificationRequest,
+            partial(_classify, registry),
+            "Classify",
+            "classify_log",
+        ),
+        "Regress": (regression_pb2.RegressionRequest, partial(_regress, registry), "Regress", "regress_log"),
+        "MultiInference": (
+            inference_pb2.MultiInferenceRequest,
+            partial(_multi_inference, registry),
+            None,
+            "multi_inference_log",
+        ),
+        "GetModelMetadata": (metadata, partial(_metadata, registry), None, None),
+    }
+    return paths(
+        SERVICE,
+        {
+            name: unary(
+                registry,
+                message,
+                handler,
+                observed_as=api,
+                logged_as=kind,
+                forms=Forms() if name == "Predict" else None,
+            )
+            for name, (message, handler, api, kind) in requests.items()
+        },
+    )
+
+
+class _DecodedInputs(Mapping[str, Array]):
+    """The inputs of a PredictRequest, each decoded when it is asked for.
+
+    So `Signature.bind` finds wrong names before a broken tensor is looked at, as TF Serving does.
+    """
+
+    __slots__ = ("_protos",)
+
+    def __init__(self, protos: Mapping[str, Any]) -> None:
+        self._protos = protos
+
+    def __getitem__(self, name: str) -> Array:
+        # Reading an absent key of a protobuf message map would add it.
+        if name not in self._protos:
+            raise KeyError(name)
+        return proto.decode(self._protos[name], name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._protos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._protos)
+
+    def __len__(self) -> int:
+        return len(self._protos)
+
+
+async def _predict(
+    registry: ModelRegistry, tensor_content: bool, request: Any, context: Context, large: bool, log: Log
+) -> bytes:
+    spec = request.model_spec
+    known = type(request) is KnownRequest
+    with (
+        registry.acquire_now(spec.name, version=spec.version, label=spec.label)
+        if known
+        else acquire(registry, request) as handle
+    ):
+        signature = handle.signature(spec.signature_name)
+        if registry.options.enable_signature_method_name_check:
+            signature.check_predict_method()
+        # A tensor names its dtype itself, so nothing is cast.
+        if known:
+            inputs = signature.bind(request.decode(), cast=False)
+        else:
+            made = _reserve_inputs(context.held, signature, request.inputs)
+            bind = partial(signature.bind, _DecodedInputs(request.inputs), cast=False)
+            inputs = await registry.run_in_thread(bind) if large or made > LARGE_MEMORY else bind()
+        names = signature.pick(request.output_filter) if request.output_filter else None
+        outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority_of(context))
+        # The arrays, and the message around a copy of them.
+        context.held.add(2 * sum([sizes.array_bytes(array) for array in outputs.values()]), "the answer")
+        made_of = (handle.name, handle.version, signature, outputs, tensor_content)
+        if _is_large(outputs):
+            answer = await registry.run_in_thread(predict_response, *made_of)
+        else:
+            answer = predict_response(*made_of)
+        return log(handle, signature.name, answer)
+
+
+def _reserve_inputs(held: Reservation, signature: Signature, tensors: Mapping[str, Any]) -> int:
+    """Check what inputs say of themselves, and hold what they will be beyond their bytes on the wire.
+
+    Returns:
+        Bytes of the arrays that will be made.
+    """
+    signature.check_names(tensors)
+    made = 0
+    for name in tensors:
+        tensor = tensors[name]
+        declared = proto.declared(tensor, name)
+        signature.check_declared(name, declared.dtype, declared.shape)
+        made += declared.size
+        if declared.size > SMALL:
+            held.grow(max(declared.size - tensor.ByteSize(), 0), f"input {name!r}, {declared}")
+    return made
+
+
+def _is_large(outputs: Tensors) -> bool:
+    """Whether writing them takes so long that it is done in a thread."""
+    for array in outputs.values():
+        if array.nbytes > LARGE and (array.dtype.kind not in "fcb" or array.nbytes > LARGE_MEMORY):
+            return True
+    return False
+
+
+def _write_spec(spec: Any, handle: ModelHandle, signature_name: str = "") -> None:
+    spec.name = handle.name
+    spec.signature_name = signature_name
+    spec.version.value = handle.version
+
+
+def _examples(message: Any) -> list[bytes]:
+    """The serialized Examples of an `Input`, each behind the context that they share; none where no kind is set.
+
+    Concatenated messages merge, and an example's own features win over the context's.
+    """
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        return []
+    chosen = getattr(message, kind)
+    context = chosen.context.SerializeToString() if kind == "example_list_with_context" else b""
+    return [context + example.SerializeToString() for example in chosen.examples]
+
+
+async def _read_examples(registry: ModelRegistry, request: Any, context: Context, large: bool) -> list[bytes]:
+    """The examples; what they take is held before they are made: a context is repeated for each."""
+    kind = request.input.WhichOneof("kind")
+    if kind is not None:
+        chosen = getattr(request.input, kind)
+        shared = chosen.context.ByteSize() if kind == "example_list_with_context" else 0
+        made = sizes.repeated_examples(len(chosen.examples), shared)
+        context.held.add(made, f"{len(chosen.examples)} examples with a context of {shared} bytes")
+        large = large or made > LARGE
+    return await registry.run_in_thread(_examples, request.input) if large else _examples(request.input)
+
+
+def _write_classifications(result: Any, classified: Sequence[Sequence[tuple[bytes, float]]]) -> None:
+    for classes in classified:
+        add = result.classifications.add().classes.add
+        for label, score in classes:
+            # `label` is a proto3 string: bytes that are not UTF-8 would make the answer unreadable for the client.
+            add(label=label.decode("utf-8", "replace"), score=score)
+
+
+def _write_regressions(result: Any, values: Array) -> None:
+    for value in values.tolist():
+        result.regressions.add(value=value)
+
+
+async def _classify(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
+    with acquire(registry, request) as handle:
+        name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        examples = await _read_examples(registry, request, context, large)
+        classified = await handle.classify(
+            examples,
+            signature_name=name,
+            timeout=context.time_remaining(),
+            priority=priority_of(context),
+        )
+
+        def encode() -> bytes:
+            response = classification_pb2.ClassificationResponse()
+            _write_spec(response.model_spec, handle, name)
+            _write_classifications(response.result, classified)
+            data: bytes = response.SerializeToString()
+            return data
+
+        context.held.add(sizes.results_bytes(classified), "the answer")
+        large = sum(map(len, classified)) > LARGE_RESULTS
+        return log(handle, name, await registry.run_in_thread(encode) if large else encode())
+
+
+async def _regress(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
+    with acquire(registry, request) as handle:
+        name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        examples = await _read_examples(registry, request, context, large)
+        values = await handle.regress(
+            examples,
+            signature_name=name,
+            timeout=context.time_remaining(),
+            priority=priority_of(context),
+        )
+
+        def encode() -> bytes:
+            response = regression_pb2.RegressionResponse()
+            _write_spec(response.model_spec, handle, name)
+            _write_regressions(response.result, values)
+            data: bytes = response.SerializeToString()
+            return data
+
+        context.held.add(sizes.results_bytes([values]), "the answer")
+        large = len(values) > LARGE_RESULTS
+        return log(handle, name, await registry.run_in_thread(encode) if large else encode())
+
+
+async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
+    # The first task's model spec decides alone; no task at all reads as a spec without a name.
+    first = request.tasks[0].model_spec if request.tasks else inference_pb2.InferenceTask().model_spec
+    with acquire_spec(registry, first) as handle:
+        examples = await _read_examples(registry, request, context, large)
+        tasks = [
+            InferenceTask(task.model_spec.signature_name or DEFAULT_SIGNATURE, task.method_name, task.model_spec.name)
+            for task in request.tasks
+        ]
+        results = await handle.multi_inference(
+            tasks, examples, timeout=context.time_remaining(), priority=priority_of(context)
+        )
+        registry.observers.examples_counted(handle.name, len(examples))
+
+        def encode() -> bytes:
+            response = inference_pb2.MultiInferenceResponse()
+            for task, result in zip(tasks, results, strict=True):
+                added = response.results.add()
+                _write_spec(added.model_spec, handle, task.signature_name)
+                if isinstance(result, list):
+                    added.classification_result.SetInParent()
+                    _write_classifications(added.classification_result, result)
+                else:
+                    added.regression_result.SetInParent()
+                    _write_regressions(added.regression_result, result)
+            data: bytes = response.SerializeToString()
+            return data
+
+        context.held.add(sum(map(sizes.results_bytes, results)), "the answer")
+        large = len(examples) * len(tasks) > LARGE_RESULTS
+        # One model may have answered by several signatures: the record's own model spec names none.
+        return log(handle, "", await registry.run_in_thread(encode) if large else encode())
+
+
+async def _metadata(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+    if not request.HasField("model_spec"):
+        raise InvalidModelSpecError("Missing ModelSpec")
+    if not request.metadata_field:
+        raise InvalidInputError("GetModelMetadataRequest must specify at least one metadata_field")
+    for field in request.metadata_field:
+        if field != "signature_def":
+            raise InvalidInputError(f"Metadata field {field} is not supported")
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    with acquire(registry, request) as handle:
+        _write_spec(response.model_spec, handle)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        for name, signature_def in handle.signature_defs.items():
+            signatures.signature_def[name].CopyFrom(signature_def)
+    response.metadata["signature_def"].Pack(signatures)
+    data: bytes = response.SerializeToString()
+    return data

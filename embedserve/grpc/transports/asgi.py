@@ -1,0 +1,414 @@
+"""The gRPC services as an ASGI application: gRPC where the server has trailers, gRPC-Web on any.
+
+Decides which calls there are and how each ends; what a method does is in the services, how a call looks is in `wire`.
+One coroutine per call and no task, except to watch a call that takes long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
+from embedserve.asgi.hosting import check_usable, run_lifespan
+from embedserve.concurrency.inflight import Reservation
+from embedserve.config import Access
+from embedserve.errors import Code, DeadlineExceededError, ServingError
+from embedserve.grpc.access import is_loopback
+from embedserve.grpc.calls import LARGE, Streaming, Unary
+from embedserve.grpc.errors import StatusError, status_of
+from embedserve.grpc.metadata import metadata_value, read_timeout
+from embedserve.grpc.transports.cors import Cors
+from embedserve.grpc.transports.frames import PREFIX_BYTES, MessageReader, too_large
+from embedserve.grpc.transports.wire import Wire, wire_of
+
+if TYPE_CHECKING:
+    from embedserve.grpc.services.model_service import MetricReader, Reload
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["GrpcApp", "GrpcMiddleware"]
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+
+# What is read of a request that is refused.
+DRAIN_BYTES = 1 << 20
+# Seconds that a client has to send, and to read, what is left of a call that has ended for it.
+GRACE = 1.0
+
+NO_TRAILERS = (
+    "gRPC cannot be answered here: the server does not offer the ASGI extension http.response.trailers, as pyvoy and "
+    "hypercorn do over HTTP/2; uvicorn does not. gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC on a "
+    "port of its own"
+)
+OVER_HTTP_1 = "gRPC needs HTTP/2, and this request came over HTTP/1; gRPC-Web works over both"
+NO_TE = "the header `te: trailers` is missing, without which servers send no trailers and so no status"
+
+
+class GrpcApp:
+    """ASGI application that answers the calls of a registry's gRPC services, and gRPC-Web's.
+
+    Run by itself it enters the registry in its lifespan, unless that has happened. Mounted below a prefix it is for
+    gRPC-Web clients, which can be given one; gRPC clients cannot: see `GrpcMiddleware`.
+
+    Args:
+        registry: Entered or not yet; on the loop that the application runs on.
+        max_message_bytes: Largest message in or out, after decompression; `max_request_bytes` bounds requests too.
+        compression: How answers are compressed for clients that accept it; compressed requests are always understood.
+        max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
+        cors: Let web pages of any origin call (True), or of those given, as in `https://app.example`.
+        health: Serve `grpc.health.v1.Health`.
+        reflection: Serve server reflection.
+        access: Who may reload, use SessionRun and the profiler; see `Access` for what holds without it.
+        tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
+        reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
+        metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
+
+    Raises:
+        ConfigError: A service is wanted whose package is not installed.
+    """
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        compression: Literal["none", "gzip"] = "none",
+        max_concurrent_calls: int | None = None,
+        cors: bool | str | Iterable[str] = False,
+        health: bool = True,
+        reflection: bool = True,
+        access: Access | None = None,
+        tensor_content: bool = False,
+        reload: Reload | None = None,
+        metric: MetricReader | None = None,
+    ) -> None:
+        from embedserve.grpc.services.table import Services  # Its messages import TensorFlow.
+
+        self._registry = registry
+        self._services = Services(
+            registry,
+            health=health,
+            reflection=reflection,
+            access=access or Access(),
+            tensor_content=tensor_content,
+            reload=reload,
+            metric=metric,
+        )
+        self._methods = self._services.methods
+        self._limit = min(max_message_bytes, registry.options.max_request_bytes)
+        self._send_limit = max_message_bytes
+        self._gzip = compression == "gzip"
+        self._max_calls = max_concurrent_calls
+        self._cors = Cors(cors) or None
+        self._calls = Calls()
+        self._active = 0
+
+    def __repr__(self) -> str:
+        return f"<GrpcApp of {self._registry!r}, {self._active} calls>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection."""
+        if scope["type"] == "http":
+            call = self.call(scope, receive, all_calls=True)
+            if call is None:
+                await self._no_call(scope, send)
+            else:
+                await self.answer(call, send)
+        elif scope["type"] == "lifespan":
+            await run_lifespan(self._registry, self, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    def call(self, scope: Scope, receive: Receive, all_calls: bool = False) -> _Request | None:
+        """The call that an HTTP request is, for `answer`; None for one that is the host's.
+
+        A method that a service does not have counts as its call; everything else is the host's, unless `all_calls`.
+        """
+        if scope["method"] == "POST" and (all_calls or self._is_own(scope)):
+            for name, value in scope["headers"]:
+                if name == b"content-type":
+                    wire = wire_of(value)
+                    return None if wire is None else _Request(scope, dict(scope["headers"]), wire, receive)
+        return None
+
+    def is_preflight(self, scope: Scope) -> bool:
+        """Whether a browser asks if it may call one of the services."""
+        return scope["method"] == "OPTIONS" and self._cors is not None and self._is_own(scope)
+
+    def _is_own(self, scope: Scope) -> bool:
+        return _path(scope)[1:].rpartition("/")[0] in self._services.names
+
+    # One call.
+
+    async def answer(self, request: _Request, send: Send) -> None:
+        """Answer one call, whatever becomes of it. The hot path."""
+        wire = request.wire
+        if not wire.web and (missing := _missing_for_trailers(request.scope, request.headers)) is not None:
+            await _refuse_for_trailers(send, missing)
+            return
+        extra = () if self._cors is None else self._cors.headers(request.headers)
+        answering = False
+        held: Reservation | None = None
+        self._active += 1
+        try:
+            method = self._methods.get(_path(request.scope))
+            self._check(method)
+            request.held = held = Reservation(self._registry.inflight)
+            timeout = request.headers.get(b"grpc-timeout")
+            if timeout is not None:
+                request.deadline = asyncio.get_running_loop().time() + read_timeout(timeout)
+            if isinstance(method, Streaming):
+                answering = True
+                await self._stream(method, request, send, extra)
+                return
+            assert isinstance(method, Unary)
+            with self._calls.enter(deadline=request.deadline) as call:
+                event = await request.receive()
+                message = self._whole(event, request)
+                if message is None:
+                    message = await self._put_together(event, request)
+                call.listen(request.receive)
+                message = await method.answer(message, request)
+                flags = 0
+                if len(message) > self._send_limit:
+                    raise too_large(len(message), self._send_limit, "Sent")
+                if self._gzip and b"gzip" in request.headers.get(b"grpc-accept-encoding", b""):
+                    message, flags = await self._zipped(message)
+                call.deafen()
+                answering = True
+                await wire.answer(send, message, flags, extra)
+                return
+        except ClientDisconnected:
+            return
+        except Exception as error:
+            if answering:  # It can only be broken off: for a client that has gone, or that does not read in time.
+                if isinstance(error, OSError | DeadlineExceededError | ClientDisconnected):
+                    return
+                raise
+            code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
+        finally:
+            self._active -= 1
+            if held is not None:
+                held.release()
+        await request.drain()
+        with suppress(OSError):
+            async with request.within_reason():
+                await wire.start(send, 0, extra)
+                await wire.end(send, code, text)
+
+    def _check(self, method: Unary | Streaming | None) -> None:
+        check_usable(self._registry)
+        if method is None:
+            raise ServingError("Method not found!", code=Code.UNIMPLEMENTED)
+        if self._max_calls is not None and self._active > self._max_calls:
+            raise ServingError("Concurrent RPC limit exceeded!", code=Code.RESOURCE_EXHAUSTED)
+
+    def _whole(self, event: Any, request: _Request) -> bytes | None:
+        """The one message of a request, if its first event is just that, as most are."""
+        body: bytes = event.get("body", b"")
+        if (
+            not event.get("more_body")
+            and not request.wire.text
+            and body[:1] == b"\0"
+            and len(body) - PREFIX_BYTES == int.from_bytes(body[1:PREFIX_BYTES], "big") <= self._limit
+        ):
+            request.ended = True
+            return body[PREFIX_BYTES:]
+        return None
+
+    async def _put_together(self, event: Any, request: _Request) -> bytes:
+        """The one message of a request whose first event is no more than its beginning."""
+        request.first = event
+        with self._reader(request) as reader:
+            message = await reader.only()
+            # The method reserves the message once more, before anything else runs; what was sent may have been smaller.
+            request.held.sent = reader.sent
+            return message
+
+    def _reader(self, request: _Request) -> MessageReader:
+        return MessageReader(self._registry, request.next_event, self._limit, request.encoding, request.wire.text)
+
+    async def _zipped(self, message: bytes) -> tuple[bytes, int]:
+        """A message as it is smaller, and the flags that say how."""
+        compress = partial(gzip.compress, message, 6)
+        zipped = await self._registry.run_in_thread(compress) if len(message) > LARGE // 16 else compress()
+        return (zipped, 1) if len(zipped) < len(message) else (message, 0)
+
+    async def _stream(
+        self, method: Streaming, request: _Request, send: Send, extra: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        """Pass messages on either way until the method ends, its deadline passes or the client goes."""
+        wire = request.wire
+        code, text = Code.OK, ""
+        try:
+            with self._calls.enter(deadline=request.deadline) as call, self._reader(request) as reader:
+
+                async def messages() -> AsyncGenerator[bytes, None]:
+                    async with aclosing(reader.messages()) as read:
+                        async for message in read:
+                            yield message
+                    call.listen(request.receive)
+
+                await wire.start(send, 0, extra)
+                async with aclosing(messages()) as given, aclosing(method.stream(given, request)) as answers:
+                    async for answer in answers:
+                        await wire.message(send, answer, 0)
+        except StatusError as error:
+            if reader.disconnected:
+                return
+            code, text = error.code, error.message
+        except DeadlineExceededError as error:
+            code, text = status_of(error)
+        async with request.within_reason():
+            await wire.end(send, code, text)
+
+    # What is no call.
+
+    async def _no_call(self, scope: Scope, send: Send) -> None:
+        headers = dict(scope["headers"])
+        if scope["method"] == "OPTIONS" and self._cors is not None and b"access-control-request-method" in headers:
+            await _respond(send, 204, b"", self._cors.preflight(headers))
+        elif scope["method"] != "POST":
+            await _respond(send, 405, b"gRPC calls are POST requests\n", [(b"allow", b"POST")])
+        else:
+            given = headers.get(b"content-type", b"")[:100].decode("latin-1")
+            text = f"content-type is {given!r}; calls have application/grpc, application/grpc-web or its text form\n"
+            await _respond(send, 415, text.encode(), [])
+
+
+class _Request:
+    """One call as its client made it, and what a method may ask of it, as it asks a `grpc.aio.ServicerContext`."""
+
+    __slots__ = ("deadline", "ended", "first", "headers", "held", "receive", "scope", "wire")
+
+    held: Reservation
+
+    def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], wire: Wire, receive: Receive) -> None:
+        self.scope = scope
+        self.headers = headers
+        self.wire = wire
+        self.receive = receive
+        self.first: Any = None  # What was received and not read yet.
+        self.ended = False
+        self.deadline: float | None = None
+
+    @property
+    def encoding(self) -> bytes:
+        return self.headers.get(b"grpc-encoding", b"")
+
+    async def next_event(self) -> Any:
+        """The next of the body's events."""
+        event = self.first
+        self.first = None
+        if event is None:
+            event = await self.receive()
+        self.ended = not event.get("more_body", False)
+        return event
+
+    async def drain(self) -> None:
+        """Read what is left of a body before it is answered: servers lose the connection over what comes after.
+
+        Only so much, and only so long: clients that send more are answered all the same.
+        """
+        size = 0
+        try:
+            async with asyncio.timeout(GRACE):
+                while not self.ended and size < DRAIN_BYTES:
+                    size += len((await self.next_event()).get("body", b""))
+        except TimeoutError:
+            pass
+
+    def within_reason(self) -> asyncio.Timeout:
+        """Context for sending the end: up to the deadline, or a little longer where that has come."""
+        if self.deadline is None:
+            return asyncio.timeout(None)
+        return asyncio.timeout_at(max(self.deadline, asyncio.get_running_loop().time() + GRACE))
+
+    def time_remaining(self) -> float | None:
+        if self.deadline is None:
+            return None
+        return max(self.deadline - asyncio.get_running_loop().time(), 0.0)
+
+    def metadata_value(self, key: str) -> str | bytes | None:
+        value = self.headers.get(key.encode())
+        return None if value is None else metadata_value(key, value)
+
+    def is_local(self) -> bool:
+        client = self.scope.get("client")  # Hosts leave it out on Unix sockets, and where they do not know.
+        return client is not None and is_loopback(client[0])
+
+
+class GrpcMiddleware:
+    """Wraps a host application: takes the calls of a registry's gRPC services, and hands everything else on.
+
+    A middleware and not a mounted application, because gRPC clients cannot be given a path prefix.
+
+    Args:
+        app: The host application. It enters the registry in its lifespan.
+        registry: What answers the calls.
+        all_calls: Take calls of other services too, and say that they are not there: for a host without its own.
+        options: As `GrpcApp` has them.
+    """
+
+    def __init__(self, app: Any, registry: ModelRegistry, *, all_calls: bool = False, **options: Any) -> None:
+        self._app = app
+        self._all_calls = all_calls
+        self._grpc = GrpcApp(registry, **options)
+
+    def __repr__(self) -> str:
+        return f"<GrpcMiddleware {self._grpc!r} before {self._app!r}>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection, or let the host do it."""
+        await self.route(scope, receive, send)
+
+    def route(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """As calling it: the coroutine of whichever application answers, without one around it."""
+        if scope["type"] == "http":
+            call = self._grpc.call(scope, receive, self._all_calls)
+            if call is not None:
+                return self._grpc.answer(call, send)
+            if self._grpc.is_preflight(scope):
+                return self._grpc(scope, receive, send)
+        answering: Coroutine[Any, Any, None] = self._app(scope, receive, send)
+        return answering
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    if body:
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _path(scope: Scope) -> str:
+    """Path of the method, below whatever the application is mounted at."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path") or ""
+    return path.removeprefix(root.rstrip("/")) if root else path
+
+
+def _missing_for_trailers(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+    """Why this answer would lose its trailers, and the status with them."""
+    if "http.response.trailers" not in (scope.get("extensions") or ()):
+        return NO_TRAILERS
+    if scope["http_version"].startswith("1"):  # Some servers offer trailers there, and drop them.
+        return OVER_HTTP_1
+    # Exactly this lets the servers send them.
+    return None if headers.get(b"te") == b"trailers" else NO_TE
+
+
+async def _refuse_for_trailers(send: Send, reason: str) -> None:
+    """Say in the headers what cannot be said in trailers: clients read a status there too."""
+    headers = [
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", b"%d" % Code.UNIMPLEMENTED),
+        (b"grpc-message", reason.encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,378 @@
+"""The services over grpcio: ports, sockets, TLS, limits, start and stop.
+
+`serve` is the whole life of one server, in the registry's event loop. Knows no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+
+from embedserve.concurrency.inflight import Reservation
+from embedserve.config import Access
+from embedserve.errors import Code, ConfigError, RegistryStateError, ServingError
+from embedserve.grpc.access import is_loopback
+from embedserve.grpc.calls import LARGE, Methods, Streaming, Unary
+from embedserve.grpc.errors import StatusError, status_of
+from embedserve.grpc.transports.addresses import UnixSocket, bind_error, tcp_address
+from embedserve.grpc.transports.frames import inflate
+from embedserve.grpc.transports.parting import Parting
+
+if TYPE_CHECKING:
+    from embedserve.grpc.services.model_service import MetricReader, Reload
+    from embedserve.grpc.services.table import Services
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["GrpcServer", "TlsConfig", "serve"]
+
+logger = logging.getLogger("embedserve")
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+
+STATUS_CODES: dict[Code, grpc.StatusCode] = {Code(status.value[0]): status for status in grpc.StatusCode}
+
+
+@dataclass(frozen=True, repr=False)
+class TlsConfig:
+    """Keys and certificates as PEM text, not as paths (TF Serving: ssl_config.proto).
+
+    Attributes:
+        server_key, server_cert: The server's private key and certificate chain.
+        custom_ca: Root certificates that client certificates are verified with; the system's when empty.
+        client_verify: Require and verify a client certificate.
+    """
+
+    server_key: str | bytes
+    server_cert: str | bytes
+    custom_ca: str | bytes = b""
+    client_verify: bool = False
+
+    def __repr__(self) -> str:  # A private key is not for logs.
+        return f"<TlsConfig{' with client verification' if self.client_verify else ''}>"
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """The same as gRPC server credentials.
+
+        Raises:
+            ConfigError: A key or certificate is missing, or there is no root certificate to verify clients with.
+        """
+        for name in ("server_key", "server_cert"):
+            if b"-----BEGIN " not in _bytes(getattr(self, name)):
+                raise ConfigError(f"TLS: {name} must hold a PEM text, starting with '-----BEGIN '; paths are not read")
+        roots = _bytes(self.custom_ca) or (_system_roots() if self.client_verify else None)
+        return grpc.ssl_server_credentials(
+            [(_bytes(self.server_key), _bytes(self.server_cert))],
+            root_certificates=roots,
+            require_client_auth=self.client_verify,
+        )
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def _system_roots() -> bytes:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    roots = "".join(ssl.DER_cert_to_PEM_cert(der) for der in context.get_ca_certs(binary_form=True))
+    if not roots:
+        raise ConfigError("TLS: client_verify needs custom_ca, because this system has no root certificates of its own")
+    return roots.encode()
+
+
+class GrpcServer:
+    """A running gRPC server; made by `serve`.
+
+    Attributes:
+        port: The TCP port, also when any free one was asked for; None without TCP.
+        socket_path: The Unix socket, if there is one.
+    """
+
+    def __init__(
+        self,
+        server: Any,
+        host: str,
+        port: int | None,
+        socket: UnixSocket | None,
+        services: Services,
+        parting: Parting,
+    ) -> None:
+        self._server = server
+        self._host = host
+        self._socket = socket
+        self._services = services
+        self._parting = parting
+        self._closed = False
+        self.port = port
+        self.socket_path = None if socket is None else socket.path
+
+    def __repr__(self) -> str:
+        where = [] if self.port is None else [tcp_address(self._host, self.port)]
+        where += [] if self.socket_path is None else [f"unix:{self.socket_path}"]
+        return f"<GrpcServer {' '.join(where)}{' (closed)' if self._closed else ''}>"
+
+    async def wait(self) -> None:
+        """Return when the server has ended."""
+        await self._server.wait_for_termination()
+
+    async def aclose(self, grace: float | None = None) -> None:
+        """Take no more calls, and give those in flight `grace` seconds before they are cancelled."""
+        self._closed = True
+        await self._services.aclose()
+        if grace:
+            await self._parting.hold()
+        stopping = asyncio.ensure_future(self._server.stop(grace))
+        await asyncio.sleep(0)  # Its first step tells the clients.
+        self._parting.release()
+        await stopping
+        if self._socket is not None:
+            await asyncio.to_thread(self._socket.remove)
+
+
+@asynccontextmanager
+async def serve(
+    registry: ModelRegistry,
+    *,
+    host: str = "0.0.0.0",
+    port: int | None = 8500,
+    socket_path: str | None = None,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    tls: TlsConfig | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    channel_arguments: Sequence[tuple[str, int | str]] = (),
+    compression: Literal["none", "deflate", "gzip"] = "none",
+    max_concurrent_calls: int | None = None,
+    health: bool = True,
+    reflection: bool = True,
+    access: Access | None = None,
+    tensor_content: bool = False,
+    reload: Reload | None = None,
+    metric: MetricReader | None = None,
+) -> AsyncIterator[GrpcServer]:
+    """Serve the registry over gRPC while the context lasts; leaving it drains for `drain_timeout` seconds.
+
+    Args:
+        registry: An entered registry; the server runs in its event loop.
+        host, port: TCP address; port 0 takes any free one, None serves no TCP.
+        socket_path: Also listen on this Unix socket; a stale or taken one is taken over.
+        max_message_bytes: Largest message in or out; `max_request_bytes` bounds requests too.
+        tls: Encrypt both the port and the socket.
+        credentials: Server credentials of another kind (ALTS, xDS) instead of `tls`.
+        channel_arguments: gRPC channel arguments; the last of duplicates wins.
+        compression: How answers are compressed; compressed requests are always understood.
+        max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
+        health: Serve `grpc.health.v1.Health`.
+        reflection: Serve server reflection.
+        access: Who may reload, use SessionRun and the profiler; see `Access` for what holds without it.
+        tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
+        reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
+        metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
+
+    Raises:
+        RegistryStateError: The registry was not entered, or lives on another event loop.
+        OSError: The port or socket cannot be had; the message names it.
+        ConfigError: Unusable TLS material, or nothing to listen on.
+    """
+    _check_loop(registry)
+    if tls is not None:
+        credentials = await asyncio.to_thread(tls.credentials)
+    if port is None and socket_path is None:
+        raise ConfigError("give a port, a socket_path, or both: there is nothing to listen on")
+    # A message over what all requests may hold together could never be answered.
+    limit = min(max_message_bytes, registry.options.max_request_bytes, registry.inflight.limit)
+    options = {
+        "grpc.so_reuseport": 0,  # Otherwise a second server on the same port starts, and each gets half of the calls.
+        "grpc.max_receive_message_length": limit,
+        "grpc.max_send_message_length": max_message_bytes,
+        "grpc.per_message_decompression": 0,  # `_Messages` does it, a step at a time and within the account.
+    } | dict(channel_arguments)
+    server = grpc.aio.server(
+        options=list(options.items()),
+        compression=_COMPRESSION[compression],
+        maximum_concurrent_rpcs=max_concurrent_calls,
+    )
+    # Its messages import TensorFlow.
+    services: Services = (await asyncio.to_thread(import_module, "embedserve.grpc.services.table")).Services(
+        registry,
+        health=health,
+        reflection=reflection,
+        access=access or Access(),
+        tensor_content=tensor_content,
+        reload=reload,
+        metric=metric,
+    )
+    parting = Parting()
+    messages = _Messages(registry, limit)
+    server.add_generic_rpc_handlers((_Router(services.methods, parting, messages),))
+    socket: UnixSocket | None = None
+    try:
+        bound = None if port is None else await _bind(server, tcp_address(host, port), credentials, host, port)
+        if socket_path is not None:
+            socket = await asyncio.to_thread(UnixSocket, socket_path)
+            await _bind(server, socket.address, credentials, socket_path, None)
+        await server.start()
+        if socket is not None:
+            await asyncio.to_thread(socket.publish)
+    except BaseException:
+        await server.stop(None)
+        if socket is not None:
+            await asyncio.to_thread(socket.remove)
+        raise
+    running = GrpcServer(server, host, bound, socket, services, parting)
+    if bound is not None:
+        logger.info("Running gRPC ModelServer at %s ...", tcp_address(host, bound))
+    if socket is not None:
+        logger.info("Running gRPC ModelServer at UNIX socket %s ...", socket.path)
+    try:
+        yield running
+    finally:
+        await running.aclose(registry.options.drain_timeout)
+
+
+_COMPRESSION = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
+
+
+def _check_loop(registry: ModelRegistry) -> None:
+    loop = registry.loop
+    if loop is None:
+        raise RegistryStateError("enter the registry first: `async with registry:` around `async with serve(registry)`")
+    if loop is not asyncio.get_running_loop():
+        raise RegistryStateError(
+            "the registry lives on another event loop, and gRPC must run on the same one: enter it with `async with` "
+            "on this loop, instead of plain `with` or in another thread"
+        )
+
+
+async def _bind(
+    server: Any, address: str, credentials: grpc.ServerCredentials | None, place: str, port: int | None
+) -> int:
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
+    except (RuntimeError, ValueError) as error:  # grpc has one error for everything, and logs the reason.
+        reason = await asyncio.to_thread(bind_error, place, port, secure=credentials is not None)
+        raise reason from error
+
+
+class _Messages:
+    """Takes the messages that grpcio hands over, compressed or not."""
+
+    def __init__(self, registry: ModelRegistry, limit: int) -> None:
+        self.registry = registry
+        self._limit = limit
+
+    async def plain(self, message: bytes, held: Reservation) -> bytes:
+        """The message itself. grpcio does not say whether it is compressed, but no request begins as gzip or zlib do.
+
+        Raises:
+            ServingError: As `inflate`.
+        """
+        if message[:2] != _GZIP and (message[:1] != _ZLIB or int.from_bytes(message[:2], "big") % 31):
+            return message
+        held.receive(len(message), "the message as it came")
+        try:
+            return await inflate(message, self._limit, held, self.registry, or_zlib=True)
+        except zlib.error:
+            return message  # Whether it is a message the parser says.
+
+
+_GZIP = b"\x1f\x8b"  # As a tag: field 3 with wire type 7, which there is not.
+_ZLIB = b"\x78"  # As a tag: field 15 as a varint, which no request has.
+
+
+class _Context:
+    """What a method may ask of a call of grpcio's."""
+
+    __slots__ = ("_context", "held", "time_remaining")
+
+    def __init__(self, context: Any, held: Reservation) -> None:
+        self._context = context
+        self.held = held
+        self.time_remaining = context.time_remaining
+
+    def metadata_value(self, key: str) -> str | bytes | None:
+        for name, value in self._context.invocation_metadata() or ():
+            if name == key:
+                found: str | bytes = value
+                return found
+        return None
+
+    def is_local(self) -> bool:
+        kind, _, address = unquote(self._context.peer()).partition(":")
+        return kind == "unix" or (kind in ("ipv4", "ipv6") and is_loopback(address.rpartition(":")[0]))
+
+
+class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds the method of a call by its path, for grpcio."""
+
+    def __init__(self, methods: Methods, parting: Parting, messages: _Messages) -> None:
+        self._handlers = {path: _handler(method, parting, messages) for path, method in methods.items()}
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self._handlers.get(details.method)
+
+
+def _handler(method: Unary | Streaming, parting: Parting, messages: _Messages) -> grpc.RpcMethodHandler:
+    if isinstance(method, Unary):
+        return grpc.unary_unary_rpc_method_handler(_unary(method, parting, messages))
+    stream = method.stream
+
+    async def calls(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        with Reservation(messages.registry.inflight) as held:
+
+            async def plain() -> AsyncIterator[bytes]:
+                async for message in requests:
+                    yield await messages.plain(message, held)
+                    held.release()
+
+            try:
+                async for response in stream(plain(), _Context(context, held)):
+                    yield response
+            except StatusError as error:
+                await context.abort(STATUS_CODES[error.code], error.message)
+
+    return grpc.stream_stream_rpc_method_handler(calls)
+
+
+def _unary(method: Unary, parting: Parting, messages: _Messages) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    answer, registry = method.answer, messages.registry
+
+    async def call(body: bytes, context: Any) -> bytes:
+        parting.arrived()
+        held = Reservation(registry.inflight)
+        try:
+            try:
+                body = await messages.plain(body, held)
+                held.release()  # The method holds the message once more, before anything else runs.
+                response = await answer(body, _Context(context, held))
+            except ServingError as error:
+                raise StatusError(*status_of(error)) from None
+            await parting.answer()
+            if held.size > LARGE:  # grpcio has it until the client has read it.
+                sending, held = held, Reservation(registry.inflight)
+                context.add_done_callback(lambda _: sending.release())
+            return response
+        except StatusError as error:
+            held.release()
+            await parting.answer()
+            await context.abort(STATUS_CODES[error.code], error.message)
+            raise AssertionError("abort always raises") from None
+        finally:
+            held.release()
+
+    return call

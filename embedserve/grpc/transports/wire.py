@@ -1,0 +1,165 @@
+"""How a call looks over HTTP: gRPC proper, gRPC-Web, and gRPC-Web as text; each as ASGI messages.
+
+One `Wire` per content type, chosen by `asgi` for each call. Knows no method. Follows gRPC's PROTOCOL-HTTP2 and
+PROTOCOL-WEB descriptions.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from embedserve.asgi.calls import Send
+from embedserve.asgi.sending import send_body
+from embedserve.errors import Code
+from embedserve.grpc.calls import LARGE
+from embedserve.grpc.metadata import encoded_message
+from embedserve.grpc.transports.frames import frame
+
+__all__ = ["Headers", "Wire", "wire_of"]
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+_TRAILER_FRAME = 0x80
+_OK = (b"grpc-status", b"0")
+_ENCODINGS = (b"grpc-accept-encoding", b"identity, gzip")
+_GZIPPED = (b"grpc-encoding", b"gzip")
+
+
+class Wire:
+    """gRPC over HTTP/2: frames in the body, the status in the trailers.
+
+    Attributes:
+        text: The body is base64, both ways.
+        web: It needs no trailers, and so any ASGI server.
+    """
+
+    text = False
+    web = False
+
+    def __init__(self, content_type: bytes) -> None:
+        self._content_type = (b"content-type", content_type)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._content_type[1].decode()}>"
+
+    async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Send a whole answer of one message."""
+        await send(self._start(flags, extra))
+        if len(message) > LARGE:  # Two messages rather than a copy.
+            await send({"type": "http.response.body", "body": _prefix(message, flags), "more_body": True})
+            await send_body(send, message)
+        else:
+            await send({"type": "http.response.body", "body": frame(message, flags)})
+        await send({"type": "http.response.trailers", "headers": [_OK]})
+
+    async def start(self, send: Send, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Begin an answer; `flags` are those its messages will have."""
+        await send(self._start(flags, extra))
+
+    def _start(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+        # Made anew each time: applications around this one may add to the headers.
+        headers: Headers = [self._content_type, _ENCODINGS, *extra]
+        if flags:
+            headers.append(_GZIPPED)
+        event: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers}
+        if not self.web:
+            event["trailers"] = True
+        return event
+
+    async def message(self, send: Send, message: bytes, flags: int) -> None:
+        """Send one message of a stream."""
+        await send({"type": "http.response.body", "body": frame(message, flags), "more_body": True})
+
+    async def end(self, send: Send, code: Code = Code.OK, message: str = "") -> None:
+        """End an answer that was begun, with its status."""
+        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.trailers", "headers": _status(code, message)})
+
+
+class WebWire(Wire):
+    """gRPC-Web: the trailers are a last frame of the body."""
+
+    web = True
+
+    async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        if len(message) > LARGE:
+            await self._large(send, message, flags, extra)
+            return
+        body = self._encoded(frame(message, flags) + _trailer_frame(Code.OK, ""))
+        await self.start(send, flags, ((b"content-length", b"%d" % len(body)), *extra))
+        await send({"type": "http.response.body", "body": body})
+
+    async def _large(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> None:
+        prefix, trailers = _prefix(message, flags), _trailer_frame(Code.OK, "")
+        size = len(prefix) + len(message) + len(trailers)
+        await self.start(send, flags, ((b"content-length", b"%d" % self._encoded_size(size)), *extra))
+        for piece in self._pieces(prefix, message, trailers):
+            await send_body(send, piece, more_body=True)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def message(self, send: Send, message: bytes, flags: int) -> None:
+        await send({"type": "http.response.body", "body": self._encoded(frame(message, flags)), "more_body": True})
+
+    async def end(self, send: Send, code: Code = Code.OK, message: str = "") -> None:
+        await send({"type": "http.response.body", "body": self._encoded(_trailer_frame(code, message))})
+
+    def _encoded(self, body: bytes) -> bytes:
+        return body
+
+    def _encoded_size(self, size: int) -> int:
+        return size
+
+    def _pieces(self, *parts: bytes) -> Iterable[bytes]:
+        """A large body, in pieces: it need not be put together for this."""
+        return parts
+
+
+class WebTextWire(WebWire):
+    """gRPC-Web for clients that read text only."""
+
+    text = True
+
+    def _encoded(self, body: bytes) -> bytes:
+        return base64.b64encode(body)
+
+    def _encoded_size(self, size: int) -> int:
+        return (size + 2) // 3 * 4
+
+    def _pieces(self, *parts: bytes) -> Iterable[bytes]:
+        body = memoryview(b"".join(parts))  # Copied in no time; it is encoding at a stretch that would hold up others.
+        for at in range(0, len(body), 3 * LARGE):
+            yield base64.b64encode(body[at : at + 3 * LARGE])
+
+
+def _prefix(message: bytes, flags: int) -> bytes:
+    return flags.to_bytes() + len(message).to_bytes(4, "big")
+
+
+def _status(code: Code, message: str) -> Headers:
+    if code == Code.OK:
+        return [_OK]
+    headers = [(b"grpc-status", b"%d" % code)]
+    return [*headers, (b"grpc-message", encoded_message(message))] if message else headers
+
+
+def _trailer_frame(code: Code, message: str) -> bytes:
+    return frame(b"".join(b"%s: %s\r\n" % header for header in _status(code, message)), _TRAILER_FRAME)
+
+
+_WIRES: dict[bytes, Wire] = {
+    content_type: kind(content_type)
+    for kind, name in ((Wire, b"application/grpc"), (WebWire, b"application/grpc-web"))
+    for content_type in (name, name + b"+proto")
+} | {
+    # An answer in text names the format of its messages, which is what clients of it look for.
+    name: WebTextWire(b"application/grpc-web-text+proto")
+    for name in (b"application/grpc-web-text", b"application/grpc-web-text+proto")
+}
+
+
+def wire_of(content_type: bytes) -> Wire | None:
+    """The wire of a content type; None for those that are not gRPC with protobuf messages."""
+    wire = _WIRES.get(content_type)
+    return _WIRES.get(content_type.partition(b";")[0].strip().lower()) if wire is None else wire

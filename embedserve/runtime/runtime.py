@@ -1,0 +1,528 @@
+"""Everything that exists between entering a registry and leaving it: loop, pools, manager, source and labels.
+
+One coroutine starts it (`start`) and one ends it (`aclose`). Made by `ModelRegistry` at entry, so that a registry can
+be entered again on another loop. Loop only, but for what `HomeLoop` offers and the snapshots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from embedserve.batching.routing import make_predictor
+from embedserve.batching.watchdog import StuckRun, VersionRuns
+from embedserve.concurrency.codec_pool import CodecPool
+from embedserve.concurrency.inflight import InflightBytes
+from embedserve.concurrency.load_pool import LoadPool
+from embedserve.concurrency.owner_loop import HomeLoop, check_fork
+from embedserve.concurrency.threads import RunPool
+from embedserve.config import ModelConfig, RegistryOptions
+from embedserve.errors import (
+    Code,
+    InvalidInputError,
+    InvalidModelSpecError,
+    NotReadyError,
+    ServableNotFoundError,
+    ServingError,
+    StartError,
+)
+from embedserve.handle import unknown_signature
+from embedserve.lifecycle.managed_version import ManagedVersion
+from embedserve.lifecycle.manager import AspiredVersion, Manager
+from embedserve.lifecycle.monitor import Monitor
+from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
+from embedserve.observer import Observers
+from embedserve.priority import Priority, PriorityName, priority_named
+from embedserve.remote.follower import StoreStatistics
+from embedserve.request_log import RequestLogs
+from embedserve.request_log.records import predict_exchange
+from embedserve.runtime.control import Control
+from embedserve.runtime.source import MakeSource, watch
+from embedserve.runtime.starting import Outcome, Prospect, Start
+from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State, Tensors
+from embedserve.signature import DEFAULT_SIGNATURE, Signature
+from embedserve.store_url import StoreUrl
+
+if TYPE_CHECKING:
+    from embedserve.lifecycle.coordinator import Coordinator
+    from embedserve.lifecycle.source import VersionDirectory
+
+__all__ = ["MakeLoader", "RegistryStatistics", "Runtime"]
+
+logger = logging.getLogger("embedserve")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RegistryStatistics:
+    """A snapshot of what the registry does now.
+
+    Attributes:
+        in_flight: Requests that hold a version, by `(model, version)`.
+        queues: What each version's predictor says of itself, by `(model, version)`.
+        busy_threads, run_threads: Run threads at work, and how many there are.
+        reserved_bytes: Bytes of request bodies that the adapters hold.
+        stores: How the sync of each model in a remote store goes, by model.
+        stuck_runs: Runs that went on past their time and were left behind in their threads, until they return.
+    """
+
+    in_flight: Mapping[tuple[str, int], int]
+    queues: Mapping[tuple[str, int], Any]
+    busy_threads: int
+    run_threads: int
+    reserved_bytes: int
+    stores: Mapping[str, StoreStatistics] = field(default_factory=dict)
+    stuck_runs: tuple[StuckRun, ...] = ()
+
+
+MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]"
+
+_POLICIES = {"availability": availability_preserving, "resource": resource_preserving}
+
+# So many failed attempts in a row make a start give up on a version, although its load is still retried.
+ATTEMPTS_AT_START = 3
+# Seconds between two looks at a start besides those after every change: how long a copy counts as coming is bounded.
+LOOK_INTERVAL = 1.0
+
+
+def load_saved_model(
+    id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
+) -> Loader:
+    """The loader of every version, unless a test or an embedder brings another one."""
+    from embedserve.saved_model.load.loader import SavedModelLoader
+
+    return SavedModelLoader(id, directory.path, config, options, directory.fingerprint)
+
+
+class Runtime(HomeLoop):
+    """One entry of a registry."""
+
+    def __init__(
+        self,
+        options: RegistryOptions,
+        root: Path | StoreUrl | None,
+        models: Sequence[ModelConfig],
+        observers: Observers,
+        make_loader: MakeLoader | None = None,
+        make_source: MakeSource | None = None,
+        policy: TransitionPolicy | None = None,
+        coordinator: Coordinator | None = None,
+    ) -> None:
+        super().__init__()
+        if make_loader is None:
+            check_fork()
+        self.options = options
+        self.observers = observers
+        self._check_method_names = options.enable_signature_method_name_check
+        self.draining = False
+        self.inflight = InflightBytes(options.max_inflight_bytes, options.max_request_bytes)
+        self.request_logs = RequestLogs(options, observers, self.call_soon)
+        self.monitor = Monitor()
+        self.configs: dict[str, ModelConfig] = {}
+        self.labels_of: dict[str, dict[str, int]] = {}
+        self._make_loader = make_loader or load_saved_model
+        self._load_pool = LoadPool(self.loop, options.num_load_threads)
+        self._codec_pool = CodecPool(self.loop)
+        self._scan_pool = LoadPool(self.loop, 1, "embedserve-scan")  # A long load must not hide a new version.
+        self._run_pool = RunPool(self.loop, options.num_batch_threads, max_stuck=options.max_stuck_runs)
+        self._stuck: dict[ManagedVersion, VersionRuns] = {}
+        self.manager = Manager(
+            self._predictor_of,
+            load_pool=self._load_pool,
+            run_pool=self._run_pool,
+            monitor=self.monitor,
+            observers=observers,
+            policy=policy or _POLICIES[options.transition],
+            retry=options.retry,
+            drain_timeout=options.drain_timeout,
+            load_timeout=options.load_timeout,
+            coordinator=coordinator,
+        )
+        self.control = Control(self, [model.name for model in models])
+        self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
+        self._starting: asyncio.Task[None] | None = None
+        self.source = (make_source or watch)(options, self._scan_pool, root, self)
+        if models:
+            self.source.set_models(models)
+
+    async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        """Run a large decode or encode off the loop."""
+        return await self._codec_pool.run(call, *args)
+
+    # A request.
+
+    def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
+        """The version that answers a model spec (TF Serving: server_core.cc).
+
+        Raises:
+            InvalidModelSpecError: No name, or an unknown label.
+            ServableNotFoundError: No such version is available.
+            NotReadyError: Nor need it be yet, for the first loads have not ended.
+        """
+        try:
+            return self._resolve(name, version, label)
+        except ServableNotFoundError as error:
+            if self.started:
+                raise
+            raise NotReadyError(f"the registry is starting: {error}") from None
+
+    def _resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
+        if not isinstance(name, str):
+            raise InvalidModelSpecError(f"the name of a model must be a string, got {name!r}")
+        if version is None and label is None:
+            if not name:
+                raise InvalidModelSpecError("ModelSpec has no name specified.")
+            return self.manager.latest(name)
+        if not name:
+            raise InvalidModelSpecError("ModelSpec has no name specified.")
+        if label is not None:
+            if not isinstance(label, str):
+                raise InvalidModelSpecError(f"label must be a string, got {label!r}")
+            if version is not None:
+                raise InvalidModelSpecError(f"give a version or a label, not both: version {version}, label {label!r}")
+            labels = self.labels_of.get(name, {})
+            if label not in labels:
+                known = ", ".join(sorted(labels)) or "none"
+                raise InvalidModelSpecError(
+                    f"Unrecognized servable version label: {label}; labels of {name!r}: {known}"
+                )
+            version = labels[label]
+        assert version is not None
+        if type(version) is not int:
+            version = _version_number(version)
+        return self.manager.specific(name, version)
+
+    def set_labels(self, labels: dict[str, dict[str, int]]) -> None:
+        """Let labels mean these versions from now on, by model."""
+        self.labels_of = labels
+
+    async def predict_on(
+        self,
+        version: ManagedVersion,
+        inputs: Any,
+        signature_name: str,
+        output_filter: Sequence[str] | None,
+        timeout: float | None,
+        cast: bool = True,
+        priority: PriorityName = "normal",
+    ) -> dict[str, Array]:
+        """Bind, run and return one request on a version, which is held meanwhile. The hot path."""
+        named = signature_name or DEFAULT_SIGNATURE
+        signature = version.signatures.get(named) if isinstance(named, str) else None
+        if signature is None:
+            assert version.servable is not None
+            raise unknown_signature(signature_name, version.signatures, version.servable.signature_defs)
+        if self._check_method_names:
+            signature.check_predict_method()
+        bound, names = signature.bind(inputs, cast=cast), signature.pick(output_filter) if output_filter else None
+        version.hold()
+        try:
+            return await self.run_bound(version, signature, bound, names, timeout, priority)
+        finally:
+            version.release()
+
+    def run_bound(
+        self,
+        version: ManagedVersion,
+        signature: Signature,
+        bound: Tensors,
+        names: tuple[str, ...] | None,
+        timeout: float | None,
+        priority: PriorityName,
+    ) -> Awaitable[dict[str, Array]]:
+        """Run one bound request on a version that the caller holds until it has the answer."""
+        predictor = version.predictor
+        assert predictor is not None
+        level = Priority.NORMAL if priority == "normal" else priority_named(priority)
+        if self.observers:
+            return self._observed(predictor, version, signature, bound, names, timeout, level)
+        deadline = None if timeout is None else self.deadline(timeout)
+        return predictor.submit(signature, bound, names, deadline, level)
+
+    def deadline(self, timeout: float) -> float | None:
+        """The loop's time when so many seconds are over; None for infinity.
+
+        Raises:
+            InvalidInputError: It is no number of seconds.
+        """
+        if type(timeout) is not float or not timeout < math.inf:
+            if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.integer | np.floating):
+                raise InvalidInputError(f"timeout must be a number of seconds or None, got {timeout!r}")
+            if np.isnan(timeout):
+                raise InvalidInputError("timeout must be a number of seconds or None, got nan")
+            if timeout == math.inf:
+                return None
+        return self.loop.time() + float(timeout)
+
+    async def _observed(
+        self,
+        predictor: Predictor,
+        version: ManagedVersion,
+        signature: Any,
+        bound: Mapping[str, Array],
+        names: tuple[str, ...] | None,
+        timeout: float | None,
+        level: Priority,
+    ) -> dict[str, Array]:
+        started = self.loop.time()
+        deadline = None if timeout is None else self.deadline(timeout)
+        error: Exception | None = None
+        try:
+            return await predictor.submit(signature, bound, names, deadline, level)
+        except asyncio.CancelledError:
+            error = ServingError("the caller gave the request up", code=Code.CANCELLED)
+            raise
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
+            if self.observers:
+                self.observers.run_finished(version.id, signature.name, self.loop.time() - started, error)
+
+    async def predict_logged(
+        self,
+        version: ManagedVersion,
+        inputs: Any,
+        signature_name: str,
+        output_filter: Sequence[str] | None,
+        timeout: float | None,
+        priority: PriorityName,
+    ) -> dict[str, Array]:
+        """As `predict_on`, for a request that came in process, which no adapter logs."""
+        outputs = await self.predict_on(version, inputs, signature_name, output_filter, timeout, priority=priority)
+        log = self.request_logs.sampled(version.id.name) if self.request_logs else None
+        if log is not None:
+            signature = version.signatures[signature_name or DEFAULT_SIGNATURE]
+            with suppress(ServingError):  # Whoever changes an input during the call is not logged.
+                sides = (signature.bind(inputs), outputs)
+                kept = [{name: array.copy() for name, array in side.items()} for side in sides]
+                log.add(predict_exchange(version.id.name, version.id.version, signature, *kept))
+        return outputs
+
+    def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
+        batching, options = version.loader.batching or self.options.batching_of(self.configs[version.id.name])
+        return make_predictor(
+            servable,
+            self._runs_of(version, servable),
+            self._run_pool,
+            self.observers,
+            options,
+            batching,
+            self.options.max_pending_requests,
+        )
+
+    def _runs_of(self, version: ManagedVersion, servable: Servable) -> VersionRuns:
+        own = self.configs[version.id.name].run_timeout
+        run_timeout = self.options.run_timeout if own is None else own
+        runs: VersionRuns = VersionRuns(
+            version.id,
+            self.observers,
+            run_timeout,
+            lambda: self._stuck_changed(version, runs),
+            stops_by_timeout=servable.kind in ("session", "frozen", "xla"),
+        )
+        return runs
+
+    def _stuck_changed(self, version: ManagedVersion, runs: VersionRuns) -> None:
+        if runs.stuck:
+            self._stuck[version] = runs
+        else:
+            self._stuck.pop(version, None)
+        self.manager.refresh(version)
+
+    # What the source tells (lifecycle/source.py: SourceListener).
+
+    def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
+        """The set of models changed: discovered, configured anew, or gone."""
+        for name in self.configs.keys() - configs.keys():
+            logger.info("model %s is gone; its versions are unloaded", name)
+            self.manager.set_aspired_versions(name, {})
+            self.monitor.set_waiting(name, {})
+            self.control.forget(name)
+            self.labels_of.pop(name, None)
+        for name, config in configs.items():
+            if name not in self.configs:
+                logger.info("Adding model: %s at %s", name, config.base_path)
+            self.labels_of.setdefault(name, dict(config.version_labels))
+        self.configs = dict(configs)
+        self.request_logs.set_models(self.configs)
+
+    def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
+        """The versions of one model that should be served changed."""
+        self.manager.set_aspired_versions(
+            name, {number: self._aspired_version(name, directory) for number, directory in aspired.items()}
+        )
+
+    def _aspired_version(self, name: str, directory: VersionDirectory) -> AspiredVersion:
+        config = self.configs[name]
+
+        def make_loader() -> Loader:
+            return self._make_loader(ServableId(name, directory.version), directory, config, self.options)
+
+        warmup = self.options.warmup if config.warmup is None else config.warmup
+        return AspiredVersion(make_loader, directory.fingerprint, str(directory.path), warmup != "none")
+
+    def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
+        """Directories that look like versions but cannot be loaded yet, with the reason for each."""
+        self.monitor.set_waiting(name, reasons)
+
+    def directories_in_use(self) -> set[str]:
+        """Paths of versions whose files may still be read."""
+        return self.manager.directories()
+
+    # Start and stop.
+
+    async def start(self, wait: bool) -> None:
+        """Begin to watch and load; with `wait` return when as many models are served as `start_requires` asks for.
+
+        Raises:
+            StartError: Time is over, or no model that is still missing can succeed; the reason for each model.
+        """
+        await self.source.start()
+        self._starting = self.loop.create_task(self._follow_start(), name="embedserve-start")
+        if wait:
+            await self.wait_until_ready(self.options.start_timeout)
+
+    async def _follow_start(self) -> None:
+        """Notice that the start is over, whether or not somebody waits for it."""
+        while not self._start.over:
+            await self.monitor.wait_until(lambda: self._look() is Outcome.SERVING, LOOK_INTERVAL)
+
+    def _look(self) -> Outcome:
+        return self._start.look({name: self.prospect(name) for name in self.configs})
+
+    async def wait_until_ready(self, timeout: float) -> None:
+        """Wait until as many models have been served as `start_requires` asks for; an empty root is not waited for.
+
+        Raises:
+            StartError: As `start`.
+        """
+        if not self.configs and self.source.misused:
+            raise StartError(self.source.diagnosis or "")
+        deadline = self.loop.time() + timeout
+        while (outcome := self._look()) is Outcome.PENDING and (left := deadline - self.loop.time()) > 0:
+            await self.monitor.wait_until(lambda: self._look() is not Outcome.PENDING, min(left, LOOK_INTERVAL))
+        if outcome in (Outcome.SERVING, Outcome.EMPTY) or self._start.settle_for_less():
+            return
+        reasons = {name: reason for name, reason in self.readiness().items() if reason is not None}
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise StartError(f"{len(reasons)} of {len(self.configs)} model(s) did not become available: {listed}")
+
+    @property
+    def started(self) -> bool:
+        """Whether as many models have been served as `start_requires` asks for; readable from any thread."""
+        return self._start.over
+
+    def prospect(self, name: str) -> Prospect:
+        """What can be expected of a model."""
+        if self.manager.available(name):
+            return Prospect.SERVED
+        versions = self.manager.versions_of(name)
+        untried = any(v.error is None and v.state in (State.START, State.LOADING) for v in versions)
+        if untried or self.source.coming(name):
+            return Prospect.COMING
+        hopeless = bool(versions) and all(
+            v.failed and (v.state is State.END or v.failures >= ATTEMPTS_AT_START) for v in versions
+        )
+        return Prospect.HOPELESS if hopeless and not self.monitor.waiting(name) else Prospect.TROUBLED
+
+    def unready(self) -> str | None:
+        """Why the process as a whole is not ready, or None.
+
+        What comes, goes or fails after the start is no reason; what serves and is stuck is one.
+        """
+        if self.draining:
+            return "the registry is draining: shutdown has begun"
+        if self._start.over:
+            stuck = [name for name in self.configs if self.trouble(name) is not None]
+            return f"stuck: {', '.join(stuck)}" if stuck else None
+        if not self.configs:
+            return "no model has been found yet"
+        return f"the start waits for {', '.join(self._start.missing(self.configs))}"
+
+    def readiness(self) -> dict[str, str | None]:
+        """For each configured model None when it has an available, warm version and no stuck run, else the reason."""
+        return {
+            name: self.trouble(name) if self.manager.available(name) else self._why_not(name) for name in self.configs
+        }
+
+    def liveness(self) -> str | None:
+        """Why only a new process can help: what is stuck has used up the threads. None where that is not so."""
+        return self._run_pool.trouble or self._load_pool.trouble
+
+    def trouble(self, name: str) -> str | None:
+        """Why a model that serves is refused."""
+        if not self._stuck:
+            return None
+        reasons = [
+            f"version {version.id.version} is refused: {trouble}"
+            for version in self.manager.serving()
+            if version.id.name == name and (predictor := version.predictor) is not None
+            if (trouble := predictor.trouble) is not None
+        ]
+        return "; ".join(reasons) or None
+
+    def _why_not(self, name: str) -> str:
+        reasons = []
+        for version in self.manager.versions_of(name):
+            text = f"version {version.id.version} is {version.state.name}"
+            if version.error is not None:
+                text += f": {Code(version.error.code).name}: {version.error}"
+            reasons.append(text)
+        reasons += [f"version {number}: {why}" for number, why in self.monitor.waiting(name).items()]
+        return "; ".join(reasons) or self.source.problem(name) or "no version directory has been looked at yet"
+
+    def statistics(self) -> RegistryStatistics:
+        """What the registry does now; readable from any thread."""
+        serving = self.manager.serving()
+        return RegistryStatistics(
+            in_flight={(v.id.name, v.id.version): v.handles for v in serving},
+            queues={(v.id.name, v.id.version): p.statistics() for v in serving if (p := v.predictor) is not None},
+            busy_threads=self._run_pool.busy,
+            run_threads=self._run_pool.size,
+            reserved_bytes=self.inflight.reserved,
+            stores=self.source.stores(),
+            stuck_runs=tuple(run for runs in list(self._stuck.values()) for run in list(runs.stuck.values())),
+        )
+
+    async def aclose(self) -> None:
+        """Drain and unload everything; bounded by `drain_timeout`."""
+        self.draining = True
+        if self._starting is not None:
+            self._starting.cancel()
+        await self.source.aclose()
+        await self.manager.aclose()
+        self.request_logs.close()
+        await self._codec_pool.run(self.request_logs.wait_closed)  # A load that hangs may have the load threads.
+        self._close_pools()
+
+    def _close_pools(self) -> None:
+        self.closed = True
+        self.request_logs.close()
+        self.source.release()
+        self._run_pool.close()
+        self._load_pool.close()
+        self._codec_pool.close()
+        self._scan_pool.close()
+
+    def abandon(self) -> None:
+        """Let the threads of a dead entry end; in a forked child there are none."""
+        self.draining = self.closed = True
+        if os.getpid() == self.pid:
+            self._close_pools()
+
+
+def _version_number(version: Any) -> int:
+    if isinstance(version, bool) or not isinstance(version, int | np.integer):
+        raise InvalidModelSpecError(f"version must be an integer, got {version!r}")
+    return int(version)

@@ -1,0 +1,69 @@
+"""What a registry asks of whoever finds its versions, and who that is.
+
+Used by `runtime`. A test, or a process that is told what to serve by another one, brings a source of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from embedserve.concurrency.load_pool import LoadPool
+from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.remote.follower import StoreStatistics
+from embedserve.store_url import StoreUrl
+
+if TYPE_CHECKING:
+    from embedserve.remote.source import VersionHolder
+
+__all__ = ["MakeSource", "Source", "watch"]
+
+
+class Source(Protocol):
+    """Where versions come from; `CombinedSource`, unless a test brings another. Loop only."""
+
+    async def start(self) -> None:
+        """Look once, tell the listener, then go on watching."""
+
+    async def aclose(self) -> None:
+        """Stop watching; nothing is told any more."""
+
+    def release(self) -> None:
+        """No version is loaded any more; comes after `aclose`."""
+
+    async def scan_now(self) -> None:
+        """Look once, and return when the listener has been told."""
+
+    def problem(self, name: str) -> str | None:
+        """What the last scan found wrong with a model's base path, or None."""
+
+    def coming(self, name: str) -> bool:
+        """Whether a version of the model is on its way by itself: it is being fetched, or was copied a moment ago."""
+
+    @property
+    def diagnosis(self) -> str | None:
+        """Why the last scan discovered no model, and what to do, or None."""
+
+    @property
+    def misused(self) -> bool:
+        """Whether the root cannot be what was meant: not there, or a model or version instead of models."""
+
+    def set_models(self, models: Sequence[ModelConfig]) -> None:
+        """Follow exactly these models from the next scan on."""
+
+    def set_policy(self, name: str, policy: VersionPolicy) -> None:
+        """Choose versions of one model by another policy from the next scan on."""
+
+    def stores(self) -> Mapping[str, StoreStatistics]:
+        """How the sync of each remote model goes; readable from any thread."""
+
+
+MakeSource: TypeAlias = "Callable[[RegistryOptions, LoadPool, Path | StoreUrl | None, VersionHolder], Source]"
+
+
+def watch(options: RegistryOptions, pool: LoadPool, root: Path | StoreUrl | None, listener: VersionHolder) -> Source:
+    """The source of every registry, unless a test or an embedder brings another one."""
+    from embedserve.remote.source import CombinedSource
+
+    return CombinedSource(options, pool, root, listener)

@@ -1,0 +1,295 @@
+"""Is a version directory whole, and has it changed? Asked by the source before a version is aspired and by the loader
+before and after a load.
+
+A directory is judged by what its own files say must be there. A file whose length nothing records (an asset) can only
+be judged by time, which is the source's settle window. Knows no loop, no clock and no policy; every function blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import itertools
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+__all__ = ["FileStamp", "Fingerprint", "Look", "check", "fingerprint", "look", "missing"]
+
+_GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
+_TFLITE_FILE = "model.tflite"
+_SAVED_MODEL_PARTS = ("variables", "assets", "fingerprint.pb", "keras_metadata.pb", "debug")
+# Bytes up to which a file is told apart by its contents too. Graphs and `variables.index` are mostly smaller, and the
+# index holds a checksum of every variable, so that size and time do for the large shards.
+_DIGEST_BYTES = 8 * 2**20
+# Bounds of a walk through a version directory: far more than a model has, and soon reached where a link leads to `/`.
+MAX_FILES = 20_000
+MAX_DEPTH = 32
+_SHARD = re.compile(r"variables\.data-(\d{5,})-of-(\d{5,})")
+
+
+class FileStamp(NamedTuple):
+    """What tells two contents of one file apart; `path` is relative to the version directory.
+
+    `digest` is of the contents of a small file, and empty for a large one. The inode is no part of it: some mounts
+    (rclone, goofys, mergerfs) give a file another one at any time.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: str
+
+
+Fingerprint: TypeAlias = tuple[FileStamp, ...]
+"""The stamps of every file of a version directory, sorted by path; one fingerprint is one generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at a version directory.
+
+    Attributes:
+        fingerprint: The files a load may read.
+        activity: Equal for two looks only if nobody touched anything in between: also change times, and the hidden
+            temporary files in which rsync and editors prepare the next contents.
+    """
+
+    fingerprint: Fingerprint
+    activity: tuple[tuple[FileStamp, int], ...]
+
+
+def look(path: Path) -> Look:
+    """Stamp every file below `path`, through symlinks. A path that is gone or unreadable gives an empty fingerprint.
+
+    A small file is read when it is new or its status has changed, not again while the process remembers the file.
+
+    Names that begin with a dot are left out of the fingerprint: they are temporary files, the file system's own
+    (`.nfs0001`) or Kubernetes' (`..data`, whose files are seen through the links to it).
+
+    Raises:
+        OSError: There are more than `MAX_FILES`; a link may lead anywhere.
+    """
+    activity = tuple(sorted(itertools.islice(_stamps(os.fspath(path), "", frozenset()), MAX_FILES + 1)))
+    if len(activity) > MAX_FILES:
+        raise OSError(errno.EFBIG, f"more than {MAX_FILES} files are in it, so it is no version", os.fspath(path))
+    return Look(tuple(stamp for stamp, _ in activity if stamp.size >= 0 and not _is_hidden(stamp.path)), activity)
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """The fingerprint of a version directory; empty if there is nothing, or far too much."""
+    try:
+        return look(path).fingerprint
+    except OSError:
+        return ()
+
+
+def _is_hidden(relative: str) -> bool:
+    return relative.startswith(".") or f"{os.sep}." in relative
+
+
+def _stamps(path: str, relative: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[FileStamp, int]]:
+    """Stamp and change time of each file; what cannot be read has the size -1 and its errno as digest."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISDIR(status.st_mode):
+            digest = "" if _is_hidden(relative) else _digest_of(path, status)
+            yield FileStamp(relative, status.st_size, status.st_mtime_ns, digest), status.st_ctime_ns
+            return
+        directory = (status.st_dev, status.st_ino)
+        if directory in above or len(above) >= MAX_DEPTH:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        names = os.listdir(path)
+    except OSError as error:
+        yield FileStamp(relative, -1, 0, str(error.errno)), 0
+        return
+    for name in names:
+        yield from _stamps(os.path.join(path, name), os.path.join(relative, name), above | {directory})
+
+
+def _digest_of(path: str, status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _DIGEST_BYTES:
+        return ""
+    return _digest(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=8192)
+def _digest(path: str, device: int, inode: int, size: int, mtime_ns: int, ctime_ns: int) -> str:
+    """The digest of a file's first `size` bytes; the other arguments say for which file the answer is remembered."""
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        return hashlib.blake2b(file.read(size), digest_size=16).hexdigest()
+
+
+def _read(file: Path) -> bytes:
+    """The contents of a regular file; anything else (a pipe, a device) could be waited for without end."""
+    with open(file, "rb", opener=_open_without_waiting) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "a regular file is expected, and this is none", str(file))
+        return opened.read()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe in a regular file's place is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def missing(path: Path) -> str | None:
+    """What keeps a version directory from being loaded: a text that names the file, or None if it is whole."""
+    try:
+        return check(path)
+    except OSError as error:
+        return f"{error.filename or path} cannot be read: {error.strerror or error}"
+
+
+def check(path: Path) -> str | None:
+    """As `missing`, for callers that tell a torn directory from one that cannot be read just now.
+
+    Raises:
+        OSError: Something is there but cannot be read; asking again later may succeed.
+    """
+    if not path.exists():
+        return f"{path} is not there"
+    if not path.is_dir():
+        return f"{path} is a regular file; a version is a directory that holds saved_model.pb"
+    names = set(os.listdir(path))
+    graph_file = next((path / name for name in _GRAPH_FILES if name in names), None)
+    if graph_file is None:
+        return _check_without_graph(path, names)
+    saved_model = _parse(graph_file)
+    if isinstance(saved_model, str):
+        return saved_model
+    return _check_variables(path, saved_model) or _check_assets(path, saved_model) or _check_tflite(path, names)
+
+
+def _check_without_graph(path: Path, names: set[str]) -> str | None:
+    parts = sorted(names.intersection(_SAVED_MODEL_PARTS))
+    if _TFLITE_FILE in names and not parts:
+        return _check_tflite(path, names)
+    visible = sorted(name for name in names if not name.startswith("."))
+    found = (
+        f"found {', '.join(visible[:8])}{', ...' if len(visible) > 8 else ''}" if visible else "the directory is empty"
+    )
+    nested = next((name for name in visible if name.isdecimal() and (path / name / _GRAPH_FILES[0]).exists()), None)
+    hint = f"; {path / nested} looks like the version directory" if nested is not None else ""
+    return f"{path / _GRAPH_FILES[0]} is missing ({found}{hint})"
+
+
+def _check_tflite(path: Path, names: set[str]) -> str | None:
+    if _TFLITE_FILE not in names:
+        return None
+    from embedserve.saved_model.files.flatbuffer import torn
+
+    data = _read(path / _TFLITE_FILE)
+    finding = torn(data)
+    return None if finding is None else f"{path / _TFLITE_FILE} is torn or still being written: {finding}"
+
+
+def _parse(file: Path) -> SavedModel | str:
+    from google.protobuf import text_format
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved_model = saved_model_pb2.SavedModel()
+    try:
+        data = _read(file)
+    except FileNotFoundError:  # A dangling link, or gone since the directory was listed.
+        return f"{file} is missing"
+    try:
+        if file.suffix == ".pb":
+            saved_model.ParseFromString(data)
+        else:
+            text_format.Parse(data, saved_model)
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        return f"{file} is torn or still being written: its {len(data)} bytes do not parse as a SavedModel ({error})"
+    if not saved_model.meta_graphs:
+        return f"{file} is torn or still being written: its {len(data)} bytes hold no meta graph"
+    return saved_model
+
+
+def _check_variables(path: Path, saved_model: SavedModel) -> str | None:
+    directory = path / "variables"
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    shards = sorted(name for name in names if _SHARD.fullmatch(name))
+    index = directory / "variables.index"
+    if index.name not in names:
+        if shards or any(_restores_variables(graph) for graph in saved_model.meta_graphs):
+            return f"{index} is missing"
+        return None
+    return _check_shard_names(directory, shards) or _check_shard_sizes(directory, index, shards)
+
+
+def _restores_variables(graph: MetaGraphDef) -> bool:
+    """Whether loading reads `variables/`: a saver is stored exactly where there is something to restore."""
+    return bool(graph.saver_def.restore_op_name) or any(
+        node.WhichOneof("kind") == "variable" for node in graph.object_graph_def.nodes
+    )
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"variables.data-{number:05}-of-{count:05}"
+
+
+def _check_shard_names(directory: Path, shards: list[str]) -> str | None:
+    for count in sorted({int(name.rpartition("-")[2]) for name in shards}):
+        for number in range(count):
+            if _shard_name(number, count) not in shards:
+                return f"{directory / _shard_name(number, count)} is missing"
+    return None
+
+
+def _check_shard_sizes(directory: Path, index: Path, shards: list[str]) -> str | None:
+    from embedserve.saved_model.files.bundle_index import TornIndexError, shard_sizes
+
+    try:
+        sizes = shard_sizes(_read(index))
+    except FileNotFoundError:
+        return f"{index} is missing"
+    except TornIndexError as error:
+        return f"{index} is torn or still being written: {error}"
+    if sizes is None:  # Only TensorFlow can read this one; the names of the shards have to do.
+        return None if shards else f"{directory / _shard_name(0, 1)} is missing"
+    for number, size in enumerate(sizes):
+        shard = directory / _shard_name(number, len(sizes))
+        try:
+            given = shard.stat().st_size
+        except FileNotFoundError:
+            return f"{shard} is missing"
+        if given < size:
+            return f"{shard} is torn or still being written: it has {given} of {size} bytes"
+    return None
+
+
+def _check_assets(path: Path, saved_model: SavedModel) -> str | None:
+    for graph in saved_model.meta_graphs:
+        for name in _asset_names(graph):
+            asset = path / "assets" / name
+            if not asset.exists():
+                return f"{asset} is missing"
+            if not asset.is_file() and not asset.is_dir():
+                return f"{asset} is no regular file"
+    return None
+
+
+def _asset_names(graph: MetaGraphDef) -> Iterator[str]:
+    """Paths below `assets/`: in a field of their own, or as TensorFlow 1 stores them, in a collection."""
+    from tensorflow.core.protobuf import meta_graph_pb2
+
+    for asset in graph.asset_file_def:
+        yield asset.filename
+    if "saved_model_assets" in graph.collection_def:
+        for packed in graph.collection_def["saved_model_assets"].any_list.value:
+            asset = meta_graph_pb2.AssetFileDef()
+            if packed.Unpack(asset):
+                yield asset.filename

@@ -1,0 +1,1 @@
+"""Faster copies of a loaded version: frozen, folded, or compiled by XLA."""

@@ -1,0 +1,278 @@
+"""Optimised execution: a frozen copy of a loaded version, or one compiled by XLA, that was seen to answer the same.
+
+Called by the loader for models whose owner asked for it. What cannot be had is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from embedserve.config import BatchingOptions
+from embedserve.errors import ServingError
+from embedserve.saved_model.files.graph import LARGE_CONSTANTS, Operations
+from embedserve.saved_model.judge import compare
+from embedserve.saved_model.judge.probe_inputs import Recorded, Sample, shape_of
+from embedserve.saved_model.optimise.freezing import Frozen, NotOptimisableError, freeze
+from embedserve.saved_model.optimise.xla import OptimisedServable, add_compiled
+from embedserve.saved_model.run import run_time
+from embedserve.saved_model.run.function import FunctionServable
+from embedserve.saved_model.run.graph_session import open_saved_model
+from embedserve.saved_model.status import clean
+from embedserve.servable import Servable, Tensors
+from embedserve.signature import Signature
+
+__all__ = ["Optimised", "Wanted", "optimise", "reason_of"]
+
+logger = logging.getLogger("embedserve")
+
+# A made-up input may send a loop anywhere.
+_PATIENCE = 30.0
+# XLA is given up for a signature as soon as one of its programs takes so many times as long as the frozen graph.
+_HOPELESS = 1.5
+_NO_GAIN = 1.0
+# Seconds for three runs: whoever asks for XLA waits for its compiler anyway.
+_MEASURING = 0.5
+# Each of them needs a program for each batch size.
+_MAX_ROW_SHAPES = 4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for one version.
+
+    Attributes:
+        mode: `freeze`, or `xla`, which freezes too.
+        tolerance: How far answers may be from the plain version's, relative to an output's largest element.
+        path, tags: Where the SavedModel is.
+        operations: What a run of each signature does.
+        recorded: Inputs of recorded requests, by signature.
+        samples: Inputs of any number of rows, by signature, for each that takes some.
+        batching: How the version is batched.
+    """
+
+    mode: Literal["freeze", "xla"]
+    tolerance: float
+    path: Path
+    tags: Sequence[str]
+    operations: Mapping[str, Operations]
+    recorded: Mapping[str, Sequence[Tensors]]
+    samples: Mapping[str, Sample]
+    batching: BatchingOptions
+
+    def requests(self, signature: Signature) -> list[Tensors]:
+        """Inputs for which answers are compared."""
+        rows = (1, 2, 3) if signature.batching.batchable else (1, 2)
+        sample = self.samples.get(signature.name)
+        made_up = [sample.batch(size) for size in rows] if sample is not None else []
+        return [*self.recorded.get(signature.name, ()), *made_up]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes to which batches are padded where there are programs: those allowed, or the powers of two."""
+        most = self.batching.max_batch_size
+        powers = itertools.takewhile(lambda size: size < most, (2**power for power in itertools.count()))
+        return self.batching.allowed_batch_sizes or (*powers, most)
+
+    def shapes(self, signature: Signature) -> list[Tensors]:
+        """Inputs of the shapes that programs are made for, the smallest first.
+
+        Raises:
+            NotOptimisableError: There is no telling which shapes will be asked for.
+        """
+        recorded = _alike(self.recorded.get(signature.name, ()))
+        for spec in signature.inputs.values():
+            shape = shape_of(signature, spec)
+            if not recorded and (shape is None or None in shape[1:]):
+                raise NotOptimisableError(
+                    f"input {spec.name!r} is {spec} and may have any size, and each would need a program: record "
+                    "warm-up requests of the sizes that are asked for"
+                )
+        if not signature.batching.batchable:
+            return [request for alike in recorded for request in alike] or [self.samples[signature.name].batch(1)]
+        samples: list[Sample] = [Recorded(signature, alike) for alike in recorded]
+        samples = samples or [self.samples[signature.name]]
+        return [sample.batch(size) for size in self.sizes for sample in samples]
+
+
+def _alike(requests: Sequence[Tensors]) -> list[list[Tensors]]:
+    """Requests grouped by the sizes of their rows, the most frequent ones first."""
+    groups: dict[object, list[Tensors]] = {}
+    for request in requests:
+        if all(array.size for array in request.values()):
+            sizes = tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
+            groups.setdefault(sizes, []).append(request)
+    return sorted(groups.values(), key=len, reverse=True)[:_MAX_ROW_SHAPES]
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """What became of it.
+
+    Attributes:
+        servable: The optimised copy.
+        refused: Why signatures run frozen although XLA was asked for, by name.
+        batching: How the version is to be batched: padded to the sizes that there are programs for.
+    """
+
+    servable: OptimisedServable
+    refused: Mapping[str, str]
+    batching: BatchingOptions
+
+
+def optimise(plain: Servable, wanted: Wanted) -> Optimised:
+    """Make the optimised copy of a version and compare its answers with those of `plain`, which goes on serving.
+
+    Raises:
+        NotOptimisableError: Why the version must run as it is.
+    """
+    _check_signatures(plain.signatures, wanted)
+    frozen = _freeze(plain, wanted)
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(frozen.graph_def, name="")
+    refused: dict[str, str] = {}
+    compiled = _add_compiled(graph, frozen, plain.signatures, wanted, refused) if wanted.mode == "xla" else {}
+    looping = frozenset(name for name, found in wanted.operations.items() if found.loops)
+    servable = OptimisedServable(
+        *(frozen.open(graph), compiled, plain.signatures, plain.signature_defs),
+        looping=looping,
+        prune=frozen.graph_def.ByteSize() < LARGE_CONSTANTS,
+        reads_files_at_run_time=plain.reads_files_at_run_time,
+    )
+    del frozen, graph  # The constants are in the session now.
+    try:
+        apart = [_compare(plain, servable, name, wanted) for name in plain.signatures]
+        logger.debug("frozen answers differ by at most %.1e of their size", max(apart, default=0.0))
+        for name in compiled:
+            try:
+                _compile(plain, servable, name, wanted)
+            except (NotOptimisableError, ServingError, tf.errors.OpError) as error:
+                servable.forget(name)
+                refused[name] = reason_of(error)
+    except BaseException:
+        servable.close()
+        raise
+    batching = wanted.batching
+    if any(plain.signatures[name].batching.batchable for name in set(compiled) - set(refused)):
+        batching = batching.model_copy(update={"allowed_batch_sizes": wanted.sizes})
+    return Optimised(servable, refused, batching)
+
+
+def _check_signatures(signatures: Mapping[str, Signature], wanted: Wanted) -> None:
+    for name, signature in signatures.items():
+        operations = wanted.operations[name]
+        if operations.writes is not None:
+            raise NotOptimisableError(f"signature {name!r} is stateful: {operations.writes} writes state")
+        if operations.random is not None:
+            raise NotOptimisableError(f"signature {name!r} is stateful: {operations.random} draws random numbers")
+        if operations.reads_files:
+            raise NotOptimisableError(f"signature {name!r} opens files in every run")
+        if not wanted.requests(signature):
+            raise _nothing_to_check_with(name)
+
+
+def _nothing_to_check_with(name: str) -> NotOptimisableError:
+    return NotOptimisableError(
+        f"no input to check the answers of signature {name!r} with could be made up: record warm-up requests"
+    )
+
+
+def _freeze(plain: Servable, wanted: Wanted) -> Frozen:
+    signatures = plain.signatures.values()
+    feeds = [spec.tensor_name for signature in signatures for spec in signature.inputs.values()]
+    fetches = [spec.tensor_name for signature in signatures for spec in signature.outputs.values()]
+    captured = plain.captured_inputs if isinstance(plain, FunctionServable) else {}
+    session = open_saved_model(wanted.path, wanted.tags, signatures, captured)
+    try:
+        return freeze(session, feeds, fetches)
+    finally:
+        session.close()
+
+
+def _add_compiled(
+    graph: Any, frozen: Frozen, signatures: Mapping[str, Signature], wanted: Wanted, refused: dict[str, str]
+) -> dict[str, Signature]:
+    compiled = {}
+    for name, signature in signatures.items():
+        try:
+            wanted.shapes(signature)
+            if wanted.operations[name].loops:
+                raise NotOptimisableError("a loop that XLA compiled could not be stopped")
+            compiled[name] = add_compiled(graph, frozen.graph_def, signature)
+        except Exception as error:
+            refused[name] = reason_of(error)
+    return compiled
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be optimised, in one line."""
+    reason = clean(str(error)).partition("\n")[0]
+    return reason if isinstance(error, NotOptimisableError) else f"{type(error).__name__}: {reason}"
+
+
+def _compare(plain: Servable, servable: Servable, name: str, wanted: Wanted) -> float:
+    """The largest difference of the answers to the requests of one signature."""
+    found = [
+        _difference(plain, servable, name, inputs, wanted.tolerance)
+        for inputs in wanted.requests(plain.signatures[name])
+    ]
+    compared = [difference for difference in found if difference is not None]
+    if not compared:
+        raise _nothing_to_check_with(name)
+    return max(compared)
+
+
+def _difference(plain: Servable, servable: Servable, name: str, inputs: Tensors, tolerance: float) -> float | None:
+    """How far the answers to one request are apart; None where the plain version fails too.
+
+    Raises:
+        NotOptimisableError: Too far, or only the plain version answers.
+    """
+    try:
+        expected = plain.run(name, inputs, timeout=_PATIENCE)
+    except ServingError:
+        return None
+    try:
+        found = servable.run(name, inputs, timeout=_PATIENCE)
+    except ServingError as error:
+        raise NotOptimisableError(f"signature {name!r} fails when it is optimised: {error}") from None
+    apart = 0.0
+    for output, array in expected.items():
+        difference = compare.difference(found[output], array)
+        if not compare.equal(found[output], array, tolerance):
+            raise NotOptimisableError(
+                f"output {output!r} of signature {name!r} differs by {difference:.1e} of its size, "
+                f"optimize_tolerance is {tolerance:g}"
+            )
+        apart = max(apart, difference)
+    return apart
+
+
+def _compile(plain: Servable, servable: OptimisedServable, name: str, wanted: Wanted) -> None:
+    """Make a program for each shape, and see that they answer the same and are not slower than the frozen graph.
+
+    Raises:
+        NotOptimisableError: They differ, or are slower.
+        ServingError, tf.errors.OpError: XLA cannot compile the signature.
+    """
+    ratios: list[float] = []
+    for inputs in wanted.shapes(plain.signatures[name]):
+        before = run_time.fastest(partial(servable.run, name, inputs), _MEASURING)
+        servable.compile(name, inputs)
+        if _difference(plain, servable, name, inputs, wanted.tolerance) is None:
+            shapes = ", ".join(f"{key!r} {list(array.shape)}" for key, array in inputs.items())
+            raise NotOptimisableError(f"there is no plain answer to compare with for {shapes}")
+        ratios.append(run_time.fastest(partial(servable.run, name, inputs), _MEASURING) / before)
+        if ratios[-1] > _HOPELESS:
+            break
+    ratio = sum(ratios) / len(ratios) if ratios[-1] <= _HOPELESS else ratios[-1]
+    if ratio > _NO_GAIN:
+        raise NotOptimisableError(f"compiled by XLA it takes {ratio:.2f} times as long as frozen")

@@ -1,0 +1,158 @@
+"""A frozen graph's signatures compiled by XLA, for the input shapes they are asked for most; others run as they are.
+
+Made by `optimising`. XLA makes one program per shape, which takes seconds, so no request may be the first of a shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model.optimise.freezing import NotOptimisableError
+from embedserve.saved_model.run.session import Plan, SessionServable
+from embedserve.servable import Tensors
+from embedserve.signature import Signature
+
+__all__ = ["OptimisedServable", "add_compiled"]
+
+v1 = tf.compat.v1
+
+# Of a request's inputs, in the order in which they are fed.
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+# Passed to the programs rather than put into each of them.
+_LARGE_CONSTANT = 1024
+# XLA leaves these out, and what they would have refused gets an answer.
+_CHECKS = frozenset(("Assert",))
+
+
+def add_compiled(graph: Any, graph_def: Any, signature: Signature) -> Signature:
+    """Add a compiled twin of a signature's part of a graph, over the same inputs and constants.
+
+    Args:
+        graph: Not yet in a session; it has been imported from `graph_def`.
+        graph_def: Without variables.
+        signature: Over tensors of the graph.
+
+    Returns:
+        The signature over the twin's outputs.
+
+    Raises:
+        NotOptimisableError: XLA cannot compile it, or would answer what TensorFlow refuses.
+    """
+    fed = [spec.tensor_name for spec in signature.inputs.values()]
+    computed = [spec.tensor_name for spec in signature.outputs.values() if spec.tensor_name not in fed]
+    if not computed:
+        raise NotOptimisableError("it computes nothing")
+    with_text = [spec.name for spec in (*signature.inputs.values(), *signature.outputs.values()) if _is_text(spec)]
+    if with_text:
+        raise NotOptimisableError(f"XLA knows no strings ({', '.join(with_text)})")
+    body, constants = _without_constants(_part(graph_def, computed), fed)
+    _refuse_checks(body)
+    used = {name if ":" in name else f"{name}:0" for node in body.node for name in node.input}
+    given = [name for name in (*fed, *(f"{name}:0" for name in constants)) if name in used]
+
+    @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
+    def compiled(*arguments: Any) -> Any:
+        found = dict(zip(given, arguments, strict=True))
+        return tf.graph_util.import_graph_def(body, input_map=found, return_elements=computed, name="")
+
+    with graph.as_default():
+        outputs = compiled(*(graph.get_tensor_by_name(name) for name in given))
+    names = dict(zip(computed, (tensor.name for tensor in outputs), strict=True))
+    return dataclasses.replace(
+        signature,
+        outputs={
+            name: dataclasses.replace(spec, tensor_name=names.get(spec.tensor_name, spec.tensor_name))
+            for name, spec in signature.outputs.items()
+        },
+    )
+
+
+def _is_text(spec: Any) -> bool:
+    return bool(spec.dtype.numpy.hasobject)
+
+
+def _part(graph_def: Any, outputs: Sequence[str]) -> Any:
+    with tensorflow_private.quiet_loading():
+        return v1.graph_util.extract_sub_graph(graph_def, sorted({name.partition(":")[0] for name in outputs}))
+
+
+def _without_constants(graph_def: Any, fed: Sequence[str]) -> tuple[Any, list[str]]:
+    """The graph without its large constants and what is fed, which are to be given; and the constants' names."""
+    constants = [
+        node.name
+        for node in graph_def.node
+        if node.op == "Const" and node.attr["value"].tensor.ByteSize() >= _LARGE_CONSTANT
+    ]
+    gone = {*constants, *(name.partition(":")[0] for name in fed)}
+    body: Any = v1.GraphDef(versions=graph_def.versions, library=graph_def.library)
+    for node in graph_def.node:
+        if node.name not in gone:
+            copy = body.node.add()
+            copy.CopyFrom(node)
+            del copy.input[:]
+            copy.input.extend(name for name in node.input if not (name[0] == "^" and name[1:] in gone))
+    return body, constants
+
+
+def _refuse_checks(body: Any) -> None:
+    nodes = [*body.node, *(node for function in body.library.function for node in function.node_def)]
+    found = next((node for node in nodes if node.op in _CHECKS), None)
+    if found is not None:
+        raise NotOptimisableError(f"XLA would leave out what its {found.op} operation ({found.name}) checks")
+
+
+class OptimisedServable(SessionServable):
+    """A frozen version; some of its signatures may have programs of XLA for some shapes.
+
+    Attributes:
+        kind: `xla` if there are any, else `frozen`.
+    """
+
+    def __init__(self, session: Any, compiled: Mapping[str, Signature], *arguments: Any, **options: Any) -> None:
+        """Take over a session as `SessionServable` does.
+
+        Args:
+            session: Of a frozen graph, with what `add_compiled` added to it.
+            compiled: What that returned, by signature.
+            arguments, options: As for `SessionServable`.
+        """
+        super().__init__(session, *arguments, **options)
+        self.kind = "frozen"
+        self._compiled = {name: Plan(session, signature, None) for name, signature in compiled.items()}
+        self._shapes: dict[str, set[Shapes]] = {}
+
+    def compile(self, signature_name: str, inputs: Tensors) -> None:
+        """Make the program for inputs of these shapes, and run it for them from now on.
+
+        Raises:
+            tf.errors.OpError: XLA cannot compile it.
+        """
+        plan = self._compiled[signature_name]
+        arrays = [inputs[name] for name in plan.fed]
+        plan.run(arrays, 0)
+        self._shapes.setdefault(signature_name, set()).add(tuple(array.shape for array in arrays))
+        self.kind = "xla"
+
+    def forget(self, signature_name: str) -> None:
+        """Run the signature without programs from now on."""
+        self._shapes.pop(signature_name, None)
+        self.kind = "xla" if self._shapes else "frozen"
+
+    def close(self) -> None:
+        """As `SessionServable`; the programs go too."""
+        self._compiled, self._shapes = {}, {}
+        super().close()
+
+    def _find_plan(self, signature_name: str, choice: tuple[str, ...] | None, inputs: Tensors) -> Plan:
+        shapes = self._shapes.get(signature_name)
+        if shapes is not None:
+            plan = self._compiled[signature_name]
+            if tuple([inputs[name].shape for name in plan.fed]) in shapes:
+                return plan
+        return super()._find_plan(signature_name, choice, inputs)

@@ -1,0 +1,1 @@
+"""How a signature runs: as a function or in a graph session, with deadlines."""

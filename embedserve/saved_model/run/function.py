@@ -1,0 +1,233 @@
+"""Servable over `tf.saved_model.load`: one direct call of the signature's function per run.
+
+Made by the loader, run in run threads. Can be stopped in the middle of a run. Knows no batching.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tensorflow as tf
+
+from embedserve.errors import Code, DeadlineExceededError
+from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model.run import run_time
+from embedserve.saved_model.run.arrays import owned, private_copies
+from embedserve.saved_model.run.deadlines import Deadlines, TimedRun
+from embedserve.saved_model.run.one_at_a_time import OneAtATime
+from embedserve.saved_model.status import RUN_ERRORS, TIMED_OUT, code_of, inference_error
+from embedserve.servable import Array, Cancellation, Tensors
+from embedserve.signature import Signature
+
+__all__ = ["FunctionServable"]
+
+_DEADLINES = Deadlines()
+
+# TensorFlow keeps the kernel of each inline signature of an unloaded model, 50-150 KB: so many are let pile up.
+_MAX_KEPT_KERNELS = 256
+
+
+class FunctionServable:
+    """One version as TensorFlow functions, from load to `close`."""
+
+    kind = "function"
+
+    def __init__(
+        self,
+        path: Path,
+        tags: Iterable[str],
+        signatures: Mapping[str, Signature],
+        signature_defs: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        inline: bool = True,
+        overwriting: frozenset[str] = frozenset(),
+        reads_files_at_run_time: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            path: Version directory.
+            tags: Tag set of the MetaGraph.
+            signatures: Signatures to serve.
+            signature_defs: Their protos, and those of signatures that cannot be called.
+            inline: Whether short runs may use kernels that TensorFlow keeps, constants included.
+            overwriting: Signatures whose runs follow each other; see `OneAtATime`.
+            reads_files_at_run_time: As in `Servable`.
+
+        Raises:
+            Exception: Whatever `tf.saved_model.load` raises where it cannot lift the model, and LookupError where a
+                lifted signature is not the one stored.
+        """
+        with tensorflow_private.quiet_loading():
+            self._loaded: Any = tf.saved_model.load(str(path), tags=sorted(tags))
+        self._inline = inline
+        self._one_at_a_time = OneAtATime(overwriting)
+        self.signatures = signatures
+        self.signature_defs = signature_defs
+        self.reads_files_at_run_time = reads_files_at_run_time
+        lifted = self._loaded.signatures
+        absent = sorted(set(signatures) - set(lifted))
+        if absent:
+            raise LookupError(f"signatures {', '.join(absent)} were not lifted")
+        self._functions = {name: _SignatureFunction(lifted[name], signature) for name, signature in signatures.items()}
+
+    def __repr__(self) -> str:
+        return f"<FunctionServable {', '.join(self.signatures) or 'without signatures'}>"
+
+    def run(
+        self,
+        signature_name: str,
+        inputs: Tensors,
+        output_names: Sequence[str] | None = None,
+        *,
+        cancellation: Cancellation | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """Run one signature; see `Servable.run`. A run that is cancelled ends with code CANCELLED."""
+        function = self._functions[signature_name]
+        arrays = [inputs[name] for name in function.arguments]
+        if not function.stateless:
+            arrays = private_copies(arrays)
+        try:
+            if signature_name in self._one_at_a_time.names:
+                values = self._one_at_a_time.run(lambda left: _call(function.call, arrays, cancellation, left), timeout)
+            else:
+                values = _call(function.call, arrays, cancellation, timeout)
+        except RUN_ERRORS as error:
+            raise inference_error(error) from None
+        if output_names is None:
+            return {name: owned(value, dtype) for (name, dtype), value in zip(function.outputs, values, strict=True)}
+        wanted = frozenset(output_names)
+        return {
+            name: owned(value, dtype)
+            for (name, dtype), value in zip(function.outputs, values, strict=True)
+            if name in wanted
+        }
+
+    def choose_threads(self, signature_name: str, inputs: Tensors) -> float:
+        """Measure a run, and keep to the caller's own thread where runs are short; the seconds that it took.
+
+        Args:
+            signature_name: A stateless signature.
+            inputs: Bound inputs of about a request's size that the signature takes.
+        """
+        function = self._functions[signature_name]
+        arrays = [inputs[name] for name in function.arguments]
+        seconds = run_time.fastest(lambda: function.call(arrays, None))
+        if self._inline and seconds < run_time.SHORT_RUN:
+            function.run_inline()
+        return seconds
+
+    @property
+    def captured_inputs(self) -> dict[str, Sequence[Any]]:
+        """What each signature's function has captured, variables and tables, by one of its output tensors."""
+        return {
+            next(iter(self.signatures[name].outputs.values())).tensor_name: function.captured_inputs
+            for name, function in self._functions.items()
+            if self.signatures[name].outputs
+        }
+
+    def close(self) -> None:
+        """Drop the functions, their variables and their tables."""
+        _kept_kernels.add(sum(function.inline for function in self._functions.values()))
+        self._functions = {}
+        self._loaded = None
+
+
+class _KeptKernels:
+    """Counts the kernels of unloaded models that TensorFlow keeps, and has them dropped when they are many."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._count += count
+            if self._count < _MAX_KEPT_KERNELS:
+                return
+            self._count = 0
+        tensorflow_private.forget_kernels()
+
+
+_kept_kernels = _KeptKernels()
+
+
+class _SignatureFunction:
+    """One signature's call and the order in which it takes and gives its tensors."""
+
+    __slots__ = ("_function", "arguments", "call", "inline", "outputs", "stateless")
+
+    def __init__(self, function: Any, signature: Signature) -> None:
+        self.arguments = tensorflow_private.argument_names(function)
+        # TensorFlow flattens a dict of outputs in the order of its sorted keys.
+        names: list[str] = []
+        for alias in sorted(function.structured_outputs):
+            composite = signature.composites.get(alias)
+            names += [alias] if composite is None else [name for _, name in composite.parts]
+        if sorted(self.arguments) != sorted(signature.inputs) or set(names) != set(signature.outputs):
+            raise LookupError(
+                f"signature {signature.name!r} was lifted as ({', '.join(self.arguments)}) -> {', '.join(names)}, "
+                f"stored is {signature}"
+            )
+        if len(names) != len(function.outputs):
+            raise LookupError(f"signature {signature.name!r} was lifted with {len(function.outputs)} outputs")
+        self.outputs = [(name, signature.outputs[name].dtype.numpy) for name in names]
+        self.stateless = signature.stateless
+        self._function = function
+        self.call = tensorflow_private.function_call(function)
+        self.inline = False
+
+    @property
+    def captured_inputs(self) -> Sequence[Any]:
+        return list(self._function.captured_inputs)
+
+    def run_inline(self) -> None:
+        """From now on run in the caller's thread."""
+        self.call = tensorflow_private.function_call(self._function, inline=True)
+        self.inline = True
+
+
+def _call(
+    call: tensorflow_private.FunctionCall,
+    arrays: Sequence[Array],
+    cancellation: Cancellation | None,
+    timeout: float | None,
+) -> list[Any]:
+    if timeout is not None:
+        return _timed_call(call, arrays, cancellation, timeout)
+    if cancellation is None:
+        return call(arrays, None)
+    try:
+        return call(arrays, cancellation.on_cancel)
+    finally:
+        cancellation.on_cancel(None)
+
+
+def _timed_call(
+    call: tensorflow_private.FunctionCall, arrays: Sequence[Array], cancellation: Cancellation | None, timeout: float
+) -> list[Any]:
+    if timeout <= 0:
+        raise DeadlineExceededError(TIMED_OUT)
+    timed = TimedRun(timeout)
+
+    def started(stop: Callable[[], None]) -> None:
+        timed.stop = stop
+        _DEADLINES.add(timed)
+        if cancellation is not None:
+            cancellation.on_cancel(stop)
+
+    try:
+        return call(arrays, started)
+    except tf.errors.OpError as error:
+        if timed.expired and code_of(error) is Code.CANCELLED:
+            raise DeadlineExceededError(TIMED_OUT) from None
+        raise
+    finally:
+        if cancellation is not None:
+            cancellation.on_cancel(None)
+        _DEADLINES.remove(timed)

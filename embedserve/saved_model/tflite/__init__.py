@@ -1,0 +1,1 @@
+"""TensorFlow Lite models: what their file says, and how interpreters run them."""

@@ -1,0 +1,1 @@
+"""`python -m embedserve`: flags, configuration, ports, processes, and the drain at the end."""

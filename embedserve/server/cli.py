@@ -1,0 +1,334 @@
+"""The command line: flags and environment → `ServerConfig` → a running server, and its exit status.
+
+`python -m embedserve models/`, or `tensorflow_model_server`'s arguments. The flags themselves are listed in `flags`.
+Two sub-commands: `bench`, which measures a model, and `verify`, which compares its answers with plain TensorFlow's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions, RetryPolicy, location, validated
+from embedserve.errors import Code, ConfigError, ServingError
+from embedserve.remote.options import read_storage_options
+from embedserve.server import tensorflow_setup
+from embedserve.server.config import ConfigFile, ServerConfig
+from embedserve.server.flags import FLAGS, FlagError, ParsedFlags, comma_separated, parse, usage
+from embedserve.server.log import configure_logging
+from embedserve.server.port_flags import ports
+from embedserve.server.process import run_server
+from embedserve.server.pyvoy.server import run_pyvoy
+from embedserve.server.standalone import report_failed_start, run
+from embedserve.server.workers import hollow_tensorflow
+from embedserve.server.workers.shares import can_share_ports
+from embedserve.store_url import StoreUrl, redacted
+from embedserve.tfs.batching import batching_from_proto, num_batch_threads
+from embedserve.tfs.config import (
+    Platform,
+    models_from_proto,
+    platforms_from_file,
+    read_model_server_config,
+)
+from embedserve.tfs.protos import message_class, read_text_proto
+
+__all__ = ["main", "server_config"]
+
+logger = logging.getLogger("embedserve")
+
+PROGRAM = "python -m embedserve"
+BENCH = "bench"
+VERIFY = "verify"
+EXIT_BAD_FLAGS = 255
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start.
+
+    With `bench` or `verify` as the first argument, run that command instead (`./bench` is a directory of that name).
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in (BENCH, VERIFY):
+        return _command(arguments[0], arguments[1:])
+    try:
+        flags = parse(arguments)
+    except FlagError as error:
+        print(usage(PROGRAM), flush=True)
+        print(error, file=sys.stderr)  # After the long usage, where it is seen.
+        return EXIT_BAD_FLAGS
+    if flags.help:
+        print(usage(PROGRAM))
+        return 0
+    if flags.on("version"):
+        print(f"TensorFlow ModelServer: {_version('embedserve')} (embedserve)")
+        print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
+        return 0
+    configure_logging()
+    try:
+        if _workers(flags) > 0:
+            hollow_tensorflow.install()
+        config = server_config(flags, os.environ)
+    except ServingError as error:
+        return report_failed_start(error)
+    if config.workers:
+        from embedserve.server.workers.supervisor import run_supervisor
+
+        return run(run_supervisor(config))
+    return run(run_server(config) if config.pyvoy is None else run_pyvoy(config))
+
+
+def _command(name: str, arguments: Sequence[str]) -> int:
+    """Run a sub-command."""
+    configure_logging(level=logging.WARNING)
+
+    def configured(flags: Sequence[str]) -> ServerConfig:
+        return server_config(parse(flags), {})
+
+    if name == BENCH:
+        from embedserve.bench.command import bench
+
+        return bench(arguments, PROGRAM, configured)
+    from embedserve.verify.command import verify
+
+    return verify(arguments, PROGRAM, configured)
+
+
+def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerConfig:
+    """Give the flags their meaning, reading every file that they name.
+
+    Raises:
+        ConfigError: A flag or a file says what cannot be; in TensorFlow Serving's words where it has some.
+    """
+    grpc, rest, pyvoy = ports(flags)
+    session_config = tensorflow_setup.session_config_from_flags(flags)
+    platform = _platform_from_flags(flags)
+    platforms: Mapping[str, Platform] = {"tensorflow": platform}
+    if file := flags.text("platform_config_file"):
+        platforms = platforms_from_file(file)
+        platform = platforms.get("tensorflow") or Platform({})
+        session_config = platform.session_config
+    options = _registry_options(flags, platform)
+    root, models, config_file = _models(flags, environment, platform, platforms)
+    _check_labels(models or (), options)
+    for name in flags.given:
+        if FLAGS[name].support == "ignored":
+            logger.warning("--%s is ignored: %s", name, FLAGS[name].note)
+    return ServerConfig(
+        root=root,
+        models=models,
+        config_file=config_file,
+        platforms=platforms,
+        options=options,
+        grpc=grpc,
+        rest=rest,
+        pyvoy=pyvoy,
+        session_config=session_config,
+        workers=_workers(flags),
+        worker_timeout=flags.real("worker_timeout"),
+    )
+
+
+def _workers(flags: ParsedFlags) -> int:
+    """One worker where nobody has said how many, so that a process that dies is replaced; none where that cannot be."""
+    if "workers" not in flags and (flags.text("server") == "pyvoy" or not can_share_ports()):
+        return 0
+    if (workers := flags.number("workers")) < 0:
+        raise ConfigError(f"--workers={workers}: 0 serves in this process, 1 or more under a supervisor")
+    if flags.real("worker_timeout") <= 0:
+        raise ConfigError("--worker_timeout must be more than 0 seconds")
+    return workers
+
+
+# What is served.
+
+
+def _models(
+    flags: ParsedFlags, environment: Mapping[str, str], platform: Platform, platforms: Mapping[str, Platform]
+) -> tuple[Path | StoreUrl | None, tuple[ModelConfig, ...] | None, ConfigFile | None]:
+    """The root directory, or the models, or the models and the file they come from."""
+    config_file, base_path = flags.text("model_config_file"), flags.text("model_base_path")
+    if flags.directory is not None:
+        for name in ("model_config_file", "model_base_path", "saved_model_tags", "platform_config_file"):
+            if name in flags:
+                raise ConfigError(f"give a directory of models or --{name}, not both")
+        return _root(flags.directory), None, None
+    if config_file:
+        path = Path(os.path.abspath(config_file))
+        proto = read_model_server_config(path)
+        interval = flags.number("model_config_file_poll_wait_seconds")
+        file = ConfigFile(path=path, poll_interval=interval if interval > 0 else None, applied=proto)
+        return None, tuple(models_from_proto(proto, platforms=platforms)), file
+    name = flags.text("model_name")
+    if not base_path and ("MODEL_BASE_PATH" in environment or "MODEL_NAME" in environment):
+        # As the entrypoint of TensorFlow Serving's images does it; a flag that the container was given comes after.
+        container_name = environment.get("MODEL_NAME", "model")
+        base_path = os.path.join(environment.get("MODEL_BASE_PATH", "/models"), container_name)
+        name = name if "model_name" in flags else container_name
+    if not base_path:
+        raise ConfigError(
+            "Both server_options.model_base_path and server_options.model_config_file are empty! Name a directory of "
+            f"models ({PROGRAM} models/), or --model_base_path, or --model_config_file"
+        )
+    where = redacted(base_path)
+    logger.info("Building single TensorFlow model file config:  model_name: %s model_base_path: %s", name, where)
+    return None, (validated(ModelConfig, {**platform.model_options, "name": name, "base_path": base_path}),), None
+
+
+def _root(directory: str) -> Path | StoreUrl:
+    root = location(directory)
+    if isinstance(root, StoreUrl):
+        return root
+    if not root.is_dir():
+        raise ConfigError(f"there is no directory of models at {root}", code=Code.NOT_FOUND)
+    versions = [child.name for child in root.iterdir() if child.name.isdecimal() and child.is_dir()]
+    if versions and (root / versions[0] / "saved_model.pb").exists():
+        raise ConfigError(
+            f"{root} holds versions ({', '.join(sorted(versions)[:5])}) of one model, not models: serve it with "
+            f"--model_base_path={directory} --model_name={root.name}, or name its parent directory"
+        )
+    return root
+
+
+def _check_labels(models: Sequence[ModelConfig], options: RegistryOptions) -> None:
+    """No version is available before the first load, so like TensorFlow Serving we refuse to start with labels."""
+    if options.allow_version_labels_for_unavailable_models or options.labels_ahead:
+        return
+    for model in models:
+        for version in model.version_labels.values():
+            raise ConfigError(
+                f"Request to assign label to version {version} of model {model.name}, which is not currently available "
+                "for inference; --allow_version_labels_for_unavailable_models=true lets a server start with labels",
+                code=Code.FAILED_PRECONDITION,
+            )
+
+
+# Options of the registry.
+
+
+def _platform_from_flags(flags: ParsedFlags) -> Platform:
+    """The batching, warm-up and tag flags, as a platform config file would say the same."""
+    batched, adaptive = flags.on("enable_batching"), flags.on("adaptive_batching")
+    threads: int | None = None
+    options: dict[str, Any] = {}
+    if adaptive:
+        if "enable_batching" in flags and not batched:
+            raise ConfigError(
+                "--adaptive_batching batches requests, --enable_batching=false does not: give one of them"
+            )
+        options["batching"] = "adaptive"
+    elif "enable_batching" in flags or flags.directory is None:
+        options["batching"] = batched
+    file = flags.text("batching_parameters_file")
+    if batched or (adaptive and file):
+        parameters: Any = message_class("BatchingParameters")()
+        if file:
+            read_text_proto(file, parameters)
+        options["batching_options"] = batching_from_proto(parameters)
+        threads = num_batch_threads(parameters)
+    elif file:
+        raise ConfigError(
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
+    if "target_latency" in flags:
+        if not adaptive:
+            raise ConfigError("--target_latency says what --adaptive_batching aims at: give both")
+        said = options.get("batching_options", BatchingOptions()).model_dump()
+        options["batching_options"] = validated(
+            BatchingOptions, said | {"target_latency": flags.real("target_latency")}
+        )
+    options["warmup"] = "auto" if flags.on("enable_model_warmup") else "none"
+    if "saved_model_tags" in flags:
+        options["saved_model_tags"] = comma_separated(flags.text("saved_model_tags"))
+    return Platform(
+        options,
+        num_batch_threads=threads,
+        per_model_batching=(batched or adaptive) and flags.on("enable_per_model_batching_parameters"),
+        warmup_iterations=flags.number("num_request_iterations_for_warmup") or None,
+    )
+
+
+def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions:
+    of_platform = {
+        name: platform.model_options[name] for name in ("batching", "warmup") if name in platform.model_options
+    }
+    batching_options = platform.model_options.get("batching_options", BatchingOptions())
+    options: dict[str, Any] = {
+        **of_platform,
+        "batching_options": batching_options,
+        "enable_per_model_batching_parameters": platform.per_model_batching,
+        "num_warmup_iterations": max(platform.warmup_iterations or 1, 1),
+        "start_timeout": flags.real("start_timeout") if flags.real("start_timeout") > 0 else math.inf,
+        "preload_modules": comma_separated(flags.text("preload_modules")),
+        "op_libraries": comma_separated(flags.text("op_libraries")),
+        "poll_interval": _poll_interval(flags.number("file_system_poll_wait_seconds")),
+        "gc_freeze": flags.on("gc_freeze"),
+    }
+    for name, value in (
+        ("num_batch_threads", flags.number("num_batch_threads") or platform.num_batch_threads or 0),
+        ("num_load_threads", max(flags.number("num_load_threads"), flags.number("num_unload_threads"))),
+        ("num_tflite_pools", flags.number("num_tflite_pools")),
+        ("max_stuck_runs", flags.number("max_stuck_runs")),
+        ("max_inflight_bytes", flags.number("max_inflight_bytes")),
+        ("remote_cache_max_bytes", flags.number("remote_cache_max_bytes")),
+        ("remote_poll_interval", flags.real("remote_poll_wait_seconds")),
+    ):
+        if value:  # 0 stands for the default; what is negative is refused.
+            options[name] = value
+    for name in ("servable", "free_batch", "optimize", "transition", "absent_versions"):
+        options[name] = flags.text(name)
+    if flags.text("start_requires"):
+        options["start_requires"] = flags.text("start_requires")
+    for name in ("optimize_tolerance", "settle", "drain_timeout", "remote_timeout", "run_timeout", "load_timeout"):
+        options[name] = flags.real(name)
+    for name in (
+        "max_pending_requests",
+        "max_request_bytes",
+        "request_log_max_file_bytes",
+        "request_log_max_total_bytes",
+    ):
+        options[name] = flags.number(name)
+    # Events would bring a second scan where one was asked for.
+    options["watch"] = flags.on("watch") if "watch" in flags else not math.isinf(options["poll_interval"])
+    for name in (
+        "allow_version_labels_for_unavailable_models",
+        "enable_signature_method_name_check",
+        "labels_ahead",
+        "prefer_tflite_model",
+    ):
+        options[name] = flags.on(name)
+    for name in ("remote_cache_dir", "request_log_root"):
+        if flags.text(name):
+            options[name] = flags.text(name)
+    if file := flags.text("remote_storage_options_file"):
+        options["remote_storage_options"] = read_storage_options(file)
+    if flags.directory is None or "max_num_load_retries" in flags or "load_retry_interval_micros" in flags:
+        interval = max(flags.number("load_retry_interval_micros"), 0) / 1e6
+        retries = max(flags.number("max_num_load_retries"), 0)
+        options["retry"] = RetryPolicy(max_retries=retries, initial=interval, maximum=interval)
+    return validated(RegistryOptions, options)
+
+
+def _poll_interval(seconds: int) -> float:
+    if seconds < 0:
+        raise ConfigError(
+            f"--file_system_poll_wait_seconds={seconds} would never look for a version; 0 looks once, 1 every second"
+        )
+    return seconds or math.inf
+
+
+# The process.
+
+
+def _version(*distributions: str) -> str:
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"

@@ -1,0 +1,195 @@
+"""Everything the standalone server is told: ports, TLS, the config file, the registry's options.
+
+Made by `cli` from flags, read by `server`, and carried to another process as JSON. Knows no flag and does nothing.
+"""
+
+from __future__ import annotations
+
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+
+from embedserve.config import Access, Location, ModelConfig, RegistryOptions
+from embedserve.tfs.config import DEFAULT_PLATFORMS, Platform, models_from_proto
+
+__all__ = ["ConfigFile", "GrpcConfig", "PyvoyConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        ser_json_bytes="base64",
+        val_json_bytes="base64",
+        ser_json_inf_nan="constants",
+    )
+
+
+class TlsFiles(_Config):
+    """PEM files of the REST port's TLS; with `client_ca`, clients must show a certificate signed by it."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+class TlsContents(_Config):
+    """PEM contents of the gRPC port's TLS, as `SSLConfig` has them."""
+
+    server_key: str = Field(repr=False)
+    server_cert: str = Field(repr=False)
+    custom_ca: str = ""
+    client_verify: bool = False
+
+
+class GrpcConfig(_Config):
+    """The gRPC port.
+
+    Attributes:
+        port: TCP port, or None for none.
+        socket_path: Unix socket, or None for none.
+        tls: Certificates, or None for plain text.
+        alts: Use Google's ALTS credentials.
+        channel_arguments: gRPC channel arguments of the server.
+        health, reflection: Which services there are besides the models'.
+        access: Who may use those that are not for everybody.
+        tensor_content: Answer with `tensor_content`.
+    """
+
+    port: int | None = 8500
+    socket_path: str | None = None
+    tls: TlsContents | None = None
+    alts: bool = False
+    channel_arguments: Mapping[str, int | str] = Field(default_factory=dict)
+    health: bool = False
+    reflection: bool = False
+    access: Access = Access()
+    tensor_content: bool = False
+
+
+class RestConfig(_Config):
+    """The REST port.
+
+    Attributes:
+        port: TCP port, or None for none.
+        required: A port that is taken ends the start; else gRPC serves alone.
+        early: Open the port before the first load has ended.
+        cors: Answer CORS requests.
+        timeout: Seconds a request may take, or None.
+        tls: Certificates, or None for plain text.
+        metrics_path: Path of the Prometheus endpoint, or None for none.
+    """
+
+    port: int | None = 8501
+    required: bool = False
+    early: bool = False
+    cors: bool = False
+    timeout: float | None = 30.0
+    tls: TlsFiles | None = None
+    metrics_path: str | None = None
+
+
+class PyvoyConfig(_Config):
+    """The one port of REST and gRPC through Envoy, instead of a port each.
+
+    Attributes:
+        port: TCP port, and UDP port of HTTP/3.
+        tls: Certificates, or None for plain text.
+        http3: Answer HTTP/3 too; needs `tls`.
+    """
+
+    port: int
+    tls: TlsFiles | TlsContents | None = None
+    http3: bool = False
+
+
+class ConfigFile(_Config):
+    """A ModelServerConfig file that was read at start, and how to follow it.
+
+    Attributes:
+        path: The file.
+        poll_interval: Seconds between readings, or None to never read it again.
+        applied: The `ModelServerConfig` that was read.
+    """
+
+    path: Path
+    poll_interval: float | None
+    applied: Any
+
+    @field_serializer("applied", when_used="json")
+    def _packed(self, applied: Any) -> str:
+        return b64encode(zlib.compress(applied.SerializeToString(deterministic=True))).decode()
+
+    @field_validator("applied", mode="before")
+    @classmethod
+    def _unpacked(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        from tensorflow_serving.config import model_server_config_pb2
+
+        return model_server_config_pb2.ModelServerConfig.FromString(zlib.decompress(b64decode(value)))
+
+
+class ServerConfig(_Config):
+    """Everything `run_server` needs.
+
+    Attributes:
+        root: Directory of models that are found by themselves, here or in a store, or None.
+        models: Models given one by one, or None.
+        config_file: Where `models` come from, when from a file.
+        platforms: What the models of a `ModelServerConfig` may ask for, by name.
+        options: The registry's.
+        grpc, rest: The ports.
+        pyvoy: The one port instead of those, if that is what serves; of `grpc` and `rest` the rest counts.
+        session_config: A serialized `tensorflow.ConfigProto` for the whole process; empty for TensorFlow's defaults.
+        workers: Processes that answer requests, under a supervisor; 0 for this process alone.
+        worker_timeout: Seconds without a sign of life after which a worker is replaced.
+    """
+
+    root: Location | None = None
+    models: tuple[ModelConfig, ...] | None = None
+    config_file: ConfigFile | None = None
+    platforms: Mapping[str, Platform] = DEFAULT_PLATFORMS
+    options: RegistryOptions = RegistryOptions()
+    grpc: GrpcConfig = GrpcConfig()
+    rest: RestConfig = RestConfig()
+    pyvoy: PyvoyConfig | None = None
+    session_config: bytes = b""
+    workers: int = 0
+    worker_timeout: float = 30.0
+
+    def to_json(self) -> str:
+        """The whole as JSON, keys and certificates included.
+
+        The models of a config file are left out: they are many, and `from_json` makes them again from the file's
+        contents, which are there in compressed form.
+        """
+        return (self if self.config_file is None else self.model_copy(update={"models": None})).model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `to_json` was called on."""
+        config = cls.model_validate_json(text)
+        if config.config_file is None:
+            return config
+        models = models_from_proto(config.config_file.applied, platforms=config.platforms)
+        return config.model_copy(update={"models": tuple(models)})
+
+    @field_validator("platforms", mode="after")
+    @classmethod
+    def _typed(cls, platforms: Mapping[str, Platform]) -> Mapping[str, Platform]:
+        """JSON has no tuples and no models, but each of a platform's options is one of `ModelConfig`."""
+
+        def typed(options: Mapping[str, Any]) -> Mapping[str, Any]:
+            model = ModelConfig(**{"name": "any", "base_path": "/", **options})
+            return {name: getattr(model, name) for name in options}
+
+        return {
+            name: replace(platform, model_options=typed(platform.model_options)) for name, platform in platforms.items()
+        }

@@ -1,0 +1,53 @@
+"""How a standalone server logs: to stderr, in the form of TensorFlow's C++ code, which log collectors know.
+
+A record is one line, whatever texts of clients it holds; a traceback follows it, indented. An embedded registry never
+sets logging up.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from embedserve.errors import one_line
+
+__all__ = ["configure_logging"]
+
+
+class _LogFormatter(logging.Formatter):
+    """`2026-07-01 12:00:00.000000: I embedserve/rest/app.py:12] message`, as TensorFlow's C++ code logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as text."""
+        record.letter = record.levelname[0]
+        record.micros = int(record.created % 1 * 1e6)
+        _, package, inside = record.pathname.rpartition("/embedserve/")
+        record.place = package[1:] + inside if package else record.filename
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The message as one line."""
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """A traceback whose lines cannot be taken for records: a client may have chosen the text of the error."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        """As `formatException`."""
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {one_line(line)}" for line in text.split("\n"))
+
+
+def configure_logging(who: str = "", level: int = logging.INFO) -> None:
+    """Log to stderr, from `level` on; `who` stands before each message where several processes log to one place."""
+    handler = logging.StreamHandler(sys.stderr)
+    line = f"%(asctime)s.%(micros)06d: %(letter)s %(place)s:%(lineno)d] {who}%(message)s"
+    handler.setFormatter(_LogFormatter(line, "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
+    for noisy in ("uvicorn", "watchfiles", "asyncio", "absl", "tensorflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,193 @@
+"""What the flags say of ports: addresses, TLS, the services behind them → `GrpcConfig`, `RestConfig`, `PyvoyConfig`.
+
+Called by `cli`; reads the files that the flags name. Knows no model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+from embedserve.config import Access, Clients, validated
+from embedserve.errors import Code, ConfigError
+from embedserve.server.config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
+from embedserve.server.flags import ParsedFlags, comma_separated
+from embedserve.tfs.protos import message_class, read_text_proto
+
+__all__ = ["ports"]
+
+logger = logging.getLogger("embedserve")
+
+DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
+
+
+# Flags that are about grpcio's server, which is not there under pyvoy.
+_NOT_UNDER_PYVOY = {
+    "grpc_socket_path": "Envoy listens on a TCP port",
+    "use_alts_credentials": "Envoy has no ALTS here",
+    "grpc_channel_arguments": "they are options of grpcio's server, and Envoy serves instead",
+}
+
+
+def ports(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig, PyvoyConfig | None]:
+    """A port for gRPC and one for REST, or, last, one for both.
+
+    Raises:
+        ConfigError: A flag or a file says what cannot be.
+    """
+    match flags.text("server"):
+        case "uvicorn":
+            if flags.on("http3") and "http3" in flags:
+                raise ConfigError("--http3 needs --server=pyvoy: uvicorn has no HTTP/3")
+            grpc = _grpc_config(flags, _port(flags, "port"))
+            return grpc, _rest_config(flags, grpc), None
+        case "pyvoy":
+            return _one_port(flags)
+        case other:
+            raise ConfigError(f"--server={other}: there is uvicorn, beside grpcio, and pyvoy")
+
+
+def _one_port(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig, PyvoyConfig]:
+    for name, reason in _NOT_UNDER_PYVOY.items():
+        if flags.given.get(name):
+            raise ConfigError(f"--{name} has no meaning with --server=pyvoy: {reason}")
+    given = [name for name in ("port", "rest_api_port") if name in flags]
+    numbers = {flags.number(name) for name in given} or {flags.number("port")}
+    if len(numbers) > 1 or 0 in numbers:
+        said = " ".join(f"--{name}={flags.number(name)}" for name in given)
+        raise ConfigError(f"--server=pyvoy serves REST and gRPC on one port: name it with --port, instead of {said}")
+    port = _port(flags, given[0] if given else "port")
+    assert port is not None
+    grpc, rest, rest_tls = _grpc_config(flags, port), _rest_config_at(flags, port), _tls_files(flags)
+    if grpc.tls is not None and rest_tls is not None:
+        raise ConfigError("give --ssl_config_file or --rest_tls_cert_file, not both: --server=pyvoy has one port")
+    if grpc.tls is not None and grpc.tls.client_verify and not grpc.tls.custom_ca:
+        raise ConfigError("client_verify needs custom_ca with --server=pyvoy, which knows no root certificates")
+    tls = grpc.tls or rest_tls
+    if flags.given.get("http3") and tls is None:
+        raise ConfigError("--http3 needs TLS: --ssl_config_file, or --rest_tls_cert_file and --rest_tls_key_file")
+    return (
+        grpc.model_copy(update={"tls": None}),
+        rest.model_copy(update={"tls": None, "required": True}),
+        PyvoyConfig(port=port, tls=tls, http3=tls is not None and flags.on("http3")),
+    )
+
+
+def _grpc_config(flags: ParsedFlags, port: int | None) -> GrpcConfig:
+    socket_path = flags.text("grpc_socket_path") or None
+    if port is None and socket_path is None:
+        raise ConfigError("At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.")
+    ssl_file = flags.text("ssl_config_file")
+    if flags.on("use_alts_credentials") and ssl_file:
+        raise ConfigError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
+    return GrpcConfig(
+        port=port,
+        socket_path=socket_path,
+        tls=_tls_contents(ssl_file) if ssl_file else None,
+        alts=flags.on("use_alts_credentials"),
+        channel_arguments=_channel_arguments(flags.text("grpc_channel_arguments")),
+        health=flags.on("enable_grpc_healthcheck_service"),
+        reflection=flags.on("grpc_reflection"),
+        access=_access(flags),
+        tensor_content=flags.on("enable_serialization_as_tensor_content"),
+    )
+
+
+def _access(flags: ParsedFlags) -> Access:
+    """Who may use which service. TensorFlow Serving's flags keep its open reload, which its tools rely on."""
+    given = {name: flags.text(f"{name}_clients") for name in Access.model_fields}
+    given["reload"] = given["reload"] or ("all" if flags.directory is None else "local")
+    for name, clients in given.items():
+        if clients not in get_args(Clients):
+            raise ConfigError(f"--{name}_clients={clients}: there is {', '.join(get_args(Clients))}")
+    if not flags.on("enable_profiler"):
+        given["profiler"] = "none"
+    return validated(Access, given)
+
+
+def _port(flags: ParsedFlags, name: str) -> int | None:
+    port = flags.number(name)
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--{name}={port} is not a port: 0 for none, or 1 to 65535")
+    return port or None
+
+
+def _tls_contents(file: str) -> TlsContents:
+    proto: Any = read_text_proto(file, message_class("SSLConfig")())
+    if not proto.server_key or not proto.server_cert:
+        raise ConfigError(f"{file} needs server_key and server_cert, both as PEM contents")
+    return TlsContents(
+        server_key=proto.server_key,
+        server_cert=proto.server_cert,
+        custom_ca=proto.custom_ca,
+        client_verify=proto.client_verify,
+    )
+
+
+def _channel_arguments(text: str) -> dict[str, int | str]:
+    arguments: dict[str, int | str] = {}
+    for part in comma_separated(text):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--grpc_channel_arguments: {part!r} has no value; write name=value,name=value")
+        try:
+            arguments[name] = int(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
+
+
+def _rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
+    port, asked = _port(flags, "rest_api_port"), "rest_api_port" in flags
+    if port is not None and port == grpc.port:
+        message = "server_options.http_port cannot be same as grpc_port. Please use a different port for HTTP/REST API."
+        if asked:
+            raise ConfigError(message)
+        logger.warning("%s Skipped exporting HTTP/REST API.", message)
+        port = None
+    return _rest_config_at(flags, port)
+
+
+def _rest_config_at(flags: ParsedFlags, port: int | None) -> RestConfig:
+    timeout = flags.number("rest_api_timeout_in_ms")
+    return RestConfig(
+        port=port,
+        required="rest_api_port" in flags,
+        early=flags.on("rest_early"),
+        cors=flags.on("rest_api_enable_cors_support"),
+        timeout=timeout / 1e3 if timeout > 0 else None,
+        tls=_tls_files(flags),
+        metrics_path=_metrics_path(flags.text("monitoring_config_file"), port),
+    )
+
+
+def _tls_files(flags: ParsedFlags) -> TlsFiles | None:
+    paths = {kind: flags.text(f"rest_tls_{kind}_file") for kind in ("cert", "key", "client_ca")}
+    if not any(paths.values()):
+        return None
+    if not paths["cert"] or not paths["key"]:
+        raise ConfigError("TLS on the REST port needs both --rest_tls_cert_file and --rest_tls_key_file")
+    for kind, path in paths.items():
+        if path and not os.path.isfile(path):
+            raise ConfigError(f"--rest_tls_{kind}_file: there is no file {path}", code=Code.NOT_FOUND)
+    return TlsFiles(
+        cert=Path(paths["cert"]),
+        key=Path(paths["key"]),
+        client_ca=Path(paths["client_ca"]) if paths["client_ca"] else None,
+    )
+
+
+def _metrics_path(file: str, port: int | None) -> str | None:
+    if not file:
+        return None
+    proto: Any = read_text_proto(file, message_class("MonitoringConfig")())
+    if not proto.prometheus_config.enable:
+        return None
+    if port is None:
+        logger.warning(
+            "--monitoring_config_file is ignored: the metrics are served on the REST port, and there is none"
+        )
+        return None
+    return proto.prometheus_config.path or DEFAULT_METRICS_PATH

@@ -1,0 +1,161 @@
+"""The standalone process: a registry, its REST and gRPC ports, the config file poller, signals and the drain.
+
+`run_server` reads from top to bottom as the process lives. Called by `cli`, which decides every option; knows no flag.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from embedserve.errors import ServingError, StartError
+from embedserve.registry import ModelRegistry
+from embedserve.server import tensorflow_setup
+from embedserve.server.applied_config import AppliedConfig, log_models
+from embedserve.server.config import GrpcConfig, ServerConfig
+from embedserve.server.rest_port import bound_socket, listening_socket, serve_rest
+from embedserve.server.standalone import (
+    first_failure,
+    leave,
+    make_metrics,
+    make_registry,
+    report_failed_start,
+    stop_on_signals,
+    wait_until_ready,
+)
+
+if TYPE_CHECKING:
+    import grpc
+
+    from embedserve.grpc.services.model_service import MetricReader, Reload
+    from embedserve.metrics import Metrics
+
+__all__ = ["check_port_is_free", "enter", "run_server", "serve_grpc"]
+
+logger = logging.getLogger("embedserve")
+
+
+async def run_server(config: ServerConfig) -> int:
+    """Load the models, serve until SIGTERM or SIGINT, drain, and return the process's exit status."""
+    status = 0
+    registry: ModelRegistry | None = None
+    with stop_on_signals() as stop:
+        try:
+            with listening_socket(config.rest) as listener:
+                check_port_is_free(config.grpc.port)
+                metrics = make_metrics(config.rest)
+                registry = make_registry(config, metrics)
+                rest = serve_rest(registry, config.rest, listener, metrics)
+                await _serve(registry, config, rest, metrics, stop)
+        except* (ServingError, OSError) as failures:
+            status = report_failed_start(first_failure(failures))
+        if registry is not None:
+            await leave(registry, status)
+    return status
+
+
+async def _serve(
+    registry: ModelRegistry,
+    config: ServerConfig,
+    rest: AbstractAsyncContextManager[None],
+    metrics: Metrics | None,
+    stop: asyncio.Event,
+) -> None:
+    """From the first load to the last answer. The adapters drain side by side, each in a task of its own."""
+    leaving = asyncio.Event()
+    applied = AppliedConfig(registry, config)
+    if config.models is not None:
+        log_models(config.models)
+    async with asyncio.TaskGroup() as tasks:
+        await asyncio.to_thread(tensorflow_setup.apply, config.session_config)
+        await registry.start(wait=False)
+        if config.rest.early:
+            await enter(tasks, rest, leaving)
+        follower: asyncio.Task[None] | None = None
+        if await wait_until_ready(registry, stop):
+            metric = None if metrics is None else metrics.read
+            await enter(tasks, serve_grpc(registry, config.grpc, applied.reload, metric), leaving)
+            if not config.rest.early:
+                await enter(tasks, rest, leaving)
+            logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")
+            follower = tasks.create_task(applied.follow())
+        await stop.wait()
+        registry.begin_drain()
+        if follower is not None:
+            follower.cancel()
+        leaving.set()
+
+
+async def enter(tasks: asyncio.TaskGroup, adapter: AbstractAsyncContextManager[None], leaving: asyncio.Event) -> None:
+    """Return when `adapter` is open; it is left when `leaving` is set."""
+    opened = asyncio.Event()
+
+    async def life() -> None:
+        async with adapter:
+            opened.set()
+            await leaving.wait()
+
+    tasks.create_task(life())
+    await opened.wait()
+
+
+# gRPC.
+
+
+@asynccontextmanager
+async def serve_grpc(
+    registry: ModelRegistry, config: GrpcConfig, reload: Reload, metric: MetricReader | None
+) -> AsyncIterator[None]:
+    """Answer gRPC while the context lasts; nothing happens without a port and a socket.
+
+    Raises:
+        StartError: The port or socket cannot be had.
+    """
+    if config.port is None and config.socket_path is None:
+        yield
+        return
+    from embedserve.grpc import TlsConfig, serve
+
+    tls = None if config.tls is None else TlsConfig(**config.tls.model_dump())
+    kind = "ALTS credentials" if config.alts else "SSL credentials" if tls else "InsecureServerCredentials"
+    logger.info("Using %s", kind)
+    try:
+        async with serve(
+            registry,
+            port=config.port,
+            socket_path=config.socket_path,
+            tls=tls,
+            credentials=_alts() if config.alts else None,
+            channel_arguments=tuple(config.channel_arguments.items()),
+            health=config.health,
+            reflection=config.reflection,
+            access=config.access,
+            tensor_content=config.tensor_content,
+            reload=reload,
+            metric=metric,
+        ):
+            if config.access.profiler != "none":
+                logger.info("Profiler service is enabled")
+            yield
+    except OSError as error:
+        raise StartError(f"Failed to BuildAndStart gRPC server: {error.strerror or error}") from error
+
+
+def _alts() -> grpc.ServerCredentials:
+    import grpc
+
+    return grpc.alts_server_credentials()
+
+
+def check_port_is_free(port: int | None) -> None:
+    """Find a taken gRPC port before the models are loaded, not after."""
+    if port is None:
+        return
+    try:
+        bound_socket(socket.AF_INET, "0.0.0.0", port).close()
+    except OSError as error:
+        raise StartError(f"Failed to BuildAndStart gRPC server: port {port}: {error.strerror}") from None

@@ -1,0 +1,198 @@
+"""What runs inside Envoy: the registry and one ASGI application of REST and gRPC, which live in pyvoy's lifespan.
+
+Pyvoy imports `app` and calls it on an event loop in a thread of its own. Knows its parent process by the link alone:
+no signal, no port, no exit status other than that of a start that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import socket
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from embedserve.errors import ServingError
+from embedserve.registry import ModelRegistry
+from embedserve.server import tensorflow_setup
+from embedserve.server.applied_config import AppliedConfig, log_models
+from embedserve.server.config import ServerConfig
+from embedserve.server.log import configure_logging
+from embedserve.server.pyvoy.envoy import LINK_VARIABLE
+from embedserve.server.pyvoy.link import Link
+from embedserve.server.pyvoy.loops import carry_over, overlook_late_events
+from embedserve.server.standalone import (
+    EXIT_FAILED_START,
+    exit_now,
+    first_failure,
+    leave,
+    make_metrics,
+    make_registry,
+    wait_until_ready,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from embedserve.asgi.calls import Receive, Scope, Send
+    from embedserve.metrics import Metrics
+
+__all__ = ["PyvoyApp", "app"]
+
+logger = logging.getLogger("embedserve")
+
+EXIT_BUG = EXIT_ABANDONED = 1
+
+
+class PyvoyApp:
+    """The application of one process; its registry lives on the event loop of the first lifespan.
+
+    Pyvoy has one loop for TCP and another one for HTTP/3, each with a lifespan; calls of the other are carried over.
+    """
+
+    _asgi_single_callable = True  # What pyvoy asks for of an application that is no coroutine function itself.
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._route: Any = None
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Answer one ASGI connection, in the coroutine that this gives: one around it would cost each call."""
+        if scope["type"] == "lifespan":
+            return self._lifespan(receive, send)
+        if asyncio.get_running_loop() is self._loop:
+            answering: Coroutine[Any, Any, None] = self._route(scope, receive, send)
+            return answering
+        assert self._loop is not None
+        return carry_over(self._route, self._loop, scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(overlook_late_events)
+        if self._loop is None:
+            self._loop = loop
+            await self._live(receive, send)
+        else:
+            await _follow_the_first(receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """From the start of the process to its end."""
+        await receive()
+        configure_logging()
+        told = json.loads(os.environ.pop(LINK_VARIABLE))
+        link = await Link.open(socket.socket(fileno=told["link"]))
+        config_text = await link.told()
+        if not config_text:
+            _abandon(told["directory"])
+        config = ServerConfig.from_json(config_text)
+        stop = asyncio.Event()
+        registry: ModelRegistry | None = None
+        try:
+            metrics = make_metrics(config.rest)
+            registry = make_registry(config, metrics)
+            async with asyncio.TaskGroup() as tasks:
+                obeying = tasks.create_task(_obey(link, registry, stop, told["directory"]))
+                await self._serve(registry, config, metrics, link, stop, tasks, receive, send)
+                obeying.cancel()
+        except* (ServingError, OSError) as failures:
+            link.say("failed", first_failure(failures))
+            await link.flush()
+            if registry is not None:
+                await leave(registry, EXIT_FAILED_START)
+            # Not through Envoy, which would log its whole configuration.
+            exit_now(EXIT_FAILED_START)
+        except* Exception:
+            # Pyvoy would go on without whatever has ended here: the drain, or the config file.
+            logger.exception("A bug ends the server")
+            exit_now(EXIT_BUG)
+        assert registry is not None
+        await leave(registry, 0)
+        # Envoy has let go of its connections by now, and exit handlers of TensorFlow's libraries complain inside it.
+        exit_now(0)
+
+    async def _serve(
+        self,
+        registry: ModelRegistry,
+        config: ServerConfig,
+        metrics: Metrics | None,
+        link: Link,
+        stop: asyncio.Event,
+        tasks: asyncio.TaskGroup,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """From the first load to the end of the last request."""
+        ending = asyncio.ensure_future(receive())
+        ending.add_done_callback(lambda _: stop.set())
+        applied = AppliedConfig(registry, config)
+        if config.models is not None:
+            log_models(config.models)
+        await asyncio.to_thread(tensorflow_setup.apply, config.session_config)
+        await registry.start(wait=False)
+        self._route = _application(registry, config, applied, metrics).route
+        if config.rest.early:
+            link.say("opening")
+            await send({"type": "lifespan.startup.complete"})
+        following: asyncio.Task[None] | None = None
+        if await wait_until_ready(registry, stop):
+            if not config.rest.early:
+                link.say("opening")
+                await send({"type": "lifespan.startup.complete"})
+            link.say("ready")
+            following = tasks.create_task(applied.follow())
+        await ending
+        if following is not None:
+            following.cancel()
+
+
+def _application(registry: ModelRegistry, config: ServerConfig, applied: AppliedConfig, metrics: Metrics | None) -> Any:
+    from embedserve.grpc import GrpcMiddleware
+    from embedserve.rest import DEFAULT_METRICS_PATH, create_app
+
+    rest, grpc = config.rest, config.grpc
+    return GrpcMiddleware(
+        create_app(
+            registry,
+            cors=rest.cors,
+            timeout=rest.timeout,
+            metrics=metrics,
+            metrics_path=rest.metrics_path or DEFAULT_METRICS_PATH,
+        ),
+        registry,
+        all_calls=True,
+        cors=rest.cors,
+        health=grpc.health,
+        reflection=grpc.reflection,
+        access=grpc.access,
+        tensor_content=grpc.tensor_content,
+        reload=applied.reload,
+        metric=None if metrics is None else metrics.read,
+    )
+
+
+async def _follow_the_first(receive: Receive, send: Send) -> None:
+    """The lifespan of another loop: pyvoy begins it when the first one has started."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _obey(link: Link, registry: ModelRegistry, stop: asyncio.Event, directory: str) -> None:
+    """Do what the parent says, and end when it has ended."""
+    while await link.heard() == "drain":
+        registry.begin_drain()
+        stop.set()
+    _abandon(directory)
+
+
+def _abandon(directory: str) -> NoReturn:
+    logger.error("The process that started this one has ended: leaving at once")
+    shutil.rmtree(directory, ignore_errors=True)
+    exit_now(EXIT_ABANDONED)
+
+
+app = PyvoyApp()
+"""What pyvoy is told to serve."""

@@ -1,0 +1,126 @@
+"""What Envoy is told: pyvoy's own configuration, changed where its defaults do not fit a model server.
+
+Called by `envoy` before it spawns the process. Writes the files that Envoy reads; knows no process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from embedserve.errors import ConfigError
+from embedserve.server.config import PyvoyConfig, TlsContents, TlsFiles
+
+__all__ = ["ADMIN_SOCKET", "CONFIG_FILE", "envoy_environment", "forget_secrets", "write_configuration"]
+
+APPLICATION = "embedserve.server.pyvoy.application:app"
+ADMIN_SOCKET = "admin.sock"
+CONFIG_FILE = "envoy.json"
+_KEY, _CERT, _CA = "key.pem", "cert.pem", "ca.pem"
+
+
+def write_configuration(config: PyvoyConfig, directory: Path, *, dual_stack: bool) -> None:
+    """Write all that Envoy reads into `directory`, which only this user can enter.
+
+    Raises:
+        ConfigError: Envoy could not use the certificates.
+    """
+    from pyvoy import PyvoyServer
+
+    tls = _tls_files(config.tls, directory)
+    server = PyvoyServer(
+        APPLICATION,
+        address="::" if dual_stack else "0.0.0.0",
+        port=config.port,
+        tls_key=None if tls is None else tls.key,
+        tls_cert=None if tls is None else tls.cert,
+        tls_ca_cert=None if tls is None else tls.client_ca,
+        tls_enable_http3=config.http3,
+        worker_threads=1,  # One event loop, because a registry belongs to one.
+        lifespan=True,
+    )
+    configuration = server.get_envoy_config()
+    # Pyvoy's admin port lets any local user end the server; a socket in this directory does not.
+    configuration["admin"] = {"address": {"pipe": {"path": str(directory / ADMIN_SOCKET), "mode": 0o600}}}
+    for listener in configuration["static_resources"]["listeners"]:
+        # With it a second server on the same port starts, and each gets half of the connections. Envoy's workers cannot
+        # share a port of UDP without it; but who has the one of TCP has that too.
+        listener["enable_reuse_port"] = "udp_listener_config" in listener
+        if dual_stack:
+            listener["address"]["socket_address"]["ipv4_compat"] = True
+        for manager in _connection_managers(listener):
+            # Watches of health, and long runs, are silent for longer than Envoy's five minutes.
+            manager["stream_idle_timeout"] = "0s"
+            manager["generate_request_id"] = False
+            manager["server_header_transformation"] = "PASS_THROUGH"
+            # Otherwise a client says in X-Forwarded-For where it is, and `Access` would believe it.
+            manager["use_remote_address"] = True
+    (directory / CONFIG_FILE).write_text(json.dumps(configuration))
+
+
+def _connection_managers(listener: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for chain in listener["filter_chains"]:
+        for network_filter in chain["filters"]:
+            yield network_filter["typed_config"]
+
+
+def _tls_files(tls: TlsFiles | TlsContents | None, directory: Path) -> TlsFiles | None:
+    """Files for Envoy, which would write inline keys into its log when it cannot start."""
+    if isinstance(tls, TlsContents):
+        written = TlsFiles(
+            cert=_secret(directory / _CERT, tls.server_cert),
+            key=_secret(directory / _KEY, tls.server_key),
+            client_ca=_secret(directory / _CA, tls.custom_ca) if tls.client_verify else None,
+        )
+        _check(written, "--ssl_config_file")
+        return written
+    if tls is not None:
+        _check(tls, "--rest_tls_cert_file, --rest_tls_key_file, --rest_tls_client_ca_file")
+    return tls
+
+
+def _secret(path: Path, text: str) -> Path:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    return path
+
+
+def _check(tls: TlsFiles, flags: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.cert, tls.key, password="")
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"unusable key or certificate ({flags}): {error}") from None
+
+
+def forget_secrets(directory: Path) -> None:
+    """Remove what Envoy has read by now, so that nothing is left of it if this process is killed."""
+    for name in (_KEY, _CERT, _CA, CONFIG_FILE):
+        (directory / name).unlink(missing_ok=True)
+
+
+def envoy_environment() -> dict[str, str]:
+    """This process's environment with what Envoy needs to run this Python.
+
+    Raises:
+        ConfigError: There is no libpython to load into Envoy.
+    """
+    # The only way to it in Python; `pyvoy --print-envoy-entrypoint` prints the same.
+    from pyvoy._server import get_envoy_environ
+
+    environment: dict[str, str] = get_envoy_environ()
+    libpython = environment.get("LD_PRELOAD")
+    if libpython is None and os.uname().sysname == "Linux":
+        raise ConfigError(
+            "--server=pyvoy runs Python inside Envoy and needs its shared library, which is not installed: "
+            "on Debian apt install libpython3-dev; with pyenv build Python with --enable-shared"
+        )
+    if libpython is not None and (own := os.environ.get("LD_PRELOAD")):
+        environment["LD_PRELOAD"] = f"{libpython} {own}"  # An allocator, most likely.
+    return {**os.environ, **environment}

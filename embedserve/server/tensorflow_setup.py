@@ -1,0 +1,95 @@
+"""What the standalone server sets in TensorFlow for the whole process, before its first use.
+
+Called by `cli` (which settings) and `server` (apply them). An embedded registry never does this: the process is its
+host's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from embedserve.concurrency.cpus import present_cpus, usable_cpus
+from embedserve.errors import ConfigError
+from embedserve.tfs.config import set_mixed_precision
+from embedserve.tfs.protos import read_text_proto
+
+if TYPE_CHECKING:
+    from embedserve.server.flags import ParsedFlags
+
+__all__ = ["apply", "session_config_from_flags"]
+
+_SESSION_FLAGS = (
+    "tensorflow_session_config_file",
+    "tensorflow_session_parallelism",
+    "tensorflow_intra_op_parallelism",
+    "tensorflow_inter_op_parallelism",
+    "per_process_gpu_memory_fraction",
+    "mixed_precision",
+    "xla_cpu_compilation_enabled",
+    "xla_gpu_compilation_enabled",
+)
+
+
+def session_config_from_flags(flags: ParsedFlags) -> bytes:
+    """The serialized `tensorflow.ConfigProto` that the session flags ask for; empty when none was given.
+
+    A flag overrides the file's field only where it was given.
+
+    Raises:
+        ConfigError: The file does not parse, or all three parallelism flags are given.
+    """
+    both = flags.number("tensorflow_session_parallelism")
+    intra, inter = flags.number("tensorflow_intra_op_parallelism"), flags.number("tensorflow_inter_op_parallelism")
+    if both > 0 and intra > 0 and inter > 0:
+        raise ConfigError(
+            "Either configure server_options.tensorflow_session_parallelism or "
+            "(server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism) "
+            "separately. You cannot configure all."
+        )
+    if not any(name in flags for name in _SESSION_FLAGS):
+        return b""
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto, OptimizerOptions
+
+    config: Any = ConfigProto()
+    if file := flags.text("tensorflow_session_config_file"):
+        read_text_proto(file, config)
+    if intra > 0 or inter > 0:
+        config.intra_op_parallelism_threads, config.inter_op_parallelism_threads = intra, inter
+    elif both > 0:
+        config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = both
+    if (fraction := flags.real("per_process_gpu_memory_fraction")) > 0:
+        config.gpu_options.per_process_gpu_memory_fraction = fraction
+    if kind := flags.text("mixed_precision"):
+        set_mixed_precision(config, kind)
+    cpu, gpu = flags.on("xla_cpu_compilation_enabled"), flags.on("xla_gpu_compilation_enabled")
+    if cpu or gpu:
+        config.graph_options.optimizer_options.global_jit_level = OptimizerOptions.ON_1
+    if cpu:
+        # The only way to ask for it: TensorFlow reads these when the first graph is compiled.
+        _append_environment("TF_XLA_FLAGS", "--tf_xla_cpu_global_jit")
+    serialized: bytes = config.SerializeToString()
+    return serialized
+
+
+def _append_environment(name: str, value: str) -> None:
+    os.environ[name] = f"{os.environ.get(name, '')} {value}".strip()
+
+
+def apply(session_config: bytes) -> None:
+    """Import TensorFlow, which takes seconds, and give its runtime the `ConfigProto`, which must precede any use.
+
+    Where a control group's quota pays for fewer CPUs than the process may run on, TensorFlow's pools are made as large
+    as that, unless the configuration says how large: TensorFlow itself would make a thread for each CPU it sees.
+    """
+    import tensorflow as tf
+
+    config = tf.compat.v1.ConfigProto.FromString(session_config)
+    cpus = usable_cpus()
+    if cpus < present_cpus():
+        config.intra_op_parallelism_threads = config.intra_op_parallelism_threads or cpus
+        config.inter_op_parallelism_threads = config.inter_op_parallelism_threads or cpus
+    if config.ByteSize():
+        # Enabling takes a configuration, but does nothing in TensorFlow 2, where it is on; so it is turned off first.
+        tf.compat.v1.disable_eager_execution()
+        tf.compat.v1.enable_eager_execution(config=config)

@@ -1,0 +1,11 @@
+"""A worker process, started by its supervisor with the descriptors it inherits."""
+
+from __future__ import annotations
+
+import sys
+
+from embedserve.server.standalone import run
+from embedserve.server.workers.worker import run_worker
+
+if __name__ == "__main__":
+    raise SystemExit(run(run_worker(*map(int, sys.argv[1:]))))

@@ -1,0 +1,80 @@
+"""What a worker's REST port has besides the REST API: `GET /-/workers`, and an end to connections others should have.
+
+The page says which processes there are, how they are, which of them has answered, and which requests are suspected to
+have ended some; any worker answers for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import orjson
+
+if TYPE_CHECKING:
+    from embedserve.rest.app import RestApp
+    from embedserve.server.workers.accepting import Acceptor
+    from embedserve.server.workers.worker_registry import WorkerRegistry
+
+__all__ = ["PATH", "WorkerApp"]
+
+PATH = "/-/workers"
+
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class WorkerApp:
+    """ASGI application: the page, and everything else that the REST API answers.
+
+    Attributes:
+        acceptor: Knows whether connections are to be given up; None before the port is open.
+    """
+
+    def __init__(self, app: RestApp, registry: WorkerRegistry, index: int) -> None:
+        self.acceptor: Acceptor | None = None
+        self._app = app
+        self._registry = registry
+        self._index = index
+
+    def __repr__(self) -> str:
+        return f"<WorkerApp of worker {self._index}>"
+
+    async def __call__(
+        self,
+        scope: Mapping[str, Any],
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        send: Send,
+    ) -> None:
+        """Answer one ASGI connection."""
+        if self.acceptor is not None and self.acceptor.surplus > 0:
+            self.acceptor.surplus -= 1
+            send = _closing(send)
+        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] in ("GET", "HEAD"):
+            await self._page(scope, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _page(self, scope: Mapping[str, Any], send: Send) -> None:
+        whole = self._registry.whole
+        workers = [asdict(worker) for worker in whole.workers]
+        suspects = [{**request._asdict(), "deaths": deaths} for request, deaths in whole.suspects]
+        body = orjson.dumps({"answered_by": self._index, "workers": workers, "suspects": suspects})
+        headers = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _closing(send: Send) -> Send:
+    """The same, and the client connects anew after the answer."""
+
+    async def closing(event: dict[str, Any]) -> None:
+        if event["type"] == "http.response.start":
+            event = event | {"headers": [*event["headers"], (b"connection", b"close")]}
+        await send(event)
+
+    return closing

@@ -1,0 +1,89 @@
+"""What each of several workers gets of what flags give the whole server: threads and memory. Called by `supervisor`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from embedserve.concurrency.inflight import default_limit
+from embedserve.config import RetryPolicy
+from embedserve.errors import ConfigError
+from embedserve.server.config import ServerConfig
+
+__all__ = ["can_share_ports", "check_supported", "share", "worker_config"]
+
+# The kernel deals connections out once, by chance. Of several workers, one that was replaced gets its share because
+# connections that end in good order now and then are dealt anew.
+_CONNECTIONS = {"grpc.max_connection_age_ms": 60_000}
+
+
+def check_supported(config: ServerConfig) -> None:
+    """Refuse what cannot be served by several processes.
+
+    Raises:
+        ConfigError: This system or configuration cannot; the message says why, and what to do.
+    """
+    if not can_share_ports():
+        raise ConfigError("--workers needs a system whose processes can share a port (SO_REUSEPORT), such as Linux")
+    if config.pyvoy is not None:
+        raise ConfigError("--workers and --server=pyvoy exclude each other: workers serve by --server=uvicorn")
+    if config.grpc.socket_path is not None and config.workers > 1:
+        raise ConfigError("--grpc_socket_path cannot be shared by --workers: give a port, or have one worker")
+
+
+def can_share_ports() -> bool:
+    """Whether processes of this system can share a TCP port."""
+    return hasattr(socket, "SO_REUSEPORT") and os.name == "posix"
+
+
+def share(whole: int, workers: int) -> int:
+    """One worker's part of something that each must have at least one of."""
+    return max(1, whole // workers)
+
+
+def worker_config(config: ServerConfig, cpus: int) -> ServerConfig:
+    """The configuration of one worker: what is served is told it later, and how often a load is tried is not its own.
+
+    Args:
+        config: The server's.
+        cpus: Processors of the machine, which TensorFlow's threads are divided over where nobody has said how many.
+    """
+    workers, options = config.workers, config.options
+    inflight = options.max_inflight_bytes or default_limit()
+    return config.model_copy(
+        update={
+            "root": None,
+            "models": (),
+            "config_file": None,
+            "options": options.model_copy(
+                update={
+                    "num_batch_threads": share(options.num_batch_threads, workers),
+                    "max_inflight_bytes": share(inflight, workers),
+                    "retry": RetryPolicy(max_retries=0),
+                }
+            ),
+            "grpc": config.grpc.model_copy(
+                update={
+                    "channel_arguments": {
+                        **(_CONNECTIONS if workers > 1 else {}),
+                        **config.grpc.channel_arguments,
+                        "grpc.so_reuseport": 1,
+                    }
+                }
+            ),
+            "session_config": session_config_share(config.session_config, workers, cpus),
+        }
+    )
+
+
+def session_config_share(session_config: bytes, workers: int, cpus: int) -> bytes:
+    """A serialized `tensorflow.ConfigProto` with one worker's part of the threads; negative numbers are left alone."""
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto
+
+    config: Any = ConfigProto.FromString(session_config)
+    for field in ("intra_op_parallelism_threads", "inter_op_parallelism_threads"):
+        whole = getattr(config, field) or cpus
+        setattr(config, field, share(whole, workers) if whole > 0 else whole)
+    serialized: bytes = config.SerializeToString()
+    return serialized

@@ -1,0 +1,320 @@
+"""A worker's registry: loads what it is told, answers with what the routes name, and shows the whole server's status.
+
+Used by `worker`; adapters see a `ModelRegistry` like any other. It watches no directory and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedserve.errors import Code, LoadError, ServingError
+from embedserve.lifecycle.manager import AspiredVersion
+from embedserve.lifecycle.transition_policy import as_told
+from embedserve.registry import ModelRegistry
+from embedserve.runtime.runtime import Runtime
+from embedserve.servable import ServableId, State
+from embedserve.server.standalone import exit_now
+from embedserve.server.workers.hands import NotedServable
+from embedserve.server.workers.messages import Configs, Dropped, Failed, Failure, Key, Load, Loaded, Routes, Status
+
+if TYPE_CHECKING:
+    from embedserve.concurrency.load_pool import LoadPool
+    from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+    from embedserve.lifecycle.managed_version import ManagedVersion
+    from embedserve.lifecycle.monitor import VersionStatus
+    from embedserve.lifecycle.source import SourceListener
+    from embedserve.observer import Observer, Observers
+    from embedserve.remote.follower import StoreStatistics
+    from embedserve.runtime.runtime import MakeLoader
+    from embedserve.servable import Loader, Predictor, Servable
+    from embedserve.server.workers.board import Board
+    from embedserve.server.workers.hands import Places
+    from embedserve.store_url import StoreUrl
+
+__all__ = ["WorkerRegistry"]
+
+logger = logging.getLogger("embedserve")
+
+_NOTHING = Status({}, {}, "the supervisor has not said anything yet", False, ())
+
+
+class WorkerRegistry(ModelRegistry):
+    """Serves what the routes say, and is asked for all workers.
+
+    Args:
+        options: The worker's share.
+        routes: Which versions answer; posted by the supervisor.
+        status: What is known of all workers' versions; posted by the supervisor.
+        send: Says something to the supervisor.
+        observers: As `ModelRegistry`.
+        make_loader: Makes loaders, where not of SavedModels.
+        places: Where runs are written down while they last; None writes nothing.
+    """
+
+    def __init__(
+        self,
+        options: RegistryOptions,
+        routes: Board,
+        status: Board,
+        send: Callable[[Any], None],
+        observers: Iterable[Observer] = (),
+        make_loader: MakeLoader | None = None,
+        places: Places | None = None,
+    ) -> None:
+        fields = {name: getattr(options, name) for name in type(options).model_fields}
+        super().__init__(models=(), observers=observers, **fields)
+        self._routes = routes
+        self._board = status
+        self._send = send
+        self._make_loader = make_loader
+        self._places = places
+        self._seen: tuple[int, Status] = (0, _NOTHING)
+
+    def _make_runtime(self) -> _WorkerRuntime:
+        return _WorkerRuntime(self.options, self._routes, self._send, self.observers, self._make_loader, self._places)
+
+    @property
+    def runtime(self) -> _WorkerRuntime:
+        """The entry, for the supervisor's orders."""
+        assert isinstance(self._runtime, _WorkerRuntime)
+        return self._runtime
+
+    @property
+    def whole(self) -> Status:
+        """What is known of all workers, as it is now."""
+        if self._board.number != self._seen[0]:
+            number, status = self._board.read()
+            self._seen = number, status
+        return self._seen[1]
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server, or this worker, is shutting down."""
+        return super().draining or self.whole.draining
+
+    def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
+        """As `ModelRegistry`, of all workers together."""
+        return {model: found for model, found in self.whole.versions.items() if name is None or model == name}
+
+    def models(self) -> tuple[str, ...]:
+        """As `ModelRegistry`, of all workers together."""
+        return tuple(sorted(self.whole.readiness))
+
+    def readiness(self) -> dict[str, str | None]:
+        """As `ModelRegistry`, of all workers together."""
+        return dict(self.whole.readiness)
+
+    def refused(self) -> frozenset[str]:
+        """Models that this worker refuses for their stuck runs."""
+        return frozenset(name for name in self.runtime.configs if self.runtime.trouble(name) is not None)
+
+    def unready(self) -> str | None:
+        """As `ModelRegistry`, of all workers together, or of this one when it leaves."""
+        return self.whole.unready or super().unready()
+
+
+def ending_error() -> ServingError:
+    """The error of requests that a process has when a kernel aborts it."""
+    return ServingError(
+        "the worker process that had this request ends: TensorFlow aborted it while it ran this or another request",
+        code=Code.UNAVAILABLE,
+    )
+
+
+def _key_of(version: ManagedVersion) -> Key:
+    return Key(version.id.name, version.id.version, version.fingerprint)
+
+
+class _ToldSource:
+    """In place of a source: what is aspired is told by the supervisor."""
+
+    diagnosis = None
+    misused = False
+
+    async def start(self) -> None:
+        """Nothing to look at."""
+
+    async def aclose(self) -> None:
+        """Nothing to stop."""
+
+    async def scan_now(self) -> None:
+        """Nothing to look at."""
+
+    def problem(self, name: str) -> str | None:
+        """The supervisor knows."""
+        return None
+
+    def coming(self, name: str) -> bool:
+        """The supervisor knows."""
+        return False
+
+    def set_models(self, models: Sequence[ModelConfig]) -> None:
+        """The supervisor tells."""
+
+    def set_policy(self, name: str, policy: VersionPolicy) -> None:
+        """The supervisor decides."""
+
+    def stores(self) -> dict[str, StoreStatistics]:
+        """The supervisor asks them."""
+        return {}
+
+    def release(self) -> None:
+        """The supervisor keeps the files."""
+
+
+class _WorkerRuntime(Runtime):
+    """One entry; coordinates its own manager by the routes."""
+
+    def __init__(
+        self,
+        options: RegistryOptions,
+        routes: Board,
+        send: Callable[[Any], None],
+        observers: Observers,
+        make_loader: MakeLoader | None,
+        places: Places | None,
+    ) -> None:
+        self._places = places
+        self._ending = False
+        self._routes = routes
+        self._send = send
+        self._following = False
+        self._adopted = 0
+        self._told: dict[str, dict[int, tuple[int, AspiredVersion]]] = {}
+        self._held: dict[Key, tuple[ManagedVersion, Servable, asyncio.Future[None]]] = {}
+
+        def make_source(
+            options: RegistryOptions, pool: LoadPool, root: Path | StoreUrl | None, listener: SourceListener
+        ) -> _ToldSource:
+            return _ToldSource()
+
+        super().__init__(options, None, (), observers, make_loader, make_source, policy=as_told, coordinator=self)
+
+    def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
+        """As `Runtime`, after all that has been posted: from the moment of a post no worker answers otherwise."""
+        if self._following and self._routes.number != self._adopted:
+            self.adopt()
+        if self._ending:
+            raise ending_error()
+        return super().resolve(name, version, label)
+
+    def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
+        noted = servable if self._places is None else NotedServable(servable, version.id, self._places)
+        return super()._predictor_of(version, noted)
+
+    async def fail_all(self, patience: float) -> None:
+        """The process ends: answer every request with UNAVAILABLE; returns when all are, or after `patience` s."""
+        self._ending = True
+        deadline = self.loop.time() + patience
+        while self.manager.abort(lambda id: ending_error()) and self.loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+    def follow_routes(self) -> None:
+        """Answer with what the routes name from now on; all of it has been loaded."""
+        self._following = True
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Publish and withdraw what the routes say; synchronous, so that a request sees them whole."""
+        if not self._following or self._routes.number == self._adopted:
+            return
+        self._adopted, routes = self._routes.read()
+        assert isinstance(routes, Routes)
+        wanted = {
+            Key(name, version, attempt)
+            for name, versions in routes.serving.items()
+            for version, attempt in versions.items()
+        }
+        for key in wanted - {_key_of(version) for version in self.manager.serving()}:
+            self._publish(key)
+        for version in self.manager.serving():
+            if (key := _key_of(version)) not in wanted:
+                self._told.get(key.name, {}).pop(key.attempt, None)
+                self.manager.withdraw(version)
+                self._aspire(key.name)
+        self.labels_of = {name: dict(labels) for name, labels in routes.labels.items()}
+
+    def _publish(self, key: Key) -> None:
+        held = self._held.pop(key, None)
+        if held is None:
+            # The supervisor posts what all have loaded. Whoever has not must not answer: it would answer with the past.
+            logger.critical("%s is to be served and is not loaded here: this worker ends", key)
+            exit_now(1)
+        else:
+            version, servable, published = held
+            self.manager.publish(version, servable)
+            if not published.done():
+                published.set_result(None)
+
+    # Orders.
+
+    def set_configs(self, configs: Configs) -> None:
+        """Know how models are configured."""
+        self.configs = dict(configs.models)
+        self.request_logs.set_models(self.configs)
+
+    async def load(self, order: Load) -> None:
+        """Load and warm up, hold until the routes name it, and report."""
+        key, config = order.key, order.config
+        self.configs.setdefault(key.name, config)
+
+        def make_loader() -> Loader:
+            return self._make_loader(ServableId(key.name, key.version), order.directory, config, self.options)
+
+        warmup = self.options.warmup if config.warmup is None else config.warmup
+        aspired = AspiredVersion(make_loader, key.attempt, str(order.directory.path), warmup != "none")
+        self._told.setdefault(key.name, {})[key.attempt] = key.version, aspired
+        self._aspire(key.name)
+        version = self._version_of(key)
+        if version is None:
+            refused = LoadError("the worker does not take it", code=Code.ABORTED)
+            self._send(Failed(key, Failure.of(refused)))
+            return
+        await self.monitor.wait_until(lambda: key in self._held or version.failed or version.state is State.END)
+        if key in self._held:
+            servable = self._held[key][1]
+            verdicts = {name: signature.batching for name, signature in servable.signatures.items()}
+            self._send(Loaded(key, servable.kind, servable.reads_files_at_run_time, version.loader.note, verdicts))
+        elif version.error is not None and version.aspired:  # Else it was dropped, or replaced.
+            self._send(Failed(key, Failure.of(version.error)))
+
+    async def drop(self, key: Key) -> None:
+        """Unload after the last request, and report."""
+        self.adopt()
+        self._told.get(key.name, {}).pop(key.attempt, None)
+        self._aspire(key.name)
+        await self.monitor.wait_until(lambda: self._version_of(key) is None)
+        self._send(Dropped(key))
+
+    def _aspire(self, name: str) -> None:
+        """Aim for what was told and not dropped; of several generations of a version, for the last."""
+        told = self._told.get(name, {})
+        self.manager.set_aspired_versions(name, {told[attempt][0]: told[attempt][1] for attempt in sorted(told)})
+
+    def _version_of(self, key: Key) -> ManagedVersion | None:
+        """What the manager still has of it."""
+        for version in self.manager.versions_of(key.name):
+            if version.fingerprint == key.attempt and version.state is not State.END:
+                return version
+        return None
+
+    # The coordinator of its own manager (lifecycle/coordinator.py).
+
+    async def hold(self, version: ManagedVersion, servable: Servable) -> None:
+        """Wait until the routes name the version, or it is dropped."""
+        if not version.aspired:
+            return
+        key, published = _key_of(version), self.loop.create_future()
+        self._held[key] = version, servable, published
+        self.monitor.publish()
+        dropped = asyncio.ensure_future(version.unaspired.wait())
+        await asyncio.wait({published, dropped}, return_when=asyncio.FIRST_COMPLETED)
+        dropped.cancel()
+        self._held.pop(key, None)
+
+    def serving_changed(self) -> None:
+        """The routes said so."""

@@ -1,0 +1,78 @@
+"""The bound on requests in flight is chosen by the memory a process may use: the machine's, or its control group's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from embedserve.concurrency import memory
+from embedserve.concurrency.inflight import InflightBytes, default_limit
+from embedserve.concurrency.memory import usable_memory
+from embedserve.config import RegistryOptions
+from embedserve.server.config import ServerConfig
+from embedserve.server.workers.shares import worker_config
+
+PAGE, PAGES = 4096, 1 << 22
+PRESENT = PAGE * PAGES  # 16 GiB
+NO_LIMIT = 9223372036854771712  # As version 1 writes it.
+
+
+@pytest.fixture(autouse=True)
+def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": PAGE, "SC_PHYS_PAGES": PAGES}.__getitem__)
+
+
+def machine(root: Path, cgroup: str, files: dict[str, object]) -> Path:
+    """A file system with the process in `cgroup`, and files by their path under /sys/fs/cgroup."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(cgroup)
+    for name, content in files.items():
+        path = root / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    return root
+
+
+CLASSIC = "3:cpu,cpuacct:/docker/abc\n2:memory:/docker/abc\n"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/\n", {"memory.max": 1500 << 20}, 1500 << 20),
+        ("0::/\n", {"memory.max": "max"}, PRESENT),
+        ("0::/\n", {"memory.max": PRESENT * 2}, PRESENT),
+        ("0::/pods/one\n", {"pods/memory.max": 3 << 30, "pods/one/memory.max": "max"}, 3 << 30),
+        ("0::/pods/one\n", {"pods/memory.max": 3 << 30, "pods/one/memory.max": 2 << 30}, 2 << 30),
+        ("0::/gone/from/here\n", {"memory.max": 1 << 30}, 1 << 30),
+        ("0::/\n", {"memory.max": "broken"}, PRESENT),
+        ("0::/\n", {}, PRESENT),
+        (CLASSIC, {"memory/memory.limit_in_bytes": 2 << 30}, 2 << 30),
+        (CLASSIC, {"memory/docker/abc/memory.limit_in_bytes": 1 << 30}, 1 << 30),
+        (CLASSIC, {"memory/memory.limit_in_bytes": NO_LIMIT}, PRESENT),
+        (CLASSIC, {"cpu,cpuacct/memory.limit_in_bytes": 1 << 30}, PRESENT),
+        ("2:cpu:/\n", {"memory.max": 1 << 30}, PRESENT),
+    ],
+)
+def test_a_control_groups_limit_counts(tmp_path: Path, cgroup: str, files: dict[str, object], expected: int) -> None:
+    assert usable_memory(machine(tmp_path, cgroup, files)) == expected
+
+
+def test_without_control_groups_the_machines_memory_counts(tmp_path: Path) -> None:
+    assert usable_memory(tmp_path) == PRESENT
+
+
+def test_a_machine_whose_memory_cannot_be_read_has_16_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sysconf")
+    assert usable_memory(tmp_path) == 16 << 30
+
+
+def test_requests_in_flight_and_workers_get_their_part_of_a_containers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_limits", lambda root: (float(1500 << 20),))
+    quarter = (1500 << 20) // 4
+    assert default_limit() == quarter
+    options = RegistryOptions()
+    assert InflightBytes(options.max_inflight_bytes, options.max_request_bytes).limit == quarter
+    assert worker_config(ServerConfig(workers=3), cpus=2).options.max_inflight_bytes == quarter // 3

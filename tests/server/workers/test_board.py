@@ -1,0 +1,70 @@
+"""What one process posts on a board is what every reader reads from then on, whole and in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from embedserve.errors import ServingError
+from embedserve.server.workers import board as board_module
+from embedserve.server.workers.board import Board
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    with contextlib.closing(Board()) as board:
+        yield board
+
+
+@pytest.fixture
+def reader(board: Board) -> Iterator[Board]:
+    with contextlib.closing(Board(os.dup(board.fd))) as reader:
+        yield reader
+
+
+def test_a_reader_sees_what_was_posted_last(board: Board, reader: Board) -> None:
+    assert reader.read() == (0, None)
+    for number in range(1, 6):
+        board.post({"n": number, "filler": "x" * number * 1000})
+        assert reader.number == number
+        assert reader.read() == (number, {"n": number, "filler": "x" * number * 1000})
+
+
+def test_what_is_too_large_leaves_the_last_value_in_force(
+    board: Board, reader: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.post("small")
+    monkeypatch.setattr(board_module, "_SLOT_BYTES", 2000)
+    with pytest.raises(ServingError, match="more than workers can be told"):
+        board.post("x" * 3000)
+    monkeypatch.undo()
+    assert reader.read() == (1, "small")
+
+
+def test_readers_in_other_processes_read_whole_values_in_order(board: Board) -> None:
+    code = """
+import sys
+from embedserve.server.workers.board import Board
+board, last = Board(int(sys.argv[1])), 0
+print("reading", flush=True)
+while last < 3000:
+    number, value = board.read()
+    assert number >= last
+    assert value is None or value == [number] * (number % 700), (number, value[:3])
+    last = number
+print("done")
+"""
+    command = [sys.executable, "-c", code, str(board.fd)]
+    reader = subprocess.Popen(command, pass_fds=[board.fd], stdout=subprocess.PIPE, text=True)
+    with reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reading\n"
+        for number in range(1, 3001):
+            board.post([number] * (number % 700))
+        assert reader.communicate(timeout=60)[0] == "done\n"
+    assert reader.returncode == 0
