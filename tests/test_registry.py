@@ -468,7 +468,7 @@ async def test_an_observer_that_fails_fails_no_request(caplog: pytest.LogCapture
 def test_construction_says_what_is_wrong() -> None:
     with pytest.raises(ConfigError, match="give ModelRegistry a directory of models"):
         ModelRegistry()
-    with pytest.raises(ConfigError, match="num_batch_thread: Extra inputs"):
+    with pytest.raises(ConfigError, match=r"num_batch_thread: .* did you mean .num_batch_threads."):
         ModelRegistry("models", num_batch_thread=3)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="Last entry in allowed_batch_sizes"):
         ModelRegistry("models", batching_options={"allowed_batch_sizes": [1, 2], "max_batch_size": 4})
