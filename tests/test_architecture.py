@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "handle tfs.examples runtime",
         "registry",
         "metrics testing",
+        "http",
         "asgi",
         "rest grpc",
         "tfs.config",

@@ -1,0 +1,113 @@
+"""What one connection may cost the server: every limit of the state machines, with unit, meaning and origin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits", "RateLimit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one connection; the defaults suit a server that faces unknown clients.
+
+    Attributes:
+        max_header_bytes: Bytes of a header list as RFC 9113 counts them: names, values and 32 per field. Announced as
+            SETTINGS_MAX_HEADER_LIST_SIZE. A larger list is answered with 431; a compressed block of more bytes, or a
+            list of more than four times as many, ends the connection. For HTTP/1.1 the bytes of the request's line
+            and fields. Origin: uvicorn's and hpack's own bound.
+        max_headers: Fields of one request, trailers counted by themselves; more are answered with 431. Origin:
+            Envoy's and Apache's default.
+        max_url_bytes: Bytes of a request target; more are answered with 414. Origin: RFC 9110 asks for 8,000.
+        max_streams: Streams that a client has open at once, announced; further ones get REFUSED_STREAM. Origin: some
+            times the largest useful batch.
+        stream_window: Bytes of a request body that a client may send ahead of the application. Origin: ten round
+            trips of a second's traffic at 10 MB/s.
+        connection_window: The same for all streams of a connection together: bounds what one client makes the server
+            hold of bodies. Origin: sixteen bodies at full window.
+        max_frame_bytes: Largest frame that a client may send, announced. Origin: a socket is read 64 to 256 KiB at a
+            time, and larger frames cost less per byte.
+        max_continuations: CONTINUATION frames of one header block. Origin: a block of `max_header_bytes` in frames of
+            16 KiB needs 4.
+        max_settings: Entries of one SETTINGS frame. Origin: nghttp2.
+        settings_per_second: SETTINGS frames, each of which touches every open stream. Origin: clients send one or two
+            in a connection's life.
+        settings_burst: SETTINGS frames at once, before the rate counts.
+        resets_per_second: Streams that end early by the client's doing: RST_STREAM, or a violation that the server
+            has to answer with RST_STREAM. Origin: six times nghttp2's default, for callers whose deadlines pass.
+        resets_burst: Early ends at once, before the rate counts. Origin: nghttp2's default; `max_streams` calls can be
+            cancelled together.
+        control_frames_per_second: Frames that bring no request forward: PING, PRIORITY, unknown types, DATA without
+            bytes, window updates of less than 256 bytes. Origin: one costs about a microsecond; gRPC clients send some
+            hundred PING frames per second to measure a connection.
+        control_frames_burst: Such frames at once, before the rate counts.
+        max_unread_control_bytes: Bytes of answers to control frames that wait because the client reads nothing.
+            Origin: some thousand PING answers.
+        max_queued_bytes: Bytes of answers that wait for the client's windows, over which further answers are dropped
+            and their streams reset. A single answer may be larger. Origin: a batch of images.
+        max_pipelined: HTTP/1.1 requests that are read ahead of their answers. Origin: benchmarks pipeline 16.
+        direct_body_bytes: Bytes of a declared HTTP/1.1 body from which it is received into one buffer of its size.
+            Origin: below it a join costs less than a second buffer.
+    """
+
+    max_header_bytes: int = 65_536
+    max_headers: int = 100
+    max_url_bytes: int = 8_192
+    max_streams: int = 1_000
+    stream_window: int = 1 << 20
+    connection_window: int = 1 << 24
+    max_frame_bytes: int = 65_536
+    max_continuations: int = 32
+    max_settings: int = 32
+    settings_per_second: float = 10.0
+    settings_burst: int = 100
+    resets_per_second: float = 200.0
+    resets_burst: int = 1_000
+    control_frames_per_second: float = 1_000.0
+    control_frames_burst: int = 2_000
+    max_unread_control_bytes: int = 65_536
+    max_queued_bytes: int = 1 << 26
+    max_pipelined: int = 16
+    direct_body_bytes: int = 16_384
+
+    def __post_init__(self) -> None:
+        """Refuse what the protocols cannot say.
+
+        Raises:
+            ValueError: A limit is out of its range.
+        """
+        ranges = {
+            "max_streams": (1, 2**31 - 1),
+            "stream_window": (1, 2**31 - 1),
+            "connection_window": (65_535, 2**31 - 1),
+            "max_frame_bytes": (2**14, 2**24 - 1),
+            "max_header_bytes": (1, 2**30),
+        }
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"{name} is {value}, expected {least} to {most}")
+
+
+class RateLimit:
+    """A bucket of `burst` tokens that gains `per_second` tokens each second."""
+
+    __slots__ = ("_burst", "_per_second", "_seen", "_tokens")
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = self._tokens = float(burst)
+        self._seen = 0.0
+
+    def __repr__(self) -> str:
+        return f"<RateLimit {self._tokens:.0f} of {self._burst:.0f}>"
+
+    def take(self, now: float) -> bool:
+        """Whether one more event is within the limit; `now` in seconds of any steady clock."""
+        gained = (now - self._seen) * self._per_second
+        self._seen = now
+        self._tokens = min(self._burst, self._tokens + gained) - 1.0
+        if self._tokens >= 0.0:
+            return True
+        self._tokens = 0.0
+        return False

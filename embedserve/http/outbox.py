@@ -1,0 +1,211 @@
+"""What a connection still has to send: frames that are due, and answers that wait for the client's windows.
+
+Decides who sends next and how much. Knows no request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from embedserve.http.frames import (
+    CONTINUATION,
+    DATA,
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEADER,
+    HEADERS,
+    ErrorCode,
+    ProtocolError,
+    frame,
+)
+from embedserve.http.header_blocks import NO_DYNAMIC_TABLE
+from embedserve.http.limits import Limits
+from embedserve.http.streams import Stream
+
+__all__ = ["Outbox"]
+
+TURN_BYTES = 262_144
+"""Bytes of answers that one turn of the loop takes: four socket buffers of 64 KiB, so that no stream keeps another out
+for long."""
+
+_header = FRAME_HEADER.pack
+
+
+class Outbox:
+    """The sending side of one connection.
+
+    Attributes:
+        window: Bytes of bodies that the client takes on all streams together.
+        initial_window: The same for a new stream.
+        max_frame: Largest payload that the client takes.
+        queued_bytes: Bytes of answers that wait.
+        waiting: Streams that can send as soon as there is room, the next one first.
+    """
+
+    __slots__ = (
+        "_control_bytes",
+        "_limits",
+        "_pieces",
+        "_size",
+        "_table_announced",
+        "initial_window",
+        "max_frame",
+        "queued_bytes",
+        "waiting",
+        "window",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pieces: list[bytes | memoryview] = []
+        self._size = self._control_bytes = 0
+        self._table_announced = False
+        self.window = self.initial_window = DEFAULT_WINDOW
+        self.max_frame = DEFAULT_FRAME_BYTES
+        self.queued_bytes = 0
+        self.waiting: dict[int, Stream] = {}
+
+    def __bool__(self) -> bool:
+        """Whether `take` would return anything."""
+        return bool(self._pieces) or (bool(self.waiting) and self.window > 0)
+
+    def put(self, frame_bytes: bytes) -> None:
+        """Send a whole frame, whatever the windows are."""
+        self._pieces.append(frame_bytes)
+
+    def control(self, frame_bytes: bytes) -> None:
+        """Send a frame that a client provoked.
+
+        Raises:
+            ProtocolError: Too many wait, because the client reads nothing.
+        """
+        self._pieces.append(frame_bytes)
+        self._control_bytes += len(frame_bytes)
+        if self._control_bytes > self._limits.max_unread_control_bytes:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "answers to control frames are not read")
+
+    def headers(self, stream_id: int, block: bytes, end_stream: int) -> None:
+        """Send a header block, in as many frames as the client needs."""
+        if not self._table_announced:
+            self._table_announced = True
+            block = NO_DYNAMIC_TABLE + block
+        size, limit = len(block), self.max_frame
+        if size <= limit:
+            header = _header(size >> 8, size & 0xFF, HEADERS, END_HEADERS | end_stream, stream_id)
+            self._pieces += (header, block)
+            return
+        self._pieces.append(frame(HEADERS, end_stream, stream_id, block[:limit]))
+        for at in range(limit, size, limit):
+            flags = END_HEADERS if at + limit >= size else 0
+            self._pieces.append(frame(CONTINUATION, flags, stream_id, block[at : at + limit]))
+
+    def answer(self, stream: Stream, head: bytes, body: bytes, trailers: bytes) -> bool:
+        """Send a whole answer that fits into every window and one frame; False if it does not, and nothing was sent."""
+        size = len(body)
+        if (
+            size > self.max_frame
+            or size > self.window
+            or size > stream.send_window
+            or self._size > TURN_BYTES
+            or not self._table_announced
+            or len(head) > DEFAULT_FRAME_BYTES
+            or len(trailers) > DEFAULT_FRAME_BYTES
+        ):
+            return False
+        self.window -= size
+        stream.send_window -= size
+        self._size += size
+        stream_id, head_size, tail_size = stream.id, len(head), len(trailers)
+        self._pieces += (
+            _header(head_size >> 8, head_size & 0xFF, HEADERS, END_HEADERS, stream_id),
+            head,
+            _header(size >> 8, size & 0xFF, DATA, not tail_size, stream_id),
+            body,
+        )
+        if tail_size:
+            self._pieces += (
+                _header(tail_size >> 8, tail_size & 0xFF, HEADERS, END_HEADERS | END_STREAM, stream_id),
+                trailers,
+            )
+        return True
+
+    def data(self, stream: Stream, data: bytes | memoryview) -> bool:
+        """Send bytes of a body, and the end of the answer if it was given; False if some have to wait."""
+        size = len(data)
+        if not stream.queue:
+            if not size or (
+                size <= self.max_frame
+                and size <= self.window
+                and size <= stream.send_window
+                and self._size <= TURN_BYTES
+            ):
+                self._frame(stream, data, size)
+                return True
+            stream.queue = deque()
+        assert stream.queue is not None
+        if size:
+            stream.queue.append(memoryview(data))
+            self.queued_bytes += size
+        if stream.send_window > 0:
+            self.waiting[stream.id] = stream
+        return False
+
+    def _frame(self, stream: Stream, data: bytes | memoryview, size: int) -> None:
+        """The next DATA frame, and what ends the stream after the last one."""
+        last = stream.local_ended and not stream.queue
+        if size or (last and stream.trailers is None):
+            self.window -= size
+            stream.send_window -= size
+            self._size += size
+            flags = END_STREAM if last and stream.trailers is None else 0
+            self._pieces += (_header(size >> 8, size & 0xFF, DATA, flags, stream.id), data)
+        if last and stream.trailers is not None:
+            self.headers(stream.id, stream.trailers, END_STREAM)
+
+    def fill(self) -> list[Stream]:
+        """Turn waiting bytes into frames, one of each stream in turn, while windows and the turn's bound allow.
+
+        Returns:
+            The streams of which nothing waits any more.
+        """
+        sent = []
+        waiting = self.waiting
+        while waiting and self.window > 0 and self._size <= TURN_BYTES:
+            stream = waiting.pop(next(iter(waiting)))
+            queue = stream.queue
+            if not queue or stream.send_window <= 0:
+                continue  # SETTINGS took the window away meanwhile; the next update of it brings the stream back.
+            room = min(stream.send_window, self.window, self.max_frame)
+            piece = queue[0]
+            if len(piece) > room:
+                piece, queue[0] = piece[:room], piece[room:]
+            else:
+                queue.popleft()
+            self.queued_bytes -= len(piece)
+            self._frame(stream, piece, len(piece))
+            if not queue:
+                sent.append(stream)
+            elif stream.send_window > 0:
+                waiting[stream.id] = stream
+        return sent
+
+    def widened(self, stream: Stream) -> None:
+        """The stream's window grew: what waits may go on."""
+        if stream.queue and stream.send_window > 0:
+            self.waiting[stream.id] = stream
+
+    def drop(self, stream: Stream) -> None:
+        """Forget what waits of a stream that is over."""
+        if stream.queue:
+            self.queued_bytes -= sum(map(len, stream.queue))
+            stream.queue = None
+            self.waiting.pop(stream.id, None)
+
+    def take(self) -> bytes:
+        """The frames that are due, as one piece."""
+        pieces = self._pieces
+        self._pieces = []
+        self._size = self._control_bytes = 0
+        return b"".join(pieces)
