@@ -13,7 +13,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, Unpack
 
+from embedserve.concurrency.owner_loop import check_asyncio, check_threads
 from embedserve.concurrency.private_loop import PrivateLoop
 from embedserve.config import ModelConfig, RegistryOptions, location, validated
 from embedserve.errors import ConfigError, RegistryStateError, StartError
@@ -90,15 +91,21 @@ class ModelRegistry(RegistryView):
 
         Raises:
             StartError: Fewer models became available than `start_requires` asks for; the registry is left again.
-            RegistryStateError: Already entered, or TensorFlow cannot run here: it had run before this process was
-                forked.
+            RegistryStateError: Already entered, or a registry cannot run here: trio runs the coroutine, gevent has
+                patched the process, or TensorFlow had run before this process was forked.
         """
+        check_asyncio()
         if self._claim_entry() is not None:
             raise RegistryStateError(f"{self!r} is entered already; leave it first")
         await self._start(wait)
 
     def _claim_entry(self) -> Future[None] | None:
-        """None if the caller is the one to enter; else the entry that is on or has begun. From any thread."""
+        """None if the caller is the one to enter; else the entry that is on or has begun. From any thread.
+
+        Raises:
+            RegistryStateError: Nobody can enter in this process, whose threads are no threads.
+        """
+        check_threads()
         with self._claiming:
             if self._runtime is not None and self._runtime.dead:
                 self._abandon(self._runtime)
@@ -131,14 +138,20 @@ class ModelRegistry(RegistryView):
         Raises:
             StartError, RegistryStateError: As `start`, for each who waits; the next call tries again.
         """
+        await self._enter_or_join()
+
+    async def _enter_or_join(self) -> bool:
+        """As `ensure_started`; whether this call has entered, and is to leave."""
         if self.started:
-            return
+            return False
+        check_asyncio()
         other = self._claim_entry()
         if other is None:
             await self._start(wait=True)
         else:
             await asyncio.shield(asyncio.wrap_future(other))
             await self.wait_until_ready()
+        return other is None
 
     def ensure_started_sync(self) -> None:
         """As `ensure_started`, from any thread: enters on a private loop thread where nobody has entered yet.
@@ -221,9 +234,19 @@ class ModelRegistry(RegistryView):
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
         """For a host application: `Starlette(lifespan=registry.lifespan)`, or inside the host's own lifespan:
-        `async with registry.lifespan(app): yield`."""
-        async with self:
+        `async with registry.lifespan(app): yield`.
+
+        A registry that is entered already, on whichever loop, is used and left to whoever has entered it.
+
+        Raises:
+            StartError, RegistryStateError: As `start`.
+        """
+        entered = await self._enter_or_join()
+        try:
             yield
+        finally:
+            if entered:
+                await self.aclose()
 
     def __enter__(self) -> Self:
         """Enter on a private loop thread, for scripts, Flask, Django, Celery; use the `_sync` methods."""
@@ -384,6 +407,8 @@ class ModelRegistry(RegistryView):
         return ModelHandle(runtime, runtime.resolve(name, version, label))
 
     def _sync(self, call: Callable[[], Awaitable[T]]) -> T:
+        if self._runtime is None:
+            check_threads()
         return self._here().call_sync(call)
 
     # Changes on demand.
@@ -450,6 +475,16 @@ class ModelRegistry(RegistryView):
             await call(runtime)
         else:
             await runtime.bridge(call(runtime))
+
+    async def run_on_loop(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """Await a coroutine function on the registry's loop, from any other loop; for adapters.
+
+        Cancelling the caller cancels the coroutine.
+
+        Raises:
+            RegistryStateError: The registry's loop cannot be reached, or the caller's is not one of asyncio.
+        """
+        return await self._here().bridge(call(*args))
 
     async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Run a large decode or encode off the registry's loop; for adapters."""

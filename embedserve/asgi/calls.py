@@ -16,7 +16,7 @@ __all__ = ["Call", "Calls", "ClientDisconnected", "Receive", "Scope", "Send"]
 
 Scope: TypeAlias = Mapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
-Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+Send: TypeAlias = Callable[[Any], Awaitable[None]]
 
 
 # Seconds between two questions to a host that does not wait with its answer.

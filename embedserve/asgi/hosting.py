@@ -1,4 +1,4 @@
-"""A registry and the ASGI host it runs in: may it be used here, and who enters it.
+"""A registry and the ASGI host it runs in: may it be used here, who enters it, and which path was sent.
 
 Called by the applications. Knows no route.
 """
@@ -9,13 +9,14 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from embedserve.asgi.calls import Receive, Send
-from embedserve.errors import NotReadyError, RegistryStateError
+from embedserve.asgi.calls import Receive, Scope, Send
+from embedserve.concurrency.owner_loop import check_asyncio
+from embedserve.errors import NotReadyError
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
 
-__all__ = ["NOT_ENTERED", "check_usable", "run_lifespan"]
+__all__ = ["NOT_ENTERED", "check_usable", "path_as_sent", "run_lifespan"]
 
 NOT_ENTERED = (
     "the registry has not been entered. If it stays so, the host application does not run its lifespan: add "
@@ -25,25 +26,35 @@ NOT_ENTERED = (
 )
 
 
+_SLASHES = (b"/", b"%2F", b"%2f")
+
+
 def check_usable(registry: ModelRegistry) -> None:
-    """Refuse, with what to change, to use a registry that is not entered, or that is another loop's.
+    """Refuse, with what to change, a call on a loop that is not the registry's and from which it cannot be reached.
 
     Raises:
         NotReadyError: Not entered.
-        RegistryStateError: Entered on another loop.
+        RegistryStateError: trio runs the host, this is a forked child, or the registry's loop has ended.
     """
     loop = registry.loop
     if loop is None:
         raise NotReadyError(NOT_ENTERED)
-    if loop is not asyncio.get_running_loop():
-        raise RegistryStateError(
-            "this application runs on another event loop than its registry: enter the registry on the loop that "
-            "serves (`lifespan=registry.lifespan`), not by plain `with registry` and not in another thread"
-        )
+    if loop is not asyncio._get_running_loop():
+        check_asyncio()
+        registry.check_reachable()
+
+
+def path_as_sent(scope: Scope) -> str:
+    """The path of a request without the slash that Litestar puts at the end of a mounted application's path."""
+    path: str = scope["path"]
+    raw = scope.get("raw_path")
+    if raw and len(path) > 1 and path[-1] == "/" and not raw.partition(b"?")[0].endswith(_SLASHES):
+        return path[:-1]
+    return path
 
 
 async def run_lifespan(registry: ModelRegistry, app: Any, receive: Receive, send: Send) -> None:
-    """Enter the registry where nobody else did: `app` is the whole application, not a mounted one.
+    """Enter the registry where nobody else did, on whichever loop: `app` is the whole application, not a mounted one.
 
     Raises:
         Exception: What went wrong, once the host has been told: some hosts (test clients) wait for it.
@@ -52,9 +63,7 @@ async def run_lifespan(registry: ModelRegistry, app: Any, receive: Receive, send
     step = "startup"
     try:
         async with AsyncExitStack() as stack:
-            if registry.loop is None:
-                await stack.enter_async_context(registry.lifespan(app))
-            check_usable(registry)
+            await stack.enter_async_context(registry.lifespan(app))
             await send({"type": "lifespan.startup.complete"})
             step = "shutdown"
             await receive()

@@ -6,9 +6,13 @@ raises with the remedy instead. Knows no model.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import glob
 import os
+import queue
+import selectors
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
@@ -17,7 +21,7 @@ from typing import Any, TypeVar
 
 from embedserve.errors import RegistryStateError
 
-__all__ = ["HomeLoop", "check_fork"]
+__all__ = ["HomeLoop", "check_asyncio", "check_fork", "check_threads"]
 
 T = TypeVar("T")
 
@@ -75,6 +79,46 @@ def check_fork() -> None:
         )
 
 
+# gevent and eventlet put greenlets in place of these: an event loop in a thread of its own then waits for ever.
+_REPLACED: tuple[tuple[Any, str], ...] = (
+    (_thread, "start_new_thread"),
+    (queue, "SimpleQueue"),
+    (selectors, "DefaultSelector"),
+    (socket, "socket"),
+)
+
+
+def check_threads() -> None:
+    """Refuse a process whose threads, queues or sockets were replaced by greenlets, where a registry can only hang.
+
+    Raises:
+        RegistryStateError: gevent or eventlet has patched the standard library.
+    """
+    for module, name in _REPLACED:
+        package = getattr(module, name).__module__.partition(".")[0]
+        if package in ("gevent", "eventlet"):
+            raise RegistryStateError(
+                f"{package} has patched the module {module.__name__} here, and a registry needs real threads: "
+                f"enter it in a process that is not patched (gunicorn -k gthread instead of -k {package}), or run "
+                "`embedserve MODELS` as a process of its own and send it requests from here"
+            )
+
+
+def check_asyncio() -> None:
+    """Refuse a coroutine that no asyncio loop runs.
+
+    Raises:
+        RegistryStateError: trio, or nothing at all, runs the caller.
+    """
+    if asyncio._get_running_loop() is None:
+        trio = sys.modules.get("trio")
+        host = "trio" if trio is not None and trio.lowlevel.in_trio_run() else "no asyncio event loop"
+        raise RegistryStateError(
+            f"{host} runs this coroutine, and a registry's coroutines need asyncio: enter by `with registry:` and call "
+            "the `_sync` methods in a thread, as `await trio.to_thread.run_sync(registry.predict_sync, name, inputs)`"
+        )
+
+
 class HomeLoop:
     """Belongs to the loop on which it is made, until it is closed."""
 
@@ -92,17 +136,25 @@ class HomeLoop:
         """Whether nothing can run here any more: the loop is closed, or in another process."""
         return self.loop.is_closed() or os.getpid() != self.pid
 
-    def check_reachable(self) -> None:
-        """Raise, with the remedy, where a call from outside the loop could only hang.
+    def check_process(self) -> None:
+        """Refuse a forked child, which has the memory of its parent and none of its threads.
 
         Raises:
-            RegistryStateError: A forked child, a closed loop or a loop that does not run.
+            RegistryStateError: This is a forked child.
         """
         if os.getpid() != self.pid:
             raise RegistryStateError(
                 f"the registry was entered in process {self.pid}, this is a forked child (process {os.getpid()}), "
                 f"which has none of its threads: {FORK_REMEDY}"
             )
+
+    def check_reachable(self) -> None:
+        """Raise, with the remedy, where a call from outside the loop could only hang.
+
+        Raises:
+            RegistryStateError: A forked child, a closed loop or a loop that does not run.
+        """
+        self.check_process()
         if self.closed:
             raise RegistryStateError("the registry has been left; enter it again with `async with` or `with`")
         if self.loop.is_closed() or not self.loop.is_running():
@@ -113,7 +165,16 @@ class HomeLoop:
             )
 
     async def bridge(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on this loop for a caller on another; cancellation is carried over."""
+        """Run a coroutine on this loop for a caller on another; cancellation is carried over.
+
+        Raises:
+            RegistryStateError: This loop cannot be reached, or the caller's is not one of asyncio.
+        """
+        try:
+            check_asyncio()
+        except RegistryStateError:
+            call.close()
+            raise
         return await asyncio.wrap_future(self._submit(call))
 
     def call_sync(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -127,6 +188,7 @@ class HomeLoop:
                 "a `_sync` call on the registry's own event loop would wait for itself for ever: await the call "
                 "without `_sync`, or make it from a thread (a plain `def` endpoint, asyncio.to_thread)"
             )
+        check_threads()
 
         async def on_loop() -> T:
             return await call()

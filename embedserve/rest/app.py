@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Literal, overload
 
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
+from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.hosting import check_usable, run_lifespan
 from embedserve.asgi.sending import PIECE, send_body
 from embedserve.concurrency.inflight import Reservation
@@ -100,7 +101,7 @@ def create_app(
     (`uvicorn module:app`) it enters the registry in its own lifespan, unless that has happened.
 
     Args:
-        registry: Entered or not yet; on the loop that the application runs on.
+        registry: Entered or not yet; calls on another loop than its own are carried over, which costs a little.
         grpc: Answer gRPC and gRPC-Web calls on the same port, as `embedserve.grpc.GrpcMiddleware` does before an
             application of your own. Below a prefix only gRPC-Web clients reach it.
         cors: Add TF Serving's CORS headers to every answer of the REST API, and let any origin make gRPC-Web calls.
@@ -169,6 +170,9 @@ class RestApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
         if scope["type"] == "http":
+            if asyncio._get_running_loop() is not self._registry.loop and self._is_to_be_carried(scope):
+                await carry_over(self._registry, self, scope, receive, send)
+                return
             found = None if self._metrics_in_rest else known_route(scope)
             if found is None:
                 response = await self._respond(scope, receive)
@@ -191,6 +195,12 @@ class RestApp:
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1000})
+
+    def _is_to_be_carried(self, scope: Scope) -> bool:
+        """Whether a request is for the registry's loop, another one; health is answered on any, should that hang."""
+        if self._health and health.is_health_path(path_of(raw_target(scope))):
+            return False
+        return is_elsewhere(self._registry)
 
     def takes(self, scope: Scope) -> bool:
         """Whether a request is one of ours, whatever its answer; the rest is the host's."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
+from embedserve.asgi.hosting import path_as_sent
 from embedserve.errors import InvalidInputError
 
 __all__ = ["METHODS", "READS", "Route", "is_rest", "is_strict_uri", "known_route", "path_of", "raw_target", "route"]
@@ -71,13 +72,13 @@ def raw_target(scope: Mapping[str, Any]) -> str:
     if raw and not scope.get("root_path") and raw == path.encode("latin-1", "replace") and b"%" not in raw:
         target: str = path
     else:
-        target = _below_mount(scope, path, (raw or b"").partition(b"?")[0].decode("latin-1"))
+        target = _below_mount(scope, (raw or b"").partition(b"?")[0].decode("latin-1"))
     return f"{target}?{query.decode('latin-1')}" if query else target
 
 
-def _below_mount(scope: Mapping[str, Any], path: str, raw: str) -> str:
+def _below_mount(scope: Mapping[str, Any], raw: str) -> str:
     prefixes = tuple(_prefixes(scope))
-    below = path
+    below = path = path_as_sent(scope)
     for prefix in prefixes:
         if path == prefix or path.startswith(prefix + "/"):
             below = path[len(prefix) :]
@@ -86,6 +87,10 @@ def _below_mount(scope: Mapping[str, Any], path: str, raw: str) -> str:
     for candidate in (*(_cut(raw, prefix) for prefix in prefixes), raw):
         if candidate and unquote(candidate) == below:
             return candidate
+    # Litestar cuts `path` and says nowhere of what.
+    sent = unquote(raw)
+    if len(below) > 1 and sent.endswith(below) and (candidate := _cut(raw, sent[: -len(below)])) is not None:
+        return candidate
     return quote(below, safe="/:@!$&'()*+,;=~") or "/"
 
 

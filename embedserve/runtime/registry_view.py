@@ -62,6 +62,14 @@ class RegistryView:
         return None if runtime is None or runtime.pid != os.getpid() else runtime
 
     @property
+    def _entry_of_this_process(self) -> Runtime | None:
+        """As `_entry`, but a child that was forked from the process with the entry is told so, not shown nothing."""
+        runtime = self._runtime
+        if runtime is not None:
+            runtime.check_process()
+        return runtime
+
+    @property
     def draining(self) -> bool:
         """Whether shutdown has begun: readiness is down, requests are still answered."""
         return self._entry is not None and self._entry.draining
@@ -86,16 +94,23 @@ class RegistryView:
         return self._here().inflight
 
     def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
-        """Every version ever known in this entry, by model, versions descending; of one model if named."""
-        if self._runtime is None:
-            snapshot = self._last_status
-        else:
-            snapshot = {} if self._entry is None else self._entry.monitor.snapshot
+        """Every version ever known in this entry, by model, versions descending; of one model if named.
+
+        Raises:
+            RegistryStateError: In a forked child of the process that has entered the registry.
+        """
+        entry = self._entry_of_this_process
+        snapshot = self._last_status if entry is None else entry.monitor.snapshot
         return {model: statuses for model, statuses in snapshot.items() if name is None or model == name}
 
     def models(self) -> tuple[str, ...]:
-        """Names of the configured and discovered models."""
-        return () if self._entry is None else tuple(sorted(self._entry.readiness()))
+        """Names of the configured and discovered models; empty where the registry is not entered.
+
+        Raises:
+            RegistryStateError: As `status`.
+        """
+        entry = self._entry_of_this_process
+        return () if entry is None else tuple(sorted(entry.readiness()))
 
     def readiness(self) -> dict[str, str | None]:
         """For each configured model None when it has an available, warm version that answers, else the reason.
@@ -123,9 +138,28 @@ class RegistryView:
         return None if self._entry is None else self._entry.liveness()
 
     def labels(self, name: str) -> dict[str, int]:
-        """Label → version of one model."""
-        return {} if self._entry is None else dict(self._entry.labels_of.get(name, {}))
+        """Label → version of one model.
+
+        Raises:
+            RegistryStateError: As `status`.
+        """
+        entry = self._entry_of_this_process
+        return {} if entry is None else dict(entry.labels_of.get(name, {}))
 
     def statistics(self) -> RegistryStatistics:
-        """What the registry does now."""
-        return self._here().statistics()
+        """What the registry does now.
+
+        Raises:
+            RegistryStateError: Not entered, or as `status`.
+        """
+        runtime = self._here()
+        runtime.check_process()
+        return runtime.statistics()
+
+    def check_reachable(self) -> None:
+        """Raise, with the remedy, where no call can reach the registry: for adapters on another loop than its own.
+
+        Raises:
+            RegistryStateError: Not entered, left, in a forked child, or on a loop that does not run.
+        """
+        self._here().check_reachable()

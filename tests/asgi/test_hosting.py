@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from embedserve.asgi.hosting import check_usable, run_lifespan
-from embedserve.errors import NotReadyError, RegistryStateError, StartError
+from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
+from embedserve.errors import NotReadyError, StartError
 from embedserve.testing import FakeLoader, FakeRegistry
 
 
@@ -68,16 +68,32 @@ async def test_a_failed_start_is_told_to_the_host_and_raised() -> None:
     assert not reg.started
 
 
-async def test_a_registry_of_another_loop_is_refused_at_the_start() -> None:
+@pytest.mark.may_block
+async def test_a_registry_of_another_loop_is_used_and_left_to_whoever_entered_it() -> None:
     reg, host = registry(), Host()
     with reg:
-        with pytest.raises(RegistryStateError, match="another event loop"):
-            await run_lifespan(reg, None, host.receive, host.send)
-        event = await host.said.get()
-        assert event["type"] == "lifespan.startup.failed"
-        assert "another event loop" in event["message"]
-        with pytest.raises(RegistryStateError, match="another event loop"):
-            check_usable(reg)
+        host.tell("shutdown")
+        await run_lifespan(reg, None, host.receive, host.send)
+        assert [await host.heard() for _ in range(2)] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert reg.started
+        check_usable(reg)
+
+
+@pytest.mark.parametrize(
+    ("path", "raw", "sent"),
+    [
+        ("/a/", b"/ml/a", "/a"),
+        ("/a/", b"/ml/a/", "/a/"),
+        ("/a/", b"/ml/a/?b", "/a/"),
+        ("/a/", b"/ml/a%2F", "/a/"),
+        ("/a", b"/ml/a/", "/a"),
+        ("/", b"/ml", "/"),
+        ("/a/", b"", "/a/"),
+        ("/a/", None, "/a/"),
+    ],
+)
+def test_only_a_slash_that_was_not_sent_is_taken_off_a_path(path: str, raw: bytes | None, sent: str) -> None:
+    assert path_as_sent({"path": path, "raw_path": raw}) == sent
 
 
 async def test_a_registry_that_was_not_entered_is_refused_with_what_to_add() -> None:

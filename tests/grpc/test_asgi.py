@@ -335,12 +335,19 @@ async def test_a_registry_that_was_not_entered(content_type: bytes) -> None:
     assert "lifespan=registry.lifespan" in text
 
 
-async def test_a_registry_of_another_loop() -> None:
-    reg = registry()
-    with reg:
-        code, text = refused(await connect(GrpcApp(reg), predict_body()).answer())
-    assert code is Code.FAILED_PRECONDITION
-    assert "another event loop" in text
+@each_kind
+@pytest.mark.may_block
+async def test_calls_are_carried_to_a_registry_of_another_loop(content_type: bytes) -> None:
+    with registry() as reg:
+        app = GrpcApp(reg)
+        body = predict_body()
+        assert value(await connect(app, body, content_type=content_type).answer()) == 11
+        pieces = (body[:9], body[9:])
+        assert (await connect(app, *pieces, content_type=content_type).answer()).code is Code.OK
+        code, _ = refused(await connect(app, b"", content_type=content_type).answer())
+        assert code is not Code.OK
+        while reg.statistics().reserved_bytes:
+            await asyncio.sleep(0.001)
 
 
 # What the server can do.

@@ -10,8 +10,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import litestar
 import pytest
 from fastapi import FastAPI
+from litestar.types import Receive as LitestarReceive
+from litestar.types import Scope as LitestarScope
+from litestar.types import Send as LitestarSend
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -19,10 +23,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, NoMatchFound, Route, Router
 
 from embedserve import StartError
+from embedserve.asgi.sending import PIECE
 from embedserve.errors import RegistryStateError
+from embedserve.metrics import Metrics
 from embedserve.registry import ModelRegistry
 from embedserve.rest import create_app, routes
-from embedserve.testing import FakeLoader, FakeRegistry
+from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.rest.conftest import Serve
 
 NAME = "a/b c"
@@ -101,6 +107,20 @@ def with_middleware(registry: ModelRegistry) -> Any:
     )
 
 
+def litestar_mount(registry: ModelRegistry) -> Any:
+    rest = create_app(registry)
+
+    @litestar.asgi("/ml", is_mount=True, copy_scope=True)
+    async def mounted(scope: LitestarScope, receive: LitestarReceive, send: LitestarSend) -> None:
+        await rest(scope, receive, send)
+
+    @litestar.get("/own", sync_to_thread=False)
+    def own_handler() -> str:
+        return "own"
+
+    return litestar.Litestar([mounted, own_handler], lifespan=[registry.lifespan])
+
+
 def by_itself(registry: ModelRegistry) -> Any:
     return create_app(registry)
 
@@ -116,6 +136,7 @@ HOSTS: list[tuple[Callable[[ModelRegistry], Any], str]] = [
     (fastapi_behind_proxy, "/ml"),
     (fastapi_behind_proxy, "/proxy/ml"),
     (with_middleware, "/ml"),
+    (litestar_mount, "/ml"),
     (by_itself, ""),
 ]
 
@@ -202,14 +223,54 @@ class OtherLoop:
         await asyncio.to_thread(self._thread.join)
 
 
-async def test_a_registry_of_another_loop_is_refused_with_the_remedy(serve: Serve) -> None:
+async def test_calls_are_carried_to_a_registry_on_another_loop(serve: Serve) -> None:
+    metrics = Metrics()
     registry = FakeRegistry({"m": {1: FakeLoader()}})
-    async with OtherLoop(registry), serve(Starlette(routes=[Mount("/ml", create_app(registry))])) as server:
+    app = Starlette(routes=[Mount("/ml", create_app(registry, metrics=metrics))], lifespan=registry.lifespan)
+    async with OtherLoop(registry), serve(app, lifespan="on") as server:
+        assert registry.loop is not asyncio.get_running_loop()
         response = await server.client.post("/ml/v1/models/m:predict", content=BODY)
-        assert response.status_code == 503
-        assert "another event loop" in response.json()["error"]
-        assert "lifespan=registry.lifespan" in response.json()["error"]
+        assert response.json() == ANSWER
+        assert (await server.client.get("/ml/v1/models/m")).status_code == 200
+        assert (await server.client.post("/ml/v1/models/n:predict", content=BODY)).status_code == 404
+        large = json.dumps({"instances": [float(number) for number in range(500_000)]})
+        answer = await server.client.post("/ml/v1/models/m:predict", content=large)
+        assert len(answer.content) > PIECE
+        assert answer.json()["predictions"][-1] == 499_999 * 10 + 1
         assert (await server.client.get("/ml/-/ready")).json()["models"] == {"m": "ready"}
+        page = (await server.client.get("/ml/monitoring/prometheus/metrics")).text
+        assert ':tensorflow:serving:request_count{model_name="m",status="OK"}' in page
+        while registry.inflight.reserved:
+            await asyncio.sleep(0.001)
+        assert registry.started
+    assert not registry.started
+
+
+async def test_a_client_that_leaves_ends_a_call_that_was_carried_over(serve: Serve) -> None:
+    gate = Gate()
+    registry = FakeRegistry({"m": {1: FakeLoader(gate=gate)}})
+    async with OtherLoop(registry), serve(create_app(registry)) as server:
+        connection = await server.connect()
+        head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+        connection.send(head + BODY)
+        while not registry.statistics().in_flight.get(("m", 1)):
+            await asyncio.sleep(0.001)
+        connection.close()
+        while registry.statistics().in_flight[("m", 1)] or registry.statistics().reserved_bytes:
+            await asyncio.sleep(0.001)
+        gate.open()
+
+
+async def test_a_registry_whose_loop_has_ended_is_refused_with_the_remedy(serve: Serve) -> None:
+    registry = FakeRegistry({"m": {1: FakeLoader()}})
+    loop = asyncio.new_event_loop()
+    await asyncio.to_thread(loop.run_until_complete, registry.start())
+    async with serve(create_app(registry)) as server:
+        response = await server.client.post("/v1/models/m:predict", content=BODY)
+        assert response.status_code == 503
+        assert "the event loop that entered the registry is not running" in response.json()["error"]
+    await asyncio.to_thread(loop.run_until_complete, registry.aclose())
+    loop.close()
 
 
 async def lifespan_of(app: Any) -> list[Any]:
@@ -244,13 +305,15 @@ async def test_a_registry_that_is_entered_already_is_left_to_whoever_did() -> No
         assert registry.started
 
 
-async def test_a_registry_of_another_loop_refuses_the_start() -> None:
+@pytest.mark.parametrize("host", [create_app, lambda registry: Starlette(lifespan=registry.lifespan)])
+async def test_a_registry_that_another_loop_has_entered_is_left_to_whoever_did(
+    host: Callable[[ModelRegistry], Any],
+) -> None:
     registry = FakeRegistry({"m": {1: FakeLoader()}})
     async with OtherLoop(registry):
-        message, error = await lifespan_of(create_app(registry))
-    assert isinstance(error, RegistryStateError)
-    assert message["type"] == "lifespan.startup.failed"
-    assert "another event loop" in message["message"]
+        sent = await lifespan_of(host(registry))
+        assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert registry.started
 
 
 async def test_a_model_that_cannot_load_fails_the_start_with_the_reason() -> None:

@@ -218,6 +218,21 @@ def test_a_name_survives_the_way_through_a_mounting_host(name: str, prefix: str,
     assert route("GET", raw_target(scope)).name == name
 
 
+@given(name=NAMES, prefix=st.sampled_from(["/ml", "/a b/ü", "/v1"]), safe=st.sampled_from(["", "!$&'()*+,;=@~"]))
+def test_a_name_survives_a_host_that_cuts_the_path_and_ends_it_with_a_slash(name: str, prefix: str, safe: str) -> None:
+    """As Litestar does, which leaves `raw_path` as it was and `root_path` empty."""
+    below = "/v1/models/" + quote(name, safe=safe) + "/metadata"
+    scope = {"path": unquote(below) + "/", "raw_path": (quote(prefix) + below).encode(), "root_path": ""}
+    assert route("GET", raw_target(scope)).name == name
+
+
+def test_a_slash_that_was_sent_at_the_end_is_malformed_as_tensorflow_serving_says() -> None:
+    for path in ("/v1/models/m:predict/", "/ml/v1/models/m:predict/"):
+        scope = {"path": "/v1/models/m:predict/", "raw_path": path.encode(), "root_path": ""}
+        with pytest.raises(InvalidInputError, match=r"Malformed request: POST /v1/models/m:predict/$"):
+            route("POST", raw_target(scope))
+
+
 def test_the_path_of_a_target_has_no_query() -> None:
     assert path_of("/a?b?c") == "/a"
 

@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
-from embedserve.asgi.hosting import check_usable, run_lifespan
+from embedserve.asgi.carrying import carry_over, is_elsewhere
+from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
 from embedserve.concurrency.inflight import Reservation
 from embedserve.config import Access
 from embedserve.errors import Code, DeadlineExceededError, ServingError
@@ -55,7 +56,7 @@ class GrpcApp:
     gRPC-Web clients, which can be given one; gRPC clients cannot: see `GrpcMiddleware`.
 
     Args:
-        registry: Entered or not yet; on the loop that the application runs on.
+        registry: Entered or not yet; calls on another loop than its own are carried over, which costs a little.
         max_message_bytes: Largest message in or out, after decompression; `max_request_bytes` bounds requests too.
         compression: How answers are compressed for clients that accept it; compressed requests are always understood.
         max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
@@ -148,6 +149,9 @@ class GrpcApp:
     async def answer(self, request: _Request, send: Send) -> None:
         """Answer one call, whatever becomes of it. The hot path."""
         wire = request.wire
+        if asyncio._get_running_loop() is not self._registry.loop and is_elsewhere(self._registry):
+            await carry_over(self._registry, partial(self._answer_there, request), request.scope, request.receive, send)
+            return
         if not wire.web and (missing := _missing_for_trailers(request.scope, request.headers)) is not None:
             await _refuse_for_trailers(send, missing)
             return
@@ -195,11 +199,25 @@ class GrpcApp:
             self._active -= 1
             if held is not None:
                 held.release()
+        await self._refuse(request, send, code, text, extra)
+
+    async def _answer_there(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
+        request.receive = receive
+        await self.answer(request, send)
+
+    @staticmethod
+    async def _refuse(
+        request: _Request, send: Send, code: Code, text: str, extra: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        if asyncio._get_running_loop() is None:  # trio, which knows no time-outs of asyncio.
+            await request.wire.start(send, 0, extra)
+            await request.wire.end(send, code, text)
+            return
         await request.drain()
         with suppress(OSError):
             async with request.within_reason():
-                await wire.start(send, 0, extra)
-                await wire.end(send, code, text)
+                await request.wire.start(send, 0, extra)
+                await request.wire.end(send, code, text)
 
     def _check(self, method: Unary | Streaming | None) -> None:
         check_usable(self._registry)
@@ -388,7 +406,7 @@ async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[byt
 
 def _path(scope: Scope) -> str:
     """Path of the method, below whatever the application is mounted at."""
-    path: str = scope["path"]
+    path = path_as_sent(scope)
     root: str = scope.get("root_path") or ""
     return path.removeprefix(root.rstrip("/")) if root else path
 

@@ -22,7 +22,6 @@ from embedserve.server.config import ServerConfig
 from embedserve.server.log import configure_logging
 from embedserve.server.pyvoy.envoy import LINK_VARIABLE
 from embedserve.server.pyvoy.link import Link
-from embedserve.server.pyvoy.loops import carry_over, overlook_late_events
 from embedserve.server.standalone import (
     EXIT_FAILED_START,
     exit_now,
@@ -49,30 +48,28 @@ EXIT_BUG = EXIT_ABANDONED = 1
 class PyvoyApp:
     """The application of one process; its registry lives on the event loop of the first lifespan.
 
-    Pyvoy has one loop for TCP and another one for HTTP/3, each with a lifespan; calls of the other are carried over.
+    Pyvoy has one loop for TCP and another one for HTTP/3, each with a lifespan; the adapters carry the calls of
+    the other one over.
     """
 
     _asgi_single_callable = True  # What pyvoy asks for of an application that is no coroutine function itself.
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_begun = False
         self._route: Any = None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Answer one ASGI connection, in the coroutine that this gives: one around it would cost each call."""
         if scope["type"] == "lifespan":
             return self._lifespan(receive, send)
-        if asyncio.get_running_loop() is self._loop:
-            answering: Coroutine[Any, Any, None] = self._route(scope, receive, send)
-            return answering
-        assert self._loop is not None
-        return carry_over(self._route, self._loop, scope, receive, send)
+        answering: Coroutine[Any, Any, None] = self._route(scope, receive, send)
+        return answering
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(overlook_late_events)
-        if self._loop is None:
-            self._loop = loop
+        if not self._has_begun:
+            self._has_begun = True
             await self._live(receive, send)
         else:
             await _follow_the_first(receive, send)
@@ -170,6 +167,12 @@ def _application(registry: ModelRegistry, config: ServerConfig, applied: Applied
         reload=applied.reload,
         metric=None if metrics is None else metrics.read,
     )
+
+
+def overlook_late_events(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Exception handler of a loop: pyvoy gives an event to a `receive` that was cancelled, and the loop complains."""
+    if not isinstance(context.get("exception"), asyncio.InvalidStateError):
+        loop.default_exception_handler(context)
 
 
 async def _follow_the_first(receive: Receive, send: Send) -> None:

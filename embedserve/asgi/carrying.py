@@ -1,0 +1,82 @@
+"""Calls of a host on another event loop than its registry's: carried over to that loop, and their events back.
+
+Called by the applications. Knows ASGI and nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from embedserve.asgi.calls import ClientDisconnected, Receive, Scope, Send
+from embedserve.errors import RegistryStateError
+
+if TYPE_CHECKING:
+    from embedserve.registry import ModelRegistry
+
+__all__ = ["carry_over", "is_elsewhere"]
+
+T = TypeVar("T")
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def is_elsewhere(registry: ModelRegistry) -> bool:
+    """Whether the caller is on another loop than the registry's, which can be reached from here.
+
+    False too where it cannot: then the call goes on here, and `check_usable` says why it ends.
+    """
+    if asyncio._get_running_loop() is None or registry.loop is None:
+        return False
+    try:
+        registry.check_reachable()
+    except RegistryStateError:
+        return False
+    return True
+
+
+async def carry_over(
+    registry: ModelRegistry, application: Application, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Answer one ASGI call on the registry's loop, while its events are those of the running loop.
+
+    Cancellation crosses over either way, and so does the wait for a client that reads slowly. Costs two changes of
+    threads for the call and two for each event.
+
+    Raises:
+        RegistryStateError: The registry was left before the call ended.
+    """
+    here = asyncio.get_running_loop()
+
+    async def received() -> Any:
+        return await _on(here, receive)
+
+    async def sent(event: Any) -> None:
+        await _on(here, partial(send, event))
+
+    async def answered() -> None:
+        await application(scope, received, sent)
+
+    task = asyncio.current_task()
+    assert task is not None
+    try:
+        await registry.run_on_loop(answered)
+    except asyncio.CancelledError:
+        if task.cancelling():
+            raise
+        raise RegistryStateError("the registry was left before this call was answered") from None
+
+
+async def _on(loop: asyncio.AbstractEventLoop, call: Callable[[], Awaitable[T]]) -> T:
+    async def awaited() -> T:
+        return await call()
+
+    work = awaited()
+    try:
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:  # Closed.
+        work.close()
+        raise ClientDisconnected("the event loop of the host has ended before the answer was there") from None
+    return await asyncio.wrap_future(future)
