@@ -21,7 +21,7 @@ from embedserve.errors import Code, ServingError
 from embedserve.observer import Observer, running_api
 from embedserve.servable import ServableId, State
 
-__all__ = ["OTHER_MODELS", "Cells", "Metrics"]
+__all__ = ["OTHER_MODELS", "Cells", "Metrics", "header"]
 
 OTHER_MODELS = "(other)"
 """The `model_name` of requests for unknown models, once too many different ones have been asked for."""
@@ -178,7 +178,7 @@ class Metrics(Observer, Collector):
         return f"<Metrics of {len(self._known)} known and {len(self._unknown)} unknown models>"
 
     def _tf_serving(self) -> None:
-        serving, saved_model = ":tensorflow:serving:", ":tensorflow:cc:saved_model:"
+        serving, saved_model, core = ":tensorflow:serving:", ":tensorflow:cc:saved_model:", ":tensorflow:core:"
         batching = f"{serving}batching_session:"
         self._requests = _Counter(f"{serving}request_count", "Requests answered.", ("model_name", "status"))
         self._request_latency = _Histogram(
@@ -222,6 +222,14 @@ class Metrics(Observer, Collector):
         )
         self._loads = _Counter(f"{saved_model}load_attempt_count", "Load attempts.", ("model_path", "status"))
         self._load_micros = _Counter(f"{saved_model}load_latency", "Microseconds spent in loads.", ("model_path",))
+        # TensorFlow counts these itself; dashboards plot them, so the same names stand for what embedserve knows.
+        self._graph_runs = _Counter(f"{core}graph_runs", "Runs of models that ended with an answer.")
+        self._graph_run_micros = _Counter(f"{core}graph_run_time_usecs", "Microseconds spent in those runs.")
+        self._session_runs = _Counter(f"{core}direct_session_runs", "Such runs in graph sessions.")
+        self._graph_builds = _Counter(f"{core}graph_build_calls", "Versions loaded, and so graphs made ready to run.")
+        self._graph_build_micros = _Counter(
+            f"{core}graph_build_time_usecs", "Microseconds spent in loads that succeeded, warm-up included."
+        )
 
     def _ours(self) -> None:
         labels = ("model", "version", "signature")
@@ -254,6 +262,9 @@ class Metrics(Observer, Collector):
         """Count a load attempt."""
         self._loads.add((path, "success" if error is None else "fail"))
         self._load_micros.add((path,), _micros(seconds))
+        if error is None:
+            self._graph_builds.add(())
+            self._graph_build_micros.add((), _micros(seconds))
 
     def warmup_finished(self, id: ServableId, path: str, seconds: float, records: int, error: Exception | None) -> None:
         """Count a replay of recorded requests."""
@@ -266,6 +277,13 @@ class Metrics(Observer, Collector):
         api = running_api.get()
         if error is None and api in ("Predict", "Classify", "Regress"):
             self._runtime_latency.observe((id.name, api, "TF1"), _micros(seconds))
+
+    def graph_run_finished(self, id: ServableId, seconds: float, in_session: bool) -> None:
+        """Count a run of a graph, and its time."""
+        self._graph_runs.add(())
+        self._graph_run_micros.add((), _micros(seconds))
+        if in_session:
+            self._session_runs.add(())
 
     def run_stuck(self, id: ServableId, signature_name: str, seconds: float) -> None:
         """Count a stuck run."""
@@ -353,12 +371,12 @@ class Metrics(Observer, Collector):
         return self.value(name)
 
     def exposition(self) -> bytes:
-        """The page that TF Serving shows: TYPE lines without HELP, braces always, metrics and cells sorted."""
+        """The page that TF Serving shows: braces always, metrics and cells sorted; with a line of help for each."""
         lines: list[str] = []
         for family in self._families:
             samples = list(family.values())
             if samples or family.listed:
-                lines.append(f"# TYPE {family.name} {family.kind}")
+                lines += header(family.name, family.kind, family.documentation)
             lines += (f"{family.name}{suffix}{_braces(labels)} {_number(value)}" for suffix, labels, value in samples)
         return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
@@ -388,6 +406,11 @@ class Metrics(Observer, Collector):
     def describe(self) -> Iterable[Metric]:
         """For prometheus_client, which refuses a name twice in one registry."""
         return self.collect()
+
+
+def header(name: str, kind: str, documentation: str) -> tuple[str, str]:
+    """The lines of the page that stand before the samples of a metric; the documentation is one line of plain text."""
+    return f"# HELP {name} {documentation}", f"# TYPE {name} {kind}"
 
 
 def _code_of(error: Exception | None) -> Code:

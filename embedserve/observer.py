@@ -37,6 +37,12 @@ class Observer:
     def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
         """One request's stay in the predictor ended: queue wait and run together."""
 
+    def graph_run_finished(self, id: ServableId, seconds: float, in_session: bool) -> None:
+        """A run of one request or batch ended with an answer, after `seconds` in its thread.
+
+        `in_session` tells runs of a graph session from those of functions and interpreters. A load's runs are not told.
+        """
+
     def run_stuck(self, id: ServableId, signature_name: str, seconds: float) -> None:
         """A run went on past its time and was left behind in its thread; the name is empty for a SessionRun."""
 
@@ -107,6 +113,9 @@ class Observers(Observer):
 
     def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
         self._each("run_finished", id, signature_name, seconds, error)
+
+    def graph_run_finished(self, id: ServableId, seconds: float, in_session: bool) -> None:
+        self._each("graph_run_finished", id, seconds, in_session)
 
     def run_stuck(self, id: ServableId, signature_name: str, seconds: float) -> None:
         self._each("run_stuck", id, signature_name, seconds)

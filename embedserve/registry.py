@@ -426,6 +426,14 @@ class ModelRegistry(RegistryView):
         configs = [_config_of(model) for model in _listed(models)]
         await self._on_loop(lambda runtime: runtime.control.reconfigure(configs, wait))
 
+    async def look_again(self) -> None:
+        """Have every directory and store looked at soon, whatever `poll_interval` says; waits for none of them."""
+
+        async def look(runtime: Runtime) -> None:
+            runtime.source.hint()
+
+        await self._on_loop(look)
+
     async def pin(self, name: str, version: int, *more: int) -> None:
         """Serve exactly these versions until `unpin`: a roll back. Returns when they serve.
 

@@ -273,6 +273,9 @@ class FakeSource:
                 {n: VersionDirectory(n, path, self._fingerprint(name, n)) for n, path in chosen.items()},
             )
 
+    def hint(self) -> None:
+        """Every change is told at once."""
+
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
         return (FileStamp(f"generation {self.fingerprints.get((name, version), 1)}", 0, 0, ""),)
 

@@ -16,7 +16,7 @@ from embedserve.errors import Code, InvalidInputError, LoadError
 from embedserve.metrics import OTHER_MODELS, Metrics
 from embedserve.observer import running_api
 from embedserve.servable import ServableId, State
-from embedserve.testing import FakeLoader, FakeRegistry, Gate, fake_signature
+from embedserve.testing import FakeLoader, FakeRegistry, FakeServable, Gate, fake_signature
 
 M1 = ServableId("m", 1)
 
@@ -43,9 +43,14 @@ def lines_of(metrics: Metrics, name: str) -> list[str]:
 
 
 def test_an_empty_page_has_the_types_of_what_is_registered_from_the_start(metrics: Metrics) -> None:
-    assert page(metrics) == [
+    assert [line for line in page(metrics) if not line.startswith("# HELP")] == [
         "# TYPE :tensorflow:cc:saved_model:load_attempt_count counter",
         "# TYPE :tensorflow:cc:saved_model:load_latency counter",
+        "# TYPE :tensorflow:core:direct_session_runs counter",
+        "# TYPE :tensorflow:core:graph_build_calls counter",
+        "# TYPE :tensorflow:core:graph_build_time_usecs counter",
+        "# TYPE :tensorflow:core:graph_run_time_usecs counter",
+        "# TYPE :tensorflow:core:graph_runs counter",
         "# TYPE :tensorflow:serving:batching_session:queuing_latency histogram",
         "# TYPE :tensorflow:serving:batching_session:wrapped_run_count counter",
         "# TYPE :tensorflow:serving:mlmd_map gauge",
@@ -64,6 +69,16 @@ def test_an_empty_page_has_the_types_of_what_is_registered_from_the_start(metric
         "# TYPE embedserve_stuck_runs_returned_total counter",
         "# TYPE embedserve_stuck_runs_total counter",
     ]
+
+
+def test_each_metric_has_a_line_of_help_before_its_type(metrics: Metrics) -> None:
+    metrics.batch_formed(M1, "s", 3, 4, 2, "full")
+    metrics.request_enqueued(M1, "s", 2, 3)
+    lines = page(metrics)
+    typed = [i for i, line in enumerate(lines) if line.startswith("# TYPE ")]
+    assert len(typed) > 20
+    for i in typed:
+        assert re.fullmatch(rf"# HELP {re.escape(lines[i].split()[2])} \w[^\\]+\.", lines[i - 1]), lines[i]
 
 
 def test_requests_are_counted_and_timed_as_the_contract_shows(metrics: Metrics) -> None:
@@ -165,6 +180,21 @@ def test_loads_and_warm_ups(metrics: Metrics) -> None:
     assert ':tensorflow:serving:model_warmup_records_read{model_path="/m/1",status="OK"} 7' in found
     assert ':tensorflow:serving:model_warmup_records_read{model_path="/m/1",status="DATA_LOSS"} 2' in found
     assert ':tensorflow:serving:model_warmup_latency_count{model_path="/m/1",status="OK"} 1' in found
+
+
+def test_the_series_that_dashboards_plot_of_tensorflows_core(metrics: Metrics) -> None:
+    metrics.load_finished(M1, "/m/1", 0.25, None)
+    metrics.load_finished(M1, "/m/2", 0.25, LoadError("no"))
+    metrics.graph_run_finished(M1, 0.003, True)
+    metrics.graph_run_finished(M1, 0.001, False)
+    found = [line for line in page(metrics) if line.startswith(":tensorflow:core:")]
+    assert found == [
+        ":tensorflow:core:direct_session_runs{} 1",
+        ":tensorflow:core:graph_build_calls{} 1",
+        ":tensorflow:core:graph_build_time_usecs{} 250000",
+        ":tensorflow:core:graph_run_time_usecs{} 4000",
+        ":tensorflow:core:graph_runs{} 2",
+    ]
 
 
 def test_examples_of_multi_inference(metrics: Metrics) -> None:
@@ -272,6 +302,8 @@ async def test_a_registry_feeds_its_observer(metrics: Metrics) -> None:
     assert ":tensorflow:serving:batching_session:processed_batch_size_sum{} 4" in found
     assert ':tensorflow:serving:runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 1' in found
     assert any(line.startswith(":tensorflow:cc:saved_model:load_attempt_count{") for line in found)
+    assert ":tensorflow:core:graph_runs{} 1" in found
+    assert metrics.value("/tensorflow/core/graph_run_time_usecs") > 0
     assert repr(metrics) == "<Metrics of 1 known and 0 unknown models>"
 
 
@@ -286,6 +318,19 @@ async def test_a_run_that_was_given_up_is_not_timed(metrics: Metrics) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert len(lines_of(metrics, ":tensorflow:serving:runtime_latency")) == 1
+    assert metrics.value("/tensorflow/core/graph_runs") == 0
+
+
+@pytest.mark.parametrize("kind", ["function", "session"])
+async def test_unbatched_runs_of_sessions_are_told_from_others(
+    metrics: Metrics, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeServable, "kind", kind)
+    loader = FakeLoader(signatures=[fake_signature(batchable=False)])
+    async with FakeRegistry({"m": {1: loader}}, observers=[metrics]) as registry:
+        await registry.predict("m", [1.0])
+    assert metrics.value("/tensorflow/core/graph_runs") == 1
+    assert metrics.value("/tensorflow/core/direct_session_runs") == (kind == "session")
 
 
 def test_what_several_processes_have_counted_adds_up() -> None:

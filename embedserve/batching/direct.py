@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from embedserve.batching.watchdog import VersionRuns
@@ -174,8 +175,8 @@ class _DirectRun:
     """One request, from the queue through a run thread to its answer."""
 
     __slots__ = (
-        *("_call", "_owner", "began", "cancellation", "deadline", "ends_at", "future", "inputs", "look_at"),
-        *("signature", "timeout"),
+        *("_call", "_owner", "cancellation", "deadline", "ends_at", "future", "inputs", "look_at"),
+        *("seconds", "signature", "timeout"),
     )
 
     def __init__(
@@ -195,11 +196,15 @@ class _DirectRun:
         self.inputs = inputs
         self.timeout: float | None = None
         self.cancellation = Cancellation()
-        self.began = self.ends_at = self.look_at = math.inf
+        self.seconds = 0.0
+        self.ends_at = self.look_at = math.inf
 
     def call(self) -> Any:
         """In a run thread."""
-        return self._call(cancellation=self.cancellation, timeout=self.timeout)
+        began = perf_counter()
+        result = self._call(cancellation=self.cancellation, timeout=self.timeout)
+        self.seconds = perf_counter() - began
+        return result
 
     def done(self, result: Any, error: Exception | None) -> None:
         """On the loop, when the thread is back."""
@@ -334,7 +339,6 @@ class DirectPredictor:
                 self._pool.request(self)
             self._started += 1
             self._running.add(request)
-            request.began = now
             request.timeout = self.runs.begin(request, now, request.timeout)
             request.future.add_done_callback(request.left)
             return request
@@ -355,7 +359,7 @@ class DirectPredictor:
         if self._stuck:
             self.runs.returned(request)
         if completed:
-            self.runs.completed(self._pool.loop.time() - request.began)
+            self.runs.completed(request.seconds)
 
     def left_behind(self, request: _DirectRun, seconds: float) -> None:
         """`request` is stuck in its thread."""

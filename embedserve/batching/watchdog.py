@@ -93,9 +93,9 @@ class VersionRuns:
 
     Args:
         id: Model and version.
-        observers: Told of a stuck run, and of its return.
+        observers: Told of a run that ended, of a stuck one, and of its return.
         run_timeout: Seconds that a run may take, whatever its callers' deadlines; infinite for no bound.
-        stops_by_timeout: Whether only a timeout stops a run of this version, so that each is given one.
+        in_session: Whether the version runs in a graph session. Only a timeout stops a session's run, so each has one.
         changed: Called when the version begins to be refused, and when it recovers.
     """
 
@@ -106,11 +106,12 @@ class VersionRuns:
         run_timeout: float,
         changed: Callable[[], None] = lambda: None,
         *,
-        stops_by_timeout: bool = False,
+        in_session: bool = False,
     ) -> None:
         self.id = id
         self.run_timeout = run_timeout
-        self._unless_given = run_timeout if stops_by_timeout and run_timeout < math.inf else None
+        self._unless_given = run_timeout if in_session and run_timeout < math.inf else None
+        self._in_session = in_session
         self.longest = 0.0
         self.stuck: dict[Any, StuckRun] = {}
         self.predictors: list[_Waiting] = []
@@ -164,6 +165,8 @@ class VersionRuns:
         """A run ended by itself, with an answer."""
         if seconds > self.longest:
             self.longest = seconds
+        if self._observers:
+            self._observers.graph_run_finished(self.id, seconds, self._in_session)
 
     def left_behind(self, run: object, signature: str, inputs: Tensors, rows: int, seconds: float) -> None:
         """A run is stuck: name it once, and refuse the version until it returns."""

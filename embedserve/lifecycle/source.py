@@ -207,6 +207,10 @@ class FileSystemSource:
         else:
             await self._scanned(_Waiter(asyncio.get_running_loop().create_future()))
 
+    def hint(self) -> None:
+        """Scan soon."""
+        self._wake.set()
+
     async def _scanned(self, waiter: _Waiter) -> None:
         self._waiters.append(waiter)
         self._wake.set()

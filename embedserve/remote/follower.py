@@ -193,6 +193,10 @@ class Follower:
             self._policy = policy
             self._rounds.wake()
 
+    def hint(self) -> None:
+        """Ask the store soon."""
+        self._rounds.wake()
+
     async def settled(self) -> None:
         """Wait until what the policy wants has been fetched and told, or cannot be had now."""
         await self._rounds.settled(lambda: self._fetcher.running is None)

@@ -65,6 +65,10 @@ class RemoteRoot:
             await self._remember()
             self.misused = not self._names
 
+    def hint(self) -> None:
+        """Ask the store soon."""
+        self._rounds.wake()
+
     async def aclose(self) -> None:
         """Stop."""
         await self._rounds.aclose()

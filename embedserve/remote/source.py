@@ -134,6 +134,11 @@ class CombinedSource:
         self._settled = dict(self._policies)
         await self._remote.settled(changed)
 
+    def hint(self) -> None:
+        """Look at every directory and ask every store soon."""
+        self._local.hint()
+        self._remote.hint()
+
     async def aclose(self) -> None:
         """Stop; the listener is told nothing any more."""
         await self._local.aclose()

@@ -199,6 +199,13 @@ class Syncer:
         self._started = True
         self._follow({})
 
+    def hint(self) -> None:
+        """Ask the root and every model's store soon."""
+        if self._root is not None:
+            self._root.hint()
+        for follower in self._followers.values():
+            follower.hint()
+
     async def settled(self, names: Iterable[str]) -> None:
         """Wait until what these models' policies want has been fetched and told, or cannot be had now.
 

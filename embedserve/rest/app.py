@@ -49,6 +49,8 @@ logger = logging.getLogger("embedserve.rest")
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
+_CUT = "the server shuts down, and the time that a drain gives to requests in flight is over"
+
 _PRIORITY_HEADER = PRIORITY_KEY.encode()
 
 _CORS = (
@@ -141,7 +143,12 @@ def routes(
 
 
 class RestApp:
-    """ASGI application over one registry; holds no state of its own but which calls are under way."""
+    """ASGI application over one registry; holds no state of its own but which calls are under way.
+
+    Attributes:
+        ending: Whether a cancellation means that the time of a drain is over, so that the request is answered with 503.
+            Set by a server that cancels for no other reason.
+    """
 
     def __init__(
         self,
@@ -153,6 +160,7 @@ class RestApp:
         metrics_path: str,
         health: bool,
     ) -> None:
+        self.ending = False
         self._registry = registry
         self._cors = _CORS if cors else ()
         self._timeout = timeout if timeout is not None and timeout > 0 else None
@@ -174,10 +182,15 @@ class RestApp:
                 await carry_over(self._registry, self, scope, receive, send)
                 return
             found = None if self._metrics_in_rest else known_route(scope)
-            if found is None:
-                response = await self._respond(scope, receive)
-            else:
-                response = await self._rest(scope, receive, found)
+            try:
+                if found is None:
+                    response = await self._respond(scope, receive)
+                else:
+                    response = await self._rest(scope, receive, found)
+            except asyncio.CancelledError:
+                if not self.ending:
+                    raise
+                response = self._with_cors(error_response(ServingError(_CUT, code=Code.UNAVAILABLE)))
             body = response.body
             headers = [(b"content-length", b"%d" % len(body)), *response.headers]
             try:
@@ -187,6 +200,9 @@ class RestApp:
                 else:
                     with suppress(ClientDisconnected):
                         await send_body(send, body)
+            except asyncio.CancelledError:
+                if not self.ending:  # Else the client did not read on, and the server closes the connection.
+                    raise
             finally:
                 if response.held is not None:
                     response.held.release()
@@ -225,7 +241,7 @@ class RestApp:
         if self._health and health.is_health_path(path_of(target)):
             return health.answer(self._registry, method, path_of(target))
         if path_of(target) == "/" and method in READS:
-            return json_response(handlers.about_document())
+            return json_response(handlers.about_document(self._registry))
         return self._html(scope, 404)
 
     @staticmethod
@@ -264,7 +280,7 @@ class RestApp:
             code = Code.INTERNAL
             return self._with_cors(error_response(ServingError("internal error")))
         except asyncio.CancelledError:
-            code = Code.CANCELLED
+            code = Code.UNAVAILABLE if self.ending else Code.CANCELLED
             raise
         finally:
             if observers:

@@ -191,20 +191,27 @@ def list_document(registry: ModelRegistry) -> bytes:
     return _dump({"models": models}) + b"\n"
 
 
-def about_document() -> bytes:
-    """What answers here, and where to go on. No version: a stranger need not know for which one to look up faults."""
+def about_document(registry: ModelRegistry) -> bytes:
+    """What answers here, and where to go on. No version: a stranger need not know for which one to look up faults.
+
+    `status` is what KServe's V1 client reads: `alive`, unless the process should be replaced.
+    """
     paths = {
         "models": "v1/models",
         "status": "v1/models/NAME",
         "metadata": "v1/models/NAME/metadata",
         "predict": "v1/models/NAME:predict",
     }
-    about = {"name": "embedserve", "api": "TensorFlow Serving REST", "paths": paths}
+    status = "alive" if registry.liveness() is None else "not alive"
+    about = {"name": "embedserve", "status": status, "api": "TensorFlow Serving REST", "paths": paths}
     return _dump(about) + b"\n"
 
 
 def status_document(registry: ModelRegistry, route: Route) -> bytes:
     """`ModelService.GetModelStatus` as JSON; a label is ignored, as TF Serving does.
+
+    Of a whole model the document has, after TF Serving's field, what KServe's V1 client reads: `ready`, whether the
+    model answers now.
 
     Raises:
         ServableNotFoundError: No such model or version was ever known.
@@ -223,7 +230,10 @@ def status_document(registry: ModelRegistry, route: Route) -> bytes:
         }
         for status in statuses
     ]
-    return _dump({"model_version_status": listed}) + b"\n"
+    document: dict[str, Any] = {"model_version_status": listed}
+    if route.version is None:
+        document["ready"] = registry.readiness().get(route.name, "gone") is None and not registry.draining
+    return _dump(document) + b"\n"
 
 
 def metadata_document(name: str, version: int, signature_defs: Mapping[str, Any]) -> bytes:

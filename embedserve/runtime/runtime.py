@@ -30,6 +30,7 @@ from embedserve.errors import (
     Code,
     InvalidInputError,
     InvalidModelSpecError,
+    LoadError,
     NotReadyError,
     ServableNotFoundError,
     ServingError,
@@ -310,6 +311,8 @@ class Runtime(HomeLoop):
         return outputs
 
     def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
+        if version.id.name not in self.configs:
+            raise LoadError(f"model {version.id.name} was removed while its version was loaded", code=Code.ABORTED)
         batching, options = version.loader.batching or self.options.batching_of(self.configs[version.id.name])
         return make_predictor(
             servable,
@@ -329,7 +332,7 @@ class Runtime(HomeLoop):
             self.observers,
             run_timeout,
             lambda: self._stuck_changed(version, runs),
-            stops_by_timeout=servable.kind in ("session", "frozen", "xla"),
+            in_session=servable.kind in ("session", "frozen", "xla"),
         )
         return runs
 

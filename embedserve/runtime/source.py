@@ -35,6 +35,9 @@ class Source(Protocol):
     async def scan_now(self) -> None:
         """Look once, and return when the listener has been told."""
 
+    def hint(self) -> None:
+        """Look soon, at directories and stores alike, whenever the next look is due."""
+
     def problem(self, name: str) -> str | None:
         """What the last scan found wrong with a model's base path, or None."""
 

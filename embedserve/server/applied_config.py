@@ -1,4 +1,4 @@
-"""The `ModelServerConfig` in force while a standalone server runs: from its file, and from reload requests.
+"""The `ModelServerConfig` in force while a standalone server runs: from its file, reload requests and hang-ups.
 
 Called by `server`. Knows no port.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from embedserve.config import ModelConfig
-from embedserve.errors import ServingError
+from embedserve.errors import NotReadyError, ServingError
 from embedserve.registry import ModelRegistry
 from embedserve.server.config import ServerConfig
 from embedserve.tfs.config import check_reload, models_from_proto, read_model_server_config
@@ -59,17 +61,30 @@ class AppliedConfig:
         if file is None or file.poll_interval is None:
             return
         while True:
-            try:
-                config = await asyncio.to_thread(read_model_server_config, file.path)
-            except ServingError as error:
-                logger.error("Failed to read ModelServerConfig file: %s", error)
-            else:
-                try:
-                    # Without waiting: a model that cannot load must not keep the next edit, its cure, from being read.
-                    await self.apply(config, wait=False)
-                except ServingError as error:
-                    logger.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", error)
+            await self._read(file.path)
             await asyncio.sleep(file.poll_interval)
+
+    async def reread(self) -> None:
+        """What SIGHUP asks for: apply the config file again, if there is one, and look for models and versions.
+
+        A file that cannot be applied is logged, and changes nothing.
+        """
+        if self._file is not None:
+            await self._read(self._file.path)
+        with suppress(NotReadyError):  # Left meanwhile.
+            await self._registry.look_again()
+
+    async def _read(self, path: Path) -> None:
+        try:
+            config = await asyncio.to_thread(read_model_server_config, path)
+        except ServingError as error:
+            logger.error("Failed to read ModelServerConfig file: %s", error)
+            return
+        try:
+            # Without waiting: a model that cannot load must not keep the next edit, its cure, from being read.
+            await self.apply(config, wait=False)
+        except ServingError as error:
+            logger.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", error)
 
 
 def log_models(models: Sequence[ModelConfig]) -> None:

@@ -25,7 +25,7 @@ from embedserve.server.log import configure_logging
 from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
 from embedserve.server.pyvoy.server import run_pyvoy
-from embedserve.server.standalone import report_failed_start, run
+from embedserve.server.standalone import outlive_hangups, report_failed_start, run
 from embedserve.server.workers import hollow_tensorflow
 from embedserve.server.workers.shares import can_share_ports
 from embedserve.store_url import StoreUrl, redacted
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
         return 0
     configure_logging()
+    outlive_hangups()
     try:
         if _workers(flags) > 0:
             hollow_tensorflow.install()

@@ -174,7 +174,14 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
     Flag("enable_model_warmup", "bool", True, "Run warm-up requests before a version serves."),
     Flag("num_request_iterations_for_warmup", "int32", 0, "How often each warm-up request runs; 0 for once."),
     Flag("version", "bool", False, "Print the versions and exit."),
-    Flag("monitoring_config_file", "string", "", "Text-format MonitoringConfig: the Prometheus endpoint."),
+    Flag(
+        "monitoring_config_file",
+        "string",
+        "",
+        "Text-format MonitoringConfig: the Prometheus endpoint.",
+        "differs",
+        "without a file the endpoint is on, at /monitoring/prometheus/metrics",
+    ),
     Flag(
         "remove_unused_fields_from_bundle_metagraph",
         "bool",

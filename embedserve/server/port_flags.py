@@ -20,6 +20,7 @@ __all__ = ["ports"]
 
 logger = logging.getLogger("embedserve")
 
+# As in `rest.app`, which imports more than a command line needs.
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
@@ -180,8 +181,9 @@ def _tls_files(flags: ParsedFlags) -> TlsFiles | None:
 
 
 def _metrics_path(file: str, port: int | None) -> str | None:
+    """Where the metrics are: a file may move them or turn them off. TensorFlow Serving has none without a file."""
     if not file:
-        return None
+        return None if port is None else DEFAULT_METRICS_PATH
     proto: Any = read_text_proto(file, message_class("MonitoringConfig")())
     if not proto.prometheus_config.enable:
         return None

@@ -23,6 +23,7 @@ from embedserve.server.standalone import (
     leave,
     make_metrics,
     make_registry,
+    obey_hangups,
     report_failed_start,
     stop_on_signals,
     wait_until_ready,
@@ -75,6 +76,7 @@ async def _serve(
         await registry.start(wait=False)
         if config.rest.early:
             await enter(tasks, rest, leaving)
+        obeying = tasks.create_task(obey_hangups(applied.reread))
         follower: asyncio.Task[None] | None = None
         if await wait_until_ready(registry, stop):
             metric = None if metrics is None else metrics.read
@@ -85,6 +87,7 @@ async def _serve(
             follower = tasks.create_task(applied.follow())
         await stop.wait()
         registry.begin_drain()
+        obeying.cancel()
         if follower is not None:
             follower.cancel()
         leaving.set()

@@ -120,6 +120,7 @@ async def serve_rest(
     finally:
         if not serving.done():
             await _linger(server)
+        app.ending = True  # From here on uvicorn cancels whatever takes longer than `drain_timeout`.
         server.should_exit = True
         await serving
 

@@ -10,12 +10,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from embedserve.config import RegistryOptions
-from embedserve.errors import Code, ServingError, StartError
+from embedserve.errors import Code, ServingError, StartError, one_line
 from embedserve.registry import ModelRegistry
 from embedserve.server.config import RestConfig, ServerConfig
 
@@ -30,6 +31,8 @@ __all__ = [
     "leave",
     "make_metrics",
     "make_registry",
+    "obey_hangups",
+    "outlive_hangups",
     "report_failed_start",
     "run",
     "stop_on_signals",
@@ -123,7 +126,7 @@ def report_failed_start(error: Exception) -> int:
         code, message = Code(error.code), error.message
     else:
         code, message = Code.UNKNOWN, str(error)
-    print(f"Failed to start server. Error: {code.name}: {message}", flush=True)
+    print(f"Failed to start server. Error: {code.name}: {one_line(message)}", flush=True)
     return EXIT_FAILED_START
 
 
@@ -159,6 +162,35 @@ def stop_on_signals(at_once: Callable[[], object] = bool) -> Iterator[asyncio.Ev
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+# SIGHUP.
+
+
+def outlive_hangups() -> None:
+    """From here on SIGHUP does nothing, and ends nothing; children inherit that."""
+    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+async def obey_hangups(reread: Callable[[], Awaitable[None]]) -> None:
+    """Call `reread` once for all SIGHUPs that came since the last call, until cancelled; then SIGHUP does nothing."""
+    if not hasattr(signal, "SIGHUP"):
+        return
+    loop, heard = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, heard.set)
+    try:
+        while True:
+            await heard.wait()
+            heard.clear()
+            logger.info("SIGHUP: reading the configuration again, and looking for models and versions")
+            await reread()
+    finally:
+        # Blocked, because to remove a handler restores the default, which ends the process.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        loop.remove_signal_handler(signal.SIGHUP)
+        outlive_hangups()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def leave(registry: ModelRegistry, status: int) -> None:

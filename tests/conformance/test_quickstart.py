@@ -77,7 +77,7 @@ AVAILABLE = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK"
             post('{"signature_name": "serving_default", "instances": [[1.0]]}', f"{HALF_PLUS_TWO}/versions/1:predict"),
             {"predictions": [[2.5]]},
         ),
-        (f"curl {HALF_PLUS_TWO}", {"model_version_status": [AVAILABLE]}),
+        (f"curl {HALF_PLUS_TWO}", {"model_version_status": [AVAILABLE], "ready": True}),
         (
             "curl -d '{\"instances\": [1.0,5.0]}' -X GET http://localhost:8501/v1/models/half:predict",
             {"error": "Malformed request: GET /v1/models/half:predict"},

@@ -236,8 +236,8 @@ def test_get_status_rest(polled: Serving) -> None:
             {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         ]
     }
-    assert fetch(polled.url("/v1/models/half_plus_two")) == (200, expected)
     assert fetch(polled.url("/v1/models/half_plus_two/versions/123")) == (200, expected)
+    assert fetch(polled.url("/v1/models/half_plus_two")) == (200, {**expected, "ready": True})
 
 
 def test_get_model_metadata_rest(polled: Serving) -> None:

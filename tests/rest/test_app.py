@@ -209,6 +209,7 @@ async def test_the_root_says_what_this_is(connection: Connection) -> None:
     answer = await connection.request("GET", "/")
     about = json.loads(answer.body)
     assert (answer.status, about["name"], about["paths"]["models"]) == (200, "embedserve", "v1/models")
+    assert about["status"] == "alive", "KServe's V1 client reads it"
     assert (await connection.request("POST", "/")).status == 404
 
 

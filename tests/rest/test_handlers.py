@@ -29,6 +29,7 @@ STATUS = """{
  ]
 }
 """
+READY = STATUS.replace("\n ]\n}", '\n ],\n "ready": true\n}')
 
 METADATA = """{
 "model_spec":{
@@ -68,9 +69,23 @@ METADATA = """{
 
 async def test_status_has_tf_servings_layout() -> None:
     async with FakeRegistry({"m": {2: FakeLoader()}}) as registry:
-        assert status_document(registry, Route("status", "m")).decode() == STATUS
+        assert status_document(registry, Route("status", "m")).decode() == READY
         assert status_document(registry, Route("status", "m", version=2)).decode() == STATUS
-        assert status_document(registry, Route("status", "m", label="no such label")).decode() == STATUS
+        assert status_document(registry, Route("status", "m", label="no such label")).decode() == READY
+
+
+async def test_a_models_status_says_whether_it_is_ready_as_kserve_reads_it() -> None:
+    def ready(registry: FakeRegistry, name: str) -> Any:
+        return json.loads(status_document(registry, Route("status", name)))["ready"]
+
+    loaders = {"m": {1: FakeLoader()}, "bad": {1: FakeLoader(failures=-1)}}
+    async with FakeRegistry(loaders, retry={"max_retries": 0}, start_requires="any") as registry:
+        assert (ready(registry, "m"), ready(registry, "bad")) == (True, False)
+        await registry.reconfigure([ModelConfig(name="bad", base_path="/fake/bad")])
+        assert registry.status("m")["m"], "a model that is gone is still known"
+        assert ready(registry, "m") is False
+        registry.begin_drain()
+        assert ready(registry, "bad") is False
 
 
 async def test_status_lists_every_version_ever_known_descending() -> None:

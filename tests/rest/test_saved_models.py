@@ -173,7 +173,7 @@ class TestAnswers:
         response = await server.client.get("/v1/models/half")
         assert response.text == (
             '{\n "model_version_status": [\n  {\n   "version": "123",\n   "state": "AVAILABLE",\n   "status": {\n'
-            '    "error_code": "OK",\n    "error_message": ""\n   }\n  }\n ]\n}\n'
+            '    "error_code": "OK",\n    "error_message": ""\n   }\n  }\n ],\n "ready": true\n}\n'
         )
 
     async def test_metadata(self, server: Server) -> None:

@@ -448,6 +448,12 @@ def test_the_metrics_path_comes_from_the_monitoring_file(text_file: Path, text: 
     assert configured(SINGLE, f"--monitoring_config_file={text_file}").rest.metrics_path == path
 
 
+def test_metrics_are_on_without_a_file_where_there_is_a_rest_port(tmp_path: Path) -> None:
+    for arguments in (str(tmp_path),), (SINGLE,), (SINGLE, "--server=pyvoy"):
+        assert configured(*arguments).rest.metrics_path == "/monitoring/prometheus/metrics"
+    assert configured(SINGLE, "--rest_api_port=0").rest.metrics_path is None
+
+
 def test_metrics_without_a_rest_port_are_warned_about(text_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     text_file.write_text("prometheus_config { enable: true }")
     config = configured(SINGLE, f"--monitoring_config_file={text_file}", "--rest_api_port=0")

@@ -90,8 +90,9 @@ class PyvoyApp:
             metrics = make_metrics(config.rest)
             registry = make_registry(config, metrics)
             async with asyncio.TaskGroup() as tasks:
-                obeying = tasks.create_task(_obey(link, registry, stop, told["directory"]))
-                await self._serve(registry, config, metrics, link, stop, tasks, receive, send)
+                applied = AppliedConfig(registry, config)
+                obeying = tasks.create_task(_obey(link, registry, applied, stop, tasks, told["directory"]))
+                await self._serve(registry, config, applied, metrics, link, stop, tasks, receive, send)
                 obeying.cancel()
         except* (ServingError, OSError) as failures:
             link.say("failed", first_failure(failures))
@@ -113,6 +114,7 @@ class PyvoyApp:
         self,
         registry: ModelRegistry,
         config: ServerConfig,
+        applied: AppliedConfig,
         metrics: Metrics | None,
         link: Link,
         stop: asyncio.Event,
@@ -123,7 +125,6 @@ class PyvoyApp:
         """From the first load to the end of the last request."""
         ending = asyncio.ensure_future(receive())
         ending.add_done_callback(lambda _: stop.set())
-        applied = AppliedConfig(registry, config)
         if config.models is not None:
             log_models(config.models)
         await asyncio.to_thread(tensorflow_setup.apply, config.session_config)
@@ -183,11 +184,21 @@ async def _follow_the_first(receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _obey(link: Link, registry: ModelRegistry, stop: asyncio.Event, directory: str) -> None:
+async def _obey(
+    link: Link,
+    registry: ModelRegistry,
+    applied: AppliedConfig,
+    stop: asyncio.Event,
+    tasks: asyncio.TaskGroup,
+    directory: str,
+) -> None:
     """Do what the parent says, and end when it has ended."""
-    while await link.heard() == "drain":
-        registry.begin_drain()
-        stop.set()
+    while (said := await link.heard()) is not None:
+        if said == "reread":
+            tasks.create_task(applied.reread())
+        else:
+            registry.begin_drain()
+            stop.set()
     _abandon(directory)
 
 

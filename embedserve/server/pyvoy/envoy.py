@@ -100,6 +100,10 @@ class Envoy:
             await asyncio.sleep(_PAUSE)
         raise StartError(f"Envoy ended with status {self._process.returncode} before it served; its log says why")
 
+    async def reread(self) -> None:
+        """Have the application read its configuration again and look for models and versions."""
+        self._link.say("reread")
+
     async def drain(self, timeout: float) -> None:
         """Take no more connections, and return when every answer has been sent, or after `timeout` seconds."""
         if not self._open:

@@ -15,8 +15,9 @@ from embedserve.errors import Code, ServingError
 
 __all__ = ["Link", "Stage"]
 
-Stage: TypeAlias = Literal["opening", "ready", "failed", "drain"]
-"""`opening`: the port is about to open. `ready`: the models serve. `failed`: they will not. `drain`: finish."""
+Stage: TypeAlias = Literal["opening", "ready", "failed", "reread", "drain"]
+"""`opening`: the port is about to open. `ready`: the models serve. `failed`: they will not. `reread`: as for SIGHUP.
+`drain`: finish."""
 
 
 _LONGEST_LINE = 2**26

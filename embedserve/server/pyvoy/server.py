@@ -18,7 +18,7 @@ from embedserve.server.config import PyvoyConfig, ServerConfig
 from embedserve.server.pyvoy.configuration import forget_secrets, write_configuration
 from embedserve.server.pyvoy.envoy import Envoy
 from embedserve.server.rest_port import bound_socket, dual_stack_socket
-from embedserve.server.standalone import UNLOAD_GRACE, report_failed_start, stop_on_signals
+from embedserve.server.standalone import UNLOAD_GRACE, obey_hangups, report_failed_start, stop_on_signals
 
 __all__ = ["run_pyvoy"]
 
@@ -99,6 +99,7 @@ async def _serve(envoy: Envoy, config: ServerConfig, directory: Path, stop: asyn
     stopping = asyncio.create_task(stop.wait())
     starting = asyncio.create_task(_start(envoy, config, directory))
     ending = asyncio.create_task(envoy.ended())
+    obeying = asyncio.create_task(obey_hangups(envoy.reread))
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -112,9 +113,10 @@ async def _serve(envoy: Envoy, config: ServerConfig, directory: Path, stop: asyn
             return 128 - status if status < 0 else status or 1
         return 0
     finally:
-        for task in (stopping, starting, ending):
+        tasks = {stopping, starting, ending, obeying}
+        for task in tasks:
             task.cancel()
-        await asyncio.wait({stopping, starting, ending})
+        await asyncio.wait(tasks)
 
 
 async def _start(envoy: Envoy, config: ServerConfig, directory: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from embedserve.server.standalone import run
+from embedserve.server.standalone import outlive_hangups, run
 from embedserve.server.workers.worker import run_worker
 
 if __name__ == "__main__":
+    outlive_hangups()  # They are the supervisor's business.
     raise SystemExit(run(run_worker(*map(int, sys.argv[1:]))))

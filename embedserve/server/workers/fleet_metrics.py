@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedserve.metrics import Cells, Metrics
+from embedserve.metrics import Cells, Metrics, header
 from embedserve.servable import ServableId
 from embedserve.server.workers.messages import WorkerStatus
 
@@ -68,20 +68,26 @@ class FleetMetrics:
     def page(self, running: Iterable[Measurement]) -> bytes:
         """The page as one process would show it, and the workers' own lines at its end."""
         running = sorted(running, key=lambda measurement: measurement.worker.index)
-        lines = ["# TYPE embedserve_worker_requests_total counter"]
+        lines = [
+            *header(
+                "embedserve_worker_requests_total",
+                "counter",
+                "Requests that a worker has answered, its predecessors' included.",
+            )
+        ]
         lines += [
             f'embedserve_worker_requests_total{{worker="{index}"}} {self._ended_requests[index] + _requests(cells)}'
             for index, cells in ((m.worker.index, m.cells or {}) for m in running)
         ]
-        lines.append("# TYPE embedserve_worker_resident_bytes gauge")
+        lines += header("embedserve_worker_resident_bytes", "gauge", "Resident memory of a worker.")
         lines += [
             f'embedserve_worker_resident_bytes{{worker="{m.worker.index}"}} {size}'
             for m in running
             if (size := _resident_bytes(m.worker.pid)) is not None
         ]
-        lines.append("# TYPE embedserve_worker_restarts_total counter")
+        lines += header("embedserve_worker_restarts_total", "counter", "Times that a worker was replaced.")
         lines += [f'embedserve_worker_restarts_total{{worker="{m.worker.index}"}} {m.worker.restarts}' for m in running]
-        lines.append("# TYPE embedserve_worker_up gauge")
+        lines += header("embedserve_worker_up", "gauge", "Whether a worker serves.")
         lines += [
             f'embedserve_worker_up{{worker="{m.worker.index}"}} {int(m.worker.state == "serving")}' for m in running
         ]

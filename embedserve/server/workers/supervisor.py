@@ -22,6 +22,7 @@ from embedserve.server.rest_port import listening_socket
 from embedserve.server.standalone import (
     first_failure,
     leave,
+    obey_hangups,
     report_failed_start,
     stop_on_signals,
     wait_until_ready,
@@ -110,6 +111,7 @@ class _Supervisor:
             tasks.create_task(self.fleet.run())
             await self.registry.start(wait=False)
             posting = tasks.create_task(self._keep_status_posted())
+            obeying = tasks.create_task(obey_hangups(self._applied.reread))
             if self._config.rest.early:
                 self.fleet.open(rest=rest, grpc=False)
             following: asyncio.Task[None] | None = None
@@ -120,6 +122,7 @@ class _Supervisor:
                 following = tasks.create_task(self._applied.follow())
             await stop.wait()
             self.registry.begin_drain()
+            obeying.cancel()
             if following is not None:
                 following.cancel()
             self._post_status()

@@ -144,6 +144,9 @@ class _ToldSource:
     async def scan_now(self) -> None:
         """Nothing to look at."""
 
+    def hint(self) -> None:
+        """Nothing to look at."""
+
     def problem(self, name: str) -> str | None:
         """The supervisor knows."""
         return None
