@@ -127,7 +127,7 @@ def test_large_constants_fall_back_to_functions(load: Load, tmp_path: Path, capl
     caplog.set_level(logging.INFO, "embedserve")
     path = saved_models.keras_saved(tmp_path / "m" / "1", constant=300_000)
     assert load(path).kind == "session"
-    assert "runs as functions: a graph session cannot run it (UnsetVariablesError: " in caplog.text
+    assert "runs as functions: a graph session cannot run it (UnsetStateError: " in caplog.text
     assert "runs in a graph session: it is faster there" in caplog.text
     servable = load(path, servable="function")
     assert isinstance(servable, FunctionServable)

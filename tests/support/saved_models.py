@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
 
 v1 = tf.compat.v1
 Builder = Callable[[Path], Path]
@@ -706,6 +707,47 @@ def tf1_assigns_when_read(path: Path, order: str = "assign") -> Path:
         return save_v1(path, session, signatures)
 
 
+def tf1_without_init(path: Path, state: str = "resource", *, asks: bool = False) -> Path:
+    """A TF1 model without an init op, whose local state only `tf.saved_model.load` sets: `y = x * 3`.
+
+    Args:
+        path: Version directory.
+        state: `resource` or `reference` is a local variable, `table` and `old table` a lookup table; `saved` a variable
+            of the checkpoint. `partly` has a local variable in the signature `other` (`y = x * 3`) alone.
+        asks: The model asks whether its local variable is set, and takes the initial value otherwise.
+    """
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None], "x")
+        signatures = {}
+        if state == "partly":
+            signatures["serving_default"] = v1_signature({"x": x}, {"y": x * 3})
+        if state == "table":
+            initializer = tf.lookup.KeyValueTensorInitializer(tf.constant([7], tf.int64), tf.constant([3.0]))
+            value = tf.lookup.StaticHashTable(initializer, 0.0).lookup(tf.constant(7, tf.int64))
+        elif state == "old table":
+            value = _old_table(tf.constant([7], tf.int64), tf.constant([3.0]))
+        else:
+            kept = v1.GraphKeys.GLOBAL_VARIABLES if state == "saved" else v1.GraphKeys.LOCAL_VARIABLES
+            v = v1.Variable(3.0, collections=[kept], trainable=False, use_resource=state != "reference", name="v")
+            value = v.read_value()
+            if asks:
+                with _control_flow_v1():
+                    value = v1.cond(v1.is_variable_initialized(v), v.read_value, lambda: tf.constant(3.0))
+        signatures["other" if state == "partly" else "serving_default"] = v1_signature({"x": x}, {"y": x * value})
+        session.run([v1.global_variables_initializer(), v1.local_variables_initializer(), v1.tables_initializer()])
+        return save_v1(path, session, signatures)
+
+
+def _old_table(keys: Any, values: Any) -> Any:
+    """The value of the first key, from a table with a reference for a handle, as TensorFlow 1.0 wrote."""
+    graph, types = keys.graph, {"key_dtype": keys.dtype, "value_dtype": values.dtype}
+    attrs = {name: attr_value_pb2.AttrValue(type=dtype.as_datatype_enum) for name, dtype in types.items()}
+    table = graph.create_op("HashTable", [], [tf.string._as_ref], attrs=attrs, name="old_table").outputs[0]
+    init = graph.create_op("InitializeTable", [table, keys, values], [])
+    v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, init)
+    return graph.create_op("LookupTableFind", [table, keys[0], tf.constant(0.0)], [values.dtype]).outputs[0]
+
+
 def tf1_asset_in_variable(path: Path, main_op: bool = False) -> Path:
     """The name of an asset file in a variable that `legacy_init_op` (or `main_op`) assigns: `x [-1]` to `x + text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -774,6 +816,6 @@ MODELS: Mapping[str, Builder] = {
             tf1_examples,
         ),
         *(examples, unknown_rank_product, constant_scalars, keras_line, composite_outputs, tf1_composites),
-        *(tf1_assigns_when_read, tf1_asset_in_variable, without_inputs, narrow),
+        *(tf1_assigns_when_read, tf1_asset_in_variable, tf1_without_init, without_inputs, narrow),
     )
 }

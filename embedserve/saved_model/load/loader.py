@@ -34,8 +34,8 @@ from embedserve.saved_model.optimise.optimising import Wanted, optimise, reason_
 from embedserve.saved_model.optimise.xla import OptimisedServable
 from embedserve.saved_model.run import graph_session
 from embedserve.saved_model.run.function import FunctionServable
-from embedserve.saved_model.run.graph_session import UnsetVariablesError
 from embedserve.saved_model.run.session import SessionServable
+from embedserve.saved_model.run.unset_state import UnsetStateError
 from embedserve.saved_model.status import clean, code_of
 from embedserve.saved_model.tflite.model import FILE_NAME as TFLITE_FILE
 from embedserve.saved_model.tflite.model import read_model
@@ -329,8 +329,6 @@ class SavedModelLoader:
                 servable = self._load_kind(kind, meta_graph, signatures, operations)
             except Exception as error:
                 failures[kind] = error
-                if isinstance(error, UnsetVariablesError) and not has_object_graph(meta_graph):
-                    break  # Without an object graph `tf.saved_model.load` sets variables by the same operations.
                 way = "tf.saved_model.load cannot lift it" if kind == "function" else "a graph session cannot run it"
                 reason = f"{way} ({type(error).__name__}: {clean(str(error))})"
             else:
@@ -338,6 +336,9 @@ class SavedModelLoader:
                     where = "in a graph session" if kind == "session" else "as functions"
                     logger.info("%s runs %s: %s", self._id, where, reason)
                 return servable
+        for kind, cause in failures.items():
+            if isinstance(cause, UnsetStateError) and cause.spared:
+                return self._load_kind(kind, meta_graph, signatures, operations, partly=True)
         failure = failures.get("session") or failures["function"]
         raise self._load_error(failure) from failure
 
@@ -359,16 +360,21 @@ class SavedModelLoader:
         meta_graph: Any,
         signatures: Mapping[str, Signature],
         operations: Mapping[str, Operations],
+        *,
+        partly: bool = False,
     ) -> FunctionServable | SessionServable:
         described = (signatures, _copied(meta_graph.signature_def))
         if kind == "session":
-            return self._open_session(*described, operations)
-        return FunctionServable(
+            return self._open_session(*described, operations, partly=partly)
+        servable = FunctionServable(
             *(self._source, self._config.saved_model_tags, *described),
             inline=_is_small(operations),
             overwriting=frozenset(name for name, found in operations.items() if found.overwrites),
             reads_files_at_run_time=any(found.reads_files for found in operations.values()),
         )
+        if not has_object_graph(meta_graph):
+            servable.check_state(partly=partly)
+        return servable
 
     def _open_session(
         self,
@@ -376,9 +382,11 @@ class SavedModelLoader:
         signature_defs: Mapping[str, Any],
         operations: Mapping[str, Operations],
         captured: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        *,
+        partly: bool = False,
     ) -> SessionServable:
         session = graph_session.open_saved_model(
-            self._source, self._config.saved_model_tags, signatures.values(), captured
+            self._source, self._config.saved_model_tags, signatures.values(), captured, partly=partly
         )
         return SessionServable(
             *(session, signatures, signature_defs),

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.optimise.folding import fold_channel_scales, share_constants
-from embedserve.saved_model.run.graph_session import open_graph, reached
+from embedserve.saved_model.run.graph_session import open_graph
+from embedserve.saved_model.run.unset_state import reached
 from embedserve.servable import Array
 
 __all__ = ["MAX_GRAPH_BYTES", "Frozen", "NotOptimisableError", "freeze"]

@@ -190,7 +190,7 @@ def _freeze(plain: Servable, wanted: Wanted) -> Frozen:
     feeds = [spec.tensor_name for signature in signatures for spec in signature.inputs.values()]
     fetches = [spec.tensor_name for signature in signatures for spec in signature.outputs.values()]
     captured = plain.captured_inputs if isinstance(plain, FunctionServable) else {}
-    session = open_saved_model(wanted.path, wanted.tags, signatures, captured)
+    session = open_saved_model(wanted.path, wanted.tags, signatures, captured, partly=True)
     try:
         return freeze(session, feeds, fetches)
     finally:

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from embedserve.errors import Code, DeadlineExceededError
 from embedserve.saved_model import tensorflow_private
-from embedserve.saved_model.run import run_time
+from embedserve.saved_model.run import run_time, unset_state
 from embedserve.saved_model.run.arrays import owned, private_copies
 from embedserve.saved_model.run.deadlines import Deadlines, TimedRun
 from embedserve.saved_model.run.one_at_a_time import OneAtATime
@@ -121,6 +121,20 @@ class FunctionServable:
         if self._inline and seconds < run_time.SHORT_RUN:
             function.run_inline()
         return seconds
+
+    def check_state(self, *, partly: bool) -> None:
+        """Make sure, of a model that TensorFlow 1 wrote, that no signature reads a variable or table that is unset.
+
+        Args:
+            partly: Only warn where a signature is left that reads nothing unset.
+
+        Raises:
+            UnsetStateError: A signature would read what is unset.
+        """
+        model = self._loaded
+        unset_state.check(
+            model.graph, lambda tensors: model.prune([], tensors)(), self.signatures.values(), partly=partly
+        )
 
     @property
     def captured_inputs(self) -> dict[str, Sequence[Any]]:
