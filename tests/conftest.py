@@ -1,8 +1,13 @@
-"""What holds for every test: nothing blocks an event loop, CI skips nothing, and who shares servers stays together."""
+"""What holds for every test: nothing blocks an event loop, CI skips nothing, tests that share servers stay together.
+
+Decides also which tests `--quick` leaves out, and fails a test that starts Python without the mark `slow`.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,39 @@ _MAY_READ = (
 # Directories whose tests share processes that took long to start, the longest first.
 _TOGETHER = ("ray", "conformance", "interop")
 
+# Directories whose every test starts servers, a browser or Ray.
+_SLOW_DIRECTORIES = {Path(__file__).parent / name for name in ("benchmarks", "e2e", "examples", "interop", "ray")}
+# Fixtures that start Python: a web server, an object store, the training of a model.
+_SLOW_FIXTURES = frozenset({"bucket", "web", "digit_models"})
+_SLOW_MODULE = re.compile(r"^pytestmark = .*\bmark\.slow\b", re.MULTILINE)
+# What Python processes this process has started, in order.
+_python_starts: list[str] = []
+
+
+def _note_python_starts(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen" and str(arguments[0]) == sys.executable:
+        _python_starts.append(" ".join(map(str, arguments[1])))
+    elif event == "os.fork":
+        _python_starts.append("os.fork()")
+
+
+sys.addaudithook(_note_python_starts)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the tests that are marked slow")
+
+
+def _is_slow(path: Path) -> bool:
+    """Whether all tests of a module are slow: told from its text, because some imports alone take seconds."""
+    return not _SLOW_DIRECTORIES.isdisjoint(path.parents) or bool(_SLOW_MODULE.search(path.read_text()))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Under `--quick`, do not even import the modules that are slow."""
+    left_out = config.getoption("--quick") and collection_path.name.startswith("test_") and collection_path.is_file()
+    return True if left_out and _is_slow(collection_path) else None
+
 
 class _ByShared(LoadScopeScheduling):
     """Deals out whole files, and whole directories where their files share more."""
@@ -42,8 +80,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return _ByShared(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with what is dealt out in the largest pieces, so that no process is left alone with one at the end."""
+    slow = {path for path in {item.path for item in items} if _is_slow(path)}
+    for item in items:
+        if item.path in slow or not _SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+    if config.getoption("--quick"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    _python_starts.clear()  # Those of imports.
     order = {name: place for place, name in enumerate(_TOGETHER)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
@@ -86,10 +132,18 @@ def _skip_is_a_failure(report: pytest.TestReport | pytest.CollectReport) -> None
         report.longrepr = f"{report.nodeid}: CI must have what every test needs, but: {reason}"
 
 
+def _unmarked_start_is_a_failure(item: pytest.Item, report: pytest.TestReport) -> None:
+    if report.passed and _python_starts and not item.get_closest_marker("slow"):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} starts Python and must be marked slow: {_python_starts[0]}"
+    _python_starts.clear()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     _skip_is_a_failure(report)
+    _unmarked_start_is_a_failure(item, report)
     return report
 
 

@@ -160,6 +160,7 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_import_and_construction_load_no_heavy_package(tmp_path: Path) -> None:
     code = f"""
 import logging, os, signal, sys, threading
@@ -176,6 +177,7 @@ print(sorted({set(ONLY_IN) - {"watchfiles"}!r} & set(sys.modules)))
     assert run_python(code) == "[]"
 
 
+@pytest.mark.slow
 def test_the_public_modules_import_no_tensorflow() -> None:
     code = """
 import sys
@@ -188,6 +190,7 @@ print(sorted({"tensorflow", "tensorflow_serving", "starlette", "uvicorn", "ray"}
     assert run_python(code) == "[]"
 
 
+@pytest.mark.slow
 def test_dir_shows_what_is_public_and_nothing_else() -> None:
     code = """
 import embedserve

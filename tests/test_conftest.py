@@ -13,6 +13,8 @@ from blockbuster import BlockingError
 import embedserve
 from tests.support.programs import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_blocking_call_of_ours_on_a_loop_is_an_error() -> None:
     ours = Path(embedserve.__file__).with_name("registry.py")
@@ -33,3 +35,46 @@ def test_a_skip_is_a_failure_in_ci_only(ci: str, failed: int, tmp_path: Path) ->
     )
     assert done.returncode == failed, done.stdout
     assert "no such program" in done.stdout or not failed
+
+
+OF_TWO_KINDS = """
+import subprocess, sys
+import pytest
+
+def test_light():
+    pass
+
+@pytest.mark.slow
+def test_marked():
+    subprocess.run([sys.executable, "-c", ""])
+
+def test_unmarked():
+    {unmarked}
+"""
+
+
+def run_tests(directory: Path, unmarked: str, *options: str) -> str:
+    test = directory / "test_kinds.py"
+    test.write_text(OF_TWO_KINDS.format(unmarked=unmarked))
+    arguments = ["-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull, "-W", "ignore"]
+    done = subprocess.run([sys.executable, *arguments, *options, test], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_a_quick_run_leaves_out_what_is_marked_slow(tmp_path: Path) -> None:
+    assert "2 passed, 1 deselected" in run_tests(tmp_path, "pass", "--quick")
+    assert "3 passed" in run_tests(tmp_path, "pass")
+
+
+@pytest.mark.parametrize(
+    "start", ["subprocess.run([sys.executable, '-c', ''])", "import os; os.fork() or os._exit(0); os.wait()"]
+)
+def test_a_test_that_starts_python_must_be_marked_slow(start: str, tmp_path: Path) -> None:
+    said = run_tests(tmp_path, start)
+    assert "test_unmarked starts Python and must be marked slow" in said
+    assert "1 failed, 2 passed" in said
+
+
+def test_a_module_that_is_marked_slow_is_not_imported_for_a_quick_run(tmp_path: Path) -> None:
+    (tmp_path / "test_slow.py").write_text("import pytest\n\npytestmark = pytest.mark.slow\n\nraise ImportError\n")
+    assert "2 passed, 1 deselected" in run_tests(tmp_path, "pass", "--quick", str(tmp_path))

@@ -12,7 +12,8 @@ import pytest
 from embedserve.server.flags import FLAGS
 from tests.support.programs import ROOT, answers, fetch, free_port, program, run_program
 
-pytestmark = pytest.mark.timeout(400)  # Several programs that import TensorFlow, one after the other.
+# Several programs that import TensorFlow, one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -45,6 +45,7 @@ def test_the_keywords_are_the_fields_of_the_options() -> None:
     assert "Required[" not in str(RegistryKeywords.__annotations__)
 
 
+@pytest.mark.slow
 def test_mypy_knows_every_option_without_a_plugin(tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text(GOOD)
     lines = ["from embedserve import ModelConfig, ModelRegistry", *BAD]

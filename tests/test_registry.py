@@ -400,6 +400,7 @@ def _in_child(registry: ModelRegistry, queue: Any) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_is_told_with_the_remedy() -> None:
     context = multiprocessing.get_context("fork")

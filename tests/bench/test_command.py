@@ -30,6 +30,8 @@ from tests.bench.conftest import ModelPath
 from tests.support.programs import answers, fetch, free_port, program, run_program
 from tests.support.saved_models import half_plus_two
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., tuple[int, str, str]]
 
 # A grid of milliseconds, and the process is the tests'.

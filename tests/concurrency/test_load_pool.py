@@ -133,6 +133,7 @@ async def test_a_warm_up_that_hangs_in_a_run_thread_fails_the_version_and_the_th
         await registry.aclose()
 
 
+@pytest.mark.slow
 def test_the_end_of_the_process_waits_for_no_thread() -> None:
     program = """
 import asyncio, threading

@@ -37,7 +37,7 @@ from tests.conformance.conftest import METRICS_PATH, Serve, Serving, config_of
 from tests.conformance.fuzzing import BUILDERS, HttpRequest, broken, http_requests, messages, requests
 from tests.support.programs import fetch
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PREDICTION, MODEL = "/tensorflow.serving.PredictionService", "/tensorflow.serving.ModelService"
 

@@ -17,7 +17,7 @@ from tensorflow_serving.apis import model_management_pb2
 from tests.conformance.conftest import Serve, Serving, predict_request, program_or_skip
 from tests.support import saved_models
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HALF_PLUS_TWO = "http://localhost:8501/v1/models/half_plus_two"
 

@@ -30,7 +30,7 @@ from tests.conformance.conftest import METRICS_PATH, VERSION_NUMBER, Serve, Serv
 from tests.e2e.conftest import ServerProcess
 from tests.support.programs import fetch, free_port, wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 BOTH = pytest.mark.parametrize("name", ["half_plus_two", "half_plus_two_tf2"], ids=["tf1", "tf2"])

@@ -9,7 +9,7 @@ from tests.conformance.conftest import VERSION, Serve, Serving, verify_predict
 from tests.support.programs import fetch
 from tests.support.tflite_models import half_plus_two, signature_def, with_signature_defs, write
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 FLAGS = ("--prefer_tflite_model=true", "--model_name=default")
 

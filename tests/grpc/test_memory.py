@@ -20,6 +20,8 @@ from embedserve.testing import FakeLoader, FakeRegistry, fake_signature
 from tests.grpc.conftest import Client, Start, failure, predict_request, until_given_back
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 C = grpc.StatusCode
 MIB = 1 << 20
 LIMIT = 4 * MIB

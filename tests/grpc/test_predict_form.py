@@ -265,6 +265,7 @@ def two_signatures() -> FakeRegistry:
     return FakeRegistry({"m": {1: loader}}, warmup="none")
 
 
+@pytest.mark.slow
 def test_what_is_learnt_never_changes_an_answer() -> None:
     path = f"/{prediction_service.SERVICE}/Predict"
     answers: dict[str, int] = {}

@@ -26,6 +26,8 @@ from embedserve.tensors import dtypes, proto
 from tests.grpc.conftest import Client, Start, failure, predict_request
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 C = grpc.StatusCode
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {

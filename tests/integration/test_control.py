@@ -23,6 +23,8 @@ from embedserve import (
 from tests.integration.conftest import QUICK, deploy
 from tests.integration.waiting import state_of, until_state
 
+pytestmark = pytest.mark.slow
+
 Line = Callable[[int], Path]
 
 

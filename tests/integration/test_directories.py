@@ -23,6 +23,8 @@ from embedserve.servable import ServableId
 from tests.integration.conftest import QUICK, SavedModel, deploy, overwrite
 from tests.integration.waiting import state_of, status_of, until, until_state, until_told
 
+pytestmark = pytest.mark.slow
+
 Line = Callable[[int], Path]
 
 

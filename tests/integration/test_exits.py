@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.programs import ROOT
 
+pytestmark = pytest.mark.slow
+
 ENTERED = """
 import atexit, sys
 from embedserve.testing import FakeLoader, FakeRegistry

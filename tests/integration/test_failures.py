@@ -27,6 +27,8 @@ from tests.integration.conftest import QUICK, SavedModel, deploy, overwrite
 from tests.integration.waiting import state_of, status_of, until, until_state
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 Line = Callable[[int], Path]
 
 ONCE = {**QUICK, "retry": RetryPolicy(max_retries=0)}

@@ -8,8 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.integration.conftest import deploy
 from tests.support.programs import ROOT
+
+pytestmark = pytest.mark.slow
 
 IN_CHILD = """
 import os, sys, time

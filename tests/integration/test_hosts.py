@@ -22,6 +22,8 @@ from embedserve.rest import create_app
 from tests.integration.conftest import QUICK, deploy
 from tests.integration.waiting import until_state
 
+pytestmark = pytest.mark.slow
+
 Line = Callable[[int], Path]
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,8 @@ from embedserve.config import VersionPolicy
 from embedserve.servable import Array, ServableId, Tensors
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.integration.waiting import until
+
+pytestmark = pytest.mark.slow
 
 NUMBERS = st.integers(1, 4)
 

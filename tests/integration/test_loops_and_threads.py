@@ -21,6 +21,8 @@ from embedserve import (
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.integration.waiting import until_state
 
+pytestmark = pytest.mark.slow
+
 X = {"x": [1.0]}
 
 

@@ -11,6 +11,8 @@ import pytest
 from tests.integration.conftest import SavedModel, deploy
 from tests.support.programs import ROOT
 
+pytestmark = pytest.mark.slow
+
 RELOADS = """
 import asyncio, os, sys
 from pathlib import Path

@@ -30,6 +30,8 @@ from embedserve.servable import ServableId
 from tests.integration.conftest import QUICK, SavedModel, deploy
 from tests.integration.waiting import until_state
 
+pytestmark = pytest.mark.slow
+
 Line = Callable[[int], Path]
 
 

@@ -28,6 +28,8 @@ from tests.integration.waiting import state_of, status_of, until, until_state
 from tests.remote.stores import FAST, Answer, ObjectStore, WebStore, files_of, scripted_web
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 Lines = dict[int, Path]
 
 

@@ -16,6 +16,8 @@ from tests.e2e.conftest import ServerProcess
 from tests.remote.stores import ObjectStore, WebStore
 from tests.support.programs import ROOT, fetch, free_port, wait_until
 
+pytestmark = pytest.mark.slow
+
 Lines = dict[int, Path]
 Serve = Callable[..., tuple[ServerProcess, str]]
 

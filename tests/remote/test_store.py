@@ -19,6 +19,8 @@ from embedserve.remote.store import Store, open_store
 from embedserve.store_url import StoreUrl
 from tests.remote.stores import Answer, ObjectStore, WebStore, files_of, page, scripted_web
 
+pytestmark = pytest.mark.slow
+
 NO_ONE: Answer = (404, {}, b"nothing here")
 
 

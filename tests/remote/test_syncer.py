@@ -23,6 +23,8 @@ from embedserve.store_url import StoreUrl
 from tests.remote.recorder import Recorder
 from tests.remote.stores import FAST, Answer, ObjectStore, WebStore, files_of, page, page_of, scripted_web
 
+pytestmark = pytest.mark.slow
+
 Lines = dict[int, Path]
 
 

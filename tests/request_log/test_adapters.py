@@ -37,6 +37,8 @@ from tests.request_log.conftest import Read
 from tests.rest.conftest import _serve
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 CLASSIFY, REGRESS = "classify_x_to_y", "regress_x_to_y"
 
 

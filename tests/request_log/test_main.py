@@ -16,6 +16,8 @@ from embedserve.request_log.records import Exchange, predict_exchange, record_of
 from embedserve.saved_model.load.warmup import read_logs
 from embedserve.testing import fake_signature
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[..., Path]
 
 

@@ -13,7 +13,7 @@ from tests.request_log.conftest import Read
 from tests.support.programs import fetch, free_port, wait_until
 from tests.support.saved_models import half_plus_two
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.fixture

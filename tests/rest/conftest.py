@@ -88,7 +88,18 @@ async def _serve(app: Any, *, lifespan: Literal["on", "off"] = "off", **options:
             finally:
                 serving.close()
     finally:
-        await server.shutdown()
+        await _shut_down(server)
+
+
+async def _shut_down(server: uvicorn.Server) -> None:
+    """What uvicorn's `shutdown` does, which sleeps for a tenth of a second at least."""
+    for listener in server.servers:
+        listener.close()
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
+    while server.server_state.connections or server.server_state.tasks:
+        await asyncio.sleep(0.001)
+    await server.lifespan.shutdown()
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from embedserve.tensors import json_parser
 from embedserve.testing import FakeLoader, FakeRegistry, fake_signature
 from tests.rest.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 PREDICT, CLASSIFY = "/v1/models/m:predict", "/v1/models/m:classify"
 

@@ -153,6 +153,7 @@ SIGNATURES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(body=bodies(), of=SIGNATURES)
 @settings(max_examples=300, deadline=None)
 @example(b'{"instances": [[1,2],[3],[4,5,6]]}', signature(x="float"))
@@ -169,6 +170,7 @@ def test_every_way_to_read_a_body_agrees(body: bytes, of: Signature) -> None:
     assert_all_ways_agree(body, of)
 
 
+@pytest.mark.slow
 @given(body=bodies(), of=SIGNATURES, seed=st.integers(0, 2**32), count=st.integers(1, 3))
 @settings(max_examples=300, deadline=None)
 def test_every_way_to_read_a_damaged_body_agrees(body: bytes, of: Signature, seed: int, count: int) -> None:

@@ -16,7 +16,7 @@ from embedserve.rest import create_app
 from tests.rest.conftest import Serve, Server
 from tests.support import saved_models
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 METRICS = "/monitoring/prometheus/metrics"
 

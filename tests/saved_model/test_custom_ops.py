@@ -16,6 +16,8 @@ from tests.integration.waiting import status_of, until
 from tests.saved_model.conftest import Load
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 
 def refusal(path: Path) -> LoadError:
     made = SavedModelLoader(ServableId("m", 1), path, ModelConfig(name="m", base_path=path.parent), RegistryOptions())

@@ -27,7 +27,7 @@ from tests.saved_model import fixed_rows
 from tests.saved_model.fixed_rows import export
 from tests.support import saved_models
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 KINDS: tuple[Literal["function", "session"], ...] = ("function", "session")
 FLOATS = tf.TensorSpec([4, 3], tf.float32, "x")

@@ -26,6 +26,8 @@ from embedserve.servable import Loader, Servable, ServableId
 from tests.saved_model.conftest import Load, ModelPath
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 
 def loader(path: Path, options: RegistryOptions | None = None, **config: Any) -> SavedModelLoader:
     return SavedModelLoader(

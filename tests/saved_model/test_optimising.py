@@ -27,6 +27,8 @@ from tests.saved_model.cases import CASES, floats
 from tests.saved_model.conftest import Load, ModelPath
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 v1 = tf.compat.v1
 
 

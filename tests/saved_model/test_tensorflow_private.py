@@ -13,6 +13,8 @@ import tensorflow as tf
 from embedserve.saved_model import tensorflow_private
 from tests.saved_model.conftest import ModelPath
 
+pytestmark = pytest.mark.slow
+
 
 def signature(model: ModelPath, name: str, signature_name: str = "serving_default") -> Any:
     loaded = tf.saved_model.load(str(model(name)))

@@ -25,6 +25,8 @@ from embedserve.tensors import dtypes
 from tests.support import saved_models
 from tests.support.tflite_models import convert, half_plus_two, signature_def, with_signature_defs, write
 
+pytestmark = pytest.mark.slow
+
 Load = Callable[..., Any]
 
 WEIGHTS = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)

@@ -20,6 +20,8 @@ from embedserve.server.flags import parse
 from embedserve.server.tensorflow_setup import session_config_from_flags
 from tests.support.programs import ROOT, run_program
 
+pytestmark = pytest.mark.slow
+
 
 def configured(*arguments: str, environment: Mapping[str, str] | None = None) -> ServerConfig:
     return server_config(parse(arguments), environment or {})

@@ -20,6 +20,8 @@ from tests.saved_model import fixed_rows
 from tests.support.programs import run_program
 from tests.verify.conftest import ModelPath
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., tuple[int, str, str]]
 
 QUICK = ("--pairs=6", "--gc_freeze=false")

@@ -25,6 +25,8 @@ from embedserve.servable import ServableId
 from tests.saved_model.judge.hostile_models import MODELS, SERVED
 from tests.support.programs import run_program
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,8 @@ from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.signature import BatchingVerdict
 from tests.saved_model.conftest import Load
 
+pytestmark = pytest.mark.slow
+
 
 def save(path: Path, function: Callable[[Any], Any], shape: list[int | None], dtype: Any, **tracked: Any) -> Path:
     module = tf.Module()

@@ -18,6 +18,8 @@ from tests.saved_model.conftest import Load
 from tests.saved_model.judge.signatures import signature
 from tests.support.survey_models import SURVEYED
 
+pytestmark = pytest.mark.slow
+
 DEPENDS = "output 'y' of a row depends on the other rows of its batch"
 
 

@@ -9,6 +9,8 @@ from embedserve.config import Batching
 from embedserve.errors import InvalidInputError
 from tests.saved_model.conftest import Load
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "signature_name"),

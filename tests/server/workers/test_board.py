@@ -46,6 +46,7 @@ def test_what_is_too_large_leaves_the_last_value_in_force(
     assert reader.read() == (1, "small")
 
 
+@pytest.mark.slow
 def test_readers_in_other_processes_read_whole_values_in_order(board: Board) -> None:
     code = """
 import sys

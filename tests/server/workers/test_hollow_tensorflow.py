@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.saved_models import lookup
+
+pytestmark = pytest.mark.slow
 
 SHOW = """
 print(sorted(name for name in sys.modules if name.startswith("tensorflow.python")))

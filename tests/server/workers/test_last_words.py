@@ -33,6 +33,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"), [("speaks", "last words\n"), ("hangs", "last words\n"), ("fails", "last words\n"), ("loop", "")]
 )

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pytest
 
 from embedserve.rest import create_app
 from embedserve.server.workers.hands import Suspect
 from embedserve.server.workers.messages import Status, WorkerStatus
 from embedserve.server.workers.page import WorkerApp
 from embedserve.testing import FakeLoader, FakeRegistry
+
+pytestmark = pytest.mark.slow
 
 
 async def test_any_worker_shows_all_and_says_which_it_is() -> None:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, event, given, settings
 
 from tests.saved_model.judge.rows.graphs import Graph, Input
+
+pytestmark = pytest.mark.slow
 
 Step = Callable[[Any, Any, int], Any]
 CONSTANTS = [tf.constant(value, tf.float32) for value in (2.0, [1.0, 2, 3], [[1.0, 2, 3]], [[1.0], [2.0]], [[3.0]])]

@@ -15,6 +15,8 @@ from tests.saved_model.judge.rows.graphs import Case, Graph, Input
 from tests.saved_model.judge.rows.mixing import MIXED, UNPROVEN
 from tests.saved_model.judge.rows.piece_cases import PIECES
 
+pytestmark = pytest.mark.slow
+
 
 def graph_of(function: Any, *inputs: Input) -> Graph:
     return Graph(function, inputs or (Input(),))
