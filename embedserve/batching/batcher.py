@@ -63,7 +63,7 @@ class SignatureBatcher:
         self._direct = direct
         self._id = self.runs.id
         self._pool = pool
-        self._settling = pool.settling
+        self._delay = pool.delay
         self._observers = observers
         self._allowed = options.allowed_batch_sizes
         self._max_rows = options.max_batch_size
@@ -126,7 +126,7 @@ class SignatureBatcher:
         # While a slot is on its way or the timer is set, only a full batch changes when the next one leaves.
         if not self._claimed and (full or self._timer is None):
             self._look(now)
-        elif full or self._queue.waiting >= self._settling.enough:
+        elif full or self._queue.waiting >= self._delay.enough:
             self._pool.hurry()
         return future
 

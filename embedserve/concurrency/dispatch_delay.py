@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 
-__all__ = ["Settling"]
+__all__ = ["DispatchDelay"]
 
 
-class Settling:
+class DispatchDelay:
     """Decides from what waiting has brought so far: an idle system never waits, and one with nothing to gain hardly.
 
     First it waits turns of the loop, as long as each few of them bring another request: turns of a loop that has
@@ -76,7 +76,7 @@ class Settling:
 
     def __repr__(self) -> str:
         pauses = f", pauses for {self._target:.0f}" * (self._balance > 0)
-        return f"<Settling trust {self._trust}{', saturated' * self._saturated}{pauses}>"
+        return f"<DispatchDelay trust {self._trust}{', saturated' * self._saturated}{pauses}>"
 
     def ran(self, seconds: float) -> None:
         """A run took so long, from its dispatch to its end."""

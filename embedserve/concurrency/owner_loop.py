@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from embedserve.errors import RegistryStateError
 
-__all__ = ["HomeLoop", "check_asyncio", "check_fork", "check_threads"]
+__all__ = ["OwnerLoop", "check_asyncio", "check_fork", "check_threads"]
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ def check_asyncio() -> None:
         )
 
 
-class HomeLoop:
+class OwnerLoop:
     """Belongs to the loop on which it is made, until it is closed."""
 
     def __init__(self) -> None:

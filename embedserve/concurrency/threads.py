@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from embedserve.concurrency import fairness
-from embedserve.concurrency.dispatch_delay import Settling
+from embedserve.concurrency.dispatch_delay import DispatchDelay
 from embedserve.errors import Code, HungError, RegistryStateError, ServingError
 
 __all__ = ["RunPool", "SlotClient", "Task", "Work", "outlast", "tellable"]
@@ -101,16 +101,16 @@ class _RunThread:
         self.work: Work | None = None
         self.model: str | None = None  # None for work that no client chose.
         self.began = 0.0
-        pool.bell.join()
+        pool.waker.join()
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
-        bell = self._pool.bell
+        waker = self._pool.waker
         try:
-            self._work_until_ended(bell.ring)
+            self._work_until_ended(waker.ring)
         finally:
-            bell.leave()
+            waker.leave()
 
     def _work_until_ended(self, ring: Callable[[tuple[Any, ...]], bool]) -> None:
         while (work := self._next()) is not None:
@@ -135,7 +135,7 @@ class _RunThread:
         return self.todo.get()
 
 
-class _Bell:
+class _LoopWaker:
     """How run threads tell the loop what has ended: an eventfd where there is one.
 
     Measured against `call_soon_threadsafe`, to a thread and back: 21 instead of 26 µs, with uvloop 14 instead of 22.
@@ -242,13 +242,13 @@ class RunPool:
         self._waiting: list[SlotClient] = []
         self._turns = fairness.Turns()
         self._dispatching = False
-        self.settling = Settling(time.monotonic)  # A loop's own clock may stand still for a millisecond.
+        self.delay = DispatchDelay(time.monotonic)  # A loop's own clock may stand still for a millisecond.
         self._settled: asyncio.TimerHandle | None = None
         self._lending: asyncio.TimerHandle | None = None
         self._watching: asyncio.TimerHandle | None = None
         self._look_at = math.inf
         self.closed = False
-        self.bell = _Bell(loop, self._finished)
+        self.waker = _LoopWaker(loop, self._finished)
         self._made = 0
         self._threads: list[_RunThread] = []
         # Last in, first out: the thread that ran last has its caches warm.
@@ -344,16 +344,16 @@ class RunPool:
         self._dispatch_soon()
 
     def hurry(self) -> None:
-        """A client has as much as it can take at once, or as `settling.enough` says: free slots wait no longer."""
+        """A client has as much as it can take at once, or as `delay.enough` says: free slots wait no longer."""
         if self._settled is not None:
             self._settled.cancel()
             self._settled = None
-            self.settling.stop(sum([client.waiting for client in self._waiting]))
+            self.delay.stop(sum([client.waiting for client in self._waiting]))
             self.loop.call_soon(self._hand_out)
 
     def _dispatch(self) -> None:
         self._settled = None
-        pause = self.settling.pause(sum([client.waiting for client in self._waiting]))
+        pause = self.delay.pause(sum([client.waiting for client in self._waiting]))
         if pause is None:
             self._hand_out()
         elif pause:
@@ -405,7 +405,7 @@ class RunPool:
             self._came_back(thread)
         else:
             if thread.model is not None:
-                self.settling.ran(self.loop.time() - thread.began)
+                self.delay.ran(self.loop.time() - thread.began)
             self._release(thread)
             if thread.reserved:
                 self._give_reserved(thread, thread.reserved.popleft())
@@ -557,7 +557,7 @@ class RunPool:
             if self._lending is not None:
                 self._lending.cancel()
             if not self._stuck:
-                self.bell.silence()
+                self.waker.silence()
 
 
 def tellable(error: BaseException) -> Exception:

@@ -24,16 +24,16 @@ from embedserve.remote.cache import Cache, cache_key
 from embedserve.remote.contents import RemoteVersion
 from embedserve.remote.errors import StoreError
 from embedserve.remote.fetcher import Fetcher
+from embedserve.remote.leases import Leases
 from embedserve.remote.options import storage_options
 from embedserve.remote.plan import Plan, decide, superfluous
-from embedserve.remote.rounds import Rounds
-from embedserve.remote.shelf import Shelf
+from embedserve.remote.poller import Poller
 from embedserve.store_url import StoreUrl
 
 if TYPE_CHECKING:
     from embedserve.remote.store import Store
 
-__all__ = ["Follower", "StoreStatistics", "Surroundings", "SyncListener"]
+__all__ = ["Follower", "StoreStatistics", "SyncContext", "SyncListener"]
 
 logger = logging.getLogger("embedserve")
 
@@ -54,13 +54,13 @@ class SyncListener(Protocol):
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class SyncContext:
     """What the followers of one registry share."""
 
     options: RegistryOptions
     cache: Cache
     disk: LoadPool
-    shelf: Shelf
+    leases: Leases
     open_store: Callable[[StoreUrl, Mapping[str, Any]], Awaitable[Store]]
 
 
@@ -92,7 +92,7 @@ class Follower:
 
     Args:
         config: The model; its base path is a `StoreUrl`.
-        surroundings: What it shares with others.
+        context: What it shares with others.
         listener: Whom to tell.
         served: What the listener was told last under this name, by whoever followed it before.
     """
@@ -100,21 +100,21 @@ class Follower:
     def __init__(
         self,
         config: ModelConfig,
-        surroundings: Surroundings,
+        context: SyncContext,
         listener: SyncListener,
         served: Mapping[int, VersionDirectory],
     ) -> None:
         assert isinstance(config.base_path, StoreUrl)
-        options = surroundings.options
+        options = context.options
         self.config = config
         self.url = config.base_path
         self._policy = self._last_policy = config.version_policy
         self._storage_options = storage_options(self.url.scheme, config.storage_options, options)
         self._key = cache_key(self.url, self._storage_options)
-        self._surroundings = surroundings
+        self._context = context
         self._keep_absent = options.absent_versions != "unload"
-        self._cache = surroundings.cache
-        self._disk = surroundings.disk
+        self._cache = context.cache
+        self._disk = context.disk
         self._listener = listener
         self._store: Store | None = None
         self._names: Mapping[int, str] | None = None
@@ -128,7 +128,7 @@ class Follower:
         self._complaint: str | None = None
         self._duplicates: set[str] = set()
         interval = options.poll_interval if options.remote_poll_interval is None else options.remote_poll_interval
-        self._rounds = Rounds(self._round, interval)
+        self._poller = Poller(self._round, interval)
         self._fetcher = Fetcher(
             config.name,
             self.url,
@@ -136,8 +136,8 @@ class Follower:
             self._cache,
             self._disk,
             options.settle,
-            partial(surroundings.shelf.put, config.name),
-            self._rounds.wake,
+            partial(context.leases.put, config.name),
+            self._poller.wake,
         )
 
     def __repr__(self) -> str:
@@ -146,8 +146,8 @@ class Follower:
     @property
     def problem(self) -> str | None:
         """Why there may be no version, or None."""
-        if self._rounds.error is not None:
-            return self._rounds.error
+        if self._poller.error is not None:
+            return self._poller.error
         if self._names is None:
             return f"{self.url} has not answered yet"
         if not self._names:
@@ -161,7 +161,7 @@ class Follower:
     @property
     def coming(self) -> bool:
         """Whether the store is being asked for the first time, or a version is being fetched; not after a failure."""
-        if self._rounds.error is not None or self._fetcher.error is not None:
+        if self._poller.error is not None or self._fetcher.error is not None:
             return False
         return self._names is None or self._fetcher.running is not None or bool(self._fetcher.finished)
 
@@ -170,8 +170,8 @@ class Follower:
         return StoreStatistics(
             str(self.url),
             self._last_sync,
-            self._rounds.error or self._fetcher.error,
-            self._rounds.failures,
+            self._poller.error or self._fetcher.error,
+            self._poller.failures,
             self._fetcher.running,
             self._fetcher.fetched_bytes,
             self._cached_bytes,
@@ -179,11 +179,11 @@ class Follower:
 
     def start(self) -> None:
         """Begin to follow."""
-        self._rounds.start()
+        self._poller.start()
 
     def stop(self) -> None:
         """Tell nothing any more; `aclose` waits for the end."""
-        self._rounds.stop()
+        self._poller.stop()
 
     def set_policy(self, config: ModelConfig, policy: VersionPolicy | None) -> None:
         """Follow a changed configuration, or choose by another policy than its own, from the next round on."""
@@ -191,19 +191,19 @@ class Follower:
         policy = config.version_policy if policy is None else policy
         if policy != self._policy:
             self._policy = policy
-            self._rounds.wake()
+            self._poller.wake()
 
     def hint(self) -> None:
         """Ask the store soon."""
-        self._rounds.wake()
+        self._poller.wake()
 
     async def settled(self) -> None:
         """Wait until what the policy wants has been fetched and told, or cannot be had now."""
-        await self._rounds.settled(lambda: self._fetcher.running is None)
+        await self._poller.settled(lambda: self._fetcher.running is None)
 
     async def aclose(self) -> None:
         """Stop; nothing is told any more."""
-        await self._rounds.aclose()
+        await self._poller.aclose()
         await self._fetcher.aclose()
 
     async def cached_paths(self) -> list[Path]:
@@ -252,7 +252,7 @@ class Follower:
     async def _ask(self, policy: VersionPolicy, cached: _Cached) -> Plan:
         if self._store is None:
             await self._disk.run(self._cache.open)
-            self._store = await self._surroundings.open_store(self.url, self._storage_options)
+            self._store = await self._context.open_store(self.url, self._storage_options)
         names, duplicates = find_versions(await self._store.directories(), policy)
         if not names and self.url.is_web:
             # An error page, a captive portal and an index that is off look like this, too.
@@ -297,12 +297,12 @@ class Follower:
                 served[version] = self.served[version]
                 continue
             path = self._cache.path(self._key, version, digest)
-            fingerprint = await self._surroundings.shelf.take(self.config.name, path)
+            fingerprint = await self._context.leases.take(self.config.name, path)
             if fingerprint is None:
                 raise StoreError(f"{path} has gone from the cache, or is not whole")
             served[version] = VersionDirectory(version, path, fingerprint)
             self._fetcher.finished.discard(version)
-        self._surroundings.shelf.keep(self.config.name, {directory.path for directory in served.values()})
+        self._context.leases.keep(self.config.name, {directory.path for directory in served.values()})
         before, self.served, self._digests = self.served, served, dict(plan.serve)
         if not self._told or served != before:
             self._told = True
@@ -313,11 +313,11 @@ class Follower:
 
     async def _remove(self, plan: Plan, cached: _Cached) -> None:
         assert self._names is not None
-        bounded = self._surroundings.options.remote_cache_max_bytes is not None
+        bounded = self._context.options.remote_cache_max_bytes is not None
         # A pinned model goes back to its own policy; and in a bounded cache what was served once may stay.
         keep = self._names if bounded else choose(self.config.version_policy, self._names)
         gone = superfluous(keep, self._looked, cached, plan.serve)
-        self._surroundings.shelf.discard(self.config.name, (self._cache.path(self._key, *which) for which in gone))
+        self._context.leases.discard(self.config.name, (self._cache.path(self._key, *which) for which in gone))
         await self._fetcher.drop(plan.waiting.keys())
 
     def _complain(self, error: str | None) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from embedserve.errors import ConfigError
 from embedserve.lifecycle.version_policy import version_number
 from embedserve.remote.errors import MissingError, StoreError
-from embedserve.remote.follower import FIRST_ANSWER, Surroundings
+from embedserve.remote.follower import FIRST_ANSWER, SyncContext
 from embedserve.remote.options import storage_options
-from embedserve.remote.rounds import Rounds
+from embedserve.remote.poller import Poller
 from embedserve.store_url import StoreUrl
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ class RemoteRoot:
 
     Args:
         url: The root.
-        surroundings: As for followers.
+        context: As for followers.
         changed: Called with the names, whenever they change.
     """
 
-    def __init__(self, url: StoreUrl, surroundings: Surroundings, changed: Callable[[Sequence[str]], None]) -> None:
-        options = surroundings.options
+    def __init__(self, url: StoreUrl, context: SyncContext, changed: Callable[[Sequence[str]], None]) -> None:
+        options = context.options
         self.url = url
-        self._surroundings = surroundings
+        self._context = context
         self._changed = changed
         self._storage_options = storage_options(url.scheme, {}, options)
         self._store: Store | None = None
@@ -50,28 +50,28 @@ class RemoteRoot:
         self.misused = False
         """Whether the root is not there, or holds something else than models."""
         interval = options.poll_interval if options.remote_poll_interval is None else options.remote_poll_interval
-        self._rounds = Rounds(self._round, interval)
+        self._poller = Poller(self._round, interval)
 
     def __repr__(self) -> str:
         return f"<RemoteRoot {self.url}, {len(self._names)} models>"
 
     async def start(self) -> None:
         """Begin; returns after the first answer, or when it takes too long."""
-        self._rounds.start()
+        self._poller.start()
         try:
             async with asyncio.timeout(FIRST_ANSWER):
-                await self._rounds.settled(lambda: True)
+                await self._poller.settled(lambda: True)
         except TimeoutError:
             await self._remember()
             self.misused = not self._names
 
     def hint(self) -> None:
         """Ask the store soon."""
-        self._rounds.wake()
+        self._poller.wake()
 
     async def aclose(self) -> None:
         """Stop."""
-        await self._rounds.aclose()
+        await self._poller.aclose()
 
     async def _round(self) -> None:
         try:
@@ -87,8 +87,8 @@ class RemoteRoot:
 
     async def _models(self) -> list[str]:
         if self._store is None:
-            await self._surroundings.disk.run(self._surroundings.cache.open)
-            self._store = await self._surroundings.open_store(self.url, self._storage_options)
+            await self._context.disk.run(self._context.cache.open)
+            self._store = await self._context.open_store(self.url, self._storage_options)
         names = [name for name in await self._store.directories() if self._may_be_model(name)]
         if not names and self.url.is_web:
             raise StoreError(f"the page at {self.url}/ lists no directory; it is taken for an error page")
@@ -128,8 +128,8 @@ class RemoteRoot:
         """Before the first answer the cache says which models there are."""
         if self._names:
             return
-        surroundings = self._surroundings
-        names = await surroundings.disk.run(surroundings.cache.names_below, self.url, self._storage_options)
+        context = self._context
+        names = await context.disk.run(context.cache.names_below, self.url, self._storage_options)
         if names:
             logger.info("%s does not answer; %s: from the cache", self.url, ", ".join(names))
             self._tell(names)

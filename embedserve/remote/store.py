@@ -17,9 +17,9 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import Callback
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
+from embedserve.remote.concurrency_limit import QUESTIONS, TRANSFERS, ConcurrencyLimit
 from embedserve.remote.contents import MAX_FILES, RemoteFile, RemoteVersion, tag_of, version_of
 from embedserve.remote.errors import MissingError, StoreError, without_secrets
-from embedserve.remote.slots import QUESTIONS, TRANSFERS, Slots
 from embedserve.store_url import StoreUrl
 
 __all__ = ["Store", "open_store"]
@@ -29,14 +29,14 @@ T = TypeVar("T")
 _MAX_DIRECTORIES = 200
 
 
-def open_store(url: StoreUrl, options: Mapping[str, Any], timeout: float, slots: Slots) -> Store:
+def open_store(url: StoreUrl, options: Mapping[str, Any], timeout: float, limit: ConcurrencyLimit) -> Store:
     """Import the file system and make one; in a thread, for either may take long.
 
     Args:
         url: The directory.
         options: What fsspec calls storage options; they come before those in the URL.
         timeout: Seconds without an answer, or without a byte, after which the store counts as down.
-        slots: Shared by all stores of one host.
+        limit: Shared by all stores of one host.
 
     Raises:
         StoreError: The file system cannot be made of these options.
@@ -49,7 +49,7 @@ def open_store(url: StoreUrl, options: Mapping[str, Any], timeout: float, slots:
         file_system = implementation(**given)
         if not file_system.async_impl:
             file_system = AsyncFileSystemWrapper(file_system, asynchronous=False)
-        return Store(url, file_system, implementation._strip_protocol(url.full).rstrip("/"), options, timeout, slots)
+        return Store(url, file_system, implementation._strip_protocol(url.full).rstrip("/"), options, timeout, limit)
     except Exception as error:
         raise StoreError(without_secrets(f"{url} cannot be opened: {type(error).__name__}: {error}", options)) from None
 
@@ -87,15 +87,15 @@ class Store:
         path: str,
         options: Mapping[str, Any],
         timeout: float,
-        slots: Slots,
+        limit: ConcurrencyLimit,
     ) -> None:
         self.url = url
         self._file_system = file_system
         self._path = path
         self._options = options
         self._timeout = timeout
-        self._questions = slots.questions
-        self._transfers = slots.transfers()
+        self._questions = limit.questions
+        self._transfers = limit.transfers()
         # Object stores list a whole version in one request; a walk asks once per directory.
         self._lists_trees = type(file_system)._find is not AsyncFileSystem._find
 

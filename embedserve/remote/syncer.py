@@ -19,11 +19,11 @@ from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, absol
 from embedserve.errors import StartError
 from embedserve.lifecycle.scan import VersionDirectory
 from embedserve.remote.cache import Cache
+from embedserve.remote.concurrency_limit import ConcurrencyLimit
 from embedserve.remote.errors import StoreError
-from embedserve.remote.follower import Follower, StoreStatistics, Surroundings, SyncListener
+from embedserve.remote.follower import Follower, StoreStatistics, SyncContext, SyncListener
+from embedserve.remote.leases import Leases
 from embedserve.remote.root import RemoteRoot
-from embedserve.remote.shelf import Shelf
-from embedserve.remote.slots import Slots
 from embedserve.store_url import StoreUrl
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ class Syncer:
     ) -> None:
         self._options = options
         self._listener = listener
-        self._slots: dict[str, Slots] = {}
+        self._limits: dict[str, ConcurrencyLimit] = {}
         self._cache = Cache(options.remote_cache_dir or cache_dir, options.remote_cache_max_bytes)
         self._disk = LoadPool(asyncio.get_running_loop(), DISK_THREADS, "embedserve-sync")
-        self._shelf = Shelf(self._cache, self._disk, in_use)
-        self._surroundings = Surroundings(options, self._cache, self._disk, self._shelf, self._open_store)
-        self._root = None if root is None else RemoteRoot(root, self._surroundings, self._on_root)
+        self._leases = Leases(self._cache, self._disk, in_use)
+        self._context = SyncContext(options, self._cache, self._disk, self._leases, self._open_store)
+        self._root = None if root is None else RemoteRoot(root, self._context, self._on_root)
         self._configured: dict[str, ModelConfig] = {}
         self._discovered: dict[str, ModelConfig] = {}
         self._policies: dict[str, VersionPolicy] = {}
@@ -162,7 +162,7 @@ class Syncer:
                 self._run(self._leave(follower, replaced=config is not None))
         for name, config in wanted.items():
             if name not in self._followers:
-                follower = Follower(config, self._surroundings, self._listener, left.get(name) or served.get(name, {}))
+                follower = Follower(config, self._context, self._listener, left.get(name) or served.get(name, {}))
                 follower.set_policy(config, self._policies.get(name))
                 self._followers[name] = follower
                 follower.start()
@@ -176,9 +176,9 @@ class Syncer:
         """Stop following; what is cached goes when nobody uses it any more, unless the cache has a bound."""
         await follower.aclose()
         if not replaced:
-            self._shelf.keep(follower.config.name, ())
+            self._leases.keep(follower.config.name, ())
         bounded = self._options.remote_cache_max_bytes is not None
-        self._shelf.discard(follower.config.name, await follower.cached_paths(), remove=not bounded)
+        self._leases.discard(follower.config.name, await follower.cached_paths(), remove=not bounded)
 
     # Start and stop.
 
@@ -193,7 +193,7 @@ class Syncer:
                 await self._disk.run(self._cache.open)
             except StoreError as error:
                 raise StartError(str(error)) from None
-        self._shelf.start()
+        self._leases.start()
         if self._root is not None:
             await self._root.start()
         self._started = True
@@ -228,24 +228,24 @@ class Syncer:
             await follower.aclose()
         while self._closing:
             await asyncio.wait(self._closing)
-        await self._shelf.aclose()
+        await self._leases.aclose()
 
     def release(self) -> None:
         """Nothing that was told is read any more: other processes may remove it."""
-        self._shelf.release()
+        self._leases.release()
         self._disk.close()
 
     async def _open_store(self, url: StoreUrl, options: Mapping[str, Any]) -> Store:
-        slots = self._slots.setdefault(f"{url.scheme}://{url.host}", Slots())
-        return await self._disk.run(_open, url, options, self._options.remote_timeout, slots)
+        limit = self._limits.setdefault(f"{url.scheme}://{url.host}", ConcurrencyLimit())
+        return await self._disk.run(_open, url, options, self._options.remote_timeout, limit)
 
 
-def _open(url: StoreUrl, options: Mapping[str, Any], timeout: float, slots: Slots) -> Store:
+def _open(url: StoreUrl, options: Mapping[str, Any], timeout: float, limit: ConcurrencyLimit) -> Store:
     try:
         from embedserve.remote.store import open_store
     except ImportError as error:
         raise StoreError(f"{url} cannot be opened: {error}") from None
-    return open_store(url, options, timeout, slots)
+    return open_store(url, options, timeout, limit)
 
 
 def _same_store(one: ModelConfig, other: ModelConfig) -> bool:

@@ -1,7 +1,7 @@
 """Everything that exists between entering a registry and leaving it: loop, pools, manager, source and labels.
 
 One coroutine starts it (`start`) and one ends it (`aclose`). Made by `ModelRegistry` at entry, so that a registry can
-be entered again on another loop. Loop only, but for what `HomeLoop` offers and the snapshots.
+be entered again on another loop. Loop only, but for what `OwnerLoop` offers and the snapshots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from embedserve.batching.watchdog import StuckRun, VersionRuns
 from embedserve.concurrency.codec_pool import CodecPool
 from embedserve.concurrency.inflight import InflightBytes
 from embedserve.concurrency.load_pool import LoadPool
-from embedserve.concurrency.owner_loop import HomeLoop, check_fork
+from embedserve.concurrency.owner_loop import OwnerLoop, check_fork
 from embedserve.concurrency.threads import RunPool
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import (
@@ -105,7 +105,7 @@ def load_saved_model(
     return SavedModelLoader(id, directory.path, config, options, directory.fingerprint)
 
 
-class Runtime(HomeLoop):
+class Runtime(OwnerLoop):
     """One entry of a registry."""
 
     def __init__(

@@ -26,8 +26,8 @@ from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
 from embedserve.server.pyvoy.server import run_pyvoy
 from embedserve.server.standalone import outlive_hangups, report_failed_start, run
-from embedserve.server.workers import hollow_tensorflow
-from embedserve.server.workers.shares import can_share_ports
+from embedserve.server.workers import tensorflow_stub
+from embedserve.server.workers.worker_limits import can_share_ports
 from embedserve.store_url import StoreUrl, redacted
 from embedserve.tfs.batching import batching_from_proto, num_batch_threads
 from embedserve.tfs.config import (
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outlive_hangups()
     try:
         if _workers(flags) > 0:
-            hollow_tensorflow.install()
+            tensorflow_stub.install()
         config = server_config(flags, os.environ)
     except ServingError as error:
         return report_failed_start(error)

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from embedserve.concurrency.dispatch_delay import Settling
+from embedserve.concurrency.dispatch_delay import DispatchDelay
 
 
 class Clock:
@@ -23,16 +23,16 @@ class Clock:
         self.time += seconds
         self.worked += seconds * load
 
-    def settling(self) -> Settling:
-        return Settling(lambda: self.time, lambda: self.worked)
+    def delay(self) -> DispatchDelay:
+        return DispatchDelay(lambda: self.time, lambda: self.worked)
 
 
 def dispatch(
-    settling: Settling, clock: Clock, waiting: Callable[[int], int], load: float = 1.0
+    delay: DispatchDelay, clock: Clock, waiting: Callable[[int], int], load: float = 1.0
 ) -> tuple[int, int, int]:
     """Ask until it says to dispatch; turns waited, pauses waited, and requests there at the end."""
     turns = pauses = 0
-    while (pause := settling.pause(now := waiting(turns + pauses * 100))) is not None:
+    while (pause := delay.pause(now := waiting(turns + pauses * 100))) is not None:
         if pause:
             pauses += 1
             clock.advance(pause, load)
@@ -49,45 +49,45 @@ def more_of(first: int, asked: int) -> int:
 
 
 def test_nothing_to_gain_is_dispatched_at_once() -> None:
-    settling = Clock().settling()
-    assert all(settling.pause(0) is None for _ in range(100))
+    delay = Clock().delay()
+    assert all(delay.pause(0) is None for _ in range(100))
 
 
 def test_a_lonely_request_waits_only_now_and_then_and_only_turns() -> None:
     clock = Clock()
-    settling = clock.settling()
-    waits = [dispatch(settling, clock, lambda asked: 1, load=0.1) for _ in range(160)]
-    assert sum(turns > 0 for turns, _, _ in waits) == 160 // Settling.TRY_EVERY
+    delay = clock.delay()
+    waits = [dispatch(delay, clock, lambda asked: 1, load=0.1) for _ in range(160)]
+    assert sum(turns > 0 for turns, _, _ in waits) == 160 // DispatchDelay.TRY_EVERY
     assert all(pauses == 0 for _, pauses, _ in waits)
 
 
 def test_requests_that_come_turn_by_turn_share_a_batch() -> None:
     clock = Clock()
-    settling = clock.settling()
-    waits = [dispatch(settling, clock, lambda asked: 1 + asked // 4, load=0.1) for _ in range(60)]
+    delay = clock.delay()
+    waits = [dispatch(delay, clock, lambda asked: 1 + asked // 4, load=0.1) for _ in range(60)]
     assert waits[-1][2] > 8
-    assert all(turns <= Settling.MOST_TURNS and pauses == 0 for turns, pauses, _ in waits)
+    assert all(turns <= DispatchDelay.MOST_TURNS and pauses == 0 for turns, pauses, _ in waits)
 
 
 def test_a_saturated_process_pauses_where_few_are_there_and_runs_are_short() -> None:
     clock = Clock()
-    settling = clock.settling()
+    delay = clock.delay()
     for _ in range(60):
         clock.advance(0.005)
-        settling.ran(0.0002)
-        last = dispatch(settling, clock, lambda asked: 1 + asked // 4)
+        delay.ran(0.0002)
+        last = dispatch(delay, clock, lambda asked: 1 + asked // 4)
     assert last[1] > 0
-    assert settling.enough == sys.maxsize  # Only during a pause is there a number that ends it.
+    assert delay.enough == sys.maxsize  # Only during a pause is there a number that ends it.
 
 
 def test_long_runs_and_idle_processes_are_not_paused_for() -> None:
     for seconds, load in ((0.02, 1.0), (0.0002, 0.2)):
         clock = Clock()
-        settling = clock.settling()
+        delay = clock.delay()
         for _ in range(100):
             clock.advance(0.005, load)
-            settling.ran(seconds)
-            _, pauses, _ = dispatch(settling, clock, partial(more_of, 1), load)
+            delay.ran(seconds)
+            _, pauses, _ = dispatch(delay, clock, partial(more_of, 1), load)
         assert pauses == 0, (seconds, load)
 
 
@@ -96,44 +96,44 @@ def of_threads(first: int, gained: int, asked: int) -> int:
     return first + gained * (asked >= 100)
 
 
-def pauses_of(settling: Settling, clock: Clock, first: int, gained: int, dispatches: int, load: float = 1.0) -> int:
+def pauses_of(delay: DispatchDelay, clock: Clock, first: int, gained: int, dispatches: int, load: float = 1.0) -> int:
     """Pauses in so many dispatches of requests that come from other threads."""
     pauses = 0
     for _ in range(dispatches):
         clock.advance(0.005, load)
-        settling.ran(0.0002)
-        pauses += dispatch(settling, clock, partial(of_threads, first, gained), load)[1] > 0
+        delay.ran(0.0002)
+        pauses += dispatch(delay, clock, partial(of_threads, first, gained), load)[1] > 0
     return pauses
 
 
 def test_pauses_are_tried_where_turns_are_in_vain() -> None:
     clock = Clock()
-    settling = clock.settling()
-    assert pauses_of(settling, clock, 6, 10, Settling.VAIN * Settling.TRY_EVERY) == 0
-    assert pauses_of(settling, clock, 6, 10, 2 * Settling.TRY_EVERY) > 0
+    delay = clock.delay()
+    assert pauses_of(delay, clock, 6, 10, DispatchDelay.VAIN * DispatchDelay.TRY_EVERY) == 0
+    assert pauses_of(delay, clock, 6, 10, 2 * DispatchDelay.TRY_EVERY) > 0
 
 
 def test_an_idle_process_and_few_requests_are_not_paused_for_where_turns_are_in_vain() -> None:
     for first, load in ((6, 0.2), (2, 1.0)):
         clock = Clock()
-        assert pauses_of(clock.settling(), clock, first, 10, 400, load) == 0, (first, load)
+        assert pauses_of(clock.delay(), clock, first, 10, 400, load) == 0, (first, load)
 
 
 def test_pauses_that_bring_nothing_are_tried_less_and_less_often() -> None:
     clock = Clock()
-    settling = clock.settling()
-    early = pauses_of(settling, clock, 6, 0, 1000)
-    pauses_of(settling, clock, 6, 0, 3000)
-    assert 0 < pauses_of(settling, clock, 6, 0, 4 * Settling.RARELY) <= 5 <= early
+    delay = clock.delay()
+    early = pauses_of(delay, clock, 6, 0, 1000)
+    pauses_of(delay, clock, 6, 0, 3000)
+    assert 0 < pauses_of(delay, clock, 6, 0, 4 * DispatchDelay.RARELY) <= 5 <= early
 
 
 def test_a_pause_goes_on_while_the_process_works_and_only_so_long() -> None:
-    for load, steps in ((1.0, Settling.MOST_STEPS), (0.1, 1)):
+    for load, steps in ((1.0, DispatchDelay.MOST_STEPS), (0.1, 1)):
         clock = Clock()
-        settling = clock.settling()
+        delay = clock.delay()
         while True:
             clock.advance(0.005)
-            _, pauses, _ = dispatch(settling, clock, lambda asked: 6, load)
+            _, pauses, _ = dispatch(delay, clock, lambda asked: 6, load)
             if pauses:
                 break
         assert abs(pauses - steps) <= 1
@@ -141,13 +141,13 @@ def test_a_pause_goes_on_while_the_process_works_and_only_so_long() -> None:
 
 def test_only_during_a_pause_is_there_a_number_that_ends_it() -> None:
     clock = Clock()
-    settling = clock.settling()
-    assert settling.enough == sys.maxsize
-    while (pause := settling.pause(6)) != Settling.STEP:
+    delay = clock.delay()
+    assert delay.enough == sys.maxsize
+    while (pause := delay.pause(6)) != DispatchDelay.STEP:
         clock.advance(0.005 if pause is None else 0.000_01)
-    assert settling.enough == 14
-    settling.stop(14)
-    assert settling.enough == sys.maxsize
+    assert delay.enough == 14
+    delay.stop(14)
+    assert delay.enough == sys.maxsize
 
 
 class Core:
@@ -161,9 +161,9 @@ class Core:
 
     def __init__(self, threads: bool, pauses: bool) -> None:
         self.clock = Clock()
-        self.settling = self.clock.settling()
+        self.delay = self.clock.delay()
         if not pauses:
-            self.settling.SHORT_RUN = 0.0
+            self.delay.SHORT_RUN = 0.0
         self.threads = threads
         self.coming: list[float] = []
         self.waiting = 0
@@ -186,8 +186,8 @@ class Core:
         while self.clock.time < end:
             if not self.receive(1):
                 self.rest(end)
-            elif self.waiting >= self.settling.enough:
-                self.settling.stop(self.waiting)
+            elif self.waiting >= self.delay.enough:
+                self.delay.stop(self.waiting)
                 return True
         return False
 
@@ -200,7 +200,7 @@ class Core:
                 if not self.receive(self.AT_ONCE if self.threads else 1):
                     self.rest(seconds)
                 continue
-            pause = self.settling.pause(self.waiting)
+            pause = self.delay.pause(self.waiting)
             if pause == 0.0:
                 self.clock.advance(self.TURN)
                 if not self.threads:
@@ -209,7 +209,7 @@ class Core:
             if pause and not self.pause(pause):
                 continue
             self.clock.advance(self.RUN + self.waiting * self.ROW)
-            self.settling.ran(self.RUN)
+            self.delay.ran(self.RUN)
             answered += self.waiting * (self.clock.time > seconds / 2)
             for _ in range(self.waiting):
                 heapq.heappush(self.coming, self.clock.time + self.THINK)
@@ -234,7 +234,7 @@ def test_pauses_follow_the_number_of_clients() -> None:
     core = Core(threads=True, pauses=True)
     core.answers(32, 2.0)
     fewer = Core(threads=True, pauses=True)
-    fewer.settling = core.settling
+    fewer.delay = core.delay
     fewer.clock = core.clock
     alone = Core(threads=True, pauses=True).answers(8, 2.0)
     assert fewer.answers(8, 4.0) > 0.9 * 2 * alone  # Two seconds, and one.

@@ -12,7 +12,7 @@ from embedserve.concurrency.inflight import InflightBytes, default_limit
 from embedserve.concurrency.memory import usable_memory
 from embedserve.config import RegistryOptions
 from embedserve.server.config import ServerConfig
-from embedserve.server.workers.shares import worker_config
+from embedserve.server.workers.worker_limits import worker_config
 
 PAGE, PAGES = 4096, 1 << 22
 PRESENT = PAGE * PAGES  # 16 GiB

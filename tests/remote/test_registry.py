@@ -23,7 +23,7 @@ from embedserve import (
     StartError,
     State,
 )
-from embedserve.remote import shelf as shelf_module
+from embedserve.remote import leases as leases_module
 from tests.integration.waiting import state_of, status_of, until, until_state
 from tests.remote.stores import FAST, Answer, ObjectStore, WebStore, files_of, scripted_web
 from tests.support import saved_models
@@ -35,7 +35,7 @@ Lines = dict[int, Path]
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(shelf_module, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(leases_module, "LOOK_AGAIN", 0.05)
     return {**FAST, "remote_cache_dir": tmp_path / "cache", "start_timeout": 60.0}
 
 

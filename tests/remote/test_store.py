@@ -12,9 +12,9 @@ import pytest
 
 from embedserve.remote import contents
 from embedserve.remote import store as store_module
+from embedserve.remote.concurrency_limit import ConcurrencyLimit
 from embedserve.remote.contents import RemoteFile
 from embedserve.remote.errors import MissingError, StoreError
-from embedserve.remote.slots import Slots
 from embedserve.remote.store import Store, open_store
 from embedserve.store_url import StoreUrl
 from tests.remote.stores import Answer, ObjectStore, WebStore, files_of, page, scripted_web
@@ -25,7 +25,7 @@ NO_ONE: Answer = (404, {}, b"nothing here")
 
 
 async def opened(url: str, timeout: float = 10.0, **options: Any) -> Store:
-    return await asyncio.to_thread(open_store, StoreUrl(url), options, timeout, Slots())
+    return await asyncio.to_thread(open_store, StoreUrl(url), options, timeout, ConcurrencyLimit())
 
 
 async def fetched(store: Store, name: str, to: Path) -> dict[str, bytes]:

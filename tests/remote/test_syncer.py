@@ -16,8 +16,8 @@ import pytest
 from embedserve.config import AllVersions, LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
 from embedserve.errors import StartError
 from embedserve.remote import follower as follower_module
+from embedserve.remote import leases as leases_module
 from embedserve.remote import root as root_module
-from embedserve.remote import shelf as shelf_module
 from embedserve.remote.syncer import Syncer, default_cache_dir
 from embedserve.store_url import StoreUrl
 from tests.remote.recorder import Recorder
@@ -30,7 +30,7 @@ Lines = dict[int, Path]
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf_module, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(leases_module, "LOOK_AGAIN", 0.05)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from embedserve.grpc.calls import LARGE, Methods, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.transports.addresses import UnixSocket, bind_error, tcp_address
 from embedserve.grpc.transports.frames import inflate
-from embedserve.grpc.transports.parting import Parting
+from embedserve.grpc.transports.graceful_stop import GracefulStop
 
 if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload
@@ -105,13 +105,13 @@ class GrpcServer:
         port: int | None,
         socket: UnixSocket | None,
         services: Services,
-        parting: Parting,
+        stop: GracefulStop,
     ) -> None:
         self._server = server
         self._host = host
         self._socket = socket
         self._services = services
-        self._parting = parting
+        self._stop = stop
         self._closed = False
         self.port = port
         self.socket_path = None if socket is None else socket.path
@@ -130,10 +130,10 @@ class GrpcServer:
         self._closed = True
         await self._services.aclose()
         if grace:
-            await self._parting.hold()
+            await self._stop.hold()
         stopping = asyncio.ensure_future(self._server.stop(grace))
         await asyncio.sleep(0)  # Its first step tells the clients.
-        self._parting.release()
+        self._stop.release()
         await stopping
         if self._socket is not None:
             await asyncio.to_thread(self._socket.remove)
@@ -211,9 +211,9 @@ async def serve(
         reload=reload,
         metric=metric,
     )
-    parting = Parting()
+    stop = GracefulStop()
     messages = _Messages(registry, limit)
-    server.add_generic_rpc_handlers((_Router(services.methods, parting, messages),))
+    server.add_generic_rpc_handlers((_Router(services.methods, stop, messages),))
     socket: UnixSocket | None = None
     try:
         bound = None if port is None else await _bind(server, tcp_address(host, port), credentials, host, port)
@@ -228,7 +228,7 @@ async def serve(
         if socket is not None:
             await asyncio.to_thread(socket.remove)
         raise
-    running = GrpcServer(server, host, bound, socket, services, parting)
+    running = GrpcServer(server, host, bound, socket, services, stop)
     if bound is not None:
         logger.info("Running gRPC ModelServer at %s ...", tcp_address(host, bound))
     if socket is not None:
@@ -320,16 +320,16 @@ class _Context:
 class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds the method of a call by its path, for grpcio."""
 
-    def __init__(self, methods: Methods, parting: Parting, messages: _Messages) -> None:
-        self._handlers = {path: _handler(method, parting, messages) for path, method in methods.items()}
+    def __init__(self, methods: Methods, stop: GracefulStop, messages: _Messages) -> None:
+        self._handlers = {path: _handler(method, stop, messages) for path, method in methods.items()}
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         return self._handlers.get(details.method)
 
 
-def _handler(method: Unary | Streaming, parting: Parting, messages: _Messages) -> grpc.RpcMethodHandler:
+def _handler(method: Unary | Streaming, stop: GracefulStop, messages: _Messages) -> grpc.RpcMethodHandler:
     if isinstance(method, Unary):
-        return grpc.unary_unary_rpc_method_handler(_unary(method, parting, messages))
+        return grpc.unary_unary_rpc_method_handler(_unary(method, stop, messages))
     stream = method.stream
 
     async def calls(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
@@ -349,11 +349,11 @@ def _handler(method: Unary | Streaming, parting: Parting, messages: _Messages) -
     return grpc.stream_stream_rpc_method_handler(calls)
 
 
-def _unary(method: Unary, parting: Parting, messages: _Messages) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[bytes, Any], Awaitable[bytes]]:
     answer, registry = method.answer, messages.registry
 
     async def call(body: bytes, context: Any) -> bytes:
-        parting.arrived()
+        stop.arrived()
         held = Reservation(registry.inflight)
         try:
             try:
@@ -362,14 +362,14 @@ def _unary(method: Unary, parting: Parting, messages: _Messages) -> Callable[[by
                 response = await answer(body, _Context(context, held))
             except ServingError as error:
                 raise StatusError(*status_of(error)) from None
-            await parting.answer()
+            await stop.answer()
             if held.size > LARGE:  # grpcio has it until the client has read it.
                 sending, held = held, Reservation(registry.inflight)
                 context.add_done_callback(lambda _: sending.release())
             return response
         except StatusError as error:
             held.release()
-            await parting.answer()
+            await stop.answer()
             await context.abort(STATUS_CODES[error.code], error.message)
             raise AssertionError("abort always raises") from None
         finally:

@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 
-from embedserve.server.workers.board import shared_file
+from embedserve.server.workers.shared_value import shared_file
 
 __all__ = ["Acceptor", "ConnectionCounts", "may_accept", "surplus"]
 

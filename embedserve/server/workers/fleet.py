@@ -19,7 +19,6 @@ from embedserve.errors import Code, ServingError, StartError
 from embedserve.lifecycle.changes import Changes
 from embedserve.server.workers import plan
 from embedserve.server.workers.accepting import ConnectionCounts
-from embedserve.server.workers.board import Board
 from embedserve.server.workers.hands import Hands, Suspects
 from embedserve.server.workers.messages import (
     Alive,
@@ -36,7 +35,7 @@ from embedserve.server.workers.messages import (
     Measured,
     Open,
     Opened,
-    Routes,
+    ServingTable,
     Setup,
     Stuck,
     Up,
@@ -44,6 +43,7 @@ from embedserve.server.workers.messages import (
 )
 from embedserve.server.workers.process import WorkerProcess
 from embedserve.server.workers.rollout import Rollout
+from embedserve.server.workers.shared_value import SharedValue
 
 __all__ = ["Fleet", "FleetHooks"]
 
@@ -60,7 +60,7 @@ START_PATIENCE = 300.0
 
 
 @dataclass
-class _Slot:
+class _Seat:
     """The place of one worker, whichever process has it."""
 
     index: int
@@ -105,19 +105,19 @@ class Fleet:
         worker_timeout: float,
         hooks: FleetHooks,
     ) -> None:
-        self.routes = Board()
-        self.status = Board()
+        self.serving_table = SharedValue()
+        self.status = SharedValue()
         self.connections = ConnectionCounts(count)
         self.hands = Hands(count)
         self.suspects = Suspects()
-        self._shared = (self.routes, self.status, self.connections, self.hands)
+        self._shared = (self.serving_table, self.status, self.connections, self.hands)
         self.changes = Changes()
         self._setup = setup
-        self._slots = [_Slot(index) for index in range(count)]
+        self._seats = [_Seat(index) for index in range(count)]
         self._listener = listener
         self._worker_timeout = worker_timeout
         self._hooks = hooks
-        self.rollout = Rollout(lambda: [slot.process for slot in self._slots], self.changes)
+        self.rollout = Rollout(lambda: [seat.process for seat in self._seats], self.changes)
         self._configs = Configs({})
         self._ports = Open(rest=False, grpc=False)
         self._has_opened = False
@@ -132,15 +132,15 @@ class Fleet:
 
     def processes(self) -> list[WorkerProcess]:
         """Those that run now."""
-        return [slot.process for slot in self._slots if slot.process is not None]
+        return [seat.process for seat in self._seats if seat.process is not None]
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         """Every worker's state."""
         return tuple(
-            WorkerStatus(slot.index, None, "restarting", slot.restarts, slot.ended)
-            if (process := slot.process) is None
-            else WorkerStatus(slot.index, process.pid, process.state, slot.restarts, slot.ended)
-            for slot in self._slots
+            WorkerStatus(seat.index, None, "restarting", seat.restarts, seat.ended)
+            if (process := seat.process) is None
+            else WorkerStatus(seat.index, process.pid, process.state, seat.restarts, seat.ended)
+            for seat in self._seats
         )
 
     async def run(self) -> None:
@@ -152,7 +152,7 @@ class Fleet:
         try:
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(self._watch())
-                lives = [tasks.create_task(self._keep(slot)) for slot in self._slots]
+                lives = [tasks.create_task(self._keep(seat)) for seat in self._seats]
                 await asyncio.wait(lives)
                 watching.cancel()
         finally:
@@ -161,36 +161,36 @@ class Fleet:
             self.kill()
             self._changed()
 
-    async def _keep(self, slot: _Slot) -> None:
+    async def _keep(self, seat: _Seat) -> None:
         """One worker's life: a process after the other."""
         while not self._stopping.is_set():
             try:
                 process = await WorkerProcess.start(
-                    self._setup(slot.index),
+                    self._setup(seat.index),
                     [shared.fd for shared in self._shared],
                     self._listener,
                 )
             except OSError as error:
-                slot.ended = f"could not be started: {error}"
-                slot.short_lives += 1
-                slot.failed_starts += 1
+                seat.ended = f"could not be started: {error}"
+                seat.short_lives += 1
+                seat.failed_starts += 1
             else:
-                slot.process = process
+                seat.process = process
                 try:
                     await self._converse(process)
-                    slot.ended = await self._end_of(process)
+                    seat.ended = await self._end_of(process)
                 finally:
                     process.kill()
-                    slot.process = None
-                self._bury(slot, process)
+                    seat.process = None
+                self._bury(seat, process)
             self._changed()
             if self._stopping.is_set():
                 return
-            if not self._has_opened and slot.failed_starts >= plan.DEATHS_AT_START:
-                raise StartError(f"worker {slot.index} {slot.ended}, {slot.failed_starts} times in a row at the start")
-            delay = plan.restart_delay(max(slot.short_lives - 1, 0))
-            logger.error("Worker %d %s; it is restarted%s", slot.index, slot.ended, f" in {delay:g} s" * (delay > 0))
-            slot.restarts += 1
+            if not self._has_opened and seat.failed_starts >= plan.DEATHS_AT_START:
+                raise StartError(f"worker {seat.index} {seat.ended}, {seat.failed_starts} times in a row at the start")
+            delay = plan.restart_delay(max(seat.short_lives - 1, 0))
+            logger.error("Worker %d %s; it is restarted%s", seat.index, seat.ended, f" in {delay:g} s" * (delay > 0))
+            seat.restarts += 1
             await self._stopped_within(delay)
 
     async def _converse(self, process: WorkerProcess) -> None:
@@ -222,16 +222,16 @@ class Fleet:
             process.kill()
             return f"hung up and did not end; it {await process.ended()}"
 
-    def _bury(self, slot: _Slot, process: WorkerProcess) -> None:
-        self.connections.set(slot.index, None)
-        self.suspects.died(self.hands.take(slot.index))
+    def _bury(self, seat: _Seat, process: WorkerProcess) -> None:
+        self.connections.set(seat.index, None)
+        self.suspects.died(self.hands.take(seat.index))
         since = process.serving_since
         if since is not None and asyncio.get_running_loop().time() - since >= plan.STEADY:
-            slot.short_lives = 0
+            seat.short_lives = 0
         # A version that ends processes is given up by itself; it neither ends the start nor delays the next process.
-        if not self.rollout.died(process, f"worker {slot.index} {slot.ended}"):
-            slot.short_lives += 1
-            slot.failed_starts += 1
+        if not self.rollout.died(process, f"worker {seat.index} {seat.ended}"):
+            seat.short_lives += 1
+            seat.failed_starts += 1
         self._hooks.buried(process)
 
     async def _stopped_within(self, delay: float) -> None:
@@ -324,9 +324,9 @@ class Fleet:
     def _replace_who_is_in_trouble(self) -> None:
         if self._stopping.is_set() or not self._has_opened:
             return
-        views = [plan.WorkerView(slot.index) if slot.process is None else slot.process.view() for slot in self._slots]
+        views = [plan.WorkerView(seat.index) if seat.process is None else seat.process.view() for seat in self._seats]
         index = plan.next_to_replace(views)
-        if index is not None and (process := self._slots[index].process) is not None:
+        if index is not None and (process := self._seats[index].process) is not None:
             logger.error("Worker %d is replaced: %s", index, process.stuck.trouble)
             process.drain()
 
@@ -349,7 +349,7 @@ class Fleet:
         """Wait until every worker has opened its ports."""
 
         def opened() -> bool:
-            return all(slot.process is not None and slot.process.opened == self._ports for slot in self._slots)
+            return all(seat.process is not None and seat.process.opened == self._ports for seat in self._seats)
 
         await self.changes.wait_until(opened)
         self._has_opened = True
@@ -359,9 +359,9 @@ class Fleet:
         self._configs = Configs(models)
         self._tell_all(self._configs)
 
-    def post(self, routes: Routes) -> None:
+    def post(self, serving_table: ServingTable) -> None:
         """Let these versions answer from now on; every one of them has been loaded."""
-        self.routes.post(routes)
+        self.serving_table.post(serving_table)
         self._tell_all(Look())
 
     def _tell_all(self, message: Any) -> None:
@@ -390,17 +390,17 @@ class Fleet:
         self.rollout.close()
         limit = drain_timeout + END_PATIENCE
         async with asyncio.TaskGroup() as tasks:
-            for slot in self._slots:
-                if (process := slot.process) is None:
+            for seat in self._seats:
+                if (process := seat.process) is None:
                     continue
                 if not process.serving:
                     process.kill()
                     continue
                 process.drain()
-                end = tasks.create_task(self._ended(slot, process, limit))
-                await asyncio.wait({end}, timeout=drain_timeout / len(self._slots))
+                end = tasks.create_task(self._ended(seat, process, limit))
+                await asyncio.wait({end}, timeout=drain_timeout / len(self._seats))
 
-    async def _ended(self, slot: _Slot, process: WorkerProcess, limit: float) -> None:
-        if not await self.changes.wait_until(lambda: slot.process is not process, limit):
+    async def _ended(self, seat: _Seat, process: WorkerProcess, limit: float) -> None:
+        if not await self.changes.wait_until(lambda: seat.process is not process, limit):
             logger.error("Worker %d has not ended after %g s; it is killed", process.index, limit)
             process.kill()

@@ -16,7 +16,7 @@ from embedserve.errors import Code, LoadError, UnsupportedError
 from embedserve.registry import ModelRegistry
 from embedserve.runtime.runtime import Runtime
 from embedserve.server.workers.fleet import Fleet
-from embedserve.server.workers.messages import Key, Loaded, Routes
+from embedserve.server.workers.messages import Key, Loaded, ServingTable
 from embedserve.server.workers.rollout import CrashedError, Rollout
 from embedserve.signature import Signature
 
@@ -114,7 +114,7 @@ class _FleetRuntime(Runtime):
             assert isinstance(version.loader, _FleetLoader)
             assert version.loader.key is not None
             serving.setdefault(version.id.name, {})[version.id.version] = version.loader.key.attempt
-        self._fleet.post(Routes(serving, {name: dict(labels) for name, labels in self.labels_of.items()}))
+        self._fleet.post(ServingTable(serving, {name: dict(labels) for name, labels in self.labels_of.items()}))
 
     def set_labels(self, labels: dict[str, dict[str, int]]) -> None:
         """As `Runtime`, in all workers at once."""

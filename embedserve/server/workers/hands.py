@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from embedserve.servable import Array, Cancellation, Servable, ServableId, Tensors
-from embedserve.server.workers.board import shared_file
+from embedserve.server.workers.shared_value import shared_file
 from embedserve.signature import Signature
 
 __all__ = ["Hands", "NotedServable", "Places", "Suspect", "Suspects"]

@@ -1,4 +1,4 @@
-"""What supervisor and worker say to each other, and what is on the boards. Plain values without behaviour.
+"""What supervisor and worker say to each other, and what is on the shared values. Plain values without behaviour.
 
 They are pickled between a parent and its own children only, over descriptors that nobody else has.
 """
@@ -34,11 +34,11 @@ __all__ = [
     "Measure",
     "Measured",
     "MetricOf",
+    "MetricsPage",
     "Open",
     "Opened",
-    "Page",
     "Reload",
-    "Routes",
+    "ServingTable",
     "Setup",
     "Status",
     "Stuck",
@@ -58,11 +58,11 @@ class Key(NamedTuple):
         return f"{{name: {self.name} version: {self.version}}}"
 
 
-# On the boards.
+# On the shared values.
 
 
 @dataclass(frozen=True)
-class Routes:
+class ServingTable:
     """What answers requests: the attempt that serves by model and version, and what each model's labels mean."""
 
     serving: Mapping[str, Mapping[int, int]]
@@ -121,7 +121,7 @@ class Configs:
 
 @dataclass(frozen=True)
 class Load:
-    """Load and warm up this version; hold it until the routes name it."""
+    """Load and warm up this version; hold it until the serving table names it."""
 
     key: Key
     directory: VersionDirectory
@@ -137,7 +137,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Look:
-    """The routes have changed."""
+    """The serving table has changed."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ask:
-    """A question that the supervisor answers for all: `Reload`, `Page` or `MetricOf`."""
+    """A question that the supervisor answers for all: `Reload`, `MetricsPage` or `MetricOf`."""
 
     number: int
     question: Any
@@ -271,7 +271,7 @@ class Reload:
 
 
 @dataclass(frozen=True)
-class Page:
+class MetricsPage:
     """The metrics page; the answer is its bytes."""
 
 

@@ -50,12 +50,12 @@ class Rollout:
     """The versions that workers have or are to have.
 
     Args:
-        slots: The process of each worker; None for one that is being replaced.
+        processes: The process of each worker; None for one that is being replaced.
         changes: Notified after everything that a worker says.
     """
 
-    def __init__(self, slots: Callable[[], Sequence[WorkerProcess | None]], changes: Changes) -> None:
-        self._slots = slots
+    def __init__(self, processes: Callable[[], Sequence[WorkerProcess | None]], changes: Changes) -> None:
+        self._seats = processes
         self._changes = changes
         self._attempts = itertools.count(1)
         self._loading: dict[Key, _Attempt] = {}
@@ -103,12 +103,12 @@ class Rollout:
         attempt.problem = attempt.problem or LoadError("the server is leaving", code=Code.CANCELLED)
 
     def _processes(self) -> list[WorkerProcess]:
-        return [process for process in self._slots() if process is not None]
+        return [process for process in self._seats() if process is not None]
 
     def _views(self) -> list[plan.WorkerView]:
         return [
             plan.WorkerView(index, up=False) if process is None else process.view()
-            for index, process in enumerate(self._slots())
+            for index, process in enumerate(self._seats())
         ]
 
     async def drop(self, key: Key) -> None:

@@ -30,9 +30,9 @@ from embedserve.server.standalone import (
 from embedserve.server.workers.fleet import Fleet, FleetHooks
 from embedserve.server.workers.fleet_metrics import FleetMetrics, Measurement
 from embedserve.server.workers.fleet_registry import FleetRegistry
-from embedserve.server.workers.messages import MetricOf, Page, Reload, Setup, Status
+from embedserve.server.workers.messages import MetricOf, MetricsPage, Reload, Setup, Status
 from embedserve.server.workers.process import WorkerProcess
-from embedserve.server.workers.shares import check_supported, worker_config
+from embedserve.server.workers.worker_limits import check_supported, worker_config
 
 __all__ = ["run_supervisor"]
 
@@ -137,7 +137,7 @@ class _Supervisor:
         match question:
             case Reload(config):
                 await self._reload(config)
-            case Page():
+            case MetricsPage():
                 measured = await self._measured()
                 assert self._metrics is not None
                 return await asyncio.to_thread(self._metrics.page, measured)

@@ -23,7 +23,6 @@ from embedserve.server.process import enter, serve_grpc
 from embedserve.server.rest_port import serve_rest
 from embedserve.server.standalone import exit_now, first_failure, leave
 from embedserve.server.workers.accepting import Acceptor, ConnectionCounts
-from embedserve.server.workers.board import Board
 from embedserve.server.workers.channel import Channel
 from embedserve.server.workers.descriptors import high_descriptors, stop_listening
 from embedserve.server.workers.hands import Hands, Places
@@ -42,15 +41,16 @@ from embedserve.server.workers.messages import (
     Measure,
     Measured,
     MetricOf,
+    MetricsPage,
     Open,
     Opened,
-    Page,
     Reload,
     Setup,
     Stuck,
     Up,
 )
-from embedserve.server.workers.page import WorkerApp
+from embedserve.server.workers.shared_value import SharedValue
+from embedserve.server.workers.worker_app import WorkerApp
 from embedserve.server.workers.worker_registry import WorkerRegistry
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ _GONE = Failure(Code.UNAVAILABLE, "the supervisor of the workers is gone")
 
 
 async def run_worker(
-    control: int, routes: int, status: int, connections: int, hands: int, listener: int | None = None
+    control: int, serving_table: int, status: int, connections: int, hands: int, listener: int | None = None
 ) -> int:
     """Load and serve as told until told to leave, or until the supervisor is gone; return the exit status.
 
     Args:
         control: Descriptor of this end of the channel.
-        routes, status: Descriptors of the boards.
+        serving_table, status: Descriptors of the shared values.
         connections: Descriptor of the workers' numbers of connections.
         hands: Descriptor of what the workers' run threads have in their hands.
         listener: Descriptor of the REST port, bound.
@@ -95,8 +95,8 @@ async def run_worker(
     worker = _Worker(
         setup,
         channel,
-        Board(routes),
-        Board(status),
+        SharedValue(serving_table),
+        SharedValue(status),
         ConnectionCounts(setup.workers, connections),
         Places(Hands(setup.workers, hands), setup.index),
         None if listener is None else socket.socket(fileno=listener),
@@ -128,7 +128,7 @@ class _Supervised(Metrics):
         """
         try:
             async with asyncio.timeout(PAGE_PATIENCE):
-                page: bytes = await self._ask(Page())
+                page: bytes = await self._ask(MetricsPage())
                 return page
         except TimeoutError:
             raise ServingError("the supervisor does not answer", code=Code.UNAVAILABLE) from None
@@ -141,8 +141,8 @@ class _Worker:
         self,
         setup: Setup,
         channel: Channel,
-        routes: Board,
-        status: Board,
+        serving_table: SharedValue,
+        status: SharedValue,
         connections: ConnectionCounts,
         places: Places,
         listener: socket.socket | None,
@@ -166,7 +166,9 @@ class _Worker:
         self._metrics = _Supervised(self._ask) if counts else None
         observers = [self._metrics] if self._metrics is not None else []
         self._acceptor: Acceptor | None = None
-        self.registry = WorkerRegistry(self._config.options, routes, status, channel.send, observers, places=places)
+        self.registry = WorkerRegistry(
+            self._config.options, serving_table, status, channel.send, observers, places=places
+        )
 
     async def run(self, messages: AsyncIterator[Any]) -> None:
         """From the import of TensorFlow to the last answer.

@@ -1,4 +1,4 @@
-"""A worker's registry: loads what it is told, answers with what the routes name, and shows the whole server's status.
+"""A worker's registry: loads what it is told, answers by the serving table, and shows the whole server's status.
 
 Used by `worker`; adapters see a `ModelRegistry` like any other. It watches no directory and decides nothing.
 """
@@ -19,7 +19,17 @@ from embedserve.runtime.runtime import Runtime
 from embedserve.servable import ServableId, State
 from embedserve.server.standalone import exit_now
 from embedserve.server.workers.hands import NotedServable
-from embedserve.server.workers.messages import Configs, Dropped, Failed, Failure, Key, Load, Loaded, Routes, Status
+from embedserve.server.workers.messages import (
+    Configs,
+    Dropped,
+    Failed,
+    Failure,
+    Key,
+    Load,
+    Loaded,
+    ServingTable,
+    Status,
+)
 
 if TYPE_CHECKING:
     from embedserve.concurrency.load_pool import LoadPool
@@ -31,8 +41,8 @@ if TYPE_CHECKING:
     from embedserve.remote.follower import StoreStatistics
     from embedserve.runtime.runtime import MakeLoader
     from embedserve.servable import Loader, Predictor, Servable
-    from embedserve.server.workers.board import Board
     from embedserve.server.workers.hands import Places
+    from embedserve.server.workers.shared_value import SharedValue
     from embedserve.store_url import StoreUrl
 
 __all__ = ["WorkerRegistry"]
@@ -43,11 +53,11 @@ _NOTHING = Status({}, {}, "the supervisor has not said anything yet", False, ())
 
 
 class WorkerRegistry(ModelRegistry):
-    """Serves what the routes say, and is asked for all workers.
+    """Serves what the serving table says, and is asked for all workers.
 
     Args:
         options: The worker's share.
-        routes: Which versions answer; posted by the supervisor.
+        serving_table: Which versions answer; posted by the supervisor.
         status: What is known of all workers' versions; posted by the supervisor.
         send: Says something to the supervisor.
         observers: As `ModelRegistry`.
@@ -58,8 +68,8 @@ class WorkerRegistry(ModelRegistry):
     def __init__(
         self,
         options: RegistryOptions,
-        routes: Board,
-        status: Board,
+        serving_table: SharedValue,
+        status: SharedValue,
         send: Callable[[Any], None],
         observers: Iterable[Observer] = (),
         make_loader: MakeLoader | None = None,
@@ -67,15 +77,17 @@ class WorkerRegistry(ModelRegistry):
     ) -> None:
         fields = {name: getattr(options, name) for name in type(options).model_fields}
         super().__init__(models=(), observers=observers, **fields)
-        self._routes = routes
-        self._board = status
+        self._serving_table = serving_table
+        self._status = status
         self._send = send
         self._make_loader = make_loader
         self._places = places
         self._seen: tuple[int, Status] = (0, _NOTHING)
 
     def _make_runtime(self) -> _WorkerRuntime:
-        return _WorkerRuntime(self.options, self._routes, self._send, self.observers, self._make_loader, self._places)
+        return _WorkerRuntime(
+            self.options, self._serving_table, self._send, self.observers, self._make_loader, self._places
+        )
 
     @property
     def runtime(self) -> _WorkerRuntime:
@@ -86,8 +98,8 @@ class WorkerRegistry(ModelRegistry):
     @property
     def whole(self) -> Status:
         """What is known of all workers, as it is now."""
-        if self._board.number != self._seen[0]:
-            number, status = self._board.read()
+        if self._status.number != self._seen[0]:
+            number, status = self._status.read()
             self._seen = number, status
         return self._seen[1]
 
@@ -170,12 +182,12 @@ class _ToldSource:
 
 
 class _WorkerRuntime(Runtime):
-    """One entry; coordinates its own manager by the routes."""
+    """One entry; coordinates its own manager by the serving table."""
 
     def __init__(
         self,
         options: RegistryOptions,
-        routes: Board,
+        serving_table: SharedValue,
         send: Callable[[Any], None],
         observers: Observers,
         make_loader: MakeLoader | None,
@@ -183,7 +195,7 @@ class _WorkerRuntime(Runtime):
     ) -> None:
         self._places = places
         self._ending = False
-        self._routes = routes
+        self._serving_table = serving_table
         self._send = send
         self._following = False
         self._adopted = 0
@@ -199,7 +211,7 @@ class _WorkerRuntime(Runtime):
 
     def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
         """As `Runtime`, after all that has been posted: from the moment of a post no worker answers otherwise."""
-        if self._following and self._routes.number != self._adopted:
+        if self._following and self._serving_table.number != self._adopted:
             self.adopt()
         if self._ending:
             raise ending_error()
@@ -217,19 +229,19 @@ class _WorkerRuntime(Runtime):
             await asyncio.sleep(0.005)
 
     def follow_routes(self) -> None:
-        """Answer with what the routes name from now on; all of it has been loaded."""
+        """Answer with what the serving table names from now on; all of it has been loaded."""
         self._following = True
         self.adopt()
 
     def adopt(self) -> None:
-        """Publish and withdraw what the routes say; synchronous, so that a request sees them whole."""
-        if not self._following or self._routes.number == self._adopted:
+        """Publish and withdraw what the serving table says; synchronous, so that a request sees them whole."""
+        if not self._following or self._serving_table.number == self._adopted:
             return
-        self._adopted, routes = self._routes.read()
-        assert isinstance(routes, Routes)
+        self._adopted, serving_table = self._serving_table.read()
+        assert isinstance(serving_table, ServingTable)
         wanted = {
             Key(name, version, attempt)
-            for name, versions in routes.serving.items()
+            for name, versions in serving_table.serving.items()
             for version, attempt in versions.items()
         }
         for key in wanted - {_key_of(version) for version in self.manager.serving()}:
@@ -239,7 +251,7 @@ class _WorkerRuntime(Runtime):
                 self._told.get(key.name, {}).pop(key.attempt, None)
                 self.manager.withdraw(version)
                 self._aspire(key.name)
-        self.labels_of = {name: dict(labels) for name, labels in routes.labels.items()}
+        self.labels_of = {name: dict(labels) for name, labels in serving_table.labels.items()}
 
     def _publish(self, key: Key) -> None:
         held = self._held.pop(key, None)
@@ -261,7 +273,7 @@ class _WorkerRuntime(Runtime):
         self.request_logs.set_models(self.configs)
 
     async def load(self, order: Load) -> None:
-        """Load and warm up, hold until the routes name it, and report."""
+        """Load and warm up, hold until the serving table names it, and report."""
         key, config = order.key, order.config
         self.configs.setdefault(key.name, config)
 
@@ -308,7 +320,7 @@ class _WorkerRuntime(Runtime):
     # The coordinator of its own manager (lifecycle/coordinator.py).
 
     async def hold(self, version: ManagedVersion, servable: Servable) -> None:
-        """Wait until the routes name the version, or it is dropped."""
+        """Wait until the serving table names the version, or it is dropped."""
         if not version.aspired:
             return
         key, published = _key_of(version), self.loop.create_future()
@@ -320,4 +332,4 @@ class _WorkerRuntime(Runtime):
         self._held.pop(key, None)
 
     def serving_changed(self) -> None:
-        """The routes said so."""
+        """The serving table said so."""

@@ -23,7 +23,7 @@ from embedserve.server.workers.messages import (
     Measured,
     Open,
     Opened,
-    Routes,
+    ServingTable,
     Setup,
     Up,
 )
@@ -61,7 +61,7 @@ class FakeWorker:
         self._late: list[Any] = []
         self._fleet = fleet
         self.process = WorkerProcess(index, self.child, self, 0.0)  # type: ignore[arg-type]
-        fleet._slots[index].process = self.process
+        fleet._seats[index].process = self.process
 
     def __repr__(self) -> str:
         return f"<FakeWorker {self.process.index}>"
@@ -108,7 +108,7 @@ class FakeWorker:
 
     def die(self) -> None:
         """End without a word."""
-        slot = self._fleet._slots[self.process.index]
+        slot = self._fleet._seats[self.process.index]
         slot.process, slot.ended = None, "was ended by SIGKILL"
         self._fleet._bury(slot, self.process)
         self._fleet._changed()
@@ -128,8 +128,8 @@ def make_fleet(workers: int = 2, lost: Callable[[Key], None] = lambda key: None)
     return Fleet(lambda index: Setup(index, workers, ServerConfig()), workers, None, 30.0, hooks)
 
 
-def routes_of(fleet: Fleet) -> Routes:
+def routes_of(fleet: Fleet) -> ServingTable:
     """What is posted now."""
-    routes = fleet.routes.read()[1]
-    assert isinstance(routes, Routes)
-    return routes
+    serving_table = fleet.serving_table.read()[1]
+    assert isinstance(serving_table, ServingTable)
+    return serving_table

@@ -62,7 +62,7 @@ class Lives:
         self.lives = list(lives)
         self.processes: list[WorkerProcess] = []
 
-    async def start(self, setup: Setup, boards: Any, listener: Any) -> WorkerProcess:
+    async def start(self, setup: Setup, shared_values: Any, listener: Any) -> WorkerProcess:
         life = self.lives.pop(0)
         wait: Any = life.child
 

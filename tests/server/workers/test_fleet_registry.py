@@ -17,7 +17,7 @@ from embedserve.servable import State
 from embedserve.server.config import ServerConfig
 from embedserve.server.workers.fleet import Fleet
 from embedserve.server.workers.fleet_registry import FleetRegistry
-from embedserve.server.workers.messages import Configs, Drop, Load, Routes
+from embedserve.server.workers.messages import Configs, Drop, Load, ServingTable
 from tests.server.workers.fakes import VERDICTS, FakeWorker, make_fleet, routes_of
 from tests.support.saved_models import half_plus_two
 
@@ -91,7 +91,7 @@ async def test_a_version_is_posted_when_every_worker_has_it_and_gone_before_one_
         while not second.told(Load)[1:]:
             await asyncio.sleep(0)
         assert it.routed == {1}
-        posted: list[Routes] = []
+        posted: list[ServingTable] = []
         send = first.send
 
         def sent(message: Any) -> None:
@@ -103,7 +103,7 @@ async def test_a_version_is_posted_when_every_worker_has_it_and_gone_before_one_
         second.go_on()
         await it.until(lambda: it.state(1) is State.END)
         assert it.routed == {2}
-        assert [set(routes.serving["m"]) for routes in posted] == [{2}]
+        assert [set(serving_table.serving["m"]) for serving_table in posted] == [{2}]
         with pytest.raises(UnsupportedError, match="answers no request"):
             await it.registry.predict("m", {})
 

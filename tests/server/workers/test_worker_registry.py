@@ -1,4 +1,4 @@
-"""A worker's registry: loads what it is told, answers with what the routes name from the moment they are posted."""
+"""A worker's registry: loads what it is told, answers by the serving table from the moment it is posted."""
 
 from __future__ import annotations
 
@@ -17,8 +17,18 @@ from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.lifecycle.source import VersionDirectory
 from embedserve.servable import Loader, ServableId, State
 from embedserve.server.workers import worker_registry
-from embedserve.server.workers.board import Board
-from embedserve.server.workers.messages import Configs, Dropped, Failed, Key, Load, Loaded, Routes, Status, WorkerStatus
+from embedserve.server.workers.messages import (
+    Configs,
+    Dropped,
+    Failed,
+    Key,
+    Load,
+    Loaded,
+    ServingTable,
+    Status,
+    WorkerStatus,
+)
+from embedserve.server.workers.shared_value import SharedValue
 from embedserve.server.workers.worker_registry import WorkerRegistry
 from embedserve.signature import BatchingVerdict
 from embedserve.testing import FakeLoader, Gate
@@ -29,15 +39,17 @@ CONFIG = ModelConfig(name="m", base_path="/fake/m")
 
 
 class Worker:
-    """A worker's registry with fake versions, and the boards that its supervisor would post to."""
+    """A worker's registry with fake versions, and the shared values that its supervisor would post to."""
 
     def __init__(self) -> None:
-        self.routes, self.status = Board(), Board()
+        self.serving_table, self.status = SharedValue(), SharedValue()
         self.said: list[Any] = []
         self.loaders: dict[Key, FakeLoader] = {}
         self._next: list[FakeLoader] = []
         options = RegistryOptions(retry=RetryPolicy(max_retries=0), num_batch_threads=1)
-        self.registry = WorkerRegistry(options, self.routes, self.status, self.said.append, make_loader=self._make)
+        self.registry = WorkerRegistry(
+            options, self.serving_table, self.status, self.said.append, make_loader=self._make
+        )
 
     def _make(
         self, id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
@@ -56,7 +68,7 @@ class Worker:
         return key
 
     def post(self, *keys: Key, labels: dict[str, int] | None = None) -> None:
-        self.routes.post(Routes({"m": {key.version: key.attempt for key in keys}}, {"m": labels or {}}))
+        self.serving_table.post(ServingTable({"m": {key.version: key.attempt for key in keys}}, {"m": labels or {}}))
 
     async def answer(self, **spec: Any) -> float:
         return float((await self.registry.predict("m", X, **spec))["y"][0])
@@ -71,7 +83,7 @@ async def entered() -> AsyncIterator[Worker]:
         yield worker
     finally:
         await worker.registry.aclose()
-        worker.routes.close()
+        worker.serving_table.close()
         worker.status.close()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["install"]
 
 
-class _HollowTensorFlow(ModuleType):
+class _TensorFlowStub(ModuleType):
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"tensorflow.{name}: this process supervises workers and must not run TensorFlow itself")
 
@@ -29,7 +29,7 @@ def install() -> None:
     found = importlib.util.find_spec("tensorflow")
     if found is None or found.submodule_search_locations is None:
         return
-    hollow = _HollowTensorFlow("tensorflow")
-    hollow.__path__ = list(found.submodule_search_locations)
-    hollow.__spec__ = found
-    sys.modules["tensorflow"] = hollow
+    stub = _TensorFlowStub("tensorflow")
+    stub.__path__ = list(found.submodule_search_locations)
+    stub.__spec__ = found
+    sys.modules["tensorflow"] = stub

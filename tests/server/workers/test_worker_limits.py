@@ -11,7 +11,7 @@ from tensorflow.core.protobuf.config_pb2 import ConfigProto
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import ConfigError
 from embedserve.server.config import GrpcConfig, PyvoyConfig, ServerConfig
-from embedserve.server.workers.shares import check_supported, session_config_share, share, worker_config
+from embedserve.server.workers.worker_limits import check_supported, session_config_share, share, worker_config
 
 
 @pytest.mark.parametrize(("whole", "workers", "expected"), [(8, 2, 4), (2, 2, 1), (3, 2, 1), (1, 4, 1)])

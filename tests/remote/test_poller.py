@@ -9,7 +9,7 @@ from math import inf
 import pytest
 
 from embedserve.remote.errors import StoreError
-from embedserve.remote.rounds import Rounds
+from embedserve.remote.poller import Poller
 
 
 class Work:
@@ -31,10 +31,10 @@ class Work:
 async def test_a_woken_round_is_waited_for_and_not_the_one_under_way() -> None:
     work = Work()
     work.go_on.clear()
-    rounds = Rounds(work, inf)
-    rounds.start()
+    poller = Poller(work, inf)
+    poller.start()
     await asyncio.sleep(0)
-    settled = asyncio.create_task(rounds.settled(lambda: True))
+    settled = asyncio.create_task(poller.settled(lambda: True))
     await asyncio.sleep(0)
     work.go_on.set()
     await settled
@@ -44,35 +44,35 @@ async def test_a_woken_round_is_waited_for_and_not_the_one_under_way() -> None:
     def done() -> bool:
         finished = next(more)
         if not finished:
-            rounds.wake()
+            poller.wake()
         return finished
 
-    await rounds.settled(done)
+    await poller.settled(done)
     assert work.begun == 5
-    await rounds.aclose()
-    await rounds.settled(lambda: False)
+    await poller.aclose()
+    await poller.settled(lambda: False)
 
 
 async def test_a_failure_is_counted_and_the_next_success_clears_it() -> None:
     work = Work(StoreError("no answer"), StoreError("still none"))
-    rounds = Rounds(work, 0.001)
-    rounds.start()
-    await rounds.settled(lambda: False)
-    assert (rounds.error, rounds.failures) in [("no answer", 1), ("still none", 2)]
+    poller = Poller(work, 0.001)
+    poller.start()
+    await poller.settled(lambda: False)
+    assert (poller.error, poller.failures) in [("no answer", 1), ("still none", 2)]
     while work.begun < 3:
-        await rounds.settled(lambda: True)
-    assert (rounds.error, rounds.failures) == (None, 0)
-    await rounds.aclose()
+        await poller.settled(lambda: True)
+    assert (poller.error, poller.failures) == (None, 0)
+    await poller.aclose()
 
 
 async def test_a_bug_is_logged_and_the_rounds_go_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     work = Work(KeyError("oops"))
-    rounds = Rounds(work, inf)
-    rounds.start()
-    await rounds.settled(lambda: True)
-    assert rounds.error == "KeyError: 'oops'"
+    poller = Poller(work, inf)
+    poller.start()
+    await poller.settled(lambda: True)
+    assert poller.error == "KeyError: 'oops'"
     assert "syncing failed; it is tried again" in caplog.text
-    await rounds.settled(lambda: True)
-    assert rounds.error is None
-    await rounds.aclose()
+    await poller.settled(lambda: True)
+    assert poller.error is None
+    await poller.aclose()

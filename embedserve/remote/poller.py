@@ -14,12 +14,12 @@ from contextlib import suppress
 from embedserve.remote.errors import StoreError
 from embedserve.remote.plan import next_delay
 
-__all__ = ["Rounds"]
+__all__ = ["Poller"]
 
 logger = logging.getLogger("embedserve")
 
 
-class Rounds:
+class Poller:
     """One task that runs `round` until it is closed.
 
     Args:

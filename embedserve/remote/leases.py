@@ -17,13 +17,13 @@ from embedserve.remote.cache import Cache
 from embedserve.remote.lock import Lock
 from embedserve.saved_model.files.completeness import Fingerprint
 
-__all__ = ["Shelf"]
+__all__ = ["Leases"]
 
 # Seconds until it is looked again whether a version that must go is still loaded.
 LOOK_AGAIN = 1.0
 
 
-class Shelf:
+class Leases:
     """The versions that one registry has taken from a cache.
 
     Args:
@@ -44,11 +44,11 @@ class Shelf:
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Shelf of {len(self._locks)} versions, {len(self._unwanted)} to go>"
+        return f"<Leases of {len(self._locks)} versions, {len(self._unwanted)} to go>"
 
     def start(self) -> None:
         """Begin to tidy up."""
-        self._task = asyncio.get_running_loop().create_task(self._tidy(), name="embedserve-shelf")
+        self._task = asyncio.get_running_loop().create_task(self._tidy(), name="embedserve-leases")
 
     def put(self, model: str, path: Path, lock: Lock) -> None:
         """Keep a version that was fetched for a model just now, with the lock that it was fetched under."""

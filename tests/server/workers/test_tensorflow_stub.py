@@ -36,13 +36,13 @@ def test_directories_and_configurations_are_judged_without_tensorflow(tmp_path: 
     code = f"""
 import sys
 from pathlib import Path
-from embedserve.server.workers import hollow_tensorflow
-hollow_tensorflow.install()
-hollow_tensorflow.install()
+from embedserve.server.workers import tensorflow_stub
+tensorflow_stub.install()
+tensorflow_stub.install()
 from embedserve.saved_model.files.completeness import missing
 print(missing(Path({str(tmp_path / "whole")!r})), missing(Path({str(tmp_path / "torn")!r})), sep="\\n")
 import embedserve.server.workers.supervisor
-from embedserve.server.workers.shares import worker_config
+from embedserve.server.workers.worker_limits import worker_config
 from embedserve.server.config import ServerConfig
 print(len(worker_config(ServerConfig(workers=2), 2).session_config))
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
@@ -59,8 +59,8 @@ def test_a_process_that_has_tensorflow_keeps_it() -> None:
     code = """
 import sys
 import tensorflow as real
-from embedserve.server.workers import hollow_tensorflow
-hollow_tensorflow.install()
+from embedserve.server.workers import tensorflow_stub
+tensorflow_stub.install()
 assert sys.modules["tensorflow"] is real
 print(bool(real.constant(1)))
 sys.exit()

@@ -16,7 +16,7 @@ from typing import Any
 
 from embedserve.errors import ServingError
 
-__all__ = ["Board", "shared_file"]
+__all__ = ["SharedValue", "shared_file"]
 
 # Address space, not memory: a page counts once it has been written.
 _SLOT_BYTES = 32 * 2**20
@@ -24,14 +24,14 @@ _HEADER_BYTES = mmap.PAGESIZE
 _SLOT_HEADER = struct.Struct("=QQI")
 
 
-class Board:
+class SharedValue:
     """A numbered value in a shared file without a name, which children inherit by its descriptor.
 
     Values n and n + 1 lie in different slots, so a reader of n is disturbed by n + 2 at the earliest; a checksum tells
     it so, whatever order the processor makes the writes visible in.
 
     Args:
-        fd: The descriptor of a board that another process posts to, or None to make one.
+        fd: The descriptor of a shared value that another process posts to, or None to make one.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -43,7 +43,7 @@ class Board:
         self._number = self._bytes[:8].cast("Q")
 
     def __repr__(self) -> str:
-        return f"<Board {self.number}>"
+        return f"<SharedValue {self.number}>"
 
     @property
     def number(self) -> int:

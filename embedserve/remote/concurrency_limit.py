@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["QUESTIONS", "TRANSFERS", "Slots", "Transfers"]
+__all__ = ["QUESTIONS", "TRANSFERS", "ConcurrencyLimit", "Transfers"]
 
 QUESTIONS = 8
 TRANSFERS = 16
 TRANSFERS_OF_A_STORE = 4
 
 
-class Slots:
+class ConcurrencyLimit:
     """Shared by all stores of one host. Transfers may take hours: they keep nobody from asking, nor one another off."""
 
     def __init__(self) -> None:

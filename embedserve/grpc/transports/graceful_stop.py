@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["Parting"]
+__all__ = ["GracefulStop"]
 
 # Seconds without a new call after which nobody is taken to be about to send one, and how long that is waited for.
 QUIET = 0.05
 PATIENCE = 0.5
 
 
-class Parting:
+class GracefulStop:
     """Counts the calls of one server, and holds their answers while it says that it leaves."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Parting:
         self._released: asyncio.Event | None = None
 
     def __repr__(self) -> str:
-        return f"<Parting after {self._arrivals} calls{' (held)' if self._released is not None else ''}>"
+        return f"<GracefulStop after {self._arrivals} calls{' (held)' if self._released is not None else ''}>"
 
     def arrived(self) -> None:
         """A call has come."""

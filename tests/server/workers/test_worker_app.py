@@ -11,7 +11,7 @@ import pytest
 from embedserve.rest import create_app
 from embedserve.server.workers.hands import Suspect
 from embedserve.server.workers.messages import Status, WorkerStatus
-from embedserve.server.workers.page import WorkerApp
+from embedserve.server.workers.worker_app import WorkerApp
 from embedserve.testing import FakeLoader, FakeRegistry
 
 pytestmark = pytest.mark.slow
