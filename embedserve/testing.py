@@ -9,13 +9,12 @@ async with registry:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, LoadError
 from embedserve.lifecycle.source import SourceListener, VersionDirectory
@@ -261,7 +260,7 @@ class FakeSource:
     async def aclose(self) -> None:
         """Nothing to stop."""
 
-    async def scan_now(self) -> None:
+    async def scan_now(self, names: Collection[str] | None = None) -> None:
         """Tell the listener what is there."""
         self._listener.on_models(self._configs)
         for name, config in self._configs.items():
@@ -288,6 +287,7 @@ class FakeSource:
 
     diagnosis = None
     misused = False
+    unread = False
 
     def problem(self, name: str) -> str | None:
         """There is no base path to be wrong."""
@@ -323,9 +323,7 @@ class FakeRegistry(ModelRegistry):
         self.source: FakeSource | None = None
 
     def _make_runtime(self) -> Runtime:
-        def make_source(
-            options: RegistryOptions, pool: LoadPool, root: Path | StoreUrl | None, listener: SourceListener
-        ) -> FakeSource:
+        def make_source(options: RegistryOptions, root: Path | StoreUrl | None, listener: SourceListener) -> FakeSource:
             self.source = FakeSource(listener, self._found)
             return self.source
 

@@ -29,9 +29,9 @@ class VersionStatus:
         path: The version's directory.
         generation: Counts how often the version was brought up: for new contents, or after it had been unloaded.
         kind: `function`, `session`, `frozen`, `xla` or `tflite` once loaded.
-        note: What else to know: a newer generation that failed, why a directory is not loaded yet, which stuck runs
-            the version is refused for, what of `optimize` could not be had, or which signatures take any number of rows
-            though they declare one.
+        note: What else to know: a newer generation that failed, why a directory is not loaded yet, why no new
+            version can be found, which stuck runs the version is refused for, what of `optimize` could not be had,
+            or which signatures take any number of rows though they declare one.
         batching: Whether requests of each signature share runs, and why or why not, once loaded.
     """
 
@@ -76,6 +76,7 @@ class Monitor:
     def __init__(self) -> None:
         self._statuses: dict[str, dict[int, VersionStatus]] = {}
         self._waiting: dict[str, dict[int, str]] = {}
+        self._troubles: dict[str, str] = {}
         self._snapshot: Mapping[str, tuple[VersionStatus, ...]] = MappingProxyType({})
         self._changes = Changes()
 
@@ -104,6 +105,14 @@ class Monitor:
         self._waiting[name] = dict(reasons)
         self.publish()
 
+    def set_trouble(self, name: str, trouble: str | None) -> None:
+        """Note what keeps new versions of `name` from being found; None for nothing."""
+        if trouble is None:
+            self._troubles.pop(name, None)
+        else:
+            self._troubles[name] = trouble
+        self.publish()
+
     def waiting(self, name: str) -> Mapping[int, str]:
         """Version → why its directory is not loaded yet."""
         return self._waiting.get(name, {})
@@ -118,6 +127,10 @@ class Monitor:
         statuses = dict(self._statuses.get(name, {}))
         for version, reason in self._waiting.get(name, {}).items():
             statuses[version] = replace(statuses.get(version, VersionStatus(version, State.START)), note=reason)
+        trouble = self._troubles.get(name)
+        for version, status in statuses.items() if trouble is not None else ():
+            if status.state is State.AVAILABLE and not status.note:
+                statuses[version] = replace(status, note=f"new versions are not found: {trouble}")
         return tuple(statuses[version] for version in sorted(statuses, reverse=True))
 
     async def changed(self) -> None:

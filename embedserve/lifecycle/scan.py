@@ -1,6 +1,7 @@
-"""One scan: what was remembered + what the directories hold now → what is aspired, and what is remembered next.
+"""One look at a model, or at the root: what was remembered + what the directory holds now → what is aspired, and what
+is remembered next.
 
-Plain functions over frozen values, called by `source` in a load thread with the real `Disk` and by tests with a made-up
+Plain functions over frozen values, called by `source` in a thread with the real `Disk` and by tests with a made-up
 one. Knows no loop, no event and no model that is loaded; directory state is the only truth.
 """
 
@@ -8,8 +9,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,20 @@ from embedserve.lifecycle.version_policy import choose, find_versions, names_onl
 from embedserve.saved_model.files.completeness import Fingerprint, Look
 from embedserve.servable import ServableId
 
-__all__ = ["Child", "Disk", "Memory", "ModelMemory", "ModelScan", "Scan", "VersionDirectory", "scan"]
+__all__ = [
+    "Child",
+    "Disk",
+    "Listing",
+    "ModelMemory",
+    "ModelScan",
+    "RootMemory",
+    "RootScan",
+    "VersionDirectory",
+    "base_path_problem",
+    "diagnose",
+    "scan_model",
+    "scan_root",
+]
 
 
 @dataclass(frozen=True)
@@ -33,10 +46,24 @@ class VersionDirectory:
 
 @dataclass(frozen=True)
 class Child:
-    """One entry of a directory; links are followed, dangling ones are not listed."""
+    """One entry of a directory.
+
+    Attributes:
+        name: Its name.
+        is_directory: Whether a directory is there, or a link whose end was not looked at.
+    """
 
     name: str
     is_directory: bool
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A directory as of one moment: which one it is, and its entries."""
+
+    device: int
+    inode: int
+    children: Sequence[Child]
 
 
 class Disk(Protocol):
@@ -45,14 +72,19 @@ class Disk(Protocol):
     def time(self) -> float:
         """Monotonic seconds."""
 
-    def part(self, model: str) -> AbstractContextManager[None]:
-        """Look at one model, or at the root if empty; raises OSError if an earlier look has not come back."""
+    def listing(self, path: Path, follow: bool = True) -> Listing:
+        """List a directory.
 
-    def children(self, path: Path) -> Sequence[Child]:
-        """The entries of a directory; raises OSError if it is gone or unreadable."""
+        Args:
+            path: The directory.
+            follow: Look where links lead, and leave out those that lead nowhere.
 
-    def listing(self, path: Path) -> tuple[int, Sequence[Child]]:
-        """The device that holds a directory, and its entries, both of the same moment; raises as `children`."""
+        Raises:
+            OSError: It is gone, unreadable or too large.
+        """
+
+    def leads_nowhere(self, path: Path) -> bool:
+        """Whether there is no such path, or a link to one that is not there."""
 
     def look(self, path: Path) -> Look:
         """Stat every file of a version directory (`completeness.look`)."""
@@ -80,45 +112,34 @@ class Observation:
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What one scan of a model leaves to the next.
+    """What one look at a model leaves to the next.
 
     Attributes:
         observations: By version directory.
         aspired: None until the base path was read once.
         device: Which one held the base path when it last held versions.
+        is_model: Whether there has been a version directory.
     """
 
     observations: Mapping[Path, Observation] = field(default_factory=dict)
     aspired: Mapping[int, VersionDirectory] | None = None
     device: int | None = None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What one scan leaves to the next.
-
-    Attributes:
-        models: By model name.
-        discovered: Base path of each model found under the root.
-        missed: When a discovered model's directory was first seen to be gone.
-        device: Which one held the root when it last held directories.
-    """
-
-    models: Mapping[str, ModelMemory] = field(default_factory=dict)
-    discovered: Mapping[str, Path] = field(default_factory=dict)
-    missed: Mapping[str, float] = field(default_factory=dict)
-    device: int | None = None
+    is_model: bool = False
 
 
 @dataclass(frozen=True)
 class ModelScan:
-    """What a scan found out about one model.
+    """What a look found out about one model.
 
     Attributes:
-        memory: For the next scan.
+        memory: For the next look.
         found: Path of every version there is.
         waiting: Why a version that the policy wants is not taken (yet).
         problem: What is wrong with its base path, or None.
+        unreadable: Whether the base path could not be read, so that nothing is known of what is there now.
+        gone: Whether there is no base path.
+        holds_graph: Whether the base path holds a SavedModel itself.
+        place: Device and inode of the base path.
         notices: Texts to log once.
         due: When a version will have been quiet long enough, if one is being waited for.
     """
@@ -127,60 +148,39 @@ class ModelScan:
     found: Mapping[int, Path] = field(default_factory=dict)
     waiting: Mapping[int, str] = field(default_factory=dict)
     problem: str | None = None
+    unreadable: bool = False
+    gone: bool = False
+    holds_graph: bool = False
+    place: tuple[int, int] | None = None
     notices: tuple[str, ...] = ()
     due: float | None = None
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What a scan found out; `models` has one entry per configured or discovered model."""
+class RootMemory:
+    """What one look at the root leaves to the next.
 
-    memory: Memory
-    configs: Mapping[str, ModelConfig]
-    models: Mapping[str, ModelScan]
-    diagnosis: str | None = None
-    notices: tuple[str, ...] = ()
-    due: float | None = None
-    misused: bool = False
-
-
-def scan(
-    memory: Memory,
-    configured: Mapping[str, ModelConfig],
-    policies: Mapping[str, VersionPolicy],
-    root: Path | None,
-    disk: Disk,
-    settle: float,
-    absent: AbsentVersions = "keep",
-) -> Scan:
-    """Look at everything once.
-
-    Args:
-        memory: What the last scan left.
-        configured: Models given by name; one of them hides a discovered one of the same name.
-        policies: Version policies that override the models' own.
-        root: Directory whose subdirectories are discovered as models, or None.
-        disk: The file system.
-        settle: Seconds for which a directory must not change before it is believed.
-        absent: What becomes of versions that are not there (`RegistryOptions.absent_versions`).
+    Attributes:
+        names: Directories that may be models.
+        missed: When one of them was first seen to be gone.
+        device: Which one held the root when it last held directories.
     """
-    discovered, missed, device, diagnosis, due = _discover(memory, root, disk, math.inf if absent == "last" else settle)
-    configs = {name: ModelConfig(name=name, base_path=path) for name, path in discovered.items()} | dict(configured)
-    models = {
-        name: _scan_model(config, policies.get(name), memory.models.get(name, ModelMemory()), disk, settle, absent)
-        for name, config in configs.items()
-    }
-    notices = [] if diagnosis is None else [diagnosis]
-    notices += [notice for model in models.values() for notice in model.notices]
-    return Scan(
-        Memory({name: model.memory for name, model in models.items()}, discovered, missed, device),
-        configs,
-        models,
-        diagnosis,
-        tuple(notices),
-        _earliest([due, *(model.due for model in models.values())]),
-        diagnosis is not None and not diagnosis.startswith(_NOTHING_YET),
-    )
+
+    names: frozenset[str] = frozenset()
+    missed: Mapping[str, float] = field(default_factory=dict)
+    device: int | None = None
+
+
+@dataclass(frozen=True)
+class RootScan:
+    """What a look at the root found out; the attributes are as those of `ModelScan`."""
+
+    memory: RootMemory
+    children: Sequence[Child] = ()
+    problem: str | None = None
+    unreadable: bool = False
+    place: tuple[int, int] | None = None
+    due: float | None = None
 
 
 def _earliest(times: Iterable[float | None]) -> float | None:
@@ -189,47 +189,51 @@ def _earliest(times: Iterable[float | None]) -> float | None:
 
 # Models under the root.
 
-_NOTHING_YET = "no models found under"
 
+def scan_root(
+    memory: RootMemory, root: Path, gone: Collection[str], disk: Disk, settle: float, absent: AbsentVersions = "keep"
+) -> RootScan:
+    """Look which directories there are.
 
-def _discover(
-    memory: Memory, root: Path | None, disk: Disk, settle: float
-) -> tuple[dict[str, Path], dict[str, float], int | None, str | None, float | None]:
-    """Models under the root, when those that are gone were first missed, the root's device, what is wrong with the
-    root, and a due time.
-
-    A model whose directory is gone is dropped only when a second look, `settle` later, finds the same: replacing a
+    A directory that is gone is dropped only when a second look, `settle` later, finds the same: replacing a
     directory by two renames must not unload it.
+
+    Args:
+        memory: What the last look left.
+        root: Directory whose subdirectories are discovered as models.
+        gone: Names under which the last look at a model found nothing: they may be links that lead nowhere.
+        disk: The file system.
+        settle: Seconds for which a directory must not change before it is believed.
+        absent: What becomes of versions that are not there (`RegistryOptions.absent_versions`).
     """
-    if root is None:
-        return {}, {}, None, None, None
     try:
-        with disk.part(""):
-            device, children = disk.listing(root)
-        _check_mount(root, memory.device, device, any(child.is_directory for child in children))
+        listing = disk.listing(root, follow=False)
+        _check_mount(root, memory.device, listing.device, any(child.is_directory for child in listing.children))
     except OSError as error:
         what = "does not exist (yet)" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        return dict(memory.discovered), dict(memory.missed), memory.device, f"models directory {root} {what}", None
+        return RootScan(memory, problem=f"models directory {root} {what}", unreadable=True)
     directories = {
         child.name
-        for child in children
+        for child in listing.children
         if child.is_directory and not child.name.startswith(".") and name_problem(child.name) is None
     }
-    models = {name: root / name for name in sorted(directories) if _is_model(name, root, memory, disk)}
+    directories -= {name for name in directories.intersection(gone) if disk.leads_nowhere(root / name)}
+    patience = math.inf if absent == "last" else settle
     now = disk.time()
     missed: dict[str, float] = {}
-    for name in sorted(memory.discovered.keys() - directories):
-        since = memory.missed.get(name)
-        if since is None or now < since + settle:
-            missed[name] = now if since is None else since
-            models[name] = memory.discovered[name]
-    due = _earliest(since + settle for since in missed.values() if settle < math.inf)
-    return (
-        models,
-        missed,
-        device if directories else memory.device,
-        None if models else _diagnose(root, children, disk),
-        due,
+    for name in memory.names - directories:
+        since = memory.missed.get(name, now)
+        if now < since + patience:
+            missed[name] = since
+    return RootScan(
+        RootMemory(
+            frozenset(directories | missed.keys()),
+            missed,
+            listing.device if directories else memory.device,
+        ),
+        listing.children,
+        place=(listing.device, listing.inode),
+        due=_earliest(since + patience for since in missed.values() if patience < math.inf),
     )
 
 
@@ -243,19 +247,17 @@ def _check_mount(path: Path, before: int | None, device: int, holds: bool) -> No
         raise OSError(errno.ENODEV, "it is empty now and on another device: its mount is gone", str(path))
 
 
-def _is_model(name: str, root: Path, memory: Memory, disk: Disk) -> bool:
-    if name in memory.discovered:
-        return True
-    try:
-        with disk.part(name):
-            children = disk.children(root / name)
-    except OSError:
-        return False
-    return any(child.is_directory and version_number(child.name) is not None for child in children)
+def diagnose(root: Path, children: Sequence[Child], graphs: Collection[str]) -> tuple[str, bool]:
+    """Why there is no model under a readable root, and what to do about the usual mistakes.
 
+    Args:
+        root: The root.
+        children: What it holds.
+        graphs: Names of the directories in it that hold a SavedModel themselves.
 
-def _diagnose(root: Path, children: Sequence[Child], disk: Disk) -> str:
-    """Why there is no model under a readable root, and what to do about the usual mistakes."""
+    Returns:
+        The text, and whether the root cannot have been what was meant; an empty one is merely early.
+    """
     versions = [child.name for child in children if child.is_directory and version_number(child.name) is not None]
     model = root.parent if _holds_graph(children) else root
     if versions or model is not root:
@@ -265,22 +267,14 @@ def _diagnose(root: Path, children: Sequence[Child], disk: Disk) -> str:
         return (
             f"{root} {what}, so it is not a directory of models. Pass {model.parent} to find every model in it, or "
             f"ModelConfig(name={model.name!r}, base_path={str(model)!r}) for this model alone"
-        )
-    for child in children:
-        if child.is_directory and _holds_graph(_children_or_none(root / child.name, disk)):
-            inner = root / child.name
-            return (
-                f"{root} holds no models: {inner} holds a SavedModel itself, "
-                f"but a version needs a directory of its own. Move it to {inner / '1'}"
-            )
-    return f"{_NOTHING_YET} {root}; expected {root}/<model name>/<version number>/saved_model.pb"
-
-
-def _children_or_none(path: Path, disk: Disk) -> Sequence[Child]:
-    try:
-        return disk.children(path)
-    except OSError:
-        return ()
+        ), True
+    if graphs:
+        inner = root / min(graphs)
+        return (
+            f"{root} holds no models: {inner} holds a SavedModel itself, "
+            f"but a version needs a directory of its own. Move it to {inner / '1'}"
+        ), True
+    return f"no models found under {root}; expected {root}/<model name>/<version number>/saved_model.pb", False
 
 
 def _holds_graph(children: Sequence[Child]) -> bool:
@@ -290,34 +284,31 @@ def _holds_graph(children: Sequence[Child]) -> bool:
 # Versions of one model.
 
 
-def _scan_model(
+def scan_model(
     config: ModelConfig,
-    policy: VersionPolicy | None,
+    policy: VersionPolicy,
     memory: ModelMemory,
     disk: Disk,
     settle: float,
-    absent: AbsentVersions,
+    absent: AbsentVersions = "keep",
 ) -> ModelScan:
+    """Look at one model.
+
+    Args:
+        config: Its name and base path.
+        policy: Which versions are wanted.
+        memory: What the last look left.
+        disk: The file system.
+        settle: Seconds for which a directory must not change before it is believed.
+        absent: What becomes of versions that are not there (`RegistryOptions.absent_versions`).
+    """
     try:
-        with disk.part(config.name):
-            return _look_at_model(config, policy, memory, disk, settle, absent)
+        listing = disk.listing(config.directory)
+        names, duplicates = find_versions((child.name for child in listing.children), policy)
+        _check_mount(config.directory, memory.device, listing.device, bool(names))
     except OSError as error:
-        unreadable = _unreadable(config, error)
-        return ModelScan(memory, problem=unreadable, notices=(unreadable,))
-
-
-def _look_at_model(
-    config: ModelConfig,
-    policy: VersionPolicy | None,
-    memory: ModelMemory,
-    disk: Disk,
-    settle: float,
-    absent: AbsentVersions,
-) -> ModelScan:
-    policy = config.version_policy if policy is None else policy
-    device, children = disk.listing(config.directory)
-    names, duplicates = find_versions((child.name for child in children), policy)
-    _check_mount(config.directory, memory.device, device, bool(names))
+        unreadable, gone = base_path_problem(config, error), isinstance(error, FileNotFoundError)
+        return ModelScan(memory, problem=unreadable, unreadable=True, gone=gone, notices=(unreadable,))
     found = {number: config.directory / name for number, name in names.items()}
     examination = _Examination(memory, found, disk, settle)
     slip = absent != "unload" and names_only_absent(policy, found)
@@ -331,23 +322,30 @@ def _look_at_model(
     ]
     notices += _unserved(config, policy, found)
     if slip and aspired:
-        listed = ", ".join(map(str, sorted(aspired)))
-        notices.append(
-            f"The version policy of servable {config.name} names only versions that are not there, so it changes "
-            f"nothing: versions {listed} go on serving until one of those appears"
-        )
+        notices.append(_changes_nothing(config, aspired))
     notices += [
-        f"Servable version {ServableId(config.name, number)} is not taken yet: {reason}"
-        for number, reason in examination.lacking
+        f"Servable version {ServableId(config.name, number)} is not taken yet: {why}"
+        for number, why in examination.lacking
     ]
-    problem = None if found else _no_versions(config, children)
+    problem = None if found else _no_versions(config, listing.children)
+    is_model = any(child.is_directory and version_number(child.name) is not None for child in listing.children)
+    device = listing.device if found else memory.device
     return ModelScan(
-        ModelMemory(examination.observations(), aspired, device if found else memory.device),
+        ModelMemory(examination.observations(), aspired, device, is_model or memory.is_model),
         found,
         examination.waiting,
         problem,
-        tuple(notices if problem is None else [*notices, problem]),
-        examination.due,
+        holds_graph=_holds_graph(listing.children),
+        place=(listing.device, listing.inode),
+        notices=tuple(notices if problem is None else [*notices, problem]),
+        due=examination.due,
+    )
+
+
+def _changes_nothing(config: ModelConfig, aspired: Mapping[int, VersionDirectory]) -> str:
+    return (
+        f"The version policy of servable {config.name} names only versions that are not there, so it changes "
+        f"nothing: versions {', '.join(map(str, sorted(aspired)))} go on serving until one of those appears"
     )
 
 
@@ -355,7 +353,8 @@ def _asks_for_none(policy: VersionPolicy) -> bool:
     return isinstance(policy, SpecificVersions) and not policy.versions
 
 
-def _unreadable(config: ModelConfig, error: OSError) -> str:
+def base_path_problem(config: ModelConfig, error: OSError) -> str:
+    """That a base path cannot be read, in TensorFlow Serving's words."""
     path = config.directory
     reason = f"NOT_FOUND: {path} not found" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
     return (
@@ -447,7 +446,11 @@ class _Examination:
 
     def _observe(self, path: Path) -> Observation:
         begin = self._disk.time()
-        look = self._disk.look(path)
+        try:
+            look = self._disk.look(path)
+        except OSError as error:  # No concern of the other versions.
+            self._seen[path] = Observation(Look((), ()), begin, lacking=f"{path}: {error.strerror or error}")
+            return self._seen[path]
         observation = self._before.get(path)
         if observation is None or observation.look != look:
             observation = Observation(look, self._disk.time())

@@ -1,7 +1,8 @@
 """FileSystemSource: keeps telling its listener which version directories should be served.
 
-File events make a scan come sooner, and a periodic scan finds what they miss; what is aspired follows from the
-directories alone (`scan`). Scans run in a load thread, everything else on the registry's loop. Knows no loader.
+File events make a look come sooner, and regular looks find what they miss; what is aspired follows from the
+directories alone (`scan`). The root and every model are looked at on their own, in threads (`looks`); everything else
+happens on the registry's loop. Knows no loader.
 """
 
 from __future__ import annotations
@@ -12,20 +13,32 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
-from embedserve.concurrency.load_pool import LoadPool, doing
-from embedserve.config import AbsentVersions, ModelConfig, RegistryOptions, VersionPolicy
-from embedserve.errors import HungError
-from embedserve.lifecycle.scan import Child, Memory, ModelScan, Scan, VersionDirectory, scan
-from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget, polled_devices
-from embedserve.saved_model.files.completeness import Look, check, look
+from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.lifecycle.looks import MOST_THREADS, Look, LookThreads
+from embedserve.lifecycle.scan import (
+    Child,
+    Listing,
+    ModelMemory,
+    ModelScan,
+    RootMemory,
+    RootScan,
+    VersionDirectory,
+    base_path_problem,
+    diagnose,
+    scan_model,
+    scan_root,
+)
+from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget
+from embedserve.saved_model.files.completeness import Look as Contents
+from embedserve.saved_model.files.completeness import check, look
 
 __all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
 
@@ -34,8 +47,19 @@ logger = logging.getLogger("embedserve")
 # Seconds for which a directory that goes on changing counts as a version that is about to be whole.
 COPY_PATIENCE = 10.0
 
-# Seconds that the look at one model may take; then it is left behind in its thread, and the others are looked at.
+# Seconds after which a look counts as hung: it is named, nobody waits for it, and what it looks at is left alone until
+# it comes back.
 LOOK_SECONDS = 10.0
+
+# Seconds that a start waits for first looks, and the end for those under way.
+START_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
+
+# Entries of a directory: far more than models or versions there are, and soon reached where the path was mistaken.
+MAX_ENTRIES = 20_000
+
+# A directory whose look takes long is left alone for so many times as long, whatever `poll_interval` says.
+_REST = 4.0
 
 
 class SourceListener(Protocol):
@@ -50,312 +74,515 @@ class SourceListener(Protocol):
     def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
         """The versions that the policy wants but that are not whole and quiet yet changed: all of them, with why."""
 
+    def on_trouble(self, name: str, trouble: str | None) -> None:
+        """What keeps the source from finding new versions of a model changed; None where nothing does."""
+
 
 class _FileSystem:
-    """The `Disk` of one real scan.
-
-    Args:
-        hung: Models of which an earlier look has not come back.
-    """
-
-    def __init__(self, hung: Iterable[str] = ()) -> None:
-        self._hung = frozenset(hung)
-        self.current = ""  # The model that is being looked at.
-
-    @contextmanager
-    def part(self, model: str) -> Iterator[None]:
-        if model in self._hung:
-            raise OSError(errno.ETIMEDOUT, "an earlier look at its files has not come back", model)
-        self.current = model
-        with doing(f"looking at the files of {model or 'the models directory'}", LOOK_SECONDS):
-            yield
+    """The real `Disk`."""
 
     def time(self) -> float:
         return time.monotonic()
 
-    def children(self, path: Path) -> Sequence[Child]:
-        return self.listing(path)[1]
-
-    def listing(self, path: Path) -> tuple[int, Sequence[Child]]:
+    def listing(self, path: Path, follow: bool = True) -> Listing:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
         try:
             with os.scandir(directory) as entries:
-                kinds = [(entry.name, _is_directory(entry)) for entry in entries]
-            device = os.fstat(directory).st_dev
+                children = list(_children(entries, path, _leads_to_directory if follow else _may_be_directory))
+            status = os.fstat(directory)
         finally:
             os.close(directory)
-        return device, [Child(name, is_directory) for name, is_directory in kinds if is_directory is not None]
+        return Listing(status.st_dev, status.st_ino, children)
 
-    def look(self, path: Path) -> Look:
+    def leads_nowhere(self, path: Path) -> bool:
+        return not path.exists()
+
+    def look(self, path: Path) -> Contents:
         return look(path)
 
     def check(self, path: Path) -> str | None:
         return check(path)
 
 
-def _is_directory(entry: os.DirEntry[str]) -> bool | None:
-    """None for a dangling link. What cannot be looked at is there, so that nobody takes it for deleted."""
-    try:
-        if entry.is_dir():
-            return True
-        return False if entry.is_file() or not entry.is_symlink() else None
-    except OSError:
+def _children(
+    entries: Iterable[os.DirEntry[str]], path: Path, is_directory: Callable[[os.DirEntry[str]], bool | None]
+) -> Iterator[Child]:
+    for number, entry in enumerate(entries):
+        if number == MAX_ENTRIES:
+            raise OSError(errno.EFBIG, f"more than {MAX_ENTRIES} entries are in it", str(path))
+        try:
+            kind = is_directory(entry)
+        except OSError:  # It is there, so that nobody takes it for deleted.
+            kind = True
+        if kind is not None:
+            yield Child(entry.name, kind)
+
+
+def _leads_to_directory(entry: os.DirEntry[str]) -> bool | None:
+    """None for a link that leads nowhere."""
+    if entry.is_dir():
         return True
+    return False if entry.is_file() or not entry.is_symlink() else None
 
 
-@dataclass
+def _may_be_directory(entry: os.DirEntry[str]) -> bool | None:
+    """As told by the directory that lists it; what a link leads to may hang."""
+    return entry.is_dir(follow_symlinks=False) or entry.is_symlink()
+
+
+class _Part:
+    """A directory that is looked at on its own: the root, or one model's base path.
+
+    Attributes:
+        path: The directory.
+        config: The model; None for the root.
+        scan: What the last look that came back has found out.
+        asked: When a look has to begin at the latest, in monotonic seconds.
+        regular: When the next regular look begins.
+        hung: What is said of a look that has taken too long, until it comes back.
+        epoch: Counts changes of what is asked; a look that began before the last one is thrown away.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig | None = None) -> None:
+        self.path = path
+        self.config = config
+        self.policy: VersionPolicy | None = None if config is None else config.version_policy
+        self.memory = ModelMemory()
+        self.scan: ModelScan | None = None
+        self.asked = -math.inf
+        self.regular = math.inf
+        self.due: float | None = None
+        self.since: float | None = None  # A version that is wanted has been changing.
+        self.hung: str | None = None
+        self.epoch = 0
+        self.target: WatchTarget | None = None
+        self.noticed: frozenset[str] = frozenset()
+        self.trouble: str | None = None
+
+    @property
+    def key(self) -> tuple[bool, Path]:
+        """What a look is known by; a hung directory is left alone, whatever model it is configured for."""
+        return self.config is None, self.path
+
+    def ask(self, at: float = -math.inf) -> None:
+        """Have a look begin then."""
+        self.asked = min(self.asked, at)
+
+
 class _Waiter:
-    """Somebody who wants a scan: answered by one that begins at `quiet_at` or later, or that leaves nothing due."""
+    """Somebody who wants looks at some parts: each is over with one that begins at `quiet_at` or later, or that leaves
+    nothing due."""
 
-    done: asyncio.Future[None]
-    quiet_at: float = math.inf
+    def __init__(self, parts: Iterable[_Part], names: Collection[str] | None, quiet_at: float = math.inf) -> None:
+        self.names = names
+        self.since = time.monotonic()
+        self.quiet_at = dict.fromkeys(parts, quiet_at)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class FileSystemSource:
     """Follows the models given by name, and those discovered under `root`.
 
     Args:
-        options: `poll_interval`, `settle` and `watch` are used.
-        load_pool: Where scans run.
+        options: `poll_interval`, `settle`, `watch` and `absent_versions` are used.
         root: Directory of model directories, or None to discover nothing.
         listener: Whom to tell.
     """
 
-    def __init__(
-        self, options: RegistryOptions, load_pool: LoadPool, root: Path | None, listener: SourceListener
-    ) -> None:
+    def __init__(self, options: RegistryOptions, root: Path | None, listener: SourceListener) -> None:
         self._options = options
-        self._load_pool = load_pool
-        self._root = root
         self._listener = listener
+        self._disk = _FileSystem()
         self._configured: dict[str, ModelConfig] = {}
         self._policies: dict[str, VersionPolicy] = {}
-        self._epoch = 0  # Counts what was asked for; a scan that began before the last change is thrown away.
-        self._last = Scan(Memory(), {}, {})
-        self._hung: dict[str, _FileSystem] = {}  # By model ("" for the root): the scan that has not come back.
-        self._loop = load_pool.loop
-        self._coming: dict[str, float] = {}
-        self._noticed: set[str] = set()
+        self._discovered: dict[str, ModelConfig] = {}
+        self._parts: dict[str, _Part] = {}
+        self._root = None if root is None else _Part(root)
+        self._root_scan = RootScan(RootMemory())
+        self._told_models: Mapping[str, ModelConfig] = {}
+        self._said: str | None = None
+        self._hung: set[_Part] = set()
+        self._looks: dict[tuple[bool, Path], Look] = {}
+        self._owners: dict[Look, tuple[_Part, int]] = {}
         self._waiters: list[_Waiter] = []
         self._wake = asyncio.Event()
-        self._watch = DirectoryWatch(self._wake.set)
+        self._threads = LookThreads(self._on_look)
+        self._watch = DirectoryWatch(self.hint)
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
         state = "watching" if self._task is not None and not self._task.done() else "stopped"
-        return f"<FileSystemSource {self._root or 'no root'}, {len(self._last.configs)} models, {state}>"
+        root = "no root" if self._root is None else self._root.path
+        return f"<FileSystemSource {root}, {len(self._told_models)} models, {state}>"
+
+    # What is asked.
 
     @property
     def diagnosis(self) -> str | None:
-        """Why the last scan discovered no model under the root and what to do, or None."""
-        return self._last.diagnosis
+        """Why no model is known under the root and what to do, or what is wrong with the root; None if nothing is."""
+        return self._diagnosis()[0]
 
     @property
     def misused(self) -> bool:
         """Whether the root is not there, or holds something else than models; an empty one is merely early."""
-        return self._last.misused
+        return self._diagnosis()[1]
+
+    def _diagnosis(self) -> tuple[str | None, bool]:
+        root, scan = self._root, self._root_scan
+        if root is None:
+            return None, False
+        if root.hung is not None:
+            return f"models directory {root.path} cannot be read: {root.hung}", False
+        if scan.unreadable:
+            return scan.problem, True
+        parts = [self._parts[name] for name in scan.memory.names if name in self._parts]
+        if any(part.memory.is_model or part.hung for part in parts):
+            return None, False
+        if self.unread:
+            return f"models directory {root.path} has not been looked at yet", False
+        graphs = [part.path.name for part in parts if part.scan is not None and part.scan.holds_graph]
+        return diagnose(root.path, scan.children, graphs)
+
+    @property
+    def unread(self) -> bool:
+        """Whether it is not known yet which models there are: a first look is under way, or hangs at the root."""
+        if self._root is None:
+            return False
+        never = self._root_scan.place is None and not self._root_scan.unreadable
+        return never or any(part.scan is None and part.hung is None for part in self._parts.values())
 
     def problem(self, name: str) -> str | None:
-        """What the last scan found wrong with a model's base path, or None."""
-        model = self._last.models.get(name)
-        return None if model is None else model.problem
+        """What the last look found wrong with a model's base path, or None."""
+        part = self._parts.get(name)
+        if part is None:
+            return None
+        return self._hung_base_path(part) or (None if part.scan is None else part.scan.problem)
+
+    def _hung_base_path(self, part: _Part) -> str | None:
+        if part.hung is None or part.config is None:
+            return None
+        return base_path_problem(part.config, OSError(errno.ETIMEDOUT, part.hung))
 
     def coming(self, name: str) -> bool:
-        """Whether a version that is wanted has been changing, but for no longer than a copy may take."""
-        since = self._coming.get(name)
-        return since is not None and time.monotonic() < since + self._options.settle + COPY_PATIENCE
+        """Whether a version that is wanted has been changing, but for no longer than a copy may take, or a first look
+        has not come back."""
+        part = self._parts.get(name)
+        if part is None or part.hung is not None:
+            return False
+        if part.scan is None:
+            return True
+        return part.since is not None and time.monotonic() < part.since + self._options.settle + COPY_PATIENCE
 
     def found(self, name: str) -> Mapping[int, Path]:
-        """Every version directory of a model that the last scan saw, whole or not, wanted or not."""
-        model = self._last.models.get(name)
-        return MappingProxyType({}) if model is None else model.found
+        """Every version directory of a model that the last look saw, whole or not, wanted or not."""
+        part = self._parts.get(name)
+        return MappingProxyType({}) if part is None or part.scan is None else part.scan.found
+
+    # What is told.
 
     def set_models(self, models: Iterable[ModelConfig]) -> None:
-        """Follow exactly these models, and the discovered ones, from the next scan on, which comes at once.
+        """Follow exactly these models, and the discovered ones, from now on; a look at what changed comes at once.
 
         Policies set by `set_policy` are forgotten.
         """
         self._configured = {config.name: config for config in models}
         self._policies.clear()
-        self._changed()
-
-    def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """Choose versions of one model by this policy, not its own, from the next scan on, which comes at once."""
-        self._policies[name] = policy
-        self._changed()
-
-    def _changed(self) -> None:
-        self._epoch += 1
+        self._follow()
         self._wake.set()
 
-    async def start(self) -> None:
-        """Go on by itself until `aclose`; returns when the listener has been told of a first scan."""
-        self._task = asyncio.create_task(self._run(), name="embedserve-source")
-        await self._scanned(_Waiter(asyncio.get_running_loop().create_future(), -math.inf))
+    def set_policy(self, name: str, policy: VersionPolicy) -> None:
+        """Choose versions of one model by this policy, not its own, from the next look on, which comes at once."""
+        self._policies[name] = policy
+        self._follow()
+        self._wake.set()
 
-    async def scan_now(self) -> None:
-        """Scan, and return when the listener has been told.
+    def _follow(self) -> list[_Part]:
+        """Make the parts agree with what is configured, and with what the root holds; the new ones."""
+        if self._root is not None:
+            self._discovered = {
+                name: self._discovered.get(name) or ModelConfig(name=name, base_path=self._root.path / name)
+                for name in sorted(self._root_scan.memory.names)
+            }
+        configs = self._discovered | self._configured
+        for name in self._parts.keys() - configs.keys():
+            del self._parts[name]
+            self._policies.pop(name, None)  # One that comes back under this name is another model.
+        new = []
+        for name, config in configs.items():
+            part = self._parts.get(name)
+            if part is None or part.path != config.directory:
+                before, part = part, _Part(config.directory, config)
+                if before is not None:  # Versions that serve stay until those of the new place are whole and quiet.
+                    part.memory, part.trouble = replace(before.memory, device=None), before.trouble
+                self._parts[name] = part
+                new.append(part)
+            policy = self._policies.get(name, config.version_policy)
+            if (part.config, part.policy) != (config, policy):
+                part.config, part.policy = config, policy
+                part.epoch += 1
+                part.ask()
+        return new
+
+    # From start to end.
+
+    async def start(self) -> None:
+        """Go on by itself until `aclose`; returns when the listener has been told of a first look at everything, or
+        after `START_SECONDS`."""
+        self._task = asyncio.create_task(self._run(), name="embedserve-source")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                await self._looked(_Waiter(self._all(), None, -math.inf))
+
+    async def scan_now(self, names: Collection[str] | None = None) -> None:
+        """Look, and return when the listener has been told.
 
         Directories that were complete before the call are taken when it returns: where one has to be watched for the
-        settle window first, this waits so long, but no longer if it keeps changing.
+        settle window first, this waits so long, but no longer if it keeps changing. What hangs is not waited for.
+
+        Args:
+            names: Models that the caller is concerned with; None for all, and those that have just appeared.
         """
         if self._closed:
             return
-        if self._task is None or self._task.done():
-            await self._scan()
-        else:
-            await self._scanned(_Waiter(asyncio.get_running_loop().create_future()))
+        parts = self._all()
+        if names is not None:
+            parts = [self._parts[name] for name in names if name in self._parts]
+            if self._root is not None and len(parts) < len(names):
+                parts.append(self._root)
+        for part in parts:
+            part.ask()
+        await self._looked(_Waiter([part for part in parts if part.hung is None], names))
 
-    def hint(self) -> None:
-        """Scan soon."""
-        self._wake.set()
+    def _all(self) -> list[_Part]:
+        return [*([] if self._root is None else [self._root]), *self._parts.values()]
 
-    async def _scanned(self, waiter: _Waiter) -> None:
+    async def _looked(self, waiter: _Waiter) -> None:
         self._waiters.append(waiter)
         self._wake.set()
-        await waiter.done
+        try:
+            await waiter.done
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
 
     async def aclose(self) -> None:
-        """Stop; the listener is told nothing any more."""
+        """Stop; the listener is told nothing any more. A look that hangs is left alone in its thread."""
         self._closed = True
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        await self._watch.aclose()
-        self._answer(list(self._waiters), math.inf)
+        self._answer(all_of_them=True)
+        await asyncio.gather(self._threads.aclose(CLOSE_SECONDS), self._watch.aclose())
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            waiting = list(self._waiters)
-            begin = time.monotonic()
-            await self._scan()
-            self._answer(waiting, begin)
+            try:
+                self._turn()
+            except Exception:
+                logger.exception("following the model directories failed; it goes on")
             await self._pause()
 
-    def _answer(self, waiting: Sequence[_Waiter], begin: float) -> None:
-        """Release those for whom a scan that began at `begin` was late enough; the rest gets one settle window more."""
-        for waiter in waiting:
-            if self._last.due is None or begin >= waiter.quiet_at:
-                self._waiters.remove(waiter)
-                if not waiter.done.done():
-                    waiter.done.set_result(None)
-            else:
-                waiter.quiet_at = min(waiter.quiet_at, time.monotonic() + self._options.settle)
+    def _turn(self) -> None:
+        """Begin the looks that are due, and tell what has changed since the last turn."""
+        now = time.monotonic()
+        # A regular look that is nearly due comes along, so that many models are looked at in one go.
+        soon = now + min(0.05, self._options.poll_interval / 10)
+        for part in self._all():
+            due = part.asked <= now or part.regular <= soon or (part.due is not None and part.due <= now)
+            if due and part.key not in self._looks:
+                self._begin(part)
+            self._check_time(part, now)
+        self._tell_models()
+        self._tell_troubles()
+        self._answer()
+        if self._options.watch:
+            self._watch.arm(self._targets())
+
+    def _begin(self, part: _Part) -> None:
+        part.asked = part.regular = math.inf
+        part.due = None
+        settle, absent = self._options.settle, self._options.absent_versions
+        call: Callable[[], Any]
+        if part.config is None:
+            gone = {name for name, model in self._parts.items() if model.scan is not None and model.scan.gone}
+            call = partial(scan_root, self._root_scan.memory, part.path, gone, self._disk, settle, absent)
+        else:
+            assert part.policy is not None
+            call = partial(scan_model, part.config, part.policy, part.memory, self._disk, settle, absent)
+        look = self._threads.ask(call)
+        self._looks[part.key] = look
+        self._owners[look] = (part, part.epoch)
+
+    def _check_time(self, part: _Part, now: float) -> None:
+        look = self._looks.get(part.key)
+        if look is None or part.hung is not None or now < (look.begun or look.asked) + LOOK_SECONDS:
+            return
+        part.hung = (
+            f"a look at it has not come back for more than {LOOK_SECONDS:g} s"
+            if look.begun is not None
+            else f"no look at it has begun for {LOOK_SECONDS:g} s, for {MOST_THREADS} others hang"
+        )
+        self._hung.add(part)
+        for waiter in self._waiters:
+            waiter.quiet_at.pop(part, None)
+        logger.warning("%s is left alone: %s; what serves goes on", part.path, part.hung)
 
     async def _pause(self) -> None:
-        """Wait for a hint, for the end of a settle window or for the next regular scan, whichever comes first."""
-        now = time.monotonic()
-        moments = [now + self._options.poll_interval, *(waiter.quiet_at for waiter in self._waiters)]
-        if self._last.due is not None:
-            moments.append(self._last.due)
+        """Wait for a hint, for a result, or for the time of the next look."""
+        moments = []
+        for part in self._all():
+            look = self._looks.get(part.key)
+            if look is None:
+                moments += [part.asked, part.regular, math.inf if part.due is None else part.due]
+            elif part.hung is None:
+                moments.append((look.begun or look.asked) + LOOK_SECONDS)
         # A timer may fire a little early, and a look that comes early has to be repeated.
-        delay = max(0.0, min(moments) - now) + 0.001
+        delay = max(0.0, min(moments, default=math.inf) - time.monotonic()) + 0.001
         with suppress(TimeoutError):
             async with asyncio.timeout(None if math.isinf(delay) else delay):
                 await self._wake.wait()
 
-    async def _scan(self) -> None:
-        """Scan and tell. Whatever goes wrong is logged: the host must not fail over it, and the next scan comes."""
-        try:
-            while True:
-                epoch = self._epoch
-                disk = _FileSystem(self._hung)
-                scanning = self._load_pool.run_shielded(
-                    _scan_in_thread,
-                    disk,
-                    self._last.memory,
-                    dict(self._configured),
-                    dict(self._policies),
-                    self._root,
-                    self._options.settle,
-                    self._options.absent_versions,
-                    late=partial(self._came_back_soon, disk),
-                )
-                try:
-                    result, targets = await scanning
-                except HungError as error:
-                    self._hung[disk.current] = disk
-                    logger.warning("%s; the other models are looked at without it", error)
-                    continue
-                if epoch == self._epoch:
-                    break
-            self._tell(result)
-            if self._options.watch:
-                self._watch.arm(targets)
-        except Exception:
-            logger.exception(
-                "scanning for model versions failed; it is tried again in %g s", self._options.poll_interval
-            )
-            self._last = replace(self._last, due=None)
-
-    def _came_back_soon(self, disk: _FileSystem, result: object) -> None:
-        """In the thread of a scan that was left behind and has ended."""
-        with suppress(RuntimeError):  # The loop is closed.
-            self._loop.call_soon_threadsafe(self._came_back, disk)
-
-    def _came_back(self, disk: _FileSystem) -> None:
-        self._hung = {model: other for model, other in self._hung.items() if other is not disk}
+    def hint(self) -> None:
+        """Look at everything soon."""
+        for part in self._all():
+            part.ask()
         self._wake.set()
 
-    def _tell(self, result: Scan) -> None:
-        before, self._last = self._last, result
-        now = time.monotonic()
-        self._coming = {
-            name: self._coming.get(name, now) for name, model in result.models.items() if model.due is not None
-        }
-        for notice in result.notices:
-            if notice not in self._noticed:
-                logger.warning("%s", notice)
-        self._noticed = set(result.notices)
-        for name in before.configs.keys() - result.configs.keys():
-            self._policies.pop(name, None)  # One that comes back under this name is another model.
-        if result.configs != before.configs:
-            self._call(self._listener.on_models, result.configs)
-        for name, model in result.models.items():
-            self._tell_model(name, before.models.get(name), model)
+    # What comes back.
 
-    def _tell_model(self, name: str, before: ModelScan | None, model: ModelScan) -> None:
-        aspired = model.memory.aspired
+    def _on_look(self, look: Look, result: Any) -> None:
+        self._wake.set()
+        part, epoch = self._owners.pop(look)
+        del self._looks[part.key]
+        for other in [other for other in self._hung if other.key == part.key]:
+            other.hung = None
+            self._hung.discard(other)
+            logger.warning("%s is looked at again: the look that hung has come back", part.path)
+        if part is not (self._root if part.config is None else self._parts.get(part.config.name)):
+            return
+        if epoch != part.epoch:
+            part.ask()
+            return
+        now = time.monotonic()
+        begun = look.begun or now
+        part.regular = now + max(self._options.poll_interval, _REST * (now - begun))
+        if isinstance(result, BaseException):
+            logger.error("looking at %s for versions failed; it is tried again", part.path, exc_info=result)
+            result = self._failed(part, OSError(errno.EIO, f"{type(result).__name__}: {result}"))
+        if isinstance(result, RootScan):
+            self._on_root(part, result)
+        else:
+            self._on_model(part, result)
+        self._note_looked(part, begun, now)
+
+    def _failed(self, part: _Part, error: OSError) -> RootScan | ModelScan:
+        if part.config is None:
+            problem = f"models directory {part.path} cannot be read: {error.strerror}"
+            return replace(self._root_scan, problem=problem, unreadable=True, due=None)
+        known = part.scan or ModelScan(part.memory)
+        return replace(known, problem=base_path_problem(part.config, error), unreadable=True, due=None)
+
+    def _on_root(self, part: _Part, scan: RootScan) -> None:
+        self._root_scan = scan
+        part.due = scan.due
+        if scan.place is not None:
+            part.target = WatchTarget(part.path, *scan.place)
+        new = self._follow()
+        for waiter in self._waiters:
+            if part in waiter.quiet_at:
+                quiet_at = waiter.quiet_at[part]
+                waiter.quiet_at |= {
+                    model: quiet_at
+                    for model in new
+                    if waiter.names is None or (model.config is not None and model.config.name in waiter.names)
+                }
+
+    def _on_model(self, part: _Part, scan: ModelScan) -> None:
+        before, part.scan = part.scan, scan
+        part.memory = scan.memory
+        part.due = scan.due
+        if scan.due is None:
+            part.since = None
+        elif part.since is None:
+            part.since = time.monotonic()
+        if scan.place is not None or scan.gone:  # What cannot be read just now is watched on.
+            part.target = None if scan.place is None else WatchTarget(part.path, *scan.place)
+        if self._root is not None and scan.gone and scan.memory.is_model and (before is None or not before.gone):
+            self._root.ask()  # A link that leads nowhere is listed, and no model.
+        if not self._is_visible(part):
+            return
+        for notice in scan.notices:
+            if notice not in part.noticed:
+                logger.warning("%s", notice)
+        part.noticed = frozenset(scan.notices)
+        self._tell_models()
+        assert part.config is not None
+        name, aspired = part.config.name, scan.memory.aspired
         if aspired is not None and (before is None or before.memory.aspired != aspired):
             self._call(self._listener.on_aspired, name, MappingProxyType(dict(aspired)))
-        if model.waiting != (before.waiting if before is not None else {}):
-            self._call(self._listener.on_waiting, name, MappingProxyType(dict(model.waiting)))
+        if scan.waiting != (before.waiting if before is not None else {}):
+            self._call(self._listener.on_waiting, name, MappingProxyType(dict(scan.waiting)))
+
+    def _is_visible(self, part: _Part) -> bool:
+        """Whether it is a model, or may be one that hangs since before its first look."""
+        assert part.config is not None
+        hangs_unseen = part.hung is not None and part.scan is None
+        return part.config.name in self._configured or part.memory.is_model or hangs_unseen
+
+    def _note_looked(self, part: _Part, begun: float, now: float) -> None:
+        """Release who waited for this look; where something has to be quiet first, there comes one look more."""
+        for waiter in self._waiters:
+            quiet_at = waiter.quiet_at.get(part)
+            if quiet_at is None or (begun < waiter.since and quiet_at > -math.inf):
+                continue
+            if part.due is None or begun >= quiet_at:
+                del waiter.quiet_at[part]
+            else:
+                waiter.quiet_at[part] = min(quiet_at, now + self._options.settle)
+                part.ask(waiter.quiet_at[part])
+
+    def _answer(self, all_of_them: bool = False) -> None:
+        followed = {*self._all()}
+        for waiter in list(self._waiters):
+            if all_of_them or not followed.intersection(waiter.quiet_at):
+                self._waiters.remove(waiter)
+                if not waiter.done.done():
+                    waiter.done.set_result(None)
+
+    # What the listener is told.
+
+    def _tell_models(self) -> None:
+        models = {name: part.config for name, part in self._parts.items() if part.config and self._is_visible(part)}
+        if models == self._told_models:
+            return
+        self._told_models = models
+        self._call(self._listener.on_models, MappingProxyType(models))
+
+    def _tell_troubles(self) -> None:
+        root = self._diagnosis()[0] if self._root and (self._root.hung or self._root_scan.unreadable) else None
+        for name in self._told_models:
+            part = self._parts[name]
+            unreadable = part.scan is not None and part.scan.unreadable
+            trouble = self.problem(name) if unreadable or part.hung else None
+            trouble = trouble or (root if name not in self._configured else None)
+            if trouble != part.trouble:
+                part.trouble = trouble
+                self._call(self._listener.on_trouble, name, trouble)
+        diagnosis = None if self.unread else self.diagnosis
+        if diagnosis is not None and diagnosis != self._said:
+            logger.warning("%s", diagnosis)
+        self._said = diagnosis
+
+    def _targets(self) -> list[WatchTarget]:
+        """The outermost directories."""
+        targets = {part.path: part.target for part in self._all() if part.target is not None}
+        return [target for path, target in targets.items() if targets.keys().isdisjoint(path.parents)]
 
     def _call(self, callback: Callable[..., None], *args: object) -> None:
         try:
             callback(*args)
         except Exception:
             logger.exception("%s failed", getattr(callback, "__qualname__", callback))
-
-
-def _scan_in_thread(
-    disk: _FileSystem,
-    memory: Memory,
-    configured: Mapping[str, ModelConfig],
-    policies: Mapping[str, VersionPolicy],
-    root: Path | None,
-    settle: float,
-    absent: AbsentVersions,
-) -> tuple[Scan, list[WatchTarget]]:
-    result = scan(memory, configured, policies, root, disk, settle, absent)
-    paths = {config.directory for config in result.configs.values()}
-    if root is not None:
-        paths.add(root)
-    targets = [target for target in map(_watch_target, sorted(_outermost(paths))) if target is not None]
-    polled = polled_devices()
-    return result, [target for target in targets if target.device not in polled]
-
-
-def _outermost(paths: set[Path]) -> set[Path]:
-    return {path for path in paths if paths.isdisjoint(path.parents)}
-
-
-def _watch_target(path: Path) -> WatchTarget | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return WatchTarget(path, status.st_dev, status.st_ino)

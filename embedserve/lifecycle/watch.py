@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from watchfiles import Change
 
-__all__ = ["DirectoryWatch", "WatchTarget", "polled_devices"]
+__all__ = ["DirectoryWatch", "WatchTarget"]
 
 logger = logging.getLogger("embedserve")
 
@@ -79,6 +79,7 @@ class _Group:
         self._deleted: deque[str] = deque()
         self._telling = False
         self.ended = asyncio.Event()
+        self.idle = False  # All of it is polled.
         threading.Thread(target=self._work, name="embedserve-watch", daemon=True).start()
 
     def stop(self) -> None:
@@ -87,7 +88,11 @@ class _Group:
     def _work(self) -> None:
         from watchfiles import watch
 
-        paths = sorted(target.path for target in self.targets)
+        polled = polled_devices()
+        paths = sorted(target.path for target in self.targets if target.device not in polled)
+        if not paths:
+            self.idle = True
+            return
         try:
             changes = watch(
                 *paths,
@@ -163,7 +168,8 @@ class DirectoryWatch:
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 for group in groups:
-                    await group.ended.wait()
+                    if not group.idle:
+                        await group.ended.wait()
 
     def _complain(self, paths: list[Path], problem: str) -> None:
         if problem != self._complaint:

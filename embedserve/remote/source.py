@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.source import FileSystemSource, SourceListener, VersionDirectory
 from embedserve.remote.follower import StoreStatistics
@@ -33,18 +32,15 @@ class CombinedSource:
 
     Args:
         options: As for `FileSystemSource` and `Syncer`.
-        scan_pool: Where local directories are scanned.
         root: Directory or URL of a directory of models, or None to discover nothing.
         listener: Whom to tell.
     """
 
-    def __init__(
-        self, options: RegistryOptions, scan_pool: LoadPool, root: Path | StoreUrl | None, listener: VersionHolder
-    ) -> None:
+    def __init__(self, options: RegistryOptions, root: Path | StoreUrl | None, listener: VersionHolder) -> None:
         self._listener = listener
         self._root = root
         local, remote = (root, None) if isinstance(root, Path) else (None, root)
-        self._local = FileSystemSource(options, scan_pool, local, _FromDirectories(self))
+        self._local = FileSystemSource(options, local, _FromDirectories(self))
         self._remote = Syncer(
             options, remote, default_cache_dir(os.environ), _FromStores(self), listener.directories_in_use
         )
@@ -71,6 +67,11 @@ class CombinedSource:
     def misused(self) -> bool:
         """Whether the root is not there, or holds something else than models; an empty one is merely early."""
         return (self._remote if isinstance(self._root, StoreUrl) else self._local).misused
+
+    @property
+    def unread(self) -> bool:
+        """Whether it is not known yet which models there are."""
+        return self._local.unread
 
     def problem(self, name: str) -> str | None:
         """What is wrong with a model's base path, or None."""
@@ -122,13 +123,13 @@ class CombinedSource:
         self._tell_models()
         await self._remote.start()
 
-    async def scan_now(self) -> None:
-        """Scan, and return when the listener has been told.
+    async def scan_now(self, names: Collection[str] | None = None) -> None:
+        """Look at these models, or at everything, and return when the listener has been told.
 
         Of stores only those are waited for whose model was given another policy by `set_policy` since the last call: a
         store that does not answer must not hold up the others' changes.
         """
-        await self._local.scan_now()
+        await self._local.scan_now(None if names is None else [name for name in names if not self._is_remote(name)])
         self._tell_models()
         changed = [name for name, policy in self._policies.items() if self._settled.get(name) != policy]
         self._settled = dict(self._policies)
@@ -189,6 +190,11 @@ class CombinedSource:
         if name in self._told and remote == self._is_remote(name):
             self._listener.on_waiting(name, reasons)
 
+    def on_trouble(self, name: str, trouble: str | None) -> None:
+        """A local directory cannot be read, or can be again; of stores `stores` tells."""
+        if name in self._told and not self._is_remote(name):
+            self._listener.on_trouble(name, trouble)
+
 
 class _FromDirectories:
     def __init__(self, source: CombinedSource) -> None:
@@ -202,6 +208,9 @@ class _FromDirectories:
 
     def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
         self._source.on_waiting(name, reasons, remote=False)
+
+    def on_trouble(self, name: str, trouble: str | None) -> None:
+        self._source.on_trouble(name, trouble)
 
 
 class _FromStores:

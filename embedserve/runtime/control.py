@@ -54,13 +54,14 @@ class Control:
             for config in configs.values():
                 self._check_labels(config)
             added = [name for name in configs if name not in self._runtime.configs]
+            changed = [name for name, config in configs.items() if self._runtime.configs.get(name) != config]
             # Labels and pins of discovered models are nobody's configuration, so they outlive a new one.
             configured = self._configured | configs.keys()
             labels = {name: kept for name, kept in self._runtime.labels_of.items() if name not in configured}
             self._runtime.set_labels(labels | {name: dict(config.version_labels) for name, config in configs.items()})
             self._keep_pins(configs)
             self._configured = set(configs)
-            await self._runtime.source.scan_now()
+            await self._runtime.source.scan_now(changed)
         # A model that never comes must not keep the next configuration, its cure, from being applied.
         if wait and added:
             await self._wait_for_added(added)
@@ -134,7 +135,7 @@ class Control:
                     await self._wait_for_version(name, version)
             except BaseException:
                 self._runtime.source.set_policy(name, before)
-                await self._runtime.source.scan_now()
+                await self._runtime.source.scan_now([name])
                 raise
             self._pins[name] = pinned
             await self._aspire(name, pinned)
@@ -164,7 +165,7 @@ class Control:
 
     async def _aspire(self, name: str, policy: VersionPolicy) -> None:
         self._runtime.source.set_policy(name, policy)
-        await self._runtime.source.scan_now()
+        await self._runtime.source.scan_now([name])
 
     async def _wait_for_version(self, name: str, version: int) -> None:
         # A directory that was just dropped in is aspired to once it has settled.

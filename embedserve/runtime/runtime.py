@@ -134,7 +134,6 @@ class Runtime(OwnerLoop):
         self._make_loader = make_loader or load_saved_model
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
         self._codec_pool = CodecPool(self.loop)
-        self._scan_pool = LoadPool(self.loop, 1, "embedserve-scan")  # A long load must not hide a new version.
         self._run_pool = RunPool(self.loop, options.num_batch_threads, max_stuck=options.max_stuck_runs)
         self._stuck: dict[ManagedVersion, VersionRuns] = {}
         self.manager = Manager(
@@ -152,7 +151,7 @@ class Runtime(OwnerLoop):
         self.control = Control(self, [model.name for model in models])
         self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
         self._starting: asyncio.Task[None] | None = None
-        self.source = (make_source or watch)(options, self._scan_pool, root, self)
+        self.source = (make_source or watch)(options, root, self)
         if models:
             self.source.set_models(models)
 
@@ -351,6 +350,7 @@ class Runtime(OwnerLoop):
             logger.info("model %s is gone; its versions are unloaded", name)
             self.manager.set_aspired_versions(name, {})
             self.monitor.set_waiting(name, {})
+            self.monitor.set_trouble(name, None)
             self.control.forget(name)
             self.labels_of.pop(name, None)
         for name, config in configs.items():
@@ -379,6 +379,10 @@ class Runtime(OwnerLoop):
         """Directories that look like versions but cannot be loaded yet, with the reason for each."""
         self.monitor.set_waiting(name, reasons)
 
+    def on_trouble(self, name: str, trouble: str | None) -> None:
+        """What keeps new versions of a model from being found, or nothing any more."""
+        self.monitor.set_trouble(name, trouble)
+
     def directories_in_use(self) -> set[str]:
         """Paths of versions whose files may still be read."""
         return self.manager.directories()
@@ -402,7 +406,7 @@ class Runtime(OwnerLoop):
             await self.monitor.wait_until(lambda: self._look() is Outcome.SERVING, LOOK_INTERVAL)
 
     def _look(self) -> Outcome:
-        return self._start.look({name: self.prospect(name) for name in self.configs})
+        return self._start.look({name: self.prospect(name) for name in self.configs}, self.source.unread)
 
     async def wait_until_ready(self, timeout: float) -> None:
         """Wait until as many models have been served as `start_requires` asks for; an empty root is not waited for.
@@ -418,6 +422,8 @@ class Runtime(OwnerLoop):
         if outcome in (Outcome.SERVING, Outcome.EMPTY) or self._start.settle_for_less():
             return
         reasons = {name: reason for name, reason in self.readiness().items() if reason is not None}
+        if not reasons and self.source.diagnosis is not None:
+            raise StartError(self.source.diagnosis)
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise StartError(f"{len(reasons)} of {len(self.configs)} model(s) did not become available: {listed}")
 
@@ -449,6 +455,8 @@ class Runtime(OwnerLoop):
         if self._start.over:
             stuck = [name for name in self.configs if self.trouble(name) is not None]
             return f"stuck: {', '.join(stuck)}" if stuck else None
+        if self.source.unread:
+            return self.source.diagnosis or "the directories of the models are looked at for the first time"
         if not self.configs:
             return "no model has been found yet"
         return f"the start waits for {', '.join(self._start.missing(self.configs))}"
@@ -516,7 +524,6 @@ class Runtime(OwnerLoop):
         self._run_pool.close()
         self._load_pool.close()
         self._codec_pool.close()
-        self._scan_pool.close()
 
     def abandon(self) -> None:
         """Let the threads of a dead entry end; in a forked child there are none."""

@@ -5,11 +5,10 @@ Used by `runtime`. A test, or a process that is told what to serve by another on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.remote.follower import StoreStatistics
 from embedserve.store_url import StoreUrl
@@ -32,8 +31,9 @@ class Source(Protocol):
     def release(self) -> None:
         """No version is loaded any more; comes after `aclose`."""
 
-    async def scan_now(self) -> None:
-        """Look once, and return when the listener has been told."""
+    async def scan_now(self, names: Collection[str] | None = None) -> None:
+        """Look at these models, or at everything, and return when the listener has been told; what hangs is not waited
+        for."""
 
     def hint(self) -> None:
         """Look soon, at directories and stores alike, whenever the next look is due."""
@@ -52,6 +52,10 @@ class Source(Protocol):
     def misused(self) -> bool:
         """Whether the root cannot be what was meant: not there, or a model or version instead of models."""
 
+    @property
+    def unread(self) -> bool:
+        """Whether it is not known yet which models there are."""
+
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """Follow exactly these models from the next scan on."""
 
@@ -62,11 +66,11 @@ class Source(Protocol):
         """How the sync of each remote model goes; readable from any thread."""
 
 
-MakeSource: TypeAlias = "Callable[[RegistryOptions, LoadPool, Path | StoreUrl | None, VersionHolder], Source]"
+MakeSource: TypeAlias = "Callable[[RegistryOptions, Path | StoreUrl | None, VersionHolder], Source]"
 
 
-def watch(options: RegistryOptions, pool: LoadPool, root: Path | StoreUrl | None, listener: VersionHolder) -> Source:
+def watch(options: RegistryOptions, root: Path | StoreUrl | None, listener: VersionHolder) -> Source:
     """The source of every registry, unless a test or an embedder brings another one."""
     from embedserve.remote.source import CombinedSource
 
-    return CombinedSource(options, pool, root, listener)
+    return CombinedSource(options, root, listener)

@@ -56,11 +56,17 @@ class Start:
     def __repr__(self) -> str:
         return f"<Start that requires {self._requires}, {'over' if self.over else 'pending'}>"
 
-    def look(self, prospects: Mapping[str, Prospect]) -> Outcome:
-        """Note the prospects of every model there is now, and say where the start is."""
+    def look(self, prospects: Mapping[str, Prospect], unread: bool = False) -> Outcome:
+        """Note the prospects of every model there is now, and say where the start is.
+
+        Args:
+            prospects: By model.
+            unread: Whether there may be models that are not known yet.
+        """
         self._served |= {name for name, prospect in prospects.items() if prospect is Prospect.SERVED}
-        self._first = self._first or frozenset(prospects)
-        outcome = Outcome.SERVING if self.over else self._outcome(prospects)
+        if not unread:
+            self._first = self._first or frozenset(prospects)
+        outcome = Outcome.SERVING if self.over else Outcome.PENDING if unread else self._outcome(prospects)
         self.over = outcome is Outcome.SERVING
         return outcome
 

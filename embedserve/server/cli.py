@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ PROGRAM = "python -m embedserve"
 BENCH = "bench"
 VERIFY = "verify"
 EXIT_BAD_FLAGS = 255
+# Seconds that the check of the models directory may take before the server starts without it.
+ROOT_SECONDS = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,15 +188,32 @@ def _root(directory: str) -> Path | StoreUrl:
     root = location(directory)
     if isinstance(root, StoreUrl):
         return root
+    findings: list[ConfigError | None] = []
+    check = threading.Thread(target=lambda: findings.append(_root_problem(root, directory)), daemon=True)
+    check.start()
+    check.join(ROOT_SECONDS)  # On a mount that hangs the server starts, and names it.
+    if findings and findings[0] is not None:
+        raise findings[0]
+    return root
+
+
+def _root_problem(root: Path, directory: str) -> ConfigError | None:
+    try:
+        return _root_misuse(root, directory)
+    except OSError as error:
+        return ConfigError(f"models directory {root} cannot be read: {error.strerror}", code=Code.UNAVAILABLE)
+
+
+def _root_misuse(root: Path, directory: str) -> ConfigError | None:
     if not root.is_dir():
-        raise ConfigError(f"there is no directory of models at {root}", code=Code.NOT_FOUND)
+        return ConfigError(f"there is no directory of models at {root}", code=Code.NOT_FOUND)
     versions = [child.name for child in root.iterdir() if child.name.isdecimal() and child.is_dir()]
     if versions and (root / versions[0] / "saved_model.pb").exists():
-        raise ConfigError(
+        return ConfigError(
             f"{root} holds versions ({', '.join(sorted(versions)[:5])}) of one model, not models: serve it with "
             f"--model_base_path={directory} --model_name={root.name}, or name its parent directory"
         )
-    return root
+    return None
 
 
 def _check_labels(models: Sequence[ModelConfig], options: RegistryOptions) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.config import AbsentVersions, AllVersions, LatestVersions, ModelConfig, SpecificVersions, VersionPolicy
-from embedserve.lifecycle.scan import Child, Memory, Scan, scan
+from embedserve.lifecycle.scan import (
+    Child,
+    Listing,
+    ModelMemory,
+    ModelScan,
+    RootMemory,
+    RootScan,
+    diagnose,
+    scan_model,
+    scan_root,
+)
 from embedserve.saved_model.files.completeness import FileStamp, Look
 
 ROOT = Path("/models")
@@ -30,6 +39,7 @@ class Version:
     hidden: int = 0
     unreadable: bool = False
     is_file: bool = False
+    too_large: bool = False
 
 
 class FakeDisk:
@@ -42,11 +52,12 @@ class FakeDisk:
         self.device = 1
         self.checked: list[str] = []
         self.looked: list[str] = []
+        self.dangling: list[str] = []
 
     def time(self) -> float:
         return self.now
 
-    def children(self, path: Path) -> Sequence[Child]:
+    def _children(self, path: Path) -> Sequence[Child]:
         if path == ROOT:
             if self.root_error is not None:
                 raise OSError(self.root_error, os.strerror(self.root_error), str(path))
@@ -58,11 +69,12 @@ class FakeDisk:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return [Child(name, not version.is_file) for name, version in versions.items()]
 
-    def part(self, model: str) -> AbstractContextManager[None]:
-        return nullcontext()
+    def listing(self, path: Path, follow: bool = True) -> Listing:
+        dangling = [] if follow else [Child(name, True) for name in self.dangling]
+        return Listing(self.device, 1, [*self._children(path), *(dangling if path == ROOT else [])])
 
-    def listing(self, path: Path) -> tuple[int, Sequence[Child]]:
-        return self.device, self.children(path)
+    def leads_nowhere(self, path: Path) -> bool:
+        return path.name not in self.models
 
     def _version(self, path: Path) -> Version:
         versions = self.models[path.parent.name]
@@ -72,6 +84,8 @@ class FakeDisk:
     def look(self, path: Path) -> Look:
         self.looked.append(path.name)
         version = self._version(path)
+        if version.too_large:
+            raise OSError(errno.EFBIG, "more than 20000 files are in it, so it is no version", str(path))
         stamp = FileStamp("saved_model.pb", version.contents, 0, "")
         return Look((stamp,), ((stamp, version.hidden),))
 
@@ -83,25 +97,65 @@ class FakeDisk:
         return version.lacking
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What looks at everything found out."""
+
+    configs: Mapping[str, ModelConfig]
+    models: Mapping[str, ModelScan]
+    diagnosis: str | None
+    notices: tuple[str, ...]
+    due: float | None
+
+
 class Scanner:
-    """Scans one after the other, as the source does."""
+    """Looks at the root, then at every model, again and again, as the source does."""
 
     def __init__(self, *configured: ModelConfig, root: Path | None = None) -> None:
         self.disk = FakeDisk()
         self.configured = {config.name: config for config in configured}
         self.policies: dict[str, VersionPolicy] = {}
         self.root = root
-        self.memory = Memory()
-        self.last = Scan(Memory(), {}, {})
+        self.root_scan = RootScan(RootMemory())
+        self.memories: dict[str, ModelMemory] = {}
+        self.directories: dict[str, Path] = {}
+        self.last = Scan({}, {}, None, (), None)
         self.absent: AbsentVersions = "keep"
 
     def scan(self, after: float = 0.0) -> Scan:
         self.disk.now += after
         self.disk.checked.clear()
         self.disk.looked.clear()
-        self.last = scan(self.memory, self.configured, self.policies, self.root, self.disk, SETTLE, self.absent)
-        self.memory = self.last.memory
+        if self.root is not None:
+            gone = {name for name, model in self.last.models.items() if model.gone}
+            self.root_scan = scan_root(self.root_scan.memory, self.root, gone, self.disk, SETTLE, self.absent)
+        names = self.root_scan.memory.names
+        configs = {name: ModelConfig(name=name, base_path=ROOT / name) for name in names} | self.configured
+        models = {name: self._model(config) for name, config in configs.items()}
+        visible = [name for name, scan in models.items() if name in self.configured or scan.memory.is_model]
+        diagnosis = self.root_scan.problem
+        if self.root is not None and diagnosis is None and not any(models[name].memory.is_model for name in names):
+            graphs = [name for name in names if models[name].holds_graph]
+            diagnosis = diagnose(self.root, self.root_scan.children, graphs)[0]
+        self.memories = {name: model.memory for name, model in models.items()}
+        self.directories = {name: config.directory for name, config in configs.items()}
+        notices = [notice for name in visible for notice in models[name].notices]
+        dues = [due for due in (self.root_scan.due, *(models[name].due for name in visible)) if due is not None]
+        self.last = Scan(
+            {name: configs[name] for name in visible},
+            models,
+            diagnosis,
+            tuple([] if diagnosis is None else [diagnosis]) + tuple(notices),
+            min(dues, default=None),
+        )
         return self.last
+
+    def _model(self, config: ModelConfig) -> ModelScan:
+        memory = self.memories.get(config.name, ModelMemory())
+        if self.directories.get(config.name, config.directory) != config.directory:
+            memory = replace(memory, device=None)
+        policy = self.policies.get(config.name, config.version_policy)
+        return scan_model(config, policy, memory, self.disk, SETTLE, self.absent)
 
     def settle(self) -> Mapping[int, int] | None:
         """Scan twice, a settle window apart."""
@@ -111,7 +165,7 @@ class Scanner:
 
     def aspired(self, name: str = "m") -> Mapping[int, int] | None:
         """Contents by version."""
-        aspired = self.memory.models[name].aspired
+        aspired = self.memories[name].aspired
         return None if aspired is None else {v: d.fingerprint[0].size for v, d in aspired.items()}
 
     def waiting(self, name: str = "m") -> Mapping[int, str]:
@@ -228,10 +282,10 @@ class TestCopiesInProgress:
     def test_touched_temporary_files_are_no_new_contents(self, scanner: Scanner) -> None:
         version = scanner.versions()["1"] = Version()
         scanner.settle()
-        before = scanner.memory.models["m"].aspired
+        before = scanner.memories["m"].aspired
         version.hidden = 7
         assert scanner.settle() == {1: 1}
-        assert scanner.memory.models["m"].aspired == before
+        assert scanner.memories["m"].aspired == before
         assert scanner.waiting() == {}
 
 
@@ -429,11 +483,11 @@ class TestPolicies:
         scanner.versions("other")["1"] = Version(contents=1)
         scanner.configured = {"m": ModelConfig(name="m", base_path=ROOT / "other")}
         scanner.scan()
-        aspired = scanner.memory.models["m"].aspired
+        aspired = scanner.memories["m"].aspired
         assert aspired is not None
         assert aspired[1].path == ROOT / "m" / "1"
         scanner.scan(after=SETTLE)
-        aspired = scanner.memory.models["m"].aspired
+        aspired = scanner.memories["m"].aspired
         assert aspired is not None
         assert aspired[1].path == ROOT / "other" / "1"
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
 from embedserve.lifecycle import source as source_module
-from embedserve.lifecycle.scan import Memory, scan
+from embedserve.lifecycle.scan import ModelMemory, scan_model
 from embedserve.lifecycle.source import FileSystemSource, VersionDirectory
 from embedserve.saved_model.files.completeness import fingerprint
 from tests.support import saved_models
@@ -31,6 +30,7 @@ class Recorder:
         self.models: Mapping[str, ModelConfig] = {}
         self.aspired: dict[str, Mapping[int, VersionDirectory]] = {}
         self.waiting: dict[str, Mapping[int, str]] = {}
+        self.troubles: dict[str, str | None] = {}
         self.history: list[tuple[str, dict[int, VersionDirectory]]] = []
         self.failing = False
         self._told = asyncio.Event()
@@ -48,6 +48,10 @@ class Recorder:
 
     def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
         self.waiting[name] = reasons
+        self._told.set()
+
+    def on_trouble(self, name: str, trouble: str | None) -> None:
+        self.troubles[name] = trouble
         self._told.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -78,11 +82,10 @@ Open = Callable[..., Awaitable[FileSystemSource]]
 async def open_source(listener: Recorder) -> AsyncIterator[Open]:
     """Starts sources; by default nothing but file events and `scan_now` makes them scan."""
     opened: list[FileSystemSource] = []
-    pool = LoadPool(asyncio.get_running_loop(), 2)
 
     async def open_(root: Path | None = None, *models: ModelConfig, **options: Any) -> FileSystemSource:
         chosen = RegistryOptions(**{"settle": SETTLE, "poll_interval": math.inf, **options})
-        source = FileSystemSource(chosen, pool, root, listener)
+        source = FileSystemSource(chosen, root, listener)
         source.set_models(models)
         opened.append(source)
         await source.start()
@@ -91,7 +94,6 @@ async def open_source(listener: Recorder) -> AsyncIterator[Open]:
     yield open_
     for source in opened:
         await source.aclose()
-    pool.close()
 
 
 def install(saved: Path, path: Path) -> Path:
@@ -152,14 +154,14 @@ class TestFollowing:
         await listener.until_aspired("m", 1)
         await source.scan_now()
         scans = 0
-        real = source_module._scan_in_thread
+        real = source_module._FileSystem.look
 
-        def counting(*args: Any) -> Any:
+        def counting(disk: Any, path: Path) -> Any:
             nonlocal scans
             scans += 1
-            return real(*args)
+            return real(disk, path)
 
-        monkeypatch.setattr(source_module, "_scan_in_thread", counting)
+        monkeypatch.setattr(source_module._FileSystem, "look", counting)
         await source.scan_now()
         await source.scan_now()
         assert scans <= 3  # One each, and one hint that may have been under way.
@@ -434,9 +436,9 @@ class TestRobustness:
             raise RuntimeError("disk on fire")
 
         with monkeypatch.context() as patch:
-            patch.setattr(source_module, "scan", broken)
+            patch.setattr(source_module, "scan_root", broken)
             await source.scan_now()
-        assert "scanning for model versions failed" in caplog.text
+        assert f"looking at {tmp_path} for versions failed" in caplog.text
         await source.scan_now()
         await listener.until_aspired("m", 1)
 
@@ -456,10 +458,10 @@ class TestRobustness:
         back = threading.Event()
         listing = source_module._FileSystem.listing
 
-        def hang(disk: Any, path: Path) -> Any:
+        def hang(disk: Any, path: Path, follow: bool = True) -> Any:
             if path.name == "hung":
                 back.wait(60)
-            return listing(disk, path)
+            return listing(disk, path, follow)
 
         monkeypatch.setattr(source_module, "LOOK_SECONDS", 0.2)
         monkeypatch.setattr(source_module._FileSystem, "listing", hang)
@@ -468,6 +470,7 @@ class TestRobustness:
         await listener.until_aspired("a", 2)
         await listener.until_aspired("z", 2)
         assert set(listener.aspired["hung"]) == {1}
+        await listener.until(lambda: "has not come back" in (listener.troubles.get("hung") or ""))
         assert "has not come back" in (source.problem("hung") or "")
         source.set_policy("z", SpecificVersions(versions=(1,)))
         await source.scan_now()
@@ -502,7 +505,6 @@ class SteppedDisk(source_module._FileSystem):
     """The real file system, on a clock that only the test moves."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.now = 0.0
 
     def time(self) -> float:
@@ -548,18 +550,18 @@ def test_copied_file_by_file_in_every_order_it_is_aspired_only_when_whole(
         base = tmp_path / str(number)
         (base / "1").mkdir(parents=True)
         config = ModelConfig(name="m", base_path=base)
-        disk, memory = SteppedDisk(), Memory()
+        disk, memory = SteppedDisk(), ModelMemory()
         for name in order:
             # Nothing tells the length of an asset: a writer that stops for longer than the window must not stop in one.
             steps = write(saved, base / "1", name)
             for _ in steps if name != asset or pause < 1 else [list(steps)]:
-                memory = scan(memory, {"m": config}, {}, None, disk, 1.0).memory
+                memory = scan_model(config, config.version_policy, memory, disk, 1.0).memory
                 done = all((base / "1" / file).exists() for file in (*FILES, asset)) and all(
                     (base / "1" / file).read_bytes() == (saved / file).read_bytes() for file in (*FILES, asset)
                 )
-                assert done or not memory.models["m"].aspired, f"taken too early in the order {order}, at {name}"
+                assert done or not memory.aspired, f"taken too early in the order {order}, at {name}"
                 disk.now += pause
-        scan_twice = scan(memory, {"m": config}, {}, None, disk, 1.0).memory
+        scan_twice = scan_model(config, config.version_policy, memory, disk, 1.0).memory
         disk.now += 1.0
-        memory = scan(scan_twice, {"m": config}, {}, None, disk, 1.0).memory
-        assert memory.models["m"].aspired == {1: VersionDirectory(1, base / "1", fingerprint(base / "1"))}
+        memory = scan_model(config, config.version_policy, scan_twice, disk, 1.0).memory
+        assert memory.aspired == {1: VersionDirectory(1, base / "1", fingerprint(base / "1"))}

@@ -38,6 +38,9 @@ class Recorder:
         self.waiting[name] = reasons
         self._told.set()
 
+    def on_trouble(self, name: str, trouble: str | None) -> None:
+        raise AssertionError("no directory is in trouble")
+
     def directories_in_use(self) -> set[str]:
         return self.in_use
 

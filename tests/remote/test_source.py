@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
 from embedserve.remote.source import CombinedSource
 from embedserve.store_url import StoreUrl
@@ -29,11 +28,10 @@ def listener() -> Recorder:
 @pytest.fixture
 async def open_source(listener: Recorder, tmp_path: Path) -> AsyncIterator[Open]:
     opened: list[CombinedSource] = []
-    pool = LoadPool(asyncio.get_running_loop(), 1)
 
     async def open_(root: Path | StoreUrl | None, *models: ModelConfig) -> CombinedSource:
         options = RegistryOptions(**FAST, remote_cache_dir=tmp_path / "cache", poll_interval=0.1)
-        source = CombinedSource(options, pool, root, listener)
+        source = CombinedSource(options, root, listener)
         opened.append(source)
         source.set_models(models)
         await source.start()
@@ -43,7 +41,6 @@ async def open_source(listener: Recorder, tmp_path: Path) -> AsyncIterator[Open]
     for source in opened:
         await source.aclose()
         source.release()
-    pool.close()
 
 
 def local(saved: Path, path: Path) -> Path:

@@ -379,11 +379,51 @@ class TestFingerprint:
             look(copy)
         assert fingerprint(copy) == ()
 
-    def test_a_link_that_leads_back_ends(self, copy: Path) -> None:
-        before = fingerprint(copy)
-        (copy / "assets" / "loop").symlink_to(copy)
+    @pytest.mark.parametrize("target", ["/", "..", "../..", ".", "../../.."])
+    def test_a_link_that_leads_back_is_not_followed(self, copy: Path, target: str) -> None:
+        before, activity = fingerprint(copy), look(copy).activity
+        (copy / "assets" / "loop").symlink_to(target)
         assert fingerprint(copy) == before
-        assert look(copy).activity != ()
+        assert len(look(copy).activity) == len(activity) + 1
+
+    def test_links_out_of_the_version_are_followed_once(self, copy: Path, tmp_path: Path) -> None:
+        """As far as a store of files that versions link to; not into whatever is linked from there."""
+        for name, link in (("store", "further"), ("further", "back"), ("elsewhere", None)):
+            (tmp_path / name / "own").mkdir(parents=True)
+            (tmp_path / name / "own" / "file").write_text("x")
+            if link is not None:
+                (tmp_path / name / "out").symlink_to(tmp_path / link)
+        (tmp_path / "store" / "near").symlink_to("own")
+        (tmp_path / "store" / "home").symlink_to(copy)
+        (tmp_path / "back").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "chain").symlink_to(tmp_path / "store")
+        (copy / "assets" / "out").symlink_to(tmp_path / "chain")
+        linked = [stamp.path for stamp in fingerprint(copy) if stamp.path.startswith("assets/out")]
+        assert linked == ["assets/out/near/file", "assets/out/own/file"]
+
+    def test_two_links_to_each_other_end(self, copy: Path) -> None:
+        for name, other in (("a", "b"), ("b", "a")):
+            (copy / "assets" / name).mkdir()
+            (copy / "assets" / name / "other").symlink_to(f"../{other}")
+            (copy / "assets" / name / "file").write_text("x")
+        linked = {stamp.path for stamp in fingerprint(copy) if stamp.path.startswith(("assets/a/", "assets/b/"))}
+        assert linked == {f"assets/{way}/file" for way in ("a", "b", "a/other", "b/other")}
+
+    def test_a_version_that_links_to_what_holds_it_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "m").mkdir()
+        for target in ("/", "..", "."):
+            (tmp_path / "m" / "1").symlink_to(target)
+            with pytest.raises(OSError, match="link to a directory that holds it"):
+                look(tmp_path / "m" / "1")
+            (tmp_path / "m" / "1").unlink()
+
+    def test_a_version_may_be_a_link_and_have_links_in_it(self, saved: Path, tmp_path: Path) -> None:
+        shutil.copytree(saved, tmp_path / "store" / "abc")
+        shutil.move(tmp_path / "store" / "abc" / "variables", tmp_path / "shards")
+        (tmp_path / "store" / "abc" / "variables").symlink_to(tmp_path / "shards")
+        (tmp_path / "1").symlink_to(tmp_path / "store" / "abc")
+        assert missing(tmp_path / "1") is None
+        assert [stamp.path for stamp in fingerprint(tmp_path / "1")] == [stamp.path for stamp in fingerprint(saved)]
 
 
 def test_a_configmap_style_swap_of_links_is_followed(saved: Path, tmp_path: Path) -> None:

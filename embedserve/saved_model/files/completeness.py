@@ -71,15 +71,18 @@ class Look:
 def look(path: Path) -> Look:
     """Stamp every file below `path`, through symlinks. A path that is gone or unreadable gives an empty fingerprint.
 
+    `path` may be a link to anywhere. Below it a link to a directory is followed within the version, and once out of it;
+    one that leads back to where the walk came from is not.
+
     A small file is read when it is new or its status has changed, not again while the process remembers the file.
 
     Names that begin with a dot are left out of the fingerprint: they are temporary files, the file system's own
     (`.nfs0001`) or Kubernetes' (`..data`, whose files are seen through the links to it).
 
     Raises:
-        OSError: There are more than `MAX_FILES`; a link may lead anywhere.
+        OSError: There are more than `MAX_FILES`, or `path` is a link to a directory that holds it.
     """
-    activity = tuple(sorted(itertools.islice(_stamps(os.fspath(path), "", frozenset()), MAX_FILES + 1)))
+    activity = tuple(sorted(itertools.islice(_stamps_below(os.fspath(path)), MAX_FILES + 1)))
     if len(activity) > MAX_FILES:
         raise OSError(errno.EFBIG, f"more than {MAX_FILES} files are in it, so it is no version", os.fspath(path))
     return Look(tuple(stamp for stamp, _ in activity if stamp.size >= 0 and not _is_hidden(stamp.path)), activity)
@@ -97,23 +100,67 @@ def _is_hidden(relative: str) -> bool:
     return relative.startswith(".") or f"{os.sep}." in relative
 
 
-def _stamps(path: str, relative: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[FileStamp, int]]:
-    """Stamp and change time of each file; what cannot be read has the size -1 and its errno as digest."""
+class _Way(NamedTuple):
+    """How a walk came to a directory.
+
+    Attributes:
+        tree: The version directory, or the directory that a link out of it leads to.
+        outside: Whether such a link was followed.
+        hops: Real paths of the directories whose links were followed.
+    """
+
+    tree: str
+    outside: bool = False
+    hops: tuple[str, ...] = ()
+
+
+def _stamps_below(path: str) -> Iterator[tuple[FileStamp, int]]:
+    """Stamp and change time of each file below a version directory, through links."""
+    if os.path.islink(path) and _holds(os.path.realpath(path), os.path.realpath(os.path.dirname(path))):
+        raise OSError(errno.ELOOP, "it is a link to a directory that holds it", path)
+    return _stamps(path, "", False, _Way(path))
+
+
+def _stamps(path: str, relative: str, is_link: bool, way: _Way) -> Iterator[tuple[FileStamp, int]]:
+    """What cannot be read, or lies behind a link that is not followed, has the size -1 and an errno as digest."""
     try:
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
             digest = "" if _is_hidden(relative) else _digest_of(path, status)
             yield FileStamp(relative, status.st_size, status.st_mtime_ns, digest), status.st_ctime_ns
             return
-        directory = (status.st_dev, status.st_ino)
-        if directory in above or len(above) >= MAX_DEPTH:
+        if is_link:
+            way = _through_link(path, way)
+        if relative.count(os.sep) >= MAX_DEPTH:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        names = os.listdir(path)
+        with os.scandir(path) as entries:
+            children = [(entry.name, entry.is_symlink()) for entry in entries]
     except OSError as error:
         yield FileStamp(relative, -1, 0, str(error.errno)), 0
         return
-    for name in names:
-        yield from _stamps(os.path.join(path, name), os.path.join(relative, name), above | {directory})
+    for name, child_is_link in children:
+        yield from _stamps(os.path.join(path, name), os.path.join(relative, name), child_is_link, way)
+
+
+def _through_link(path: str, way: _Way) -> _Way:
+    """The way through a link to a directory, which may lead out of the version once, and never back.
+
+    Paths are compared, because inodes change on some mounts.
+
+    Raises:
+        OSError: It leads back, or out for a second time.
+    """
+    here, target = os.path.realpath(os.path.dirname(path)), os.path.realpath(path)
+    hops = (*way.hops, here)
+    inside = _holds(os.path.realpath(way.tree), target)
+    if any(_holds(target, hop) for hop in hops) or (way.outside and not inside):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    return _Way(way.tree if inside else target, way.outside or not inside, hops)
+
+
+def _holds(directory: str, path: str) -> bool:
+    """Whether a real path is that of the directory, or lies below it."""
+    return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
 
 
 def _digest_of(path: str, status: os.stat_result) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ from embedserve.server.workers.messages import (
 )
 
 if TYPE_CHECKING:
-    from embedserve.concurrency.load_pool import LoadPool
     from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
     from embedserve.lifecycle.managed_version import ManagedVersion
     from embedserve.lifecycle.monitor import VersionStatus
@@ -146,6 +145,7 @@ class _ToldSource:
 
     diagnosis = None
     misused = False
+    unread = False
 
     async def start(self) -> None:
         """Nothing to look at."""
@@ -153,7 +153,7 @@ class _ToldSource:
     async def aclose(self) -> None:
         """Nothing to stop."""
 
-    async def scan_now(self) -> None:
+    async def scan_now(self, names: Collection[str] | None = None) -> None:
         """Nothing to look at."""
 
     def hint(self) -> None:
@@ -203,7 +203,7 @@ class _WorkerRuntime(Runtime):
         self._held: dict[Key, tuple[ManagedVersion, Servable, asyncio.Future[None]]] = {}
 
         def make_source(
-            options: RegistryOptions, pool: LoadPool, root: Path | StoreUrl | None, listener: SourceListener
+            options: RegistryOptions, root: Path | StoreUrl | None, listener: SourceListener
         ) -> _ToldSource:
             return _ToldSource()
 

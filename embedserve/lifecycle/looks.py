@@ -1,0 +1,145 @@
+"""Threads for looks at directories, side by side and few: one that hangs keeps its thread and costs the others nothing.
+
+Knows neither model nor directory; whoever asks decides when a look has taken too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+__all__ = ["MOST_THREADS", "Look", "LookThreads"]
+
+# Threads of one registry, with those that hang. When all hang, further looks wait until one comes back.
+MOST_THREADS = 16
+# Seconds for which looks wait behind one that is under way before they get a thread more. Python's threads share one
+# lock with the event loop, so that a healthy disk is looked at by one thread alone.
+_PATIENCE = 0.05
+# Seconds between two deliveries of results while there is more to look at.
+_DELIVERY_INTERVAL = 0.005
+
+
+class Look:
+    """One call: asked for on the loop, made in a thread, told on the loop.
+
+    Attributes:
+        call: What to run.
+        asked: When it was asked for, in monotonic seconds.
+        begun: When its thread began it; None while it waits for one.
+    """
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+        self.asked = time.monotonic()
+        self.begun: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Look of {self.call!r}, {'waiting' if self.begun is None else 'under way'}>"
+
+
+class LookThreads:
+    """Threads that exist only while there is something to look at; loop only, but for what the threads do.
+
+    Args:
+        told: Called on the loop with each look that came back, and its result or the exception that it raised.
+    """
+
+    def __init__(self, told: Callable[[Look, Any], None]) -> None:
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()  # Held for a few instructions.
+        self._waiting: deque[Look] = deque()
+        self._under_way: set[Look] = set()
+        self._threads = 0
+        self._results: list[tuple[Look, Any]] = []
+        self._delivered = 0.0
+        self._growing: asyncio.TimerHandle | None = None
+        self._came_back = asyncio.Event()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<LookThreads, {len(self._under_way)} under way in {self._threads} threads, {len(self._waiting)} waiting>"
+        )
+
+    def ask(self, call: Callable[[], Any]) -> Look:
+        """Have `call` run in a thread, soon."""
+        look = Look(call)
+        with self._lock:
+            self._waiting.append(look)
+        self._grow()
+        return look
+
+    async def aclose(self, patience: float) -> None:
+        """Begin nothing more, tell nothing more, and wait for what is under way, but not for what hangs."""
+        self._closed = True
+        with self._lock:
+            self._waiting.clear()
+        if self._growing is not None:
+            self._growing.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self._under_way:
+                    self._came_back.clear()
+                    await self._came_back.wait()
+
+    def _grow(self) -> None:
+        """Start a thread if what waits has none that will soon be free; look again while something waits."""
+        now = time.monotonic()
+        with self._lock:
+            begun = [look.begun or now for look in self._under_way]
+            soon_free = self._threads > len(begun) or any(now - at < _PATIENCE for at in begun)
+            more = bool(self._waiting) and not soon_free and self._threads < MOST_THREADS
+            self._threads += more
+            waiting = bool(self._waiting)
+        if more:
+            threading.Thread(target=self._work, name="embedserve-scan", daemon=True).start()
+        if waiting and (self._growing is None or self._growing.when() <= self._loop.time()):
+            self._growing = self._loop.call_later(_PATIENCE, self._grow)
+
+    def _work(self) -> None:
+        """In a thread: look until nothing waits."""
+        while (look := self._next()) is not None:
+            result: Any
+            try:
+                result = look.call()
+            except BaseException as error:
+                result = error
+            with self._lock:
+                self._under_way.discard(look)
+                self._results.append((look, result))
+                first = len(self._results) == 1
+            if first:
+                with suppress(RuntimeError):  # The loop is closed.
+                    self._loop.call_soon_threadsafe(self._deliver_soon)
+
+    def _next(self) -> Look | None:
+        with self._lock:
+            if not self._waiting:
+                self._threads -= 1
+                return None
+            look = self._waiting.popleft()
+            look.begun = time.monotonic()
+            self._under_way.add(look)
+            return look
+
+    def _deliver_soon(self) -> None:
+        at = self._delivered + _DELIVERY_INTERVAL
+        if self._closed or at <= self._loop.time():
+            self._deliver()
+        else:
+            self._loop.call_at(at, self._deliver)
+
+    def _deliver(self) -> None:
+        self._delivered = self._loop.time()
+        with self._lock:
+            results, self._results = self._results, []
+        self._came_back.set()
+        for look, result in results:
+            if not self._closed:
+                self._told(look, result)
