@@ -1,7 +1,7 @@
 """Real mounts for tests: tmpfs, and a FUSE file system that is slow, hangs, changes inodes or goes away when told to.
 
-`python -m tests.support.mounts BACKING CONTROL MOUNT_POINT` is the FUSE daemon, which `fuse` starts. `CONTROL` is a JSON
-file that the daemon reads before each call.
+`python -m tests.support.mounts BACKING CONTROL MOUNT_POINT` is the FUSE daemon, which `fuse` starts. `CONTROL` is a
+JSON file that the daemon reads before each call.
 """
 
 from __future__ import annotations
