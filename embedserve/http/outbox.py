@@ -115,7 +115,6 @@ class Outbox:
         ):
             return False
         self.window -= size
-        stream.send_window -= size
         self._size += size
         stream_id, head_size, tail_size = stream.id, len(head), len(trailers)
         self._pieces += (

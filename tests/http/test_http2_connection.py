@@ -156,6 +156,20 @@ def test_an_answer_waits_for_the_connections_window() -> None:
     assert ends(peer) == 1
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_small_answers_fill_the_connections_window_and_no_more(number: int) -> None:
+    peer = Peer()
+    streams = [1 + 2 * at for at in range(7 * number)]
+    peer.send(*[headers(stream) for stream in streams])
+    sent = [peer.server.answer(stream, OK, bytes(10_000 // number)) for stream in streams]
+    peer.take()
+    assert sum(len(f.payload) for f in peer.frames if f.kind == frames.DATA) == 65_535
+    assert sent.count(False) == 1
+    assert peer.server.queued_bytes == 70_000 - 65_535
+    peer.send(update(0, 70_000))
+    assert not peer.server.open_streams
+
+
 def test_settings_change_the_windows_of_open_streams_below_zero() -> None:
     peer = asked()
     peer.server.send_head(1, OK)
@@ -173,13 +187,13 @@ def test_settings_change_the_windows_of_open_streams_below_zero() -> None:
 
 def test_a_stream_whose_window_is_taken_while_it_waits_its_turn_sends_nothing() -> None:
     peer = asked(settings((Setting.INITIAL_WINDOW_SIZE, 1 << 20)))
-    peer.server.answer(1, OK, bytes(70_000))
+    peer.server.answer(1, OK, bytes(200_000))
     peer.take()
     peer.send(settings((Setting.INITIAL_WINDOW_SIZE, 0)))
     peer.send(update(0, 100_000))
     assert len(body_of(peer)) == 65_535
-    peer.send(update(1, 100_000))
-    assert len(body_of(peer)) == 70_000
+    peer.send(update(0, 200_000), update(1, 400_000))
+    assert len(body_of(peer)) == 200_000
 
 
 def test_frames_are_no_larger_than_the_client_takes() -> None:
@@ -280,6 +294,16 @@ def test_the_windows_of_the_server_are_given_back_however_a_stream_ends() -> Non
     assert peer.ended() is None
     told = sum(int.from_bytes(f.payload, "big") for f in peer.frames if f.kind == frames.WINDOW_UPDATE)
     assert told > 30 * 30_000 - 65_535
+
+
+def test_padding_is_given_back_at_once() -> None:
+    peer = Peer(Limits(stream_window=65_535, connection_window=65_535))
+    peer.send(headers(1, flags=WHOLE))
+    for _ in range(1_000):
+        peer.send(data(1, b"\xffx" + bytes(255), frames.PADDED))
+        peer.server.consume(1, 1)
+    assert peer.ended() is None
+    assert not peer.resets()
 
 
 def test_a_stream_that_nobody_consumes_is_bounded_by_its_window() -> None:
