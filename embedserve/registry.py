@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias, TypeVar, Unpack
 
 from embedserve.concurrency.owner_loop import check_asyncio, check_threads
 from embedserve.concurrency.private_loop import PrivateLoop
@@ -282,6 +282,13 @@ class ModelRegistry(RegistryView):
                     "close() on the registry's own event loop would wait for itself: await aclose()"
                 )
             self._sync(self.aclose)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled, as for a child process."""
+        raise TypeError(
+            "a ModelRegistry cannot be pickled: make it at module level, and enter it in the process that asks "
+            "(the initializer of a pool, Celery's worker_process_init)"
+        )
 
     def __del__(self) -> None:
         private = getattr(self, "_private", None)

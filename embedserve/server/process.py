@@ -19,6 +19,7 @@ from embedserve.server.applied_config import AppliedConfig, log_models
 from embedserve.server.config import GrpcConfig, ServerConfig
 from embedserve.server.rest_port import bound_socket, listening_socket, serve_rest
 from embedserve.server.standalone import (
+    announce_ready,
     first_failure,
     leave,
     make_metrics,
@@ -83,7 +84,7 @@ async def _serve(
             await enter(tasks, serve_grpc(registry, config.grpc, applied.reload, metric), leaving)
             if not config.rest.early:
                 await enter(tasks, rest, leaving)
-            logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")
+            announce_ready()
             follower = tasks.create_task(applied.follow())
         await stop.wait()
         registry.begin_drain()

@@ -9,10 +9,11 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from embedserve.config import RegistryOptions
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_FAILED_START",
     "UNLOAD_GRACE",
+    "announce_ready",
     "exit_now",
     "first_failure",
     "leave",
@@ -105,6 +107,21 @@ async def wait_until_ready(registry: ModelRegistry, stop: asyncio.Event) -> bool
         await asyncio.wait({ready, stopped})
 
 
+def announce_ready() -> None:
+    """Say that the models serve, in the log line that tools look for and to systemd."""
+    logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")
+    notify("READY=1")
+
+
+def notify(state: str) -> None:
+    """Tell systemd a state (`Type=notify`), where it waits for one: a datagram, as sd_notify(3) has it."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address.startswith(("/", "@")):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)  # A full queue of systemd's must not hold the loop up.
+            sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+
+
 def _start_error(registry: ModelRegistry, error: StartError) -> StartError:
     """Say which versions failed as TensorFlow Serving says it (server_core.cc), then what the registry knows."""
     failed = []
@@ -153,6 +170,7 @@ def stop_on_signals(at_once: Callable[[], object] = bool) -> Iterator[asyncio.Ev
             at_once()
             exit_now(128 + number)
         logger.info("%s: finishing the requests in flight; a second signal leaves at once", number.name)
+        notify("STOPPING=1")
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,7 +18,13 @@ from embedserve.server.config import PyvoyConfig, ServerConfig
 from embedserve.server.pyvoy.configuration import forget_secrets, write_configuration
 from embedserve.server.pyvoy.envoy import Envoy
 from embedserve.server.rest_port import bound_socket, dual_stack_socket
-from embedserve.server.standalone import UNLOAD_GRACE, obey_hangups, report_failed_start, stop_on_signals
+from embedserve.server.standalone import (
+    UNLOAD_GRACE,
+    announce_ready,
+    obey_hangups,
+    report_failed_start,
+    stop_on_signals,
+)
 
 __all__ = ["run_pyvoy"]
 
@@ -134,7 +140,7 @@ async def _start(envoy: Envoy, config: ServerConfig, directory: Path) -> None:
             logger.info("Running gRPC ModelServer at 0.0.0.0:%d ...", config.pyvoy.port)
             logger.info("Exporting HTTP/REST API at:localhost:%d ...", config.pyvoy.port)
         stage = await envoy.heard()
-    logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")
+    announce_ready()
 
 
 async def _end(envoy: Envoy, config: ServerConfig) -> None:

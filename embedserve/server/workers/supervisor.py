@@ -20,6 +20,7 @@ from embedserve.server.config import ServerConfig
 from embedserve.server.process import check_port_is_free
 from embedserve.server.rest_port import listening_socket
 from embedserve.server.standalone import (
+    announce_ready,
     first_failure,
     leave,
     obey_hangups,
@@ -118,7 +119,7 @@ class _Supervisor:
             if await wait_until_ready(self.registry, stop):
                 self.fleet.open(rest=rest, grpc=grpc)
                 if await _first(self.fleet.opened(), stop):
-                    logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")
+                    announce_ready()
                 following = tasks.create_task(self._applied.follow())
             await stop.wait()
             self.registry.begin_drain()
