@@ -255,3 +255,27 @@ def test_every_module_of_the_architecture_page_exists() -> None:
     assert not missing, "named on the page, but gone"
     top = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} - {"__init__", "__main__"}
     assert top == {name.split("/")[0].removesuffix(".py") for name in named}
+
+
+def test_the_flows_name_files_and_functions_that_exist() -> None:
+    page = (PACKAGE.parent / "docs" / "flows.md").read_text()
+    steps = re.findall(r"^\d+\. `([\w/]+\.py)`((?:,? `[\w.]+`)*): ", page, re.MULTILINE)
+    assert len(steps) == len(re.findall(r"^\d+\. ", page, re.MULTILINE)), "a step is a file, its functions and a text"
+    missing = []
+    for file, functions in steps:
+        defined = definitions(ast.parse((PACKAGE / file).read_text())) if (PACKAGE / file).exists() else set()
+        missing += [f"{file}: {name}" for name in re.findall(r"`([\w.]+)`", functions) if name not in defined]
+        missing += [file] * (not (PACKAGE / file).exists())
+    assert not missing
+
+
+def definitions(tree: ast.Module) -> set[str]:
+    """Functions and classes of a module, and the methods of its classes as `Class.method`."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            found |= {f"{node.name}.{each.name}" for each in inner}
+    return found

@@ -16,7 +16,7 @@ from tests.support.programs import ROOT, answers, fetch, free_port, program, run
 # Several programs that import TensorFlow, one after the other.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Pages whose code is run elsewhere, because it takes more than an interpreter.
 RUN_ELSEWHERE = {"hosting.md": "test_hosting_page.py"}
