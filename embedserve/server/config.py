@@ -53,6 +53,7 @@ class GrpcConfig(_Config):
 
     Attributes:
         port: TCP port, or None for none.
+        hosts: IP addresses that the port is opened at; empty for every interface.
         socket_path: Unix socket, or None for none.
         tls: Certificates, or None for plain text.
         alts: Use Google's ALTS credentials.
@@ -63,6 +64,7 @@ class GrpcConfig(_Config):
     """
 
     port: int | None = 8500
+    hosts: tuple[str, ...] = ()
     socket_path: str | None = None
     tls: TlsContents | None = None
     alts: bool = False
@@ -78,6 +80,7 @@ class RestConfig(_Config):
 
     Attributes:
         port: TCP port, or None for none.
+        hosts: As for gRPC.
         required: A port that is taken ends the start; else gRPC serves alone.
         early: Open the port before the first load has ended.
         cors: Answer CORS requests.
@@ -87,6 +90,7 @@ class RestConfig(_Config):
     """
 
     port: int | None = 8501
+    hosts: tuple[str, ...] = ()
     required: bool = False
     early: bool = False
     cors: bool = False
@@ -100,11 +104,13 @@ class PyvoyConfig(_Config):
 
     Attributes:
         port: TCP port, and UDP port of HTTP/3.
+        hosts: As for gRPC.
         tls: Certificates, or None for plain text.
         http3: Answer HTTP/3 too; needs `tls`.
     """
 
     port: int
+    hosts: tuple[str, ...] = ()
     tls: TlsFiles | TlsContents | None = None
     http3: bool = False
 

@@ -36,6 +36,7 @@ class Flag:
         support: `same` does what TensorFlow Serving's does; `differs` reaches the same end in another way; `ignored`
             is accepted with one warning; `own` is embedserve's.
         note: What differs, or why it is ignored.
+        repeated: Whether each occurrence adds to a comma-separated list, where else the last one counts.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Flag:
     help: str
     support: Literal["same", "differs", "ignored", "own"] = "same"
     note: str = ""
+    repeated: bool = False
 
     def read(self, text: str) -> Value:
         """Convert a flag's text.
@@ -255,6 +257,14 @@ _OWN: tuple[Flag, ...] = (
         1,
         "Processes that serve on the same ports, under a supervisor that replaces the dead; 0 for this one alone.",
     ),
+    Flag(
+        "host",
+        "string",
+        "",
+        "Addresses or names of this machine to listen on, comma-separated or repeated; empty for every interface.",
+        "own",
+        repeated=True,
+    ),
     _own("worker_timeout", "float", 30.0, "Seconds without a sign of life after which a worker is replaced."),
     _own("rest_early", "bool", False, "Open REST before the first load ends; /-/ready then says what is missing."),
     _own("rest_tls_cert_file", "string", "", "PEM certificate chain: TLS on the REST port."),
@@ -420,7 +430,8 @@ class ParsedFlags:
 
 
 def parse(arguments: Sequence[str]) -> ParsedFlags:
-    """Read a command line as TensorFlow Serving does: `--flag=value`, `--bool_flag`; the last occurrence counts.
+    """Read a command line as TensorFlow Serving does: `--flag=value`, `--bool_flag`; the last occurrence counts,
+    but for flags that are lists.
 
     One argument that is no flag is a directory of models. Unlike there, an unknown argument is an error.
 
@@ -435,7 +446,8 @@ def parse(arguments: Sequence[str]) -> ParsedFlags:
             wants_help = True
         elif argument.startswith("-"):
             flag, text = _split(argument)
-            given[flag.name] = flag.read(text)
+            value = flag.read(text)
+            given[flag.name] = f"{given[flag.name]},{value}" if flag.repeated and flag.name in given else value
         elif directory is None:
             directory = argument
         else:

@@ -14,6 +14,7 @@ from embedserve.config import Access, Clients, validated
 from embedserve.errors import Code, ConfigError
 from embedserve.server.config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
 from embedserve.server.flags import ParsedFlags, comma_separated
+from embedserve.server.listening import addresses
 from embedserve.tfs.protos import message_class, read_text_proto
 
 __all__ = ["ports"]
@@ -72,7 +73,7 @@ def _one_port(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig, PyvoyConfig]:
     return (
         grpc.model_copy(update={"tls": None}),
         rest.model_copy(update={"tls": None, "required": True}),
-        PyvoyConfig(port=port, tls=tls, http3=tls is not None and flags.on("http3")),
+        PyvoyConfig(port=port, hosts=grpc.hosts, tls=tls, http3=tls is not None and flags.on("http3")),
     )
 
 
@@ -85,6 +86,7 @@ def _grpc_config(flags: ParsedFlags, port: int | None) -> GrpcConfig:
         raise ConfigError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
     return GrpcConfig(
         port=port,
+        hosts=_hosts(flags),
         socket_path=socket_path,
         tls=_tls_contents(ssl_file) if ssl_file else None,
         alts=flags.on("use_alts_credentials"),
@@ -94,6 +96,13 @@ def _grpc_config(flags: ParsedFlags, port: int | None) -> GrpcConfig:
         access=_access(flags),
         tensor_content=flags.on("enable_serialization_as_tensor_content"),
     )
+
+
+def _hosts(flags: ParsedFlags) -> tuple[str, ...]:
+    hosts = comma_separated(flags.text("host"))
+    if "host" in flags and not hosts:
+        raise ConfigError("--host names no address; leave the flag out to listen on every interface")
+    return addresses(hosts)
 
 
 def _access(flags: ParsedFlags) -> Access:
@@ -155,6 +164,7 @@ def _rest_config_at(flags: ParsedFlags, port: int | None) -> RestConfig:
     timeout = flags.number("rest_api_timeout_in_ms")
     return RestConfig(
         port=port,
+        hosts=_hosts(flags),
         required="rest_api_port" in flags,
         early=flags.on("rest_early"),
         cors=flags.on("rest_api_enable_cors_support"),

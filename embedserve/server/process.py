@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -17,7 +16,8 @@ from embedserve.registry import ModelRegistry
 from embedserve.server import tensorflow_setup
 from embedserve.server.applied_config import AppliedConfig, log_models
 from embedserve.server.config import GrpcConfig, ServerConfig
-from embedserve.server.rest_port import bound_socket, listening_socket, serve_rest
+from embedserve.server.listening import EVERY_IPV4, bound_sockets
+from embedserve.server.rest_port import listening_sockets, serve_rest
 from embedserve.server.standalone import (
     announce_ready,
     first_failure,
@@ -47,11 +47,11 @@ async def run_server(config: ServerConfig) -> int:
     registry: ModelRegistry | None = None
     with stop_on_signals() as stop:
         try:
-            with listening_socket(config.rest) as listener:
-                check_port_is_free(config.grpc.port)
+            with listening_sockets(config.rest) as listeners:
+                check_port_is_free(config.grpc)
                 metrics = make_metrics(config.rest)
                 registry = make_registry(config, metrics)
-                rest = serve_rest(registry, config.rest, listener, metrics)
+                rest = serve_rest(registry, config.rest, listeners, metrics)
                 await _serve(registry, config, rest, metrics, stop)
         except* (ServingError, OSError) as failures:
             status = report_failed_start(first_failure(failures))
@@ -130,6 +130,7 @@ async def serve_grpc(
     try:
         async with serve(
             registry,
+            host=config.hosts or EVERY_IPV4,
             port=config.port,
             socket_path=config.socket_path,
             tls=tls,
@@ -155,11 +156,17 @@ def _alts() -> grpc.ServerCredentials:
     return grpc.alts_server_credentials()
 
 
-def check_port_is_free(port: int | None) -> None:
-    """Find a taken gRPC port before the models are loaded, not after."""
-    if port is None:
+def check_port_is_free(config: GrpcConfig) -> None:
+    """Find a gRPC port that cannot be had before the models are loaded, not after.
+
+    Raises:
+        StartError: The port is taken, or an address is not this machine's.
+    """
+    if config.port is None:
         return
     try:
-        bound_socket(socket.AF_INET, "0.0.0.0", port).close()
+        for each in bound_sockets(config.hosts or (EVERY_IPV4,), config.port):
+            each.close()
     except OSError as error:
-        raise StartError(f"Failed to BuildAndStart gRPC server: port {port}: {error.strerror}") from None
+        place = error.filename if config.hosts else f"port {config.port}"
+        raise StartError(f"Failed to BuildAndStart gRPC server: {place}: {error.strerror}") from None

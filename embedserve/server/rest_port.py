@@ -1,4 +1,4 @@
-"""The standalone server's REST port: a socket of our own, and uvicorn on it without its signal handlers.
+"""The standalone server's REST port: sockets of our own, and uvicorn on them without its signal handlers.
 
 Called by `server`. Knows no route: the application is `embedserve.rest`.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from embedserve.errors import StartError
 from embedserve.registry import ModelRegistry
 from embedserve.server.config import RestConfig
+from embedserve.server.listening import bound_sockets, bracketed
 
 if TYPE_CHECKING:
     import uvicorn
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from embedserve.metrics import Metrics
     from embedserve.rest.app import RestApp
 
-__all__ = ["Accept", "bound_socket", "dual_stack_socket", "listening_socket", "serve_rest"]
+__all__ = ["Accept", "listening_sockets", "serve_rest"]
 
 logger = logging.getLogger("embedserve")
 
@@ -36,8 +37,10 @@ KEEP_ALIVE = 300
 LINGER = 0.5
 LOOKS = 50
 
-Accept: TypeAlias = Callable[[socket.socket, Callable[[], Any], int, ssl.SSLContext | None, Callable[[], int]], Any]
-"""Takes the connections of a listener: makes an `asyncio.Server`, or what can stand for one, of the listener, the
+Accept: TypeAlias = Callable[
+    [list[socket.socket], Callable[[], Any], int, ssl.SSLContext | None, Callable[[], int]], Any
+]
+"""Takes the connections of listeners: makes an `asyncio.Server`, or what can stand for one, of the listeners, the
 connections' protocol, the backlog, the TLS context and how many connections there are."""
 
 
@@ -45,17 +48,17 @@ connections' protocol, the backlog, the TLS context and how many connections the
 async def serve_rest(
     registry: ModelRegistry,
     config: RestConfig,
-    listener: socket.socket | None,
+    listeners: list[socket.socket],
     metrics: Metrics | None,
     wrap: Callable[[RestApp], Any] | None = None,
     accept: Accept | None = None,
 ) -> AsyncIterator[None]:
-    """Answer REST on `listener` while the context lasts; leaving it finishes the requests in flight.
+    """Answer REST on `listeners` while the context lasts; leaving it finishes the requests in flight.
 
     They have `drain_timeout` seconds for it. Nothing happens without a listener. `wrap` makes the application that is
-    served of the REST API's; `accept` takes the listener's connections in place of the loop's own server.
+    served of the REST API's; `accept` takes the listeners' connections in place of the loop's own servers.
     """
-    if listener is None:
+    if not listeners:
         yield
         return
     import uvicorn
@@ -63,7 +66,6 @@ async def serve_rest(
     from embedserve.rest import DEFAULT_METRICS_PATH, create_app
     from embedserve.rest.uvicorn_protocol import Http1Protocol
 
-    taken = listener
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     class Server(uvicorn.Server):
@@ -77,7 +79,7 @@ async def serve_rest(
             if accept is not None:
                 connections = self.server_state.connections
                 self.servers.append(
-                    accept(taken, self._protocol, settings.backlog, settings.ssl, lambda: len(connections))
+                    accept(listeners, self._protocol, settings.backlog, settings.ssl, lambda: len(connections))
                 )
             opened.set_result(None)
 
@@ -111,11 +113,14 @@ async def serve_rest(
     )
     settings.load()
     server = Server(settings)
-    serving = asyncio.create_task(server.serve([listener]))
+    serving = asyncio.create_task(server.serve(listeners))
     await asyncio.wait({serving, opened}, return_when=asyncio.FIRST_COMPLETED)
     try:
         if not serving.done():
-            logger.info("Exporting HTTP/REST API at:localhost:%d ...", listener.getsockname()[1])
+            for each in listeners:
+                host, port, *_ = each.getsockname()
+                where = bracketed(host) if config.hosts else "localhost"  # As in the line that tools look for.
+                logger.info("Exporting HTTP/REST API at:%s:%d ...", where, port)
             yield
     finally:
         if not serving.done():
@@ -142,60 +147,29 @@ async def _linger(server: uvicorn.Server) -> None:
 
 
 @contextmanager
-def listening_socket(config: RestConfig) -> Iterator[socket.socket | None]:
-    """The REST port, bound but not listening yet, so that a taken one is known before the models are loaded.
+def listening_sockets(config: RestConfig) -> Iterator[list[socket.socket]]:
+    """The REST port at each of its addresses, bound but not listening yet; none without a port.
+
+    So a taken port is known before the models are loaded.
 
     Raises:
-        StartError: The port cannot be had and was asked for. One that was not is logged, and there is none.
+        StartError: The port cannot be had and was asked for, or an address is not this machine's. A taken port that was
+            not asked for is logged, and there is none.
     """
-    listener: socket.socket | None = None
+    bound: list[socket.socket] = []
     if config.port is not None:
         try:
-            listener = dual_stack_socket(config.port)
+            bound = bound_sockets(config.hosts, config.port)
         except OSError as error:
-            if config.required:
-                raise StartError(f"Failed to start HTTP Server: port {config.port}: {error.strerror}") from None
+            if config.required or error.errno == errno.EADDRNOTAVAIL:
+                raise StartError(f"Failed to start HTTP Server: {error.filename}: {error.strerror}") from None
             logger.error(
                 "Failed to start HTTP Server at localhost:%d: %s. gRPC serves alone; --rest_api_port=PORT chooses "
                 "another port, 0 none",
                 config.port,
                 error.strerror,
             )
-    with listener or contextlib.nullcontext():
-        yield listener
-
-
-def dual_stack_socket(port: int) -> socket.socket:
-    """A socket that has the port and does not listen: of IPv6 and IPv4, or of IPv4 alone where that is all there is.
-
-    Raises:
-        OSError: The port is taken, or not allowed.
-    """
-    if socket.has_dualstack_ipv6():
-        try:
-            return bound_socket(socket.AF_INET6, "::", port)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise
-    return bound_socket(socket.AF_INET, "0.0.0.0", port)
-
-
-def bound_socket(
-    family: socket.AddressFamily, host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM
-) -> socket.socket:
-    """A TCP socket, or of another kind, that has the port and does not listen.
-
-    Raises:
-        OSError: The port is taken, or not allowed.
-    """
-    bound = socket.socket(family, kind)
-    try:
-        if kind == socket.SOCK_STREAM:  # Two of UDP would share the port.
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        bound.bind((host, port))
-    except BaseException:
-        bound.close()
-        raise
-    return bound
+    with contextlib.ExitStack() as stack:
+        for each in bound:
+            stack.enter_context(each)
+        yield bound

@@ -1,4 +1,4 @@
-"""What an operator does with a running server: scrape it, send it SIGHUP, and end it while requests run for ever."""
+"""What an operator does with a server: choose its addresses, scrape it, send it SIGHUP, end it while requests run."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def test_metrics_hang_ups_and_the_end_of_a_drain(start: Start, saved: Path, tmp_
         "--model_config_file=models.config",
         "--file_system_poll_wait_seconds=0",
         "--drain_timeout=1",
+        "--host=127.0.0.1,::1",
+        "--host=127.0.0.2",
     )
     server.wait_for_log("Adding/updating models.")
     server.send(signal.SIGHUP)  # Before the models are there.
@@ -67,11 +69,20 @@ def test_metrics_hang_ups_and_the_end_of_a_drain(start: Start, saved: Path, tmp_
         status, body = fetch(f"http://localhost:{rest}/v1/models/{model}:predict", {"instances": [2.0]})
         return body["predictions"][0] if status == 200 else None
 
+    # Both ports are open at the addresses that were named, and at no other.
+    for host in ("127.0.0.1", "127.0.0.2", "[::1]"):
+        assert f"Exporting HTTP/REST API at:{host}:{rest} ..." in server.log
+        assert f"Running gRPC ModelServer at {host}:{port} ..." in server.log
+        assert fetch(f"http://{host}:{rest}/-/ready")[0] == 200
+        grpc_predict(f"{host}:{port}", "m")
+    for closed in (port, rest):
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.3", closed), timeout=30)
+
     # Metrics need no file; what Grafana's dashboard for TensorFlow Serving plots is there.
     assert predicted("m") == 3.0
-    grpc_predict(f"localhost:{port}", "m")
     series = core_series(rest)
-    assert series["graph_runs"] == 2
+    assert series["graph_runs"] == 4
     assert series["graph_build_calls"] == 2
     assert min(series["graph_run_time_usecs"], series["graph_build_time_usecs"]) > 0
     assert fetch(f"http://localhost:{rest}/v1/models/m")[1]["ready"] is True
@@ -111,3 +122,24 @@ def test_metrics_hang_ups_and_the_end_of_a_drain(start: Start, saved: Path, tmp_
         assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
     assert server.ended() == 0
     assert "Traceback" not in server.log, server.log[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "host", "words"),
+    [
+        ("--workers=0", "192.0.2.1", "it is no address of this machine"),
+        ("--workers=1", "192.0.2.1", "it is no address of this machine"),
+        ("--server=pyvoy", "192.0.2.1", "it is no address of this machine"),
+        ("--workers=1", "no.such.host.invalid", "no name that can be looked up"),
+    ],
+)
+def test_an_address_that_cannot_be_had_ends_the_start_in_one_line(
+    start: Start, tmp_path: Path, kind: str, host: str, words: str
+) -> None:
+    server = start(tmp_path, kind, f"--host={host}", f"--port={free_port()}")
+    assert server.ended() == 255
+    (line,) = server.out.splitlines()
+    assert line.startswith("Failed to start server. Error: ")
+    assert host in line
+    assert words in line
+    assert not server.log

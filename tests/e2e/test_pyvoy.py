@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import grpc
@@ -89,9 +91,8 @@ def test_rest_grpc_and_grpc_web_are_answered_on_one_port_and_drained(start: Star
     publish(saved / "two", tmp_path / "two" / "1")
     publish(saved / "three", tmp_path / "three" / "7")
     publish(saved / "endless", tmp_path / "endless" / "1")
-    config, monitoring = tmp_path / "models.config", tmp_path / "monitoring"
+    config = tmp_path / "models.config"
     config.write_text(config_of(("m", tmp_path / "two"), ("endless", tmp_path / "endless")))
-    monitoring.write_text("prometheus_config { enable: true }")
     port = free_port()
     target, url = f"localhost:{port}", f"http://localhost:{port}"
     server = start(
@@ -99,7 +100,6 @@ def test_rest_grpc_and_grpc_web_are_answered_on_one_port_and_drained(start: Star
         f"--port={port}",
         "--model_config_file=models.config",
         "--model_config_file_poll_wait_seconds=1",
-        "--monitoring_config_file=monitoring",
         "--enable_grpc_healthcheck_service",
         "--grpc_reflection",
         "--rest_api_timeout_in_ms=0",
@@ -236,9 +236,14 @@ def test_tls_speaks_http_1_2_and_3_asks_for_certificates_and_a_second_signal_end
         file.write("client_verify: true")
     port = free_port()
     temporary = short_path
-    server = start("models", "--server=pyvoy", f"--port={port}", "--ssl_config_file=ssl", TMPDIR=str(temporary))
+    server = start(
+        *("models", "--server=pyvoy", f"--port={port}", "--ssl_config_file=ssl"),
+        *("--host=127.0.0.1,127.0.0.2", "--host=::1", "--file_system_poll_wait_seconds=0"),
+        TMPDIR=str(temporary),
+    )
     server.wait_until_serving()
     assert "Using SSL credentials" in server.log
+    assert f"Exporting HTTP/REST API at:[::1]:{port} ..." in server.log
 
     # Who shows no certificate is refused; who shows one gets answers over each version of HTTP.
     trusting = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
@@ -247,6 +252,23 @@ def test_tls_speaks_http_1_2_and_3_asks_for_certificates_and_a_second_signal_end
     trusting.load_cert_chain(certificates / "server.crt", certificates / "server.key")
     with urlopen(f"https://localhost:{port}/v1/models/m", timeout=30, context=trusting) as response:
         assert b"AVAILABLE" in response.read()
+    with pytest.raises(OSError, match="refused"):
+        fetch(f"https://127.0.0.3:{port}/v1/models/m")
+
+    # SIGHUP goes to the application, which looks for versions at once.
+    publish(saved / "two", tmp_path / "models" / "m" / "2")
+    server.send(signal.SIGHUP)
+    any_name = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
+    any_name.check_hostname = False
+    any_name.load_cert_chain(certificates / "server.crt", certificates / "server.key")
+
+    def reloaded() -> bool:
+        with contextlib.suppress(HTTPError), urlopen(f"{second}/v1/models/m/versions/2", context=any_name) as answer:
+            return b"AVAILABLE" in answer.read()
+        return False
+
+    second = f"https://127.0.0.2:{port}"
+    wait_until(reloaded)
     mutual = grpc.ssl_channel_credentials(roots, contents["key"].encode(), contents["crt"].encode())
     with grpc.secure_channel(f"localhost:{port}", mutual) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)

@@ -402,6 +402,36 @@ def test_clients_of_an_unknown_kind_are_refused() -> None:
         configured(SINGLE, "--profiler_clients=some")
 
 
+@pytest.mark.parametrize(
+    ("given", "hosts"),
+    [
+        ([], ()),
+        (["--host=127.0.0.1"], ("127.0.0.1",)),
+        (["--host=127.0.0.1,127.0.0.2", "--host=[::1]"], ("127.0.0.1", "127.0.0.2", "::1")),
+        (["--host=::1", "--host=::1,[::1]"], ("::1",)),
+        (["--host=0.0.0.0,127.0.0.1,::1"], ("0.0.0.0", "::1")),
+        (["--host=127.0.0.1,::"], ("::",)),
+    ],
+)
+def test_hosts_are_listed_or_repeated_and_hold_for_every_port(given: list[str], hosts: tuple[str, ...]) -> None:
+    config = configured(SINGLE, *given)
+    assert config.grpc.hosts == config.rest.hosts == hosts
+    one_port = configured(SINGLE, "--server=pyvoy", *given).pyvoy
+    assert one_port is not None
+    assert one_port.hosts == hosts
+
+
+def test_a_hosts_name_stands_for_the_addresses_that_this_machine_has() -> None:
+    assert set(configured(SINGLE, "--host=localhost").rest.hosts) & {"127.0.0.1", "::1"}
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "300.0.0.1", "a b", "x" * 300])
+def test_a_host_that_cannot_be_looked_up_is_named(host: str) -> None:
+    message = refused(SINGLE, f"--host={host}").message
+    assert message.startswith(f"--host={host} is no IP address, and no name that can be looked up: ")
+    assert "names no address" in refused(SINGLE, "--host=").message
+
+
 def test_port_zero_turns_a_port_off() -> None:
     config = configured(SINGLE, "--port=0", "--grpc_socket_path=s.sock", "--rest_api_port=0")
     assert (config.grpc.port, config.rest.port) == (None, None)

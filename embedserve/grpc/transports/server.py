@@ -101,14 +101,14 @@ class GrpcServer:
     def __init__(
         self,
         server: Any,
-        host: str,
+        hosts: Sequence[str],
         port: int | None,
         socket: UnixSocket | None,
         services: Services,
         stop: GracefulStop,
     ) -> None:
         self._server = server
-        self._host = host
+        self._hosts = hosts
         self._socket = socket
         self._services = services
         self._stop = stop
@@ -117,7 +117,7 @@ class GrpcServer:
         self.socket_path = None if socket is None else socket.path
 
     def __repr__(self) -> str:
-        where = [] if self.port is None else [tcp_address(self._host, self.port)]
+        where = [] if self.port is None else [tcp_address(host, self.port) for host in self._hosts]
         where += [] if self.socket_path is None else [f"unix:{self.socket_path}"]
         return f"<GrpcServer {' '.join(where)}{' (closed)' if self._closed else ''}>"
 
@@ -143,7 +143,7 @@ class GrpcServer:
 async def serve(
     registry: ModelRegistry,
     *,
-    host: str = "0.0.0.0",
+    host: str | Sequence[str] = "0.0.0.0",
     port: int | None = 8500,
     socket_path: str | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -163,7 +163,7 @@ async def serve(
 
     Args:
         registry: An entered registry; the server runs in its event loop.
-        host, port: TCP address; port 0 takes any free one, None serves no TCP.
+        host, port: TCP address, or several with one port; port 0 takes any free one, None serves no TCP.
         socket_path: Also listen on this Unix socket; a stale or taken one is taken over.
         max_message_bytes: Largest message in or out; `max_request_bytes` bounds requests too.
         tls: Encrypt both the port and the socket.
@@ -212,11 +212,15 @@ async def serve(
         metric=metric,
     )
     stop = GracefulStop()
+    hosts = [host] if isinstance(host, str) else list(host)
     messages = _Messages(registry, limit)
     server.add_generic_rpc_handlers((_Router(services.methods, stop, messages),))
     socket: UnixSocket | None = None
     try:
-        bound = None if port is None else await _bind(server, tcp_address(host, port), credentials, host, port)
+        bound = port
+        if bound is not None:
+            for each in hosts:  # Where any port will do, the first address takes one, and the others the same.
+                bound = await _bind(server, tcp_address(each, bound), credentials, each, bound)
         if socket_path is not None:
             socket = await asyncio.to_thread(UnixSocket, socket_path)
             await _bind(server, socket.address, credentials, socket_path, None)
@@ -228,9 +232,10 @@ async def serve(
         if socket is not None:
             await asyncio.to_thread(socket.remove)
         raise
-    running = GrpcServer(server, host, bound, socket, services, stop)
+    running = GrpcServer(server, hosts, bound, socket, services, stop)
     if bound is not None:
-        logger.info("Running gRPC ModelServer at %s ...", tcp_address(host, bound))
+        for each in hosts:
+            logger.info("Running gRPC ModelServer at %s ...", tcp_address(each, bound))
     if socket is not None:
         logger.info("Running gRPC ModelServer at UNIX socket %s ...", socket.path)
     try:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from embedserve.errors import ConfigError
 from embedserve.server.config import PyvoyConfig, TlsContents, TlsFiles
+from embedserve.server.listening import EVERY_IPV6
 
 __all__ = ["ADMIN_SOCKET", "CONFIG_FILE", "envoy_environment", "forget_secrets", "write_configuration"]
 
@@ -23,8 +24,8 @@ CONFIG_FILE = "envoy.json"
 _KEY, _CERT, _CA = "key.pem", "cert.pem", "ca.pem"
 
 
-def write_configuration(config: PyvoyConfig, directory: Path, *, dual_stack: bool) -> None:
-    """Write all that Envoy reads into `directory`, which only this user can enter.
+def write_configuration(config: PyvoyConfig, directory: Path, hosts: Sequence[str]) -> None:
+    """Write all that Envoy reads into `directory`, which only this user can enter; `hosts` are the addresses it takes.
 
     Raises:
         ConfigError: Envoy could not use the certificates.
@@ -34,7 +35,7 @@ def write_configuration(config: PyvoyConfig, directory: Path, *, dual_stack: boo
     tls = _tls_files(config.tls, directory)
     server = PyvoyServer(
         APPLICATION,
-        address="::" if dual_stack else "0.0.0.0",
+        address=hosts[0],
         port=config.port,
         tls_key=None if tls is None else tls.key,
         tls_cert=None if tls is None else tls.cert,
@@ -50,8 +51,10 @@ def write_configuration(config: PyvoyConfig, directory: Path, *, dual_stack: boo
         # With it a second server on the same port starts, and each gets half of the connections. Envoy's workers cannot
         # share a port of UDP without it; but who has the one of TCP has that too.
         listener["enable_reuse_port"] = "udp_listener_config" in listener
-        if dual_stack:
-            listener["address"]["socket_address"]["ipv4_compat"] = True
+        addresses = [_with_host(listener["address"], host) for host in hosts]
+        listener["address"] = addresses[0]
+        if more := addresses[1:]:
+            listener["additional_addresses"] = [{"address": address} for address in more]
         for manager in _connection_managers(listener):
             # Watches of health, and long runs, are silent for longer than Envoy's five minutes.
             manager["stream_idle_timeout"] = "0s"
@@ -60,6 +63,13 @@ def write_configuration(config: PyvoyConfig, directory: Path, *, dual_stack: boo
             # Otherwise a client says in X-Forwarded-For where it is, and `Access` would believe it.
             manager["use_remote_address"] = True
     (directory / CONFIG_FILE).write_text(json.dumps(configuration))
+
+
+def _with_host(address: dict[str, Any], host: str) -> dict[str, Any]:
+    changed = {**address["socket_address"], "address": host}
+    if host == EVERY_IPV6:
+        changed["ipv4_compat"] = True
+    return {"socket_address": changed}
 
 
 def _connection_managers(listener: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory, gettempdir
 
 from embedserve.errors import ConfigError, ServingError, StartError
 from embedserve.server.config import PyvoyConfig, ServerConfig
+from embedserve.server.listening import EVERY_IPV4, bound_sockets, bracketed
 from embedserve.server.pyvoy.configuration import forget_secrets, write_configuration
 from embedserve.server.pyvoy.envoy import Envoy
-from embedserve.server.rest_port import bound_socket, dual_stack_socket
 from embedserve.server.standalone import (
     UNLOAD_GRACE,
     announce_ready,
@@ -51,7 +51,7 @@ async def run_pyvoy(config: ServerConfig) -> int:
     with temporary, stop_on_signals(clear_away) as stop:
         try:
             _check_installed()
-            write_configuration(config.pyvoy, directory, dual_stack=_check_port_is_free(config.pyvoy))
+            write_configuration(config.pyvoy, directory, _check_port_is_free(config.pyvoy))
             envoy = await Envoy.spawn(_without_keys(config), directory)
             return await _serve(envoy, config, directory, stop)
         except (ServingError, OSError) as error:
@@ -77,17 +77,19 @@ def _check_installed() -> None:
         ) from None
 
 
-def _check_port_is_free(config: PyvoyConfig) -> bool:
-    """Find a taken port before the models are loaded; whether IPv6 can be had is returned."""
+def _check_port_is_free(config: PyvoyConfig) -> list[str]:
+    """Find a port that cannot be had before the models are loaded; the addresses that Envoy is to take are returned."""
+    hosts: list[str] = []
     try:
-        with dual_stack_socket(config.port) as found:
-            dual_stack = found.family == socket.AF_INET6
-        if config.http3:
-            family, host = (socket.AF_INET6, "::") if dual_stack else (socket.AF_INET, "0.0.0.0")
-            bound_socket(family, host, config.port, socket.SOCK_DGRAM).close()
+        for each in bound_sockets(config.hosts, config.port):
+            hosts.append(each.getsockname()[0])
+            each.close()
+        for each in bound_sockets(hosts, config.port, socket.SOCK_DGRAM) if config.http3 else ():
+            each.close()
     except OSError as error:
-        raise StartError(f"Failed to start Envoy: port {config.port}: {error.strerror}") from None
-    return dual_stack
+        place = error.filename if config.hosts else f"port {config.port}"
+        raise StartError(f"Failed to start Envoy: {place}: {error.strerror}") from None
+    return hosts
 
 
 def _without_keys(config: ServerConfig) -> ServerConfig:
@@ -137,8 +139,10 @@ async def _start(envoy: Envoy, config: ServerConfig, directory: Path) -> None:
             await envoy.wait_until_open()
             forget_secrets(directory)
             logger.info("Using %s", "SSL credentials" if config.pyvoy.tls else "InsecureServerCredentials")
-            logger.info("Running gRPC ModelServer at 0.0.0.0:%d ...", config.pyvoy.port)
-            logger.info("Exporting HTTP/REST API at:localhost:%d ...", config.pyvoy.port)
+            for host in config.pyvoy.hosts or (EVERY_IPV4,):
+                logger.info("Running gRPC ModelServer at %s:%d ...", bracketed(host), config.pyvoy.port)
+            for host in config.pyvoy.hosts or ("localhost",):
+                logger.info("Exporting HTTP/REST API at:%s:%d ...", bracketed(host), config.pyvoy.port)
         stage = await envoy.heard()
     announce_ready()
 

@@ -1,4 +1,4 @@
-"""Shares the connections of one listening socket among processes: each takes one when no other has fewer.
+"""Shares the connections of listening sockets among processes: each takes one when no other has fewer.
 
 Left to the kernel, whoever wakes first takes all that come at once, and connections that are kept alive stay where they
 are. Used by a worker's REST port; knows no HTTP.
@@ -90,7 +90,7 @@ class Acceptor:
 
     Args:
         counts, worker: Where to write how many connections there are, and as whom.
-        listener: Bound; other processes listen on it too.
+        listeners: Bound; other processes listen on them too.
         protocol: Makes a connection's protocol.
         backlog: How many connections the kernel keeps until one is taken.
         tls: Encrypts them, or None.
@@ -101,14 +101,14 @@ class Acceptor:
         self,
         counts: ConnectionCounts,
         worker: int,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         protocol: Callable[[], asyncio.BaseProtocol],
         backlog: int,
         tls: ssl.SSLContext | None,
         connections: Callable[[], int],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listener = listener
+        self._listeners = listeners
         self._protocol = protocol
         self._tls = tls
         self._connections = connections
@@ -119,9 +119,10 @@ class Acceptor:
         self._closed = False
         self.surplus = 0
         """How many connections should be closed after their next answer."""
-        listener.setblocking(False)
-        listener.listen(backlog)
-        self._loop.add_reader(listener.fileno(), self._arrived)
+        for listener in listeners:
+            listener.setblocking(False)
+            listener.listen(backlog)
+        self._listen()
         self._telling = self._loop.call_soon(self._keep_telling)
 
     def __repr__(self) -> str:
@@ -140,27 +141,37 @@ class Acceptor:
         self.surplus = surplus(self._own(), self._counts.accepting(but=self._worker))
         self._telling = self._loop.call_later(TELL_INTERVAL, self._keep_telling)
 
-    def _arrived(self) -> None:
+    def _listen(self) -> None:
+        for listener in self._listeners:
+            self._loop.add_reader(listener.fileno(), self._arrived, listener)
+
+    def _look_away(self) -> None:
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+
+    def _arrived(self, listener: socket.socket) -> None:
         """Connections are waiting. One is taken per turn of the loop, for others look as well."""
         self._tell()
         if may_accept(self._own(), self._counts.accepting(but=self._worker)):
-            self._accept()
+            self._accept(listener)
         else:
             self._pause(GRACE)
 
     def _pause(self, seconds: float) -> None:
         if not self._closed:
-            self._loop.remove_reader(self._listener.fileno())
+            self._look_away()
             self._pausing = self._loop.call_later(seconds, self._go_on)
 
     def _go_on(self) -> None:
         self._pausing = None
-        self._loop.add_reader(self._listener.fileno(), self._arrived)
-        self._accept()
+        self._listen()
+        for listener in self._listeners:
+            if self._pausing is None:  # A descriptor may be lacking again.
+                self._accept(listener)
 
-    def _accept(self) -> bool:
+    def _accept(self, listener: socket.socket) -> bool:
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False  # Another process was faster, or the client is gone.
         except OSError as error:
@@ -190,9 +201,10 @@ class Acceptor:
         if self._closed:
             return
         self.abandon()
-        while not self._counts.accepting() and self._accept():
-            pass
-        self._listener.close()
+        for listener in self._listeners:
+            while not self._counts.accepting() and self._accept(listener):
+                pass
+            listener.close()
 
     def abandon(self) -> None:
         """Take no more connections; those that the kernel has stay for another process."""
@@ -202,7 +214,7 @@ class Acceptor:
         if self._pausing is not None:
             self._pausing.cancel()
         else:
-            self._loop.remove_reader(self._listener.fileno())
+            self._look_away()
 
     async def wait_closed(self) -> None:
         """Return when every connection that was taken has been opened; a handshake that drags on is given up."""

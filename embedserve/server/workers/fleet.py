@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ class Fleet:
     Args:
         setup: What worker number `index` is told first.
         count: How many there are.
-        listener: The REST port, bound; None without REST.
+        listeners: The REST port, bound at each address; none without REST.
         worker_timeout: Seconds of silence after which a worker is killed.
         hooks: What is asked of the owner.
     """
@@ -101,7 +101,7 @@ class Fleet:
         self,
         setup: Callable[[int], Setup],
         count: int,
-        listener: socket.socket | None,
+        listeners: Sequence[socket.socket],
         worker_timeout: float,
         hooks: FleetHooks,
     ) -> None:
@@ -114,7 +114,7 @@ class Fleet:
         self.changes = Changes()
         self._setup = setup
         self._seats = [_Seat(index) for index in range(count)]
-        self._listener = listener
+        self._listeners = listeners
         self._worker_timeout = worker_timeout
         self._hooks = hooks
         self.rollout = Rollout(lambda: [seat.process for seat in self._seats], self.changes)
@@ -168,7 +168,7 @@ class Fleet:
                 process = await WorkerProcess.start(
                     self._setup(seat.index),
                     [shared.fd for shared in self._shared],
-                    self._listener,
+                    self._listeners,
                 )
             except OSError as error:
                 seat.ended = f"could not be started: {error}"

@@ -55,11 +55,11 @@ class WorkerProcess:
         return f"<WorkerProcess {self.index}, pid {self.pid}, {self.state}>"
 
     @classmethod
-    async def start(cls, setup: Setup, shared_values: Sequence[int], listener: socket.socket | None) -> Self:
+    async def start(cls, setup: Setup, shared_values: Sequence[int], listeners: Sequence[socket.socket]) -> Self:
         """Spawn a process that inherits these descriptors, and tell it who it is."""
         ours, theirs = socket.socketpair()
         with theirs:
-            inherited = [theirs.fileno(), *shared_values, *([] if listener is None else [listener.fileno()])]
+            inherited = [theirs.fileno(), *shared_values, *(listener.fileno() for listener in listeners)]
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "embedserve.server.workers", *map(str, inherited)),
                 stdin=asyncio.subprocess.DEVNULL,

@@ -16,9 +16,10 @@ from typing import Any
 from embedserve.concurrency.cpus import usable_cpus
 from embedserve.errors import NotReadyError, ServingError, StartError
 from embedserve.server.applied_config import AppliedConfig, log_models
-from embedserve.server.config import ServerConfig
+from embedserve.server.config import GrpcConfig, ServerConfig
+from embedserve.server.listening import EVERY_IPV4, bound_sockets
 from embedserve.server.process import check_port_is_free
-from embedserve.server.rest_port import listening_socket
+from embedserve.server.rest_port import listening_sockets
 from embedserve.server.standalone import (
     announce_ready,
     first_failure,
@@ -55,8 +56,8 @@ async def run_supervisor(config: ServerConfig) -> int:
     with stop_on_signals(at_once) as stop:
         try:
             check_supported(config)
-            with listening_socket(config.rest) as listener, _reserved_port(config.grpc.port):
-                supervisor = _Supervisor(config, listener)
+            with listening_sockets(config.rest) as listeners, _reserved_port(config.grpc):
+                supervisor = _Supervisor(config, listeners)
                 await supervisor.serve(stop)
         except* (ServingError, OSError) as failures:
             status = report_failed_start(first_failure(failures))
@@ -66,36 +67,35 @@ async def run_supervisor(config: ServerConfig) -> int:
 
 
 @contextmanager
-def _reserved_port(port: int | None) -> Iterator[None]:
+def _reserved_port(config: GrpcConfig) -> Iterator[None]:
     """Keep the port that the workers share from everybody else, also while none of them has it.
 
     Raises:
-        StartError: It is taken.
+        StartError: It is taken, or an address is not this machine's.
     """
-    check_port_is_free(port)
+    check_port_is_free(config)
     with contextlib.ExitStack() as stack:
-        if port is not None:
-            reserved = stack.enter_context(socket.socket())
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if config.port is not None:
             try:
-                reserved.bind(("0.0.0.0", port))
+                for each in bound_sockets(config.hosts or (EVERY_IPV4,), config.port, shared=True):
+                    stack.enter_context(each)
             except OSError as error:
-                raise StartError(f"Failed to BuildAndStart gRPC server: port {port}: {error.strerror}") from None
+                raise StartError(f"Failed to BuildAndStart gRPC server: port {config.port}: {error.strerror}") from None
         yield
 
 
 class _Supervisor:
     """What the parent process has: workers, a registry that decides for them, and what is said of them."""
 
-    def __init__(self, config: ServerConfig, listener: socket.socket | None) -> None:
+    def __init__(self, config: ServerConfig, listeners: list[socket.socket]) -> None:
         self._config = config
-        self._listener = listener
+        self._listeners = listeners
         self._metrics = FleetMetrics() if config.rest.port is not None and config.rest.metrics_path else None
         for_workers = worker_config(config, usable_cpus())
         self.fleet = Fleet(
             lambda index: Setup(index, config.workers, for_workers),
             config.workers,
-            listener,
+            listeners,
             config.worker_timeout,
             FleetHooks(self._answer, lambda key: self.registry.lose(key), self._bury),
         )
@@ -106,7 +106,7 @@ class _Supervisor:
         """From the first process to the last answer."""
         if self._config.models is not None:
             log_models(self._config.models)
-        rest, ports = self._listener is not None, self._config.grpc
+        rest, ports = bool(self._listeners), self._config.grpc
         grpc = ports.port is not None or ports.socket_path is not None
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.fleet.run())
@@ -127,8 +127,8 @@ class _Supervisor:
             if following is not None:
                 following.cancel()
             self._post_status()
-            if self._listener is not None:
-                self._listener.close()  # Else connections would wait for a worker that never comes.
+            for listener in self._listeners:
+                listener.close()  # Else connections would wait for a worker that never comes.
             await self.fleet.drain(self._config.options.drain_timeout)
             posting.cancel()
 

@@ -75,7 +75,7 @@ _GONE = Failure(Code.UNAVAILABLE, "the supervisor of the workers is gone")
 
 
 async def run_worker(
-    control: int, serving_table: int, status: int, connections: int, hands: int, listener: int | None = None
+    control: int, serving_table: int, status: int, connections: int, hands: int, *listeners: int
 ) -> int:
     """Load and serve as told until told to leave, or until the supervisor is gone; return the exit status.
 
@@ -84,7 +84,7 @@ async def run_worker(
         serving_table, status: Descriptors of the shared values.
         connections: Descriptor of the workers' numbers of connections.
         hands: Descriptor of what the workers' run threads have in their hands.
-        listener: Descriptor of the REST port, bound.
+        listeners: Descriptors of the REST port, bound at each address.
     """
     channel = await Channel.over(socket.socket(fileno=control))
     messages = aiter(channel)
@@ -99,7 +99,7 @@ async def run_worker(
         SharedValue(status),
         ConnectionCounts(setup.workers, connections),
         Places(Hands(setup.workers, hands), setup.index),
-        None if listener is None else socket.socket(fileno=listener),
+        [socket.socket(fileno=listener) for listener in listeners],
     )
     try:
         await worker.run(messages)
@@ -145,14 +145,14 @@ class _Worker:
         status: SharedValue,
         connections: ConnectionCounts,
         places: Places,
-        listener: socket.socket | None,
+        listeners: list[socket.socket],
     ) -> None:
         self.status = 0
         self._setup = setup
         self._config = setup.config
         self._channel = channel
         self._connections = connections
-        self._listener = listener
+        self._listeners = listeners
         self._stop = asyncio.Event()
         self._leaving = asyncio.Event()
         self._opening = asyncio.Lock()
@@ -310,7 +310,7 @@ class _Worker:
             served[0].acceptor = acceptor
             return acceptor
 
-        return serve_rest(self.registry, self._config.rest, self._listener, self._metrics, wrap=wrap, accept=accept)
+        return serve_rest(self.registry, self._config.rest, self._listeners, self._metrics, wrap=wrap, accept=accept)
 
     # What it asks the supervisor.
 

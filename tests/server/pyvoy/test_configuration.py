@@ -22,8 +22,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-def written(config: PyvoyConfig, directory: Path, dual_stack: bool = True) -> dict[str, Any]:
-    write_configuration(config, directory, dual_stack=dual_stack)
+def written(config: PyvoyConfig, directory: Path, *hosts: str) -> dict[str, Any]:
+    write_configuration(config, directory, hosts or ("::",))
     configuration: dict[str, Any] = json.loads((directory / "envoy.json").read_text())
     return configuration
 
@@ -42,8 +42,18 @@ def test_the_port_is_ours_alone_and_nobody_elses_to_administer(tmp_path: Path) -
 
 
 def test_without_ipv6_the_port_is_one_of_ipv4(tmp_path: Path) -> None:
-    (listener,) = listeners(written(PyvoyConfig(port=8500), tmp_path, dual_stack=False))
+    (listener,) = listeners(written(PyvoyConfig(port=8500), tmp_path, "0.0.0.0"))
     assert listener["address"]["socket_address"] == {"address": "0.0.0.0", "port_value": 8500}
+
+
+def test_each_host_is_an_address_of_every_listener(tmp_path: Path, certificates: Path) -> None:
+    tls = TlsFiles(cert=certificates / "server.crt", key=certificates / "server.key")
+    both = listeners(written(PyvoyConfig(port=8500, tls=tls, http3=True), tmp_path, "127.0.0.1", "::1"))
+    assert len(both) == 2
+    for listener in both:
+        (more,) = (each["address"]["socket_address"] for each in listener["additional_addresses"])
+        assert [listener["address"]["socket_address"]["address"], more["address"]] == ["127.0.0.1", "::1"]
+        assert more["port_value"] == 8500
 
 
 def test_silent_calls_last_on_every_version_of_http(tmp_path: Path, certificates: Path) -> None:

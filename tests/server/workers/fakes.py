@@ -125,7 +125,7 @@ def make_fleet(workers: int = 2, lost: Callable[[Key], None] = lambda key: None)
         return question
 
     hooks = FleetHooks(answer, lost, lambda process: None)
-    return Fleet(lambda index: Setup(index, workers, ServerConfig()), workers, None, 30.0, hooks)
+    return Fleet(lambda index: Setup(index, workers, ServerConfig()), workers, [], 30.0, hooks)
 
 
 def routes_of(fleet: Fleet) -> ServingTable:

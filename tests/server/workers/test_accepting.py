@@ -66,7 +66,7 @@ class Worker:
                 worker.connections.discard(self)
 
         own = listener.dup()
-        self.acceptor = Acceptor(counts, index, own, Protocol, 128, tls, lambda: len(self.connections))
+        self.acceptor = Acceptor(counts, index, [own], Protocol, 128, tls, lambda: len(self.connections))
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,8 @@ import pytest
 
 from embedserve.errors import StartError
 from embedserve.server import standalone
-from embedserve.server.rest_port import bound_socket
+from embedserve.server.config import GrpcConfig
+from embedserve.server.listening import bound_socket
 from embedserve.server.standalone import stop_on_signals
 from embedserve.server.workers.supervisor import _reserved_port
 
@@ -20,9 +21,10 @@ def test_the_port_is_kept_for_workers_and_from_everybody_else() -> None:
     with socket.socket() as probe:
         probe.bind(("0.0.0.0", 0))
         port = probe.getsockname()[1]
-        with pytest.raises(StartError, match=f"port {port}: Address already in use"), _reserved_port(port):
+        config = GrpcConfig(port=port)
+        with pytest.raises(StartError, match=f"port {port}: Address already in use"), _reserved_port(config):
             pass
-    with _reserved_port(port):
+    with _reserved_port(config):
         with pytest.raises(OSError, match="in use"):
             bound_socket(socket.AF_INET, "0.0.0.0", port)
         with socket.socket() as worker:
@@ -31,7 +33,7 @@ def test_the_port_is_kept_for_workers_and_from_everybody_else() -> None:
             worker.listen()
             with socket.create_connection(("127.0.0.1", port)), worker.accept()[0]:
                 pass
-    with _reserved_port(None):
+    with _reserved_port(GrpcConfig(port=None)):
         pass
 
 

@@ -1,0 +1,147 @@
+"""Where a standalone server listens: hosts → IP addresses, and sockets that have a port of them. Knows no protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+
+from embedserve.errors import ConfigError
+
+__all__ = ["EVERY_IPV4", "EVERY_IPV6", "addresses", "bound_socket", "bound_sockets", "bracketed", "dual_stack_socket"]
+
+EVERY_IPV4, EVERY_IPV6 = "0.0.0.0", "::"
+
+_NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+
+def addresses(hosts: Iterable[str]) -> tuple[str, ...]:
+    """The IP addresses of `hosts`, each once, in their order.
+
+    Names are looked up; of a name's addresses those count that this machine has, unless it has none of them. `::` takes
+    IPv4 too, so nothing remains beside it, and `0.0.0.0` leaves addresses of IPv6 only.
+
+    Args:
+        hosts: Addresses, with or without brackets, and names.
+
+    Raises:
+        ConfigError: A host is neither an address nor a name that can be looked up.
+    """
+    found = dict.fromkeys(address for host in hosts for address in _addresses_of(host))
+    if EVERY_IPV6 in found:
+        return (EVERY_IPV6,)
+    if EVERY_IPV4 in found:
+        return tuple(address for address in found if address == EVERY_IPV4 or ":" in address)
+    return tuple(found)
+
+
+def _addresses_of(host: str) -> list[str]:
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        looked_up = socket.getaddrinfo(bare, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"--host={host} is no IP address, and no name that can be looked up: {reason}") from None
+    found = [socket.getnameinfo(sockaddr, socket.NI_NUMERICHOST)[0] for *_, sockaddr in looked_up]
+    if _is_address(bare):
+        return found
+    return [address for address in found if _is_here(address)] or found
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_here(address: str) -> bool:
+    try:
+        bound_socket(_family(address), address, 0).close()
+    except OSError as error:
+        return error.errno not in _NOT_HERE
+    return True
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def bracketed(host: str) -> str:
+    """An address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def bound_sockets(
+    hosts: Sequence[str], port: int, kind: socket.SocketKind = socket.SOCK_STREAM, *, shared: bool = False
+) -> list[socket.socket]:
+    """A socket for each address of `hosts` that has the port and does not listen; without hosts one for all interfaces.
+
+    Those that are `shared` let others that say the same have the port too.
+
+    Raises:
+        OSError: The port is taken, or not allowed, or an address is not this machine's; `filename` is the place.
+    """
+    if not hosts:
+        try:
+            return [dual_stack_socket(port, kind)]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"port {port}") from None
+    with contextlib.ExitStack() as stack:
+        bound = []
+        for host in hosts:
+            try:
+                found = bound_socket(_family(host), host, port, kind, shared=shared)
+            except OSError as error:
+                reason = "it is no address of this machine" if error.errno in _NOT_HERE else error.strerror
+                raise OSError(error.errno, reason, f"{bracketed(host)} port {port}") from None
+            bound.append(stack.enter_context(found))
+        stack.pop_all()
+    return bound
+
+
+def dual_stack_socket(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """A socket that has the port and does not listen: of IPv6 and IPv4, or of IPv4 alone where that is all there is.
+
+    Raises:
+        OSError: The port is taken, or not allowed.
+    """
+    if socket.has_dualstack_ipv6():
+        try:
+            return bound_socket(socket.AF_INET6, EVERY_IPV6, port, kind)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise
+    return bound_socket(socket.AF_INET, EVERY_IPV4, port, kind)
+
+
+def bound_socket(
+    family: socket.AddressFamily,
+    host: str,
+    port: int,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+    *,
+    shared: bool = False,
+) -> socket.socket:
+    """A TCP socket, or of another kind, that has the port and does not listen; `shared` with others that say the same.
+
+    Raises:
+        OSError: The port is taken, or not allowed.
+    """
+    ((*_, address),) = socket.getaddrinfo(host, port, family, kind, flags=socket.AI_NUMERICHOST)
+    bound = socket.socket(family, kind)
+    try:
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        elif kind == socket.SOCK_STREAM:  # Two of UDP would share the port.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind(address)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
