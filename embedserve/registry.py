@@ -19,11 +19,11 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias, TypeVar, Unpack
+from typing import Any, NoReturn, Self, TypeAlias, TypeVar, Unpack
 
 from embedserve.concurrency.owner_loop import check_asyncio, check_threads
 from embedserve.concurrency.private_loop import PrivateLoop
-from embedserve.config import ModelConfig, RegistryOptions, location, validated
+from embedserve.config import ModelConfig, ModelOptions, RegistryKeywords, RegistryOptions, location, validated
 from embedserve.errors import ConfigError, RegistryStateError, StartError
 from embedserve.handle import ModelHandle
 from embedserve.observer import Observer, Observers
@@ -34,9 +34,6 @@ from embedserve.runtime.runtime import RegistryStatistics, Runtime
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.store_url import StoreUrl
-
-if TYPE_CHECKING:
-    from embedserve.option_types import ModelOptions, RegistryKeywords
 
 __all__ = ["ModelRegistry", "RegistryStatistics"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from embedserve import BatchingOptions, Code, ConfigError, ModelConfig, ModelRegistry, RegistryOptions
-from embedserve.option_types import ModelOptions, RegistryKeywords
+from embedserve.config import ModelOptions, RegistryKeywords
 from embedserve.testing import FakeLoader, FakeRegistry
 
 GOOD = """
