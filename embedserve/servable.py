@@ -8,12 +8,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from embedserve.errors import ServingError
 from embedserve.priority import Priority
+from embedserve.tensors.dtypes import Array, Tensors
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,10 +24,6 @@ __all__ = ["Array", "Cancellation", "Loader", "Predictor", "Servable", "Servable
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-
-Array: TypeAlias = npt.NDArray[Any]
-Tensors: TypeAlias = Mapping[str, Array]
-"""Arrays by input or output name: the only type that crosses layers. String tensors are object arrays of `bytes`."""
 
 
 class State(enum.IntEnum):

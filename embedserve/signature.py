@@ -13,8 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from embedserve.errors import Code, InvalidInputError, ServingError
-from embedserve.servable import Array, Tensors
-from embedserve.tensors.dtypes import DType, short_name
+from embedserve.tensors.dtypes import Array, DType, Tensors, short_name
 from embedserve.tensors.foreign import MissingValueError, columns_of
 
 __all__ = ["DEFAULT_SIGNATURE", "BatchingVerdict", "Composite", "Signature", "TensorSpec"]

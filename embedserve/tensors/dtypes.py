@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from embedserve.tensors.foreign import MissingValueError, first_missing, without_hidden_nulls
 
-__all__ = ["DTYPES", "Array", "DType", "JsonKind", "by_name", "by_number", "by_numpy", "short_name"]
+__all__ = ["DTYPES", "Array", "DType", "JsonKind", "Tensors", "by_name", "by_number", "by_numpy", "short_name"]
 
 Array: TypeAlias = npt.NDArray[Any]
+Tensors: TypeAlias = Mapping[str, Array]
+"""Arrays by input or output name: the only type that crosses layers. String tensors are object arrays of `bytes`."""
 JsonKind: TypeAlias = Literal["number", "int32", "int64", "uint32", "uint64", "bool", "string", "unsupported"]
 """What a JSON value must be to become an element; `int32` also stands for the narrower integers, as on the wire."""
 
