@@ -6,10 +6,10 @@ exactly one version. Knows no wire and no directory.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from embedserve.errors import RegistryStateError, SignatureNotFoundError, UnsupportedError
 from embedserve.lifecycle.managed_version import ManagedVersion
@@ -20,13 +20,58 @@ from embedserve.signature import DEFAULT_SIGNATURE, Signature
 if TYPE_CHECKING:
     import numpy as np
 
-    from embedserve.request_log import ModelLog
-    from embedserve.runtime.runtime import Runtime
+    from embedserve.config import RegistryOptions
+    from embedserve.request_log import ModelLog, RequestLogs
     from embedserve.tfs.examples import Classifications, InferenceTask
 
 __all__ = ["ModelHandle", "unknown_signature"]
 
 T = TypeVar("T")
+
+
+class Entry(Protocol):
+    """One entry of a registry, as far as a handle knows it."""
+
+    options: RegistryOptions
+    request_logs: RequestLogs
+
+    def on_loop(self) -> bool:
+        """Whether the caller runs on the registry's loop."""
+
+    async def bridge(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the registry's loop for a caller on another."""
+
+    def call_sync(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run a call on the registry's loop for a thread that waits."""
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Run `call` on the registry's loop, from any thread."""
+
+    def deadline(self, timeout: float) -> float | None:
+        """The loop's time after `timeout` seconds; None for infinity."""
+
+    async def predict_on(
+        self,
+        version: ManagedVersion,
+        inputs: Any,
+        signature_name: str,
+        output_filter: Sequence[str] | None,
+        timeout: float | None,
+        cast: bool,
+        priority: PriorityName,
+    ) -> dict[str, Array]:
+        """Bind, run and return one request on a version, which is held meanwhile."""
+
+    def run_bound(
+        self,
+        version: ManagedVersion,
+        signature: Signature,
+        bound: Tensors,
+        names: tuple[str, ...] | None,
+        timeout: float | None,
+        priority: PriorityName,
+    ) -> Awaitable[dict[str, Array]]:
+        """Run one bound request on a version that the caller holds until it has the answer."""
 
 
 class ModelHandle:
@@ -38,7 +83,7 @@ class ModelHandle:
 
     __slots__ = ("_released", "_runtime", "_servable", "_version", "name", "signatures", "version")
 
-    def __init__(self, runtime: Runtime, version: ManagedVersion) -> None:
+    def __init__(self, runtime: Entry, version: ManagedVersion) -> None:
         assert version.servable is not None, f"{version!r} is not loaded"
         version.hold()
         self._runtime = runtime

@@ -25,4 +25,4 @@ class Coordinator(Protocol):
         """
 
     def serving_changed(self) -> None:
-        """A version was published or withdrawn; called within that step, so that both are one."""
+        """A version was published or withdrawn, or a label moved; called within that step, so that both are one."""

@@ -86,6 +86,11 @@ class Manager:
         serving = {name: sorted(versions) for name, versions in self._serving.items() if versions}
         return f"<Manager serving {serving}, {len(self._moves)} moves>"
 
+    @property
+    def closing(self) -> bool:
+        """Whether every version is on its way down, or gone, because the registry is left."""
+        return self._closing
+
     # What requests ask.
 
     def latest(self, name: str) -> ManagedVersion:

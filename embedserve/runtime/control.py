@@ -1,22 +1,21 @@
 """Changes on demand: reconfigure, pin, unpin and labels, one at a time, each all or nothing where it can be.
 
-Called by the registry on its loop. Works by telling the source what to aspire to and waiting for the manager; loads
-nothing itself.
+Works by telling the source what to aspire to and waiting for the manager; loads nothing itself. Loop only.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from embedserve.config import ModelConfig, SpecificVersions, VersionPolicy
+from embedserve.config import ModelConfig, RegistryOptions, SpecificVersions, VersionPolicy
 from embedserve.errors import Code, ConfigError, LoadError, ServableNotFoundError, ServingError
+from embedserve.lifecycle.manager import Manager
+from embedserve.lifecycle.monitor import Monitor
+from embedserve.runtime.models import Models
+from embedserve.runtime.source import Source
 from embedserve.runtime.starting import Prospect
 from embedserve.servable import State
-
-if TYPE_CHECKING:
-    from embedserve.runtime.runtime import Runtime
 
 __all__ = ["Control"]
 
@@ -27,8 +26,20 @@ SETTLE_GRACE = 5.0
 class Control:
     """The one place that changes what an entered registry serves."""
 
-    def __init__(self, runtime: Runtime, configured: Iterable[str]) -> None:
-        self._runtime = runtime
+    def __init__(
+        self,
+        options: RegistryOptions,
+        models: Models,
+        manager: Manager,
+        monitor: Monitor,
+        source: Source,
+        configured: Iterable[str],
+    ) -> None:
+        self._options = options
+        self._models = models
+        self._manager = manager
+        self._monitor = monitor
+        self._source = source
         self._configured = set(configured)
         self._pins: dict[str, SpecificVersions] = {}
         self._changing = asyncio.Lock()
@@ -53,22 +64,22 @@ class Control:
                 configs[config.name] = config
             for config in configs.values():
                 self._check_labels(config)
-            added = [name for name in configs if name not in self._runtime.configs]
-            changed = [name for name, config in configs.items() if self._runtime.configs.get(name) != config]
+            added = [name for name in configs if name not in self._models.configs]
+            changed = [name for name, config in configs.items() if self._models.configs.get(name) != config]
             # Labels and pins of discovered models are nobody's configuration, so they outlive a new one.
             configured = self._configured | configs.keys()
-            labels = {name: kept for name, kept in self._runtime.labels_of.items() if name not in configured}
-            self._runtime.set_labels(labels | {name: dict(config.version_labels) for name, config in configs.items()})
+            labels = {name: kept for name, kept in self._models.labels.items() if name not in configured}
+            self._models.set_labels(labels | {name: dict(config.version_labels) for name, config in configs.items()})
             self._keep_pins(configs)
             self._configured = set(configs)
-            await self._runtime.source.scan_now(changed)
+            await self._source.scan_now(changed)
         # A model that never comes must not keep the next configuration, its cure, from being applied.
         if wait and added:
             await self._wait_for_added(added)
 
     def _keep_pins(self, configs: Mapping[str, ModelConfig]) -> None:
         """Follow the new configuration; a pin ends when its model's version policy was changed, or the model left."""
-        source, before = self._runtime.source, self._runtime.configs
+        source, before = self._source, self._models.configs
         source.set_models(list(configs.values()))
         for name, pinned in list(self._pins.items()):
             policy = configs[name].version_policy if name in configs else None
@@ -79,11 +90,11 @@ class Control:
                 del self._pins[name]
 
     def _check_labels(self, config: ModelConfig) -> None:
-        before = self._runtime.labels_of.get(config.name, {})
+        before = self._models.labels.get(config.name, {})
         for label, version in config.version_labels.items():
-            if self._runtime.options.labels_ahead or version in self._runtime.manager.available(config.name):
+            if self._options.labels_ahead or version in self._manager.available(config.name):
                 continue
-            unavailable_allowed = self._runtime.options.allow_version_labels_for_unavailable_models and (
+            unavailable_allowed = self._options.allow_version_labels_for_unavailable_models and (
                 label not in before or before[label] == version
             )
             if not unavailable_allowed:
@@ -91,22 +102,22 @@ class Control:
 
     async def _wait_for_added(self, added: Sequence[str]) -> None:
         def decided(name: str) -> bool:
-            prospect = self._runtime.prospect(name)
-            return prospect in (Prospect.SERVED, Prospect.HOPELESS) or name not in self._runtime.configs
+            prospect = self._models.prospect(name)
+            return prospect in (Prospect.SERVED, Prospect.HOPELESS) or name not in self._models.configs
 
-        await self._runtime.monitor.wait_until(lambda: all(map(decided, added)), self._runtime.options.start_timeout)
-        missing = [name for name in added if not self._runtime.manager.available(name)]
+        await self._monitor.wait_until(lambda: all(map(decided, added)), self._options.start_timeout)
+        missing = [name for name in added if not self._manager.available(name)]
         if missing:
             listed = "".join(f"{self._why_missing(name)}, " for name in missing)
             raise ServingError(f"{len(missing)} model(s) did not become available: {{{listed}}}", code=Code.UNKNOWN)
 
     def _why_missing(self, name: str) -> str:
-        if name not in self._runtime.configs:
+        if name not in self._models.configs:
             return f"{{name: {name}}} due to error: ABORTED: a later configuration does not list it}}"
-        versions = self._runtime.manager.versions_of(name)
+        versions = self._manager.versions_of(name)
         decisive = max(versions, key=lambda v: v.id.version, default=None)
         if decisive is None or decisive.error is None:
-            return f"{{name: {name}}} due to error: DEADLINE_EXCEEDED: {self._runtime.readiness().get(name)}}}"
+            return f"{{name: {name}}} due to error: DEADLINE_EXCEEDED: {self._models.readiness().get(name)}}}"
         # TF Serving: server_core.cc; tools look for these words.
         error = decisive.error
         return f"{decisive.id} due to error: {Code(error.code).name}: {error}}}"
@@ -124,28 +135,21 @@ class Control:
         async with self._changing:
             config = self._config_of(name)
             before = self._policy_of(name, config)
-            kept = {
-                v.id.version
-                for v in self._runtime.manager.versions_of(name)
-                if v.state is State.AVAILABLE and v.aspired
-            }
+            kept = {v.id.version for v in self._manager.versions_of(name) if v.state is State.AVAILABLE and v.aspired}
             try:
                 await self._aspire(name, SpecificVersions(versions=tuple(sorted(kept.union(versions)))))
                 for version in pinned.versions:
                     await self._wait_for_version(name, version)
             except BaseException:
-                self._runtime.source.set_policy(name, before)
-                await self._runtime.source.scan_now([name])
+                self._source.set_policy(name, before)
+                await self._source.scan_now([name])
                 raise
             self._pins[name] = pinned
             await self._aspire(name, pinned)
             # The old versions leave the serving map within this scan; `latest` is a target from here on, unless its
             # directory has gone meanwhile.
-            await self._runtime.monitor.wait_until(
-                lambda: (
-                    self._runtime.manager.available(name)[-1:] == (latest,)
-                    or latest not in self._runtime.manager.available(name)
-                ),
+            await self._monitor.wait_until(
+                lambda: self._manager.available(name)[-1:] == (latest,) or latest not in self._manager.available(name),
                 None,
             )
 
@@ -159,57 +163,55 @@ class Control:
             config = self._config_of(name)
             self._pins.pop(name, None)
             await self._aspire(name, config.version_policy)
-            aspired = self._runtime.manager.aspired(name)
+            aspired = self._manager.aspired(name)
             if aspired:
                 await self._wait_for_version(name, aspired[-1])
 
     async def _aspire(self, name: str, policy: VersionPolicy) -> None:
-        self._runtime.source.set_policy(name, policy)
-        await self._runtime.source.scan_now([name])
+        self._source.set_policy(name, policy)
+        await self._source.scan_now([name])
 
     async def _wait_for_version(self, name: str, version: int) -> None:
         # A directory that was just dropped in is aspired to once it has settled.
-        await self._runtime.monitor.wait_until(
-            lambda: (
-                version in self._runtime.manager.aspired(name) or version not in self._runtime.monitor.waiting(name)
-            ),
-            self._runtime.options.settle + SETTLE_GRACE,
+        await self._monitor.wait_until(
+            lambda: version in self._manager.aspired(name) or version not in self._monitor.waiting(name),
+            self._options.settle + SETTLE_GRACE,
         )
-        if version not in self._runtime.manager.aspired(name):
-            waiting = self._runtime.monitor.waiting(name).get(version)
+        if version not in self._manager.aspired(name):
+            waiting = self._monitor.waiting(name).get(version)
             raise ServableNotFoundError(
                 f"Could not find version {version} of model {name}"
                 + (f": {waiting}" if waiting else f" under {self._config_of(name).base_path}")
             )
 
         def failure() -> ServingError | None:
-            for v in self._runtime.manager.versions_of(name):
+            for v in self._manager.versions_of(name):
                 if v.id.version == version and v.aspired and v.failed:
                     return v.error
             return None
 
         def gone() -> bool:
-            return version not in self._runtime.manager.aspired(name)
+            return version not in self._manager.aspired(name)
 
-        await self._runtime.monitor.wait_until(
-            lambda: version in self._runtime.manager.available(name) or failure() is not None or gone(),
-            self._runtime.options.start_timeout,
+        await self._monitor.wait_until(
+            lambda: version in self._manager.available(name) or failure() is not None or gone(),
+            self._options.start_timeout,
         )
-        if version not in self._runtime.manager.available(name):
+        if version not in self._manager.available(name):
             error, code = failure(), Code.DEADLINE_EXCEEDED
-            reason: object = f"not within {self._runtime.options.start_timeout:g} s"
+            reason: object = f"not within {self._options.start_timeout:g} s"
             if error is not None:
                 reason, code = error, Code(error.code)
             elif gone():
-                reason = "the registry was left" if self._runtime.draining else "it is not wanted any more"
+                reason = "the registry was left" if self._manager.closing else "it is not wanted any more"
                 code = Code.ABORTED
             raise LoadError(f"version {version} of model {name} did not become available: {reason}", code=code)
 
     def _config_of(self, name: str) -> ModelConfig:
         try:
-            return self._runtime.configs[name]
+            return self._models.configs[name]
         except KeyError:
-            known = ", ".join(sorted(self._runtime.configs)) or "none"
+            known = ", ".join(sorted(self._models.configs)) or "none"
             raise ServableNotFoundError(f"Could not find model {name!r}; models: {known}") from None
 
     def _policy_of(self, name: str, config: ModelConfig) -> VersionPolicy:
@@ -223,14 +225,14 @@ class Control:
         """
         async with self._changing:
             self._config_of(name)
-            labels = dict(self._runtime.labels_of.get(name, {}))
+            labels = dict(self._models.labels.get(name, {}))
             if version is None:
                 labels.pop(label, None)
-            elif self._runtime.options.labels_ahead or version in self._runtime.manager.available(name):
+            elif self._options.labels_ahead or version in self._manager.available(name):
                 labels[label] = version
             else:
                 raise label_error(name, version)
-            self._runtime.set_labels(self._runtime.labels_of | {name: labels})
+            self._models.set_labels(self._models.labels | {name: labels})
 
 
 def label_error(name: str, version: int) -> ServingError:

@@ -110,7 +110,7 @@ class RegistryView:
             RegistryStateError: As `status`.
         """
         entry = self._entry_of_this_process
-        return () if entry is None else tuple(sorted(entry.readiness()))
+        return () if entry is None else tuple(sorted(entry.models.readiness()))
 
     def readiness(self) -> dict[str, str | None]:
         """For each configured model None when it has an available, warm version that answers, else the reason.
@@ -120,7 +120,7 @@ class RegistryView:
         entry = self._entry
         if entry is None:
             return {model.name: self._not_entered for model in self._models}
-        return entry.readiness()
+        return entry.models.readiness()
 
     def unready(self) -> str | None:
         """Why the process as a whole is not ready, or None: what was configured at start has been served once.
@@ -144,7 +144,7 @@ class RegistryView:
             RegistryStateError: As `status`.
         """
         entry = self._entry_of_this_process
-        return {} if entry is None else dict(entry.labels_of.get(name, {}))
+        return {} if entry is None else dict(entry.models.labels.get(name, {}))
 
     def statistics(self) -> RegistryStatistics:
         """What the registry does now.

@@ -47,9 +47,10 @@ from embedserve.remote.follower import StoreStatistics
 from embedserve.request_log import RequestLogs
 from embedserve.request_log.records import predict_exchange
 from embedserve.runtime.control import Control
+from embedserve.runtime.models import Models
 from embedserve.runtime.source import MakeSource, watch
-from embedserve.runtime.starting import Outcome, Prospect, Start
-from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, State, Tensors
+from embedserve.runtime.starting import Outcome, Start
+from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.store_url import StoreUrl
 
@@ -90,8 +91,6 @@ MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, Re
 
 _POLICIES = {"availability": availability_preserving, "resource": resource_preserving}
 
-# So many failed attempts in a row make a start give up on a version, although its load is still retried.
-ATTEMPTS_AT_START = 3
 # Seconds between two looks at a start besides those after every change: how long a copy counts as coming is bounded.
 LOOK_INTERVAL = 1.0
 
@@ -129,8 +128,6 @@ class Runtime(OwnerLoop):
         self.inflight = InflightBytes(options.max_inflight_bytes, options.max_request_bytes)
         self.request_logs = RequestLogs(options, observers, self.call_soon)
         self.monitor = Monitor()
-        self.configs: dict[str, ModelConfig] = {}
-        self.labels_of: dict[str, dict[str, int]] = {}
         self._make_loader = make_loader or load_saved_model
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
         self._codec_pool = CodecPool(self.loop)
@@ -148,10 +145,13 @@ class Runtime(OwnerLoop):
             load_timeout=options.load_timeout,
             coordinator=coordinator,
         )
-        self.control = Control(self, [model.name for model in models])
         self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
         self._starting: asyncio.Task[None] | None = None
         self.source = (make_source or watch)(options, root, self)
+        labels_changed = None if coordinator is None else coordinator.serving_changed
+        self.models = Models(self.manager, self.monitor, self.source, labels_changed)
+        configured = [model.name for model in models]
+        self.control = Control(options, self.models, self.manager, self.monitor, self.source, configured)
         if models:
             self.source.set_models(models)
 
@@ -190,7 +190,7 @@ class Runtime(OwnerLoop):
                 raise InvalidModelSpecError(f"label must be a string, got {label!r}")
             if version is not None:
                 raise InvalidModelSpecError(f"give a version or a label, not both: version {version}, label {label!r}")
-            labels = self.labels_of.get(name, {})
+            labels = self.models.labels.get(name, {})
             if label not in labels:
                 known = ", ".join(sorted(labels)) or "none"
                 raise InvalidModelSpecError(
@@ -201,10 +201,6 @@ class Runtime(OwnerLoop):
         if type(version) is not int:
             version = _version_number(version)
         return self.manager.specific(name, version)
-
-    def set_labels(self, labels: dict[str, dict[str, int]]) -> None:
-        """Let labels mean these versions from now on, by model."""
-        self.labels_of = labels
 
     async def predict_on(
         self,
@@ -310,9 +306,9 @@ class Runtime(OwnerLoop):
         return outputs
 
     def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
-        if version.id.name not in self.configs:
+        if version.id.name not in self.models.configs:
             raise LoadError(f"model {version.id.name} was removed while its version was loaded", code=Code.ABORTED)
-        batching, options = version.loader.batching or self.options.batching_of(self.configs[version.id.name])
+        batching, options = version.loader.batching or self.options.batching_of(self.models.configs[version.id.name])
         return make_predictor(
             servable,
             self._runs_of(version, servable),
@@ -324,7 +320,7 @@ class Runtime(OwnerLoop):
         )
 
     def _runs_of(self, version: ManagedVersion, servable: Servable) -> VersionRuns:
-        own = self.configs[version.id.name].run_timeout
+        own = self.models.configs[version.id.name].run_timeout
         run_timeout = self.options.run_timeout if own is None else own
         runs: VersionRuns = VersionRuns(
             version.id,
@@ -346,19 +342,19 @@ class Runtime(OwnerLoop):
 
     def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
         """The set of models changed: discovered, configured anew, or gone."""
-        for name in self.configs.keys() - configs.keys():
+        for name in self.models.configs.keys() - configs.keys():
             logger.info("model %s is gone; its versions are unloaded", name)
             self.manager.set_aspired_versions(name, {})
             self.monitor.set_waiting(name, {})
             self.monitor.set_trouble(name, None)
             self.control.forget(name)
-            self.labels_of.pop(name, None)
+            self.models.labels.pop(name, None)
         for name, config in configs.items():
-            if name not in self.configs:
+            if name not in self.models.configs:
                 logger.info("Adding model: %s at %s", name, config.base_path)
-            self.labels_of.setdefault(name, dict(config.version_labels))
-        self.configs = dict(configs)
-        self.request_logs.set_models(self.configs)
+            self.models.labels.setdefault(name, dict(config.version_labels))
+        self.models.configs = dict(configs)
+        self.request_logs.set_models(self.models.configs)
 
     def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
         """The versions of one model that should be served changed."""
@@ -367,7 +363,7 @@ class Runtime(OwnerLoop):
         )
 
     def _aspired_version(self, name: str, directory: VersionDirectory) -> AspiredVersion:
-        config = self.configs[name]
+        config = self.models.configs[name]
 
         def make_loader() -> Loader:
             return self._make_loader(ServableId(name, directory.version), directory, config, self.options)
@@ -406,7 +402,7 @@ class Runtime(OwnerLoop):
             await self.monitor.wait_until(lambda: self._look() is Outcome.SERVING, LOOK_INTERVAL)
 
     def _look(self) -> Outcome:
-        return self._start.look({name: self.prospect(name) for name in self.configs}, self.source.unread)
+        return self._start.look({name: self.models.prospect(name) for name in self.models.configs}, self.source.unread)
 
     async def wait_until_ready(self, timeout: float) -> None:
         """Wait until as many models have been served as `start_requires` asks for; an empty root is not waited for.
@@ -414,36 +410,23 @@ class Runtime(OwnerLoop):
         Raises:
             StartError: As `start`.
         """
-        if not self.configs and self.source.misused:
+        if not self.models.configs and self.source.misused:
             raise StartError(self.source.diagnosis or "")
         deadline = self.loop.time() + timeout
         while (outcome := self._look()) is Outcome.PENDING and (left := deadline - self.loop.time()) > 0:
             await self.monitor.wait_until(lambda: self._look() is not Outcome.PENDING, min(left, LOOK_INTERVAL))
         if outcome in (Outcome.SERVING, Outcome.EMPTY) or self._start.settle_for_less():
             return
-        reasons = {name: reason for name, reason in self.readiness().items() if reason is not None}
+        reasons = {name: reason for name, reason in self.models.readiness().items() if reason is not None}
         if not reasons and self.source.diagnosis is not None:
             raise StartError(self.source.diagnosis)
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise StartError(f"{len(reasons)} of {len(self.configs)} model(s) did not become available: {listed}")
+        raise StartError(f"{len(reasons)} of {len(self.models.configs)} model(s) did not become available: {listed}")
 
     @property
     def started(self) -> bool:
         """Whether as many models have been served as `start_requires` asks for; readable from any thread."""
         return self._start.over
-
-    def prospect(self, name: str) -> Prospect:
-        """What can be expected of a model."""
-        if self.manager.available(name):
-            return Prospect.SERVED
-        versions = self.manager.versions_of(name)
-        untried = any(v.error is None and v.state in (State.START, State.LOADING) for v in versions)
-        if untried or self.source.coming(name):
-            return Prospect.COMING
-        hopeless = bool(versions) and all(
-            v.failed and (v.state is State.END or v.failures >= ATTEMPTS_AT_START) for v in versions
-        )
-        return Prospect.HOPELESS if hopeless and not self.monitor.waiting(name) else Prospect.TROUBLED
 
     def unready(self) -> str | None:
         """Why the process as a whole is not ready, or None.
@@ -453,45 +436,17 @@ class Runtime(OwnerLoop):
         if self.draining:
             return "the registry is draining: shutdown has begun"
         if self._start.over:
-            stuck = [name for name in self.configs if self.trouble(name) is not None]
+            stuck = [name for name in self.models.configs if self.models.trouble(name) is not None]
             return f"stuck: {', '.join(stuck)}" if stuck else None
         if self.source.unread:
             return self.source.diagnosis or "the directories of the models are looked at for the first time"
-        if not self.configs:
+        if not self.models.configs:
             return "no model has been found yet"
-        return f"the start waits for {', '.join(self._start.missing(self.configs))}"
-
-    def readiness(self) -> dict[str, str | None]:
-        """For each configured model None when it has an available, warm version and no stuck run, else the reason."""
-        return {
-            name: self.trouble(name) if self.manager.available(name) else self._why_not(name) for name in self.configs
-        }
+        return f"the start waits for {', '.join(self._start.missing(self.models.configs))}"
 
     def liveness(self) -> str | None:
         """Why only a new process can help: what is stuck has used up the threads. None where that is not so."""
         return self._run_pool.trouble or self._load_pool.trouble
-
-    def trouble(self, name: str) -> str | None:
-        """Why a model that serves is refused."""
-        if not self._stuck:
-            return None
-        reasons = [
-            f"version {version.id.version} is refused: {trouble}"
-            for version in self.manager.serving()
-            if version.id.name == name and (predictor := version.predictor) is not None
-            if (trouble := predictor.trouble) is not None
-        ]
-        return "; ".join(reasons) or None
-
-    def _why_not(self, name: str) -> str:
-        reasons = []
-        for version in self.manager.versions_of(name):
-            text = f"version {version.id.version} is {version.state.name}"
-            if version.error is not None:
-                text += f": {Code(version.error.code).name}: {version.error}"
-            reasons.append(text)
-        reasons += [f"version {number}: {why}" for number, why in self.monitor.waiting(name).items()]
-        return "; ".join(reasons) or self.source.problem(name) or "no version directory has been looked at yet"
 
     def statistics(self) -> RegistryStatistics:
         """What the registry does now; readable from any thread."""

@@ -1,14 +1,14 @@
-"""Classify, Regress and MultiInference over `tf.Example` on a model handle (TF Serving: classifier.cc, regressor.cc).
+"""Classify, Regress and MultiInference over `tf.Example` on a model (TF Serving: classifier.cc, regressor.cc).
 
-Checks the signature's structure, feeds serialized Examples through `handle.predict` (so they are batched like any
-request) and reads the result. Called by the handle; knows no wire. Order and words of errors are TensorFlow Serving's.
+Checks the signature's structure, feeds serialized Examples through `predict` (so they are batched like any request)
+and reads the result. Knows no wire. Order and words of errors are TensorFlow Serving's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from embedserve.priority import PriorityName
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import dtypes
-
-if TYPE_CHECKING:
-    from embedserve.handle import ModelHandle
 
 __all__ = [
     "CLASSIFY_METHOD",
@@ -39,6 +36,27 @@ INPUT = "inputs"
 CLASSES = "classes"
 SCORES = "scores"
 OUTPUT = "outputs"
+
+
+class Model(Protocol):
+    """One version that answers requests while it is held, such as a `ModelHandle`."""
+
+    name: str
+    signatures: Mapping[str, Signature]
+
+    def why_absent(self, signature_name: str) -> str:
+        """A sentence, after a blank, on why a signature of the model cannot be called; else empty."""
+
+    async def predict(
+        self,
+        inputs: Any,
+        *,
+        signature_name: str,
+        output_filter: Sequence[str] | None,
+        timeout: float | None,
+        priority: PriorityName,
+    ) -> Mapping[str, Array]:
+        """Answer one request."""
 
 
 class SerializableExample(Protocol):
@@ -73,7 +91,7 @@ class InferenceTask(NamedTuple):
 
 
 async def classify(
-    handle: ModelHandle,
+    model: Model,
     examples: Sequence[Example],
     context: Example | None = None,
     signature_name: str = DEFAULT_SIGNATURE,
@@ -89,14 +107,14 @@ async def classify(
     Raises:
         InvalidInputError: No examples, or the signature or its result is not a classifier's.
     """
-    signature = _signature(handle, signature_name)
+    signature = _signature(model, signature_name)
     names = _classification_outputs(signature, check_method_name)
-    outputs = await _run(handle, signature, names, _feed(examples, context), timeout, priority, "Classify")
+    outputs = await _run(model, signature, names, _feed(examples, context), timeout, priority, "Classify")
     return _classifications(outputs, len(examples))
 
 
 async def regress(
-    handle: ModelHandle,
+    model: Model,
     examples: Sequence[Example],
     context: Example | None = None,
     signature_name: str = DEFAULT_SIGNATURE,
@@ -110,14 +128,14 @@ async def regress(
     Raises:
         InvalidInputError: No examples, or the signature or its result is not a regressor's.
     """
-    signature = _signature(handle, signature_name)
+    signature = _signature(model, signature_name)
     names = _regression_outputs(signature, check_method_name)
-    outputs = await _run(handle, signature, names, _feed(examples, context), timeout, priority, "Regress")
+    outputs = await _run(model, signature, names, _feed(examples, context), timeout, priority, "Regress")
     return _regressions(outputs, len(examples))
 
 
 async def multi_inference(
-    handle: ModelHandle,
+    model: Model,
     tasks: Sequence[InferenceTask],
     examples: Sequence[Example],
     context: Example | None = None,
@@ -135,12 +153,12 @@ async def multi_inference(
         InvalidInputError: As those, or a signature is unknown or asked for twice.
         UnsupportedError: A task is neither a classification nor a regression.
     """
-    checked = _checked_tasks(handle, tasks, check_method_name)
+    checked = _checked_tasks(model, tasks, check_method_name)
     feed = _feed(examples, context)
     try:
         async with asyncio.TaskGroup() as group:
             runs = [
-                group.create_task(_run(handle, signature, names, feed, timeout, priority, "MultiInference"))
+                group.create_task(_run(model, signature, names, feed, timeout, priority, "MultiInference"))
                 for _, signature, names in checked
             ]
     except ExceptionGroup as failures:
@@ -159,13 +177,13 @@ def _first(failures: ExceptionGroup[Exception]) -> Exception:
 
 
 def _checked_tasks(
-    handle: ModelHandle, tasks: Sequence[InferenceTask], check_method_name: bool
+    model: Model, tasks: Sequence[InferenceTask], check_method_name: bool
 ) -> list[tuple[InferenceTask, Signature, tuple[str, ...]]]:
     """Each task with its signature and the outputs to run, checked in the order of multi_inference.cc."""
     model_name: str | None = None
     checked: dict[str, tuple[InferenceTask, Signature, tuple[str, ...]]] = {}
     for task in tasks:
-        name = handle.name if task.model_name is None else task.model_name
+        name = model.name if task.model_name is None else task.model_name
         if not name:
             raise InvalidInputError("Found ModelSpec with an empty model name.")
         if name != (model_name or name):
@@ -174,10 +192,10 @@ def _checked_tasks(
         signature_name = task.signature_name or DEFAULT_SIGNATURE
         if signature_name in checked:
             raise InvalidInputError(f"Duplicate evaluation of signature: {signature_name}")
-        signature = handle.signatures.get(signature_name)
+        signature = model.signatures.get(signature_name)
         if signature is None:
             raise InvalidInputError(
-                f"Requested signature not found in model graph: {signature_name}" + handle.why_absent(signature_name)
+                f"Requested signature not found in model graph: {signature_name}" + model.why_absent(signature_name)
             )
         if task.method_name == CLASSIFY_METHOD:
             names = _classification_outputs(signature, check_method_name)
@@ -189,11 +207,11 @@ def _checked_tasks(
     return list(checked.values())
 
 
-def _signature(handle: ModelHandle, name: str) -> Signature:
-    signature = handle.signatures.get(name or DEFAULT_SIGNATURE)
+def _signature(model: Model, name: str) -> Signature:
+    signature = model.signatures.get(name or DEFAULT_SIGNATURE)
     if signature is None:
         name = name or DEFAULT_SIGNATURE
-        raise InvalidInputError(f"No signature was found with the name: {name}{handle.why_absent(name)}")
+        raise InvalidInputError(f"No signature was found with the name: {name}{model.why_absent(name)}")
     return signature
 
 
@@ -259,19 +277,19 @@ def _serialized(example: Example) -> bytes:
 
 
 async def _run(
-    handle: ModelHandle,
+    model: Model,
     signature: Signature,
     names: tuple[str, ...],
     feed: Array,
     timeout: float | None,
     priority: PriorityName,
     api: str,
-) -> dict[str, Array]:
+) -> Mapping[str, Array]:
     # All outputs need no filter, and requests without one share batches with plain predictions.
     output_filter = None if len(names) == len(signature.outputs) else names
     token = running_api.set(api)
     try:
-        return await handle.predict(
+        return await model.predict(
             {INPUT: feed},
             signature_name=signature.name,
             output_filter=output_filter,
@@ -282,7 +300,7 @@ async def _run(
         running_api.reset(token)
 
 
-def _classifications(outputs: dict[str, Array], num_examples: int) -> Classifications:
+def _classifications(outputs: Mapping[str, Array], num_examples: int) -> Classifications:
     classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
     for name, array, expected in ((CLASSES, classes, "DT_STRING"), (SCORES, scores, "DT_FLOAT")):
         if array is None:
@@ -308,7 +326,7 @@ def _classifications(outputs: dict[str, Array], num_examples: int) -> Classifica
     return [[(b"", value) for value in values] for values in scores.tolist()]
 
 
-def _regressions(outputs: dict[str, Array], num_examples: int) -> Array:
+def _regressions(outputs: Mapping[str, Array], num_examples: int) -> Array:
     array = outputs.get(OUTPUT)
     if array is None:
         raise InvalidInputError(f"Could not find output tensor '{OUTPUT}'")

@@ -114,12 +114,7 @@ class _FleetRuntime(Runtime):
             assert isinstance(version.loader, _FleetLoader)
             assert version.loader.key is not None
             serving.setdefault(version.id.name, {})[version.id.version] = version.loader.key.attempt
-        self._fleet.post(ServingTable(serving, {name: dict(labels) for name, labels in self.labels_of.items()}))
-
-    def set_labels(self, labels: dict[str, dict[str, int]]) -> None:
-        """As `Runtime`, in all workers at once."""
-        super().set_labels(labels)
-        self.serving_changed()
+        self._fleet.post(ServingTable(serving, {name: dict(labels) for name, labels in self.models.labels.items()}))
 
     def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
         """As `Runtime`, and the workers hear of it."""

@@ -121,7 +121,7 @@ class WorkerRegistry(ModelRegistry):
 
     def refused(self) -> frozenset[str]:
         """Models that this worker refuses for their stuck runs."""
-        return frozenset(name for name in self.runtime.configs if self.runtime.trouble(name) is not None)
+        return frozenset(name for name in self.runtime.models.configs if self.runtime.models.trouble(name) is not None)
 
     def unready(self) -> str | None:
         """As `ModelRegistry`, of all workers together, or of this one when it leaves."""
@@ -251,7 +251,7 @@ class _WorkerRuntime(Runtime):
                 self._told.get(key.name, {}).pop(key.attempt, None)
                 self.manager.withdraw(version)
                 self._aspire(key.name)
-        self.labels_of = {name: dict(labels) for name, labels in serving_table.labels.items()}
+        self.models.labels = {name: dict(labels) for name, labels in serving_table.labels.items()}
 
     def _publish(self, key: Key) -> None:
         held = self._held.pop(key, None)
@@ -269,13 +269,13 @@ class _WorkerRuntime(Runtime):
 
     def set_configs(self, configs: Configs) -> None:
         """Know how models are configured."""
-        self.configs = dict(configs.models)
-        self.request_logs.set_models(self.configs)
+        self.models.configs = dict(configs.models)
+        self.request_logs.set_models(self.models.configs)
 
     async def load(self, order: Load) -> None:
         """Load and warm up, hold until the serving table names it, and report."""
         key, config = order.key, order.config
-        self.configs.setdefault(key.name, config)
+        self.models.configs.setdefault(key.name, config)
 
         def make_loader() -> Loader:
             return self._make_loader(ServableId(key.name, key.version), order.directory, config, self.options)
