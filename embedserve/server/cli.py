@@ -1,7 +1,6 @@
 """The command line: flags and environment → `ServerConfig` → a running server, and its exit status.
 
 `python -m embedserve models/`, or `tensorflow_model_server`'s arguments. The flags themselves are listed in `flags`.
-Two sub-commands: `bench`, which measures a model, and `verify`, which compares its answers with plain TensorFlow's.
 """
 
 from __future__ import annotations
@@ -39,26 +38,18 @@ from embedserve.tfs.config import (
 )
 from embedserve.tfs.protos import message_class, read_text_proto
 
-__all__ = ["main", "server_config"]
+__all__ = ["PROGRAM", "serve", "server_config"]
 
 logger = logging.getLogger("embedserve")
 
 PROGRAM = "python -m embedserve"
-BENCH = "bench"
-VERIFY = "verify"
 EXIT_BAD_FLAGS = 255
 # Seconds that the check of the models directory may take before the server starts without it.
 ROOT_SECONDS = 5.0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start.
-
-    With `bench` or `verify` as the first argument, run that command instead (`./bench` is a directory of that name).
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in (BENCH, VERIFY):
-        return _command(arguments[0], arguments[1:])
+def serve(arguments: Sequence[str]) -> int:
+    """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start."""
     try:
         flags = parse(arguments)
     except FlagError as error:
@@ -85,22 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(run_supervisor(config))
     return run(run_server(config) if config.pyvoy is None else run_pyvoy(config))
-
-
-def _command(name: str, arguments: Sequence[str]) -> int:
-    """Run a sub-command."""
-    configure_logging(level=logging.WARNING)
-
-    def configured(flags: Sequence[str]) -> ServerConfig:
-        return server_config(parse(flags), {})
-
-    if name == BENCH:
-        from embedserve.bench.command import bench
-
-        return bench(arguments, PROGRAM, configured)
-    from embedserve.verify.command import verify
-
-    return verify(arguments, PROGRAM, configured)
 
 
 def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerConfig:

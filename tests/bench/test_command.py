@@ -17,12 +17,13 @@ import tensorflow as tf
 
 import embedserve
 from embedserve import ModelRegistry
+from embedserve.__main__ import main
 from embedserve.bench import sweep as sweep_module
 from embedserve.bench.measure import Ask, Measurement, measure
 from embedserve.bench.model import batching_options
 from embedserve.bench.plan import Setting
 from embedserve.request_log.records import classify_exchange, predict_exchange, record_of
-from embedserve.server.cli import main, server_config
+from embedserve.server.cli import server_config
 from embedserve.server.flags import parse
 from embedserve.signature import Signature
 from embedserve.testing import fake_signature

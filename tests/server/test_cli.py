@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from embedserve.__main__ import main
 from embedserve.config import BatchingOptions, RegistryOptions, RetryPolicy
 from embedserve.errors import Code, ConfigError
-from embedserve.server.cli import main, server_config
+from embedserve.server.cli import server_config
 from embedserve.server.config import PyvoyConfig, ServerConfig, TlsContents, TlsFiles
 from embedserve.server.flags import parse
 from embedserve.server.tensorflow_setup import session_config_from_flags

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from embedserve.__main__ import main
 from embedserve.request_log.records import predict_exchange, record_of
-from embedserve.server.cli import main
 from embedserve.signature import Signature
 from embedserve.testing import fake_signature
 from embedserve.verify.plain import PlainModel
