@@ -5,22 +5,29 @@ A module of its own because it is the only part of REST that needs Starlette.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from starlette.datastructures import URLPath
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
 
-if TYPE_CHECKING:
-    from embedserve.rest.app import RestApp
-
 __all__ = ["RestRoute"]
+
+
+class RestCallable(Protocol):
+    """The REST application, as far as a route knows it."""
+
+    def takes(self, scope: Scope) -> bool:
+        """Whether the request is one for the application."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
 
 
 class RestRoute(BaseRoute):
     """Matches on the raw target: model names may hold escaped slashes, which path patterns cannot see."""
 
-    def __init__(self, app: RestApp) -> None:
+    def __init__(self, app: RestCallable) -> None:
         self.app = app
 
     def __repr__(self) -> str:
