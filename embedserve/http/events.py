@@ -24,7 +24,7 @@ class Data:
     """Bytes of a body. `ended`: the last ones, and no trailers follow. `consume` makes room for as many new ones."""
 
     stream_id: int
-    data: bytes
+    data: bytes | bytearray
     ended: bool
 
 

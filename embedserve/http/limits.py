@@ -45,7 +45,6 @@ class Limits:
             Origin: some thousand PING answers.
         max_queued_bytes: Bytes of answers that wait for the client's windows, over which further answers are dropped
             and their streams reset. A single answer may be larger. Origin: a batch of images.
-        max_pipelined: HTTP/1.1 requests that are read ahead of their answers. Origin: benchmarks pipeline 16.
         direct_body_bytes: Bytes of a declared HTTP/1.1 body from which it is received into one buffer of its size.
             Origin: below it a join costs less than a second buffer.
     """
@@ -67,7 +66,6 @@ class Limits:
     control_frames_burst: int = 2_000
     max_unread_control_bytes: int = 65_536
     max_queued_bytes: int = 1 << 26
-    max_pipelined: int = 16
     direct_body_bytes: int = 16_384
 
     def __post_init__(self) -> None:

@@ -493,3 +493,25 @@ def test_a_window_smaller_than_the_protocols_counts_from_the_clients_answer_on()
     assert not peer.resets(), "the client may not have seen the SETTINGS yet"
     peer.send(frame(frames.SETTINGS, 1, 0), headers(3, flags=WHOLE), data(3, bytes(1001)))
     assert peer.resets() == [(3, ErrorCode.FLOW_CONTROL_ERROR)]
+    late = Peer(Limits(stream_window=1000), handshake=PREFACE + settings())
+    late.send(headers(1, flags=WHOLE), frame(frames.SETTINGS, 1, 0), data(1, bytes(1001)))
+    assert late.resets() == [(1, ErrorCode.FLOW_CONTROL_ERROR)], "streams that are open are narrowed too"
+
+
+def test_trailers_of_a_stream_that_the_server_has_reset_leave_the_table_right() -> None:
+    peer = Peer()
+    peer.send(headers(1, flags=WHOLE))
+    peer.server.reset(1)
+    peer.send(headers(1, b"\x40\x01x\x01y"), headers(3, block() + b"\xbe"))
+    assert peer.requests()[-1].head.get(b"x") == b"y"
+
+
+def test_what_the_server_has_reset_is_remembered_for_as_many_streams_as_may_be_open() -> None:
+    peer = Peer(Limits(max_streams=3))
+    for stream in (1, 3, 5, 7):
+        peer.send(headers(stream, flags=WHOLE))
+        peer.server.reset(stream)
+    peer.send(data(3), data(7))
+    assert peer.is_alive()
+    peer.send(data(1))
+    assert peer.ended() == ErrorCode.STREAM_CLOSED

@@ -296,6 +296,14 @@ def test_the_windows_of_the_server_are_given_back_however_a_stream_ends() -> Non
     assert told > 30 * 30_000 - 65_535
 
 
+def test_the_windows_are_given_back_of_what_comes_after_the_end() -> None:
+    peer = Peer(Limits(stream_window=65_535, connection_window=65_535))
+    for stream in (1, 3, 5, 7):
+        peer.send(headers(stream), data(stream, bytes(30_000)))
+    assert peer.ended() is None
+    assert {code for _, code in peer.resets()} == {ErrorCode.STREAM_CLOSED}
+
+
 def test_padding_is_given_back_at_once() -> None:
     peer = Peer(Limits(stream_window=65_535, connection_window=65_535))
     peer.send(headers(1, flags=WHOLE))
@@ -413,6 +421,14 @@ def test_equal_blocks_mean_what_the_table_says_now() -> None:
     assert [event.head.get(b"x") for event in peer.requests()] == [b"y", b"y", b"y", b"z", b"z"]
     peer.send(headers(11, b"\x20" + block()), headers(13, uses))
     assert peer.ended() == ErrorCode.COMPRESSION_ERROR, "a table of size zero holds nothing"
+
+
+def test_a_block_that_replaces_an_entry_by_another_is_not_remembered() -> None:
+    peer = Peer()
+    enters = block() + b"\x40\x01x\x01z"
+    peer.send(headers(1, b"\x3f\x31" + block() + b"\x40\x01x\x01w"), headers(3, block() + b"\x40\x01x\x01y"))
+    peer.send(headers(5, enters), headers(7, enters), headers(9, block() + b"\xbf"))
+    assert [event.head.get(b"x") for event in peer.requests()] == [b"w", b"y", b"z", b"z", b"z"]
 
 
 def test_the_fields_of_answers_are_made_valid_or_refused() -> None:

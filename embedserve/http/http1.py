@@ -1,0 +1,406 @@
+"""The server's side of an HTTP/1.x connection (RFC 9112): bytes in, events and bytes out, as for HTTP/2.
+
+Requests are told one after the other: bytes behind a request wait until it is answered, and `wants_read` bounds them.
+Knows no loop, no socket and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from embedserve.http.chunks import ChunkReader
+from embedserve.http.events import Data, Ended, Event, Request, Reset, Trailers
+from embedserve.http.heads import RequestHead
+from embedserve.http.http1_heads import Http1Head, Http1HeadReader, RefusedError, encode_head
+from embedserve.http.limits import Limits
+
+__all__ = ["Http1Connection"]
+
+_NO_BODY = (b"204", b"304")
+
+
+class Http1Connection:
+    """One connection; `stream_id` is the number of a request, from 1.
+
+    A request ends exactly once for its user: by the end of its answer, by `Reset`, or by a call of `reset`. What is
+    sent for a request that is over is dropped silently.
+
+    Args:
+        limits: What the client may cost.
+        heads: Reads heads; connections that share one share what it remembers.
+        wants_whole: Asked for each declared body of `direct_body_bytes` or more. True: the memory is reserved, and the
+            body is to be received into one buffer of its size, which comes as one Data event.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        heads: Http1HeadReader | None = None,
+        wants_whole: Callable[[RequestHead], bool] | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._heads = heads or Http1HeadReader(self._limits)
+        self._wants_whole = wants_whole
+        self._buffer = b""
+        self._events: list[Event] = []
+        self._out: list[bytes | memoryview] = []
+        self._id = 0
+        self._request: Http1Head | None = None
+        self._received = self._eof = self._over = self._draining = False
+        self._body_left = 0
+        self._chunks: ChunkReader | None = None
+        self._whole: bytearray | None = None
+        self._unconsumed = 0
+        self._head_sent = self._ended = self._continued = self._close = False
+        self._out_chunked = self._out_no_body = False
+        self._out_left: int | None = None
+
+    def __repr__(self) -> str:
+        state = "over" if self._over else "idle" if self._request is None else "busy"
+        return f"<Http1Connection {state}, request {self._id}, {len(self._buffer)} bytes unread>"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do but to send what `take` returns."""
+        return self._over or (self._draining and self._request is None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being received or answered."""
+        return self._request is None and not self._buffer
+
+    @property
+    def wants_read(self) -> bool:
+        """Whether more bytes may come; if not, the transport is to be paused."""
+        return (
+            not self._over
+            and len(self._buffer) <= self._limits.max_header_bytes
+            and self._unconsumed <= self._limits.stream_window
+        )
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether `take` would return bytes."""
+        return bool(self._out)
+
+    # What comes in.
+
+    def receive(self, data: bytes, now: float = 0.0) -> list[Event]:
+        """Take what the client sent, in pieces of any size; `now` is HTTP/2's, and not used.
+
+        Returns:
+            What happened, in order. Violations are events too; nothing is raised.
+        """
+        if not self._over and not self._eof:
+            self._buffer = self._buffer + data if self._buffer else data
+            self._advance()
+        return self.events()
+
+    def events(self) -> list[Event]:
+        """What happened since they were last asked for: the end of an answer may bring the next request."""
+        events, self._events = self._events, []
+        return events
+
+    def eof(self) -> list[Event]:
+        """The client sends nothing more: requests that are complete are still answered."""
+        self._eof = True
+        if self._request is None or not self._received:
+            self._end_early(400)
+            self._over = True
+        return self.events()
+
+    def lost(self) -> list[Event]:
+        """The transport is gone: a request that was not answered, as `Reset`."""
+        self._end_early(400)
+        self._over = True
+        self._out.clear()
+        self._buffer = b""
+        return self.events()
+
+    def body_buffer(self) -> memoryview | None:
+        """Where the bytes that come next are to be put, if they are those of a body in one buffer."""
+        if self._whole is None or self._received:
+            return None
+        return memoryview(self._whole)[len(self._whole) - self._body_left :]
+
+    def body_filled(self, size: int) -> list[Event]:
+        """Say that `size` bytes were put where `body_buffer` said."""
+        self._body_left -= size
+        self._whole_body()
+        self._received = not self._body_left
+        self._advance()
+        return self.events()
+
+    def consume(self, stream_id: int, size: int) -> None:
+        """Say that `size` bytes of told Data are no longer held."""
+        if stream_id == self._id:
+            self._unconsumed = max(0, self._unconsumed - size)
+
+    def _advance(self) -> None:
+        """Read as much of what is there as its turn has come for."""
+        try:
+            while not self._over:
+                if self._request is None:
+                    if not self._read_head():
+                        return
+                elif not self._received:
+                    if not self._read_body():
+                        return
+                elif self._ended:
+                    self._next()
+                else:
+                    return
+        except RefusedError as error:
+            self._refuse(error)
+
+    def _read_head(self) -> bool:
+        data = self._buffer
+        while data.startswith(b"\r\n"):
+            data = data[2:]
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            self._buffer = data
+            if b"\n\n" in data or data.startswith(b"\n"):
+                raise RefusedError(400, "a line ends without a carriage return")
+            self._heads.check_partial(data)
+            if self._draining or self._eof:
+                self._over = True
+            return False
+        found = self._heads.read(data[: end + 4])
+        self._buffer = data[end + 4 :]
+        self._id += 1
+        self._request = found
+        self._head_sent = self._ended = self._continued = False
+        self._unconsumed = 0
+        head = found.head
+        self._chunks = ChunkReader(self._limits) if found.chunked else None
+        self._body_left = head.content_length or 0
+        self._received = not found.chunked and not self._body_left
+        self._close = not found.keep_alive or self._draining
+        self._events.append(Request(self._id, head, self._received))
+        if self._body_left >= self._limits.direct_body_bytes and self._wants_whole and self._wants_whole(head):
+            self._whole = bytearray(self._body_left)
+        return True
+
+    def _read_body(self) -> bool:
+        """Whether anything was read."""
+        data = self._buffer
+        if self._chunks is not None:
+            return self._read_chunks(self._chunks)
+        if not data:
+            return False
+        piece = data[: self._body_left]
+        self._buffer = data[len(piece) :]
+        if self._whole is not None:
+            at = len(self._whole) - self._body_left
+            self._whole[at : at + len(piece)] = piece
+            self._body_left -= len(piece)
+            self._whole_body()
+        else:
+            self._body_left -= len(piece)
+            self._received = not self._body_left
+            self._tell(piece, self._received)
+        return True
+
+    def _whole_body(self) -> None:
+        if not self._body_left and self._whole is not None:
+            whole, self._whole = self._whole, None
+            self._received = True
+            self._tell(whole, True)
+
+    def _read_chunks(self, chunks: ChunkReader) -> bool:
+        before = len(self._buffer)
+        pieces, at = chunks.read(self._buffer, 0)
+        self._buffer = self._buffer[at:]
+        self._received = chunks.ended
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        ended = chunks.ended and not chunks.trailers
+        if data or ended:
+            self._tell(data, ended)
+        if chunks.trailers and not self._ended:
+            self._events.append(Trailers(self._id, chunks.trailers))
+        return len(self._buffer) < before
+
+    def _tell(self, data: bytes | bytearray, ended: bool) -> None:
+        if not self._ended:
+            self._unconsumed += len(data)
+            self._events.append(Data(self._id, data, ended))
+
+    def _next(self) -> None:
+        """The request was answered: the next one's turn, or the end."""
+        self._request = None
+        self._unconsumed = 0
+        self._over = self._over or self._close
+
+    def _end_early(self, code: int) -> None:
+        if self._request is not None and not self._ended:
+            self._ended = True
+            self._events.append(Reset(self._id, code))
+
+    def _refuse(self, error: RefusedError) -> None:
+        """Answer what is no valid request, and end the connection."""
+        fresh = self._request is None or (not self._head_sent and not self._ended)
+        self._end_early(error.status)
+        if fresh:
+            body = f"{error}\n".encode()
+            head = encode_head(((b":status", b"%d" % error.status), (b"content-type", b"text/plain; charset=utf-8")))
+            self._out += (head, b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body), body)
+        self._over = True
+        self._buffer = b""
+        self._events.append(Ended(error.status, str(error)))
+
+    # What goes out.
+
+    def take(self) -> bytes:
+        """The bytes that are due."""
+        out, self._out = self._out, []
+        return b"".join(out)
+
+    def answer(self, stream_id: int, head: bytes, body: bytes, trailers: bytes = b"") -> bool:
+        """Send a whole answer.
+
+        Args:
+            stream_id: Number of the request.
+            head: Status line and fields (`encode_head`).
+            body: All bytes of the body.
+            trailers: Trailer section (`encode_trailers`); empty for none. HTTP/1.0 has none, and they are left out.
+
+        Returns:
+            True: nothing waits for the client's permission, as HTTP/1.x knows none.
+
+        Raises:
+            RuntimeError: The answer has a head already.
+        """
+        request = self._live(stream_id)
+        if request is not None:
+            length = None if trailers and not request.is_1_0 else len(body)
+            self._send_head(request, head, length)
+            self._body(body)
+            self._finish(trailers)
+        return True
+
+    def send_informational(self, stream_id: int, head: bytes) -> None:
+        """Send a head with a 1xx status, before the answer's own; HTTP/1.0 clients get none."""
+        request = self._live(stream_id)
+        if request is not None and not request.is_1_0:
+            if self._head_sent:
+                raise RuntimeError(f"request {stream_id} has a head already")
+            self._continued = self._continued or head[9:12] == b"100"
+            self._out += (head, b"\r\n")
+
+    def send_head(self, stream_id: int, head: bytes, *, ended: bool = False) -> None:
+        """Send the head of an answer; `ended`: the whole of it.
+
+        Raises:
+            RuntimeError: The answer has one already.
+        """
+        request = self._live(stream_id)
+        if request is not None:
+            self._send_head(request, head, 0 if ended else None)
+            if ended:
+                self._finish(b"")
+
+    def send_data(self, stream_id: int, data: bytes | memoryview, *, ended: bool = False) -> bool:
+        """Send bytes of an answer's body, and its end.
+
+        Returns:
+            True, as `answer`.
+
+        Raises:
+            RuntimeError: The answer has no head, or its body would be longer than its declared length.
+        """
+        if self._live(stream_id) is not None:
+            self._check_head(stream_id)
+            self._body(data)
+            if ended:
+                self._finish(b"")
+        return True
+
+    def send_trailers(self, stream_id: int, block: bytes) -> bool:
+        """End an answer with a trailer section.
+
+        Returns:
+            True, as `answer`.
+
+        Raises:
+            RuntimeError: The answer has no head.
+        """
+        if self._live(stream_id) is not None:
+            self._check_head(stream_id)
+            self._finish(block)
+        return True
+
+    def reset(self, stream_id: int, code: int = 0) -> None:
+        """Break off an answer; the connection ends with it, as HTTP/1.x has no other way to say so."""
+        if self._live(stream_id) is not None:
+            self._ended = True
+            self._over = True
+            self._buffer = b""
+
+    def drain(self) -> None:
+        """Begin to leave: the request that is being received or answered is the last; `is_over` tells the end."""
+        self._draining = self._close = True
+        if self._request is None:
+            self._over = True
+
+    def _live(self, stream_id: int) -> Http1Head | None:
+        return self._request if stream_id == self._id and not self._ended and not self._over else None
+
+    def _check_head(self, stream_id: int) -> None:
+        if not self._head_sent:
+            raise RuntimeError(f"request {stream_id} has no head yet")
+
+    def _send_head(self, request: Http1Head, head: bytes, length: int | None) -> None:
+        """Send a head with what frames its body: the length of a whole answer, or None for one in parts."""
+        if self._head_sent:
+            raise RuntimeError(f"request {self._id} has a head already")
+        self._head_sent = True
+        self._close = self._close or not self._received
+        self._out_no_body = request.head.method == b"HEAD" or head[9:12] in _NO_BODY
+        self._out_left, self._out_chunked = length, False
+        lines = [head]
+        at = head.find(b"\r\ncontent-length: ")
+        if at >= 0:
+            self._out_left = int(head[at + 18 : head.index(b"\r\n", at + 18)])
+        elif head[9:12] in _NO_BODY:
+            self._out_left = None
+        elif length is not None:
+            lines.append(b"content-length: %d\r\n" % length)
+        elif request.is_1_0:
+            self._close = True
+        else:
+            self._out_chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if self._close:
+            lines.append(b"connection: close\r\n")
+        elif request.is_1_0:
+            lines.append(b"connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        self._out.append(b"".join(lines))
+
+    def _body(self, data: bytes | memoryview) -> None:
+        size = len(data)
+        if not size or self._out_no_body:
+            return
+        if self._out_chunked:
+            self._out += (b"%x\r\n" % size, data, b"\r\n")
+            return
+        if self._out_left is not None:
+            if size > self._out_left:
+                raise RuntimeError(f"the answer of request {self._id} is longer than its content-length")
+            self._out_left -= size
+        self._out.append(data)
+
+    def _finish(self, trailers: bytes) -> None:
+        self._ended = True
+        if self._out_chunked and not self._out_no_body:
+            self._out.append(b"0\r\n" + (trailers or b"\r\n"))
+        elif self._out_left and not self._out_no_body:
+            self._close = True  # The client waits for bytes that do not come, and learns of it by the end.
+            self._over = True
+        if not self._received:
+            assert self._request is not None
+            self._whole = None
+            if self._request.expects_continue and not self._continued:
+                self._over = True  # The body was never asked for.
+        self._advance()
