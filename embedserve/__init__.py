@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from embedserve.store_url import StoreUrl
     from embedserve.tfs.examples import InferenceTask
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AllVersions",
