@@ -28,7 +28,7 @@ from embedserve.saved_model.judge.rows.values import (
     rows,
 )
 
-__all__ = ["batch_matmul", "convolution", "einsum", "matmul", "pooling", "reduction"]
+__all__ = ["batch_matmul", "by_entry", "convolution", "einsum", "matmul", "pooling", "reduction"]
 
 
 def reduction(call: Call) -> Value:
@@ -242,6 +242,54 @@ def convolution(depthwise: bool = False) -> Rule:
         return rows(tuple(sizes))
 
     return rule
+
+
+def space_to_batch(call: Call) -> Value:
+    """`SpaceToBatchND`: images in blocks of a constant shape, as a dilated convolution begins."""
+    image, blocks = operand(call.inputs[0]), call.inputs[1].numbers
+    constants(call.inputs[1:])
+    if image.kind is Kind.CONST:
+        return constant()
+    before = shape_of(image)
+    if blocks is None:
+        raise UnprovenError("makes blocks of a shape that the graph does not tell")
+    if image.axis != 0:
+        raise MixedError("works across the rows")
+    many = product([before[0], *map(Size, blocks)])
+    assert many is not None
+    inner = [call.fresh(f"block{place}") for place in range(len(blocks))]
+    return Value(Kind.BLOCKS, (many, *inner, *before[1 + len(blocks) :]), space=before[0], token=f"blocks {blocks}")
+
+
+def by_entry(rule: Rule) -> Rule:
+    """A rule that treats each entry of dimension 0 for itself, for blocks of images too, in whatever order they are."""
+
+    def on_blocks(call: Call) -> Value | Sequence[Value]:
+        blocks, *rest = call.inputs
+        if blocks.kind is not Kind.BLOCKS or blocks.shape is None:
+            return rule(call)
+        constants(rest)
+        found = rule(call.with_inputs([Value(Kind.ROWS, blocks.shape), *rest]))
+        assert isinstance(found, Value)
+        if found.axis or found.shape is None or found.shape[0] != blocks.shape[0]:
+            raise UnprovenError("moves the blocks of images")
+        return replace(blocks, shape=found.shape)
+
+    return on_blocks
+
+
+def batch_to_space(call: Call) -> Value:
+    """`BatchToSpaceND`: the images again whose blocks these are."""
+    given, blocks = call.inputs[0], call.inputs[1].numbers
+    constants(call.inputs[1:])
+    if given.kind is not Kind.BLOCKS:
+        if operand(given).kind is Kind.CONST:
+            return constant()
+        raise MixedError("makes one row of several")
+    if given.shape is None or given.space is None or given.token != f"blocks {blocks}" or blocks is None:
+        raise UnprovenError("puts blocks together that were not taken apart so")
+    inner = [call.fresh(f"space{place}") for place in range(len(blocks))]
+    return rows((given.space, *inner, *given.shape[1 + len(blocks) :]))
 
 
 def transposed_convolution(call: Call) -> Value:

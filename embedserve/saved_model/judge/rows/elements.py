@@ -16,7 +16,7 @@ from embedserve.saved_model.judge.rows.values import (
     constant,
 )
 
-__all__ = ["arithmetic", "broadcast", "element_wise", "first_only", "inner", "same"]
+__all__ = ["arithmetic", "broadcast", "element_wise", "first_only", "inner", "negated", "real_transform", "same"]
 
 
 # float32, float64, int32, int64
@@ -130,6 +130,15 @@ def arithmetic(call: Call) -> Value:
     return element_wise(call)
 
 
+def negated(call: Call) -> Value:
+    """`Neg`: known of plain numbers."""
+    (value,) = call.inputs
+    numbers = value.numbers
+    if value.kind is not Kind.CONST or numbers is None:
+        return element_wise(call)
+    return constant(value.shape, tuple(Size(-each) for each in numbers))
+
+
 def _bounded(call: Call) -> Value:
     """`Minimum(a, Maximum(a, mixed))` is a, of scalars; anything else that is mixed stays so."""
     mixed = next(value for value in call.inputs if value.kind is Kind.MIXED)
@@ -183,7 +192,7 @@ def _of_sizes(op: str, a: Size, b: Size) -> Size | None:
         if b.symbols:
             return Size(0) if a == b else None
         return a if b.factor == 0 else added([a, Size(-b.factor)])
-    if op in ("FloorDiv", "TruncateDiv") and b.factor > 0 and a.factor >= 0:
+    if op in ("FloorDiv", "TruncateDiv") and b.factor > 0 and (a.factor >= 0 or (op == "FloorDiv" and not a.symbols)):
         return quotient(a, b) if a.symbols or a.factor % b.factor == 0 else Size(a.factor // b.factor)
     if op in ("Maximum", "Minimum"):
         if not a.symbols and not b.symbols:
@@ -242,6 +251,24 @@ def inner(dimensions: int) -> Rule:
         if value.axis >= len(shape) - dimensions:
             raise MixedError("works across the rows")
         return Value(Kind.ROWS, shape, value.axis)
+
+    return rule
+
+
+def real_transform(dimensions: int, inverse: bool = False) -> Rule:
+    """`RFFT`, `IRFFT` and those of more dimensions: the last ones, in lengths that are the same in every batch."""
+
+    def rule(call: Call) -> Value:
+        value = inner(dimensions)(call)
+        assert isinstance(value, Value)
+        if value.shape is None:
+            return value
+        lengths = call.inputs[1].numbers
+        if lengths is None or len(lengths) != dimensions:
+            sizes = [call.fresh(f"length{place}") for place in range(dimensions)]
+        else:
+            sizes = [Size(length) for length in (*lengths[:-1], lengths[-1] if inverse else lengths[-1] // 2 + 1)]
+        return replace(value, shape=(*value.shape[:-dimensions], *sizes), contents=None)
 
     return rule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +16,16 @@ from embedserve.saved_model.judge.rows.call import (
     shape_of,
 )
 from embedserve.saved_model.judge.rows.sizes import ONE, Size, added, product, quotient
-from embedserve.saved_model.judge.rows.values import Kind, MixedError, Shape, UnprovenError, Value, constant, rows
+from embedserve.saved_model.judge.rows.values import (
+    Kind,
+    MixedError,
+    Obstacle,
+    Shape,
+    UnprovenError,
+    Value,
+    constant,
+    rows,
+)
 
 __all__ = ["reshape"]
 
@@ -70,7 +80,12 @@ def reshape(call: Call) -> Value:
     value = operand(value)
     if value.kind is Kind.CONST:
         return _reshaped_constant(call, value, wanted)
-    before, target = shape_of(value), list(_target(wanted))
+    before = shape_of(value)
+    if value.axis == 0 and _keeps_rows_first(wanted, before[0]):
+        return rows(
+            (before[0], *(_inner(call, place, one) for place, one in enumerate(wanted.contents or ()) if place))
+        )
+    target = list(_target(wanted))
     total = product(before)
     assert total is not None
     if Size(-1) in target:
@@ -92,6 +107,20 @@ def reshape(call: Call) -> Value:
     if target[axis].counter != before[value.axis].counter:
         raise MixedError("reshapes across the rows")
     return rows(tuple(target), axis)
+
+
+def _keeps_rows_first(wanted: Value, many: Size) -> bool:
+    """Whether a shape begins with the rows, and has an element that is the same in every batch but not known."""
+    if wanted.kind is not Kind.COUNT or wanted.contents is None or wanted.contents[0] != many:
+        return False
+    inner = wanted.contents[1:]
+    if not all(one is None or (isinstance(one, Size) and not one.counter) for one in inner):
+        return False
+    return None in inner and not any(one == Size(0) for one in inner)
+
+
+def _inner(call: Call, place: int, one: Size | Obstacle | None) -> Size:
+    return one if isinstance(one, Size) and one != Size(-1) else call.fresh(f"d{place}")
 
 
 def _first_column(indices: Value) -> Value:
@@ -120,8 +149,12 @@ def _reshaped_vector(call: Call, value: Value, wanted: Value) -> Value:
 
 
 def _reshaped_constant(call: Call, value: Value, wanted: Value) -> Value:
-    if wanted.kind is Kind.CONST and wanted.contents is None:
-        return constant()
+    if wanted.kind is Kind.CONST and (wanted.contents is None or None in wanted.contents):
+        known_rank = wanted.shape is not None and len(wanted.shape) == 1 and not wanted.shape[0].symbols
+        if not known_rank:
+            return constant()
+        places = wanted.contents or (None,) * shape_of(wanted)[0].factor
+        return constant(tuple(_inner(call, place, one) for place, one in enumerate(places)))
     target = _target(wanted)
     if any(one.counter for one in target):
         raise MixedError("gives a constant as many rows as the batch has")
@@ -204,6 +237,8 @@ def _concat(call: Call, values: Sequence[Value], along: Value) -> Value:
     if all(_is_known_vector(value) and value.rank == 1 for value in values):
         contents = tuple(one for value in values for one in value.contents or ())
         return constant((Size(len(contents)),), contents)
+    if all(_is_known_vector(value) and value.rank == 2 for value in values) and along.number == 0:
+        return _lines([(shape_of(value)[0].factor, value) for value in values])
     if len(values) == 2 and values[1].kind is Kind.ENDS and values[0].numbers == (0,) and values[0].rank == 1:
         return Value(Kind.SPLITS, space=values[1].space, total=values[1].total)
     values = [operand(value) for value in values]
@@ -233,8 +268,16 @@ def _concat(call: Call, values: Sequence[Value], along: Value) -> Value:
     return Value(Kind.ROWS, tuple(sizes), lead.axis)
 
 
+def _lines(parts: Sequence[tuple[int, Value]]) -> Value:
+    """A matrix of known numbers from others that are some of its lines, such as the widths to pad by."""
+    contents = tuple(one for _, value in parts for one in value.contents or ())
+    return constant((Size(sum(many for many, _ in parts)), shape_of(parts[0][1])[-1]), contents)
+
+
 def pack(call: Call) -> Value:
     """`Pack`: tensors of one shape along a new dimension."""
+    if all(_is_known_vector(value) and value.rank == 1 for value in call.inputs) and not call.integer("axis"):
+        return _lines([(1, value) for value in call.inputs])
     if all(_is_known_vector(value) and value.rank == 0 for value in call.inputs):
         contents = tuple(value.contents[0] for value in call.inputs if value.contents)
         return constant((Size(len(contents)),), contents)
@@ -296,8 +339,14 @@ def unpack(call: Call) -> Value | list[Value]:
 
 
 def split(call: Call) -> list[Value]:
-    """`Split` into equal parts."""
-    value = operand(call.inputs[1])
+    """`Split` into equal parts; a vector of sizes keeps them."""
+    value = call.inputs[1]
+    if _is_known_vector(value) and value.rank == 1 and value.contents is not None:
+        constants(call.inputs[:1])
+        each, left = divmod(len(value.contents), call.outputs)
+        if not left:
+            return _parts(value, [each] * call.outputs)
+    value = operand(value)
     if value.shape is None:
         return [constant()] * call.outputs
     axis = axis_of(call.inputs[0], len(value.shape))
@@ -306,9 +355,13 @@ def split(call: Call) -> list[Value]:
 
 
 def split_sizes(call: Call) -> list[Value]:
-    """`SplitV` into parts of constant sizes."""
-    value, sizes = operand(call.inputs[0]), call.inputs[1].numbers
+    """`SplitV` into parts of constant sizes; a vector of sizes keeps them."""
+    value, sizes = call.inputs[0], call.inputs[1].numbers
     constants(call.inputs[1:])
+    if _is_known_vector(value) and value.rank == 1 and value.contents is not None and sizes is not None:
+        rest = len(value.contents) - sum(size for size in sizes if size >= 0)
+        return _parts(value, [rest if size < 0 else size for size in sizes])
+    value = operand(value)
     if value.shape is None:
         return [constant()] * call.outputs
     axis = axis_of(call.inputs[2], len(value.shape))
@@ -317,6 +370,12 @@ def split_sizes(call: Call) -> list[Value]:
         for index in range(call.outputs)
     ]
     return [_cut(value, axis, part) for part in parts]
+
+
+def _parts(vector: Value, lengths: Sequence[int]) -> list[Value]:
+    """A vector of sizes in parts."""
+    contents = iter(vector.contents or ())
+    return [constant((Size(length),), tuple(itertools.islice(contents, length))) for length in lengths]
 
 
 def _cut(value: Value, axis: int, part: Size) -> Value:
@@ -430,10 +489,9 @@ def fill(call: Call) -> Value:
         return constant()
     target = dimensions(call.inputs[0], call)
     value = call.inputs[1]
-    if len(target) <= 1 and not any(one.counter for one in target) and value.contents is not None:
-        length = 1 if not target else target[0].factor if not target[0].symbols else -1
-        if 0 <= length <= 64:
-            return constant(target, value.contents * length)
+    length = product(target)
+    if value.contents is not None and length is not None and not length.symbols and 0 <= length.factor <= 64:
+        return constant(target, value.contents * length.factor)
     return _grown((), target)
 
 

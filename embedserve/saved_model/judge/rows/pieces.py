@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from embedserve.saved_model.judge.rows.call import Call, constants, operand, shape_of
-from embedserve.saved_model.judge.rows.sizes import Size
+from embedserve.saved_model.judge.rows.sizes import Size, product
 from embedserve.saved_model.judge.rows.values import Kind, MixedError, UnprovenError, Value, constant, rows
 
 __all__ = ["parse_example", "ragged_to_dense", "sparse_to_dense"]
@@ -213,6 +213,55 @@ def fill_empty_rows(call: Call) -> list[Value]:
     full = replace(indices, shape=(many, indices.shape[1]), full=True)
     moved = Value(Kind.UNPROVEN, obstacle=call.obstacle("counts entries over the rows"))
     return [full, rows((many,)), rows((indices.space,)), moved]
+
+
+def sparse_reorder(call: Call) -> list[Value]:
+    """`SparseReorder`: places in ascending order, which begins with the rows."""
+    indices, values, shape = call.inputs
+    if all(value.kind is Kind.CONST for value in call.inputs):
+        return [constant()] * 2
+    if indices.kind is not Kind.INDICES or indices.shape is None or indices.space is None or shape.contents is None:
+        raise UnprovenError("takes places that are not those of the rows")
+    if shape.contents[0] != indices.space or shape_of(operand(values)) != indices.shape[:1]:
+        raise UnprovenError("takes places that are not those of the rows")
+    return [indices, replace(operand(values), total=None)]
+
+
+def sparse_cross(call: Call) -> list[Value]:
+    """`SparseCross` and its like: each combination of the row's entries, as many as the longest row has.
+
+    Dense inputs alone have the same number in every row.
+    """
+    many = call.integer("N")
+    indices, values, shapes = (call.inputs[many * place : many * (place + 1)] for place in range(3))
+    rest = len(call.attr("dense_types").list.type)
+    dense = call.inputs[3 * many : 3 * many + rest]
+    constants(call.inputs[3 * many + rest :])
+    spaces = set()
+    for places, entries, whole in zip(indices, values, shapes, strict=True):
+        if places.kind is not Kind.INDICES or places.shape is None or places.shape[1] != Size(2):
+            raise UnprovenError("takes places that are not those of the rows")
+        if whole.contents is None or whole.contents[0] != places.space or operand(entries).kind is not Kind.ROWS:
+            raise UnprovenError("takes places that are not those of the rows")
+        if shape_of(entries) != places.shape[:1]:
+            raise UnprovenError("takes places that are not those of the rows")
+        spaces.add(places.space)
+    widths = []
+    for one in map(operand, dense):
+        if one.kind is Kind.CONST:
+            raise MixedError("needs as many rows as a constant has")
+        if one.axis != 0 or len(shape_of(one)) != 2:
+            raise MixedError("crosses the rows")
+        spaces.add(shape_of(one)[0])
+        widths.append(shape_of(one)[1])
+    space = next(iter(spaces), None)
+    if space is None or len(spaces) > 1:
+        raise UnprovenError("combines rows of different sizes")
+    crossed, entries, whole = _sparse(call, space, "crosses")
+    width = product(widths)
+    if not many and width is not None:
+        whole = constant((Size(2),), (space, width))
+    return [crossed, entries, whole]
 
 
 def sparse_reshape(call: Call) -> list[Value]:

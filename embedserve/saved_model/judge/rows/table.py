@@ -27,7 +27,7 @@ _ELEMENT_WISE = """
     RealDiv DivNoNan MulNoNan FloorMod Mod TruncateMod Pow SquaredDifference Atan2 Xdivy Xlogy Xlog1py Igamma Igammac
     Zeta Polygamma Betainc NextAfter Complex LogicalOr LogicalNot ApproximateEqual
     BitwiseAnd BitwiseOr BitwiseXor LeftShift RightShift Invert PopulationCount
-    Neg Abs ComplexAbs Sign Square Sqrt Rsqrt Exp Expm1 Log Log1p Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh Acosh
+    Abs ComplexAbs Sign Square Sqrt Rsqrt Exp Expm1 Log Log1p Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh Acosh
     Atanh Sigmoid Relu Relu6 Elu Selu Softplus Softsign LeakyRelu Floor Ceil Round Rint Reciprocal Inv Erf Erfc Erfinv
     Ndtri Lgamma Digamma BesselI0e BesselI1e BesselI0 BesselI1 IsNan IsInf IsFinite Real Imag Conj Angle
     ZerosLike OnesLike SelectV2 ClipByValue Bucketize
@@ -74,12 +74,19 @@ TABLE: Mapping[str, Rule] = {
     **_rows(_ARITHMETIC, elements.arithmetic),
     **_rows(_ELEMENT_WISE, elements.element_wise),
     **_rows(_FIRST_ONLY, elements.first_only),
+    "Neg": elements.negated,
     "Select": elements.select,
     "StringJoin": elements.joined_texts,
     "AddN": elements.same_shape,
     # One entry of the outer dimensions at a time.
     **_rows("Softmax LogSoftmax FFT IFFT RGBToHSV HSVToRGB LRN", elements.inner(1)),
     **_rows("FFT2D IFFT2D MatrixBandPart", elements.inner(2)),
+    "RFFT": elements.real_transform(1),
+    "RFFT2D": elements.real_transform(2),
+    "RFFT3D": elements.real_transform(3),
+    "IRFFT": elements.real_transform(1, inverse=True),
+    "IRFFT2D": elements.real_transform(2, inverse=True),
+    "IRFFT3D": elements.real_transform(3, inverse=True),
     **_rows("AdjustContrastv2 AdjustHue AdjustSaturation FFT3D IFFT3D", elements.inner(3)),
     # Layout.
     "Shape": layout.shape,
@@ -88,8 +95,8 @@ TABLE: Mapping[str, Rule] = {
     "Rank": layout.rank,
     "Reshape": layout.reshape,
     "Transpose": layout.transpose,
-    "ExpandDims": layout.expand,
-    "Squeeze": layout.squeeze,
+    "ExpandDims": contracting.by_entry(layout.expand),
+    "Squeeze": contracting.by_entry(layout.squeeze),
     "QuantizeAndDequantizeV2": elements.quantized,
     "QuantizeAndDequantizeV3": elements.quantized,
     "QuantizeAndDequantizeV4": elements.quantized,
@@ -123,12 +130,14 @@ TABLE: Mapping[str, Rule] = {
     "MatMul": contracting.matmul,
     **_rows("BatchMatMul BatchMatMulV2 BatchMatMulV3", contracting.batch_matmul),
     "Einsum": contracting.einsum,
-    **_rows("Conv2D Conv3D", contracting.convolution()),
-    "DepthwiseConv2dNative": contracting.convolution(depthwise=True),
+    **_rows("Conv2D Conv3D", contracting.by_entry(contracting.convolution())),
+    "DepthwiseConv2dNative": contracting.by_entry(contracting.convolution(depthwise=True)),
+    "SpaceToBatchND": contracting.space_to_batch,
+    "BatchToSpaceND": contracting.batch_to_space,
     **_rows("Conv2DBackpropInput Conv3DBackpropInputV2", contracting.transposed_convolution),
     **_rows("MaxPool MaxPoolV2 AvgPool MaxPool3D AvgPool3D", contracting.pooling),
     "MaxPoolWithArgmax": contracting.pooling_with_places,
-    **_rows("BiasAdd BiasAddV1", contracting.bias),
+    **_rows("BiasAdd BiasAddV1", contracting.by_entry(contracting.bias)),
     **_rows("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3", contracting.batch_norm),
     **_rows("ResizeBilinear ResizeNearestNeighbor ResizeBicubic ResizeArea", contracting.images),
     **_rows("DepthToSpace SpaceToDepth", contracting.depth_to_space),
@@ -145,6 +154,8 @@ TABLE: Mapping[str, Rule] = {
     "RaggedTensorToTensor": pieces.ragged_to_dense,
     "SparseToDense": pieces.sparse_to_dense,
     "SparseFillEmptyRows": pieces.fill_empty_rows,
+    "SparseReorder": pieces.sparse_reorder,
+    **_rows("SparseCross SparseCrossV2 SparseCrossHashed", pieces.sparse_cross),
     "SparseReshape": pieces.sparse_reshape,
     "SparseTensorDenseMatMul": pieces.sparse_matmul,
     **_rows("SegmentSum SegmentMean SegmentMax SegmentMin SegmentProd", pieces.segments),

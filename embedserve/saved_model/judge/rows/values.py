@@ -25,6 +25,7 @@ class Kind(Enum):
         NUMBERS: Row numbers, ascending; those of a later request begin after the earlier ones'. `space` counts rows.
         INDICES: Rank 2; column 0 holds NUMBERS, the other columns are a request's own.
         SPLITS, STARTS, ENDS: Row splits of `space` rows; all but the last; all but the first.
+        BLOCKS: Blocks of the images in `space`, the first block of each, then the second of each; `token` says which.
         DISTINCT: An entry for each distinct value of rows, the entry's own; `shape` is an entry's.
         PLACES: Where in DISTINCT of the same `token` the value of each entry is.
         LIST: Tensors in a list of `length`, each like `element`. Element i is of row i where `length` counts.
@@ -43,6 +44,7 @@ class Kind(Enum):
     SPLITS = auto()
     STARTS = auto()
     ENDS = auto()
+    BLOCKS = auto()
     DISTINCT = auto()
     PLACES = auto()
     LIST = auto()
@@ -85,10 +87,10 @@ class Value:
         axis: Where the rows are.
         contents: Elements in row-major order, where they are known; None for an element that is the same in every
             batch, an obstacle for one that is mixed. Of a MIXED scalar: what it at least is.
-        space: What NUMBERS and SPLITS count.
+        space: What NUMBERS and SPLITS count, and of how many images BLOCKS are.
         total: For lengths of rows: the symbol that they add up to. For SPLITS likewise.
         full: For NUMBERS and INDICES: every row has an entry.
-        token: Which DISTINCT and PLACES belong together.
+        token: Which DISTINCT and PLACES belong together; the block shape of BLOCKS.
         element, length: Of a LIST.
         obstacle: Of MIXED and UNPROVEN.
     """

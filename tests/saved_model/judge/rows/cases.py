@@ -98,6 +98,11 @@ def sparse_ids(x: Any) -> Any:
     return tf.io.parse_example(x, {"ids": tf.io.VarLenFeature(tf.int64)})["ids"]
 
 
+def sparse_words(x: Any) -> Any:
+    """The words of each text."""
+    return tf.compat.v1.string_split(x)
+
+
 def segments(operation: str, **more: Any) -> Callable[[Any], Any]:
     """A segment reduction over the filled entries of each row."""
 
@@ -217,6 +222,47 @@ APART: list[Case] = [
         {
             "inner 2": (lambda x: [raw.FFT2D(input=x), raw.IFFT2D(input=x)], Input(tf.complex64, (2, 3))),
             "inner 3": (lambda x: [raw.FFT3D(input=x), raw.IFFT3D(input=x)], Input(tf.complex64, (2, 3, 2))),
+            "real transforms": (
+                lambda x: [
+                    *(raw.RFFT(input=x, fft_length=[n]) for n in (1, 2, 3)),
+                    raw.RFFT2D(input=x, fft_length=[4, 2]),
+                    raw.RFFT3D(input=x[:, None], fft_length=[1, 4, 2]),
+                    tf.signal.irfft(tf.signal.rfft(x)),
+                    tf.signal.irfft2d(tf.signal.rfft2d(x)),
+                    tf.signal.irfft3d(tf.signal.rfft3d(x[:, None])),
+                ],
+                CUBE,
+            ),
+            "spectra": (
+                lambda x: [
+                    tf.abs(spectrum := tf.signal.stft(x, 8, 4)),
+                    tf.signal.inverse_stft(spectrum, 8, 4),
+                    tf.signal.dct(x),
+                    tf.signal.mdct(x, 8),
+                ],
+                Input(F, (32,)),
+            ),
+            "frames": (
+                lambda x: [
+                    tf.signal.frame(x, 4, 2),
+                    tf.signal.frame(x, 5, 3, pad_end=True),
+                    tf.signal.frame(x[:, :, None], 4, 2, axis=1),
+                    tf.signal.overlap_and_add(tf.signal.frame(x, 4, 2), 2),
+                ],
+                Input(F, (16,)),
+            ),
+            "frames of any length": (
+                lambda x: [tf.signal.frame(x, 2, 1), tf.signal.overlap_and_add(tf.signal.frame(x, 2, 1), 1)],
+                Input(F, (None,)),
+            ),
+            "sizes in parts": (
+                lambda x: [
+                    tf.reshape(x, tf.concat([*tf.split(tf.shape(x), [1, 1, 1]), [1]], 0)),
+                    tf.reshape(x, tf.concat([*tf.split(tf.shape(x), [1, -1]), [1]], 0)),
+                    tf.reshape(x, tf.concat([*tf.split(tf.shape(x), 3), [1]], 0)),
+                ],
+                CUBE,
+            ),
             "MatrixBandPart": (lambda x: tf.linalg.band_part(x, 1, 0), CUBE),
             "colours": (lambda x: [raw.RGBToHSV(images=tf.sigmoid(x)), raw.HSVToRGB(images=tf.sigmoid(x))], IMAGE),
             "LRN": (lambda x: raw.LRN(input=x), IMAGE),
@@ -432,6 +478,17 @@ APART: list[Case] = [
                 IMAGE,
             ),
             "dilated by space": (lambda x: tf.nn.conv2d(x, FILTERS, 1, "SAME", dilations=2), IMAGE),
+            "dilated by blocks": (lambda x: dilated(x), IMAGE),
+            "dilated depthwise by blocks": (
+                lambda x: in_blocks(x, lambda y: tf.nn.depthwise_conv2d(y, FILTERS, [1, 1, 1, 1], "VALID")),
+                IMAGE,
+            ),
+            "dilated along time by blocks": (
+                lambda x: tf.nn.with_space_to_batch(
+                    x, [2], "SAME", lambda y, n, padding: tf.nn.conv1d(y, FILTERS[0], 1, padding), [3]
+                ),
+                Input(F, (8, 3)),
+            ),
             "DenseBincount": (
                 lambda x: raw.DenseBincount(input=x, size=4, weights=tf.constant([], F)),
                 INTS,
@@ -445,6 +502,41 @@ APART: list[Case] = [
         }
     ),
 ]
+
+
+def in_blocks(x: Any, operation: Callable[[Any], Any], shape: tuple[int, int] = (2, 2)) -> Any:
+    """An operation with windows of 3 by 3 on blocks of images of 8 by 8."""
+    around = [[2, 2], [2, 2]]
+    blocks = raw.SpaceToBatchND(input=x, block_shape=list(shape), paddings=around)
+    return raw.BatchToSpaceND(input=operation(blocks), block_shape=[2, 2], crops=[[0, 0], [0, 0]])
+
+
+def dilated(x: Any, shape: tuple[int, int] = (2, 2)) -> Any:
+    """A dilated convolution as TensorFlow 1 wrote it."""
+    return in_blocks(x, lambda y: tf.nn.conv2d(y, FILTERS, 1, "VALID"), shape)
+
+
+def crossed(operation: str, *dense: Any, sparse: Any = None, width: int = 0) -> Any:
+    """Entries of the rows crossed by one of the operations `SparseCross`, made dense."""
+    given = [] if sparse is None else [sparse]
+    parts: dict[str, Any] = {
+        "indices": [one.indices for one in given],
+        "values": [one.values for one in given],
+        "shapes": [one.dense_shape for one in given],
+        "dense_inputs": dense,
+    }
+    if operation == "SparseCross":
+        types = {"out_type": tf.int64, "internal_type": tf.string}
+        found = raw.SparseCross(**parts, hashed_output=True, num_buckets=9, hash_key=7, **types)
+    elif operation == "SparseCrossV2":
+        found = raw.SparseCrossV2(**parts, sep="_")
+    else:
+        found = raw.SparseCrossHashed(**parts, num_buckets=9, strong_hash=False, salt=[1, 2])
+    indices, values, shape = found
+    made = tf.sparse.SparseTensor(indices, tf.as_string(values), shape)
+    if width:
+        made = tf.sparse.SparseTensor(indices, made.values, tf.stack([shape[0], tf.constant(width, tf.int64)]))
+    return tf.sparse.to_dense(made)
 
 
 def grown(result: Any, how: str = "range", **options: Any) -> Any:

@@ -18,10 +18,14 @@ from tests.saved_model.judge.rows.cases import (
     WORD_IDS,
     F,
     count_of,
+    crossed,
+    dilated,
     embedded,
     grown,
+    in_blocks,
     ragged_ids,
     raw,
+    sparse_words,
 )
 from tests.saved_model.judge.rows.graphs import Input, examples, texts
 
@@ -181,6 +185,26 @@ MIXED: Mapping[str, tuple[str, Function] | tuple[str, Function, *tuple[Input, ..
         lambda x: tf.reshape(tf.transpose(x), tf.shape(x)),
     ),
     "Squeeze of whatever is 1": ("Squeeze", lambda x: tf.squeeze(x), Input(F, (1, 3))),
+    "a real transform of the rows": (
+        "RFFT",
+        lambda x: tf.abs(tf.transpose(raw.RFFT(input=tf.transpose(x), fft_length=[2]))),
+    ),
+    "rows as blocks of an image": (
+        "BatchToSpaceND",
+        lambda x: raw.BatchToSpaceND(input=x, block_shape=[2, 2], crops=[[0, 0], [0, 0]]),
+        IMAGE,
+    ),
+    "crosses of the longest row": (
+        "SparseToDense",
+        lambda x, y: crossed("SparseCrossHashed", y, sparse=sparse_words(x)),
+        TEXTS,
+        Input(tf.string, (2,)),
+    ),
+    "crosses across the rows": (
+        "SparseCrossV2",
+        lambda x: crossed("SparseCrossV2", tf.transpose(x)),
+        Input(tf.string, (2,)),
+    ),
     "Reverse": ("ReverseV2", lambda x: tf.reverse(x, [0])),
     "ReverseSequence of the rows": (
         "ReverseSequence",
@@ -290,6 +314,12 @@ def neighbours(x: Any) -> Any:
 
 
 UNPROVEN: Mapping[str, tuple[Function, *tuple[Input, ...]]] = {
+    "blocks against the mean of all": (lambda x: in_blocks(x, lambda y: y - tf.reduce_mean(y, 0)), IMAGE),
+    "blocks beside each other": (
+        lambda x: in_blocks(x, lambda y: tf.nn.conv2d(y, FILTERS, 1, "VALID") + tf.nn.conv2d(-y, FILTERS, 1, "VALID")),
+        IMAGE,
+    ),
+    "blocks of another shape": (lambda x: dilated(x, (4, 1)), IMAGE),
     "an operation that is not in the table": (tf.linalg.inv, Input(F, (3, 3))),
     **{
         f"numbers of rows as {dtype.name}": (

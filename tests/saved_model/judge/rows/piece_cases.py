@@ -20,6 +20,7 @@ from tests.saved_model.judge.rows.cases import (
     along_time,
     count_of,
     counted_segments,
+    crossed,
     embedded,
     grown,
     list_of_rows,
@@ -28,6 +29,7 @@ from tests.saved_model.judge.rows.cases import (
     segments,
     sparse_ids,
     sparse_segments,
+    sparse_words,
 )
 from tests.saved_model.judge.rows.graphs import Case, Input, examples, named
 
@@ -180,6 +182,32 @@ PIECES: list[Case] = [
                 WORD_IDS,
             ),
             "embeddings combined": (lambda x: [embedded(x, how) for how in ("sum", "mean", "sqrtn")], WORD_IDS),
+            "SparseReorder": (
+                lambda x: tf.sparse.to_dense(
+                    tf.sparse.reorder(
+                        tf.sparse.SparseTensor(
+                            (ids := sparse_ids(x)).indices, ids.values, [tf.shape(x, tf.int64)[0], 3]
+                        )
+                    )
+                ),
+                WORD_IDS,
+            ),
+            **{
+                f"{name} of as many entries in each row": (
+                    lambda x, y, name=name: crossed(name, tf.as_string(x), y),
+                    INTS,
+                    Input(S, (2,)),
+                )
+                for name in ("SparseCross", "SparseCrossV2", "SparseCrossHashed")
+            },
+            **{
+                f"{name} of sparse entries": (
+                    lambda x, y, name=name: crossed(name, y, sparse=sparse_words(x), width=12),
+                    TEXTS,
+                    Input(S, (2,)),
+                )
+                for name in ("SparseCross", "SparseCrossV2", "SparseCrossHashed")
+            },
             "SparseReshape": (
                 lambda x: tf.nn.safe_embedding_lookup_sparse(
                     TABLE, tf.sparse.reshape(ids := sparse_ids(x), ids.dense_shape)
