@@ -297,6 +297,10 @@ class FakeSource:
         """What is there is there."""
         return False
 
+    def misplaced(self, name: str) -> bool:
+        """There is no base path."""
+        return False
+
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """Follow these models."""
         self._configs = {model.name: model for model in models}

@@ -11,16 +11,18 @@ import errno
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from embedserve.config import AbsentVersions, ModelConfig, SpecificVersions, VersionPolicy, name_problem
 from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent, version_number
+from embedserve.saved_model.files import misplaced
 from embedserve.saved_model.files.completeness import Fingerprint, Look
+from embedserve.saved_model.files.misplaced import Child
 from embedserve.servable import ServableId
 
 __all__ = [
-    "Child",
     "Disk",
     "Listing",
     "ModelMemory",
@@ -42,19 +44,6 @@ class VersionDirectory:
     version: int
     path: Path
     fingerprint: Fingerprint
-
-
-@dataclass(frozen=True)
-class Child:
-    """One entry of a directory.
-
-    Attributes:
-        name: Its name.
-        is_directory: Whether a directory is there, or a link whose end was not looked at.
-    """
-
-    name: str
-    is_directory: bool
 
 
 @dataclass(frozen=True)
@@ -102,12 +91,14 @@ class Observation:
         since: When it was first seen to look like that.
         judged: Whether `lacking` is the verdict on these contents, so that they need not be read again.
         lacking: What is missing or cannot be read; None if nothing is, as far as is known.
+        misplaced: Whether something else than a SavedModel stands there, which no time makes one.
     """
 
     look: Look
     since: float
     judged: bool = False
     lacking: str | None = None
+    misplaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +129,8 @@ class ModelScan:
         problem: What is wrong with its base path, or None.
         unreadable: Whether the base path could not be read, so that nothing is known of what is there now.
         gone: Whether there is no base path.
-        holds_graph: Whether the base path holds a SavedModel itself.
+        instead: What the base path holds in place of versions, and what to do about it; None where nothing is known.
+        misplaced: Whether what is there has to be moved or converted before any of it is a version.
         place: Device and inode of the base path.
         notices: Texts to log once.
         due: When a version will have been quiet long enough, if one is being waited for.
@@ -150,7 +142,8 @@ class ModelScan:
     problem: str | None = None
     unreadable: bool = False
     gone: bool = False
-    holds_graph: bool = False
+    instead: str | None = None
+    misplaced: bool = False
     place: tuple[int, int] | None = None
     notices: tuple[str, ...] = ()
     due: float | None = None
@@ -211,7 +204,7 @@ def scan_root(
         _check_mount(root, memory.device, listing.device, any(child.is_directory for child in listing.children))
     except OSError as error:
         what = "does not exist (yet)" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        return RootScan(memory, problem=f"models directory {root} {what}", unreadable=True)
+        return RootScan(memory, problem=f"models directory {root} {what}{_meant(root, error, disk)}", unreadable=True)
     directories = {
         child.name
         for child in listing.children
@@ -237,6 +230,22 @@ def scan_root(
     )
 
 
+def _meant(path: Path, error: OSError, disk: Disk) -> str:
+    """After the error of a directory that is none: which may have been meant, or what the file becomes a version by."""
+    if isinstance(error, FileNotFoundError):
+        beside = [child.name for child in _entries(disk, path.parent) if child.is_directory]
+        return misplaced.nearly(path, beside)
+    found = misplaced.instead_of_directory(path) if isinstance(error, NotADirectoryError) else None
+    return f": {found}" if found else ""
+
+
+def _entries(disk: Disk, path: Path) -> Sequence[Child]:
+    try:
+        return disk.listing(path).children
+    except OSError:
+        return ()
+
+
 def _check_mount(path: Path, before: int | None, device: int, holds: bool) -> None:
     """Refuse to believe a directory that lost its contents and its device together: a mount point without its mount.
 
@@ -247,38 +256,24 @@ def _check_mount(path: Path, before: int | None, device: int, holds: bool) -> No
         raise OSError(errno.ENODEV, "it is empty now and on another device: its mount is gone", str(path))
 
 
-def diagnose(root: Path, children: Sequence[Child], graphs: Collection[str]) -> tuple[str, bool]:
+def diagnose(root: Path, children: Sequence[Child], instead: Iterable[str]) -> tuple[str, bool]:
     """Why there is no model under a readable root, and what to do about the usual mistakes.
 
     Args:
         root: The root.
         children: What it holds.
-        graphs: Names of the directories in it that hold a SavedModel themselves.
+        instead: What its directories hold in place of versions.
 
     Returns:
         The text, and whether the root cannot have been what was meant; an empty one is merely early.
     """
-    versions = [child.name for child in children if child.is_directory and version_number(child.name) is not None]
-    model = root.parent if _holds_graph(children) else root
-    if versions or model is not root:
-        what = (
-            f"holds version directories ({', '.join(sorted(versions)[:5])})" if versions else "is a version directory"
-        )
-        return (
-            f"{root} {what}, so it is not a directory of models. Pass {model.parent} to find every model in it, or "
-            f"ModelConfig(name={model.name!r}, base_path={str(model)!r}) for this model alone"
-        ), True
-    if graphs:
-        inner = root / min(graphs)
-        return (
-            f"{root} holds no models: {inner} holds a SavedModel itself, "
-            f"but a version needs a directory of its own. Move it to {inner / '1'}"
-        ), True
-    return f"no models found under {root}; expected {root}/<model name>/<version number>/saved_model.pb", False
-
-
-def _holds_graph(children: Sequence[Child]) -> bool:
-    return any(child.name in ("saved_model.pb", "saved_model.pbtxt", "model.tflite") for child in children)
+    found = misplaced.in_root(root, children, instead)
+    if found is not None:
+        return found, True
+    return (
+        f"no models found under {root}; expected {root}/<model name>/<version number>/saved_model.pb, "
+        f"as tf.saved_model.save(model, {str(root / 'my_model' / '1')!r}) makes it"
+    ), False
 
 
 # Versions of one model.
@@ -307,8 +302,7 @@ def scan_model(
         names, duplicates = find_versions((child.name for child in listing.children), policy)
         _check_mount(config.directory, memory.device, listing.device, bool(names))
     except OSError as error:
-        unreadable, gone = base_path_problem(config, error), isinstance(error, FileNotFoundError)
-        return ModelScan(memory, problem=unreadable, unreadable=True, gone=gone, notices=(unreadable,))
+        return _unreadable(config, memory, error, disk)
     found = {number: config.directory / name for number, name in names.items()}
     examination = _Examination(memory, found, disk, settle)
     slip = absent != "unload" and names_only_absent(policy, found)
@@ -327,7 +321,8 @@ def scan_model(
         f"Servable version {ServableId(config.name, number)} is not taken yet: {why}"
         for number, why in examination.lacking
     ]
-    problem = None if found else _no_versions(config, listing.children)
+    instead = None if found else misplaced.in_base_path(config.directory, listing.children, partial(_entries, disk))
+    problem = None if found else _no_versions(config, instead, empty=not listing.children)
     is_model = any(child.is_directory and version_number(child.name) is not None for child in listing.children)
     device = listing.device if found else memory.device
     return ModelScan(
@@ -335,10 +330,23 @@ def scan_model(
         found,
         examination.waiting,
         problem,
-        holds_graph=_holds_graph(listing.children),
+        instead=instead,
+        misplaced=instead is not None or (examination.misplaced and not aspired),
         place=(listing.device, listing.inode),
         notices=tuple(notices if problem is None else [*notices, problem]),
         due=examination.due,
+    )
+
+
+def _unreadable(config: ModelConfig, memory: ModelMemory, error: OSError, disk: Disk) -> ModelScan:
+    problem = f"{base_path_problem(config, error)}{_meant(config.directory, error, disk)}"
+    return ModelScan(
+        memory,
+        problem=problem,
+        unreadable=True,
+        gone=isinstance(error, FileNotFoundError),
+        misplaced=isinstance(error, NotADirectoryError),
+        notices=(problem,),
     )
 
 
@@ -363,9 +371,10 @@ def base_path_problem(config: ModelConfig, error: OSError) -> str:
     )
 
 
-def _no_versions(config: ModelConfig, children: Sequence[Child]) -> str:
+def _no_versions(config: ModelConfig, instead: str | None, empty: bool) -> str:
     path = config.directory
-    hint = f" It holds a SavedModel itself: move that to {path / '1'}." if _holds_graph(children) else ""
+    made = f"tf.saved_model.save(model, {str(path / '1')!r}) makes version 1" if empty else ""
+    hint = f" {instead or made}" if instead or made else ""
     return (
         f"No versions of servable {config.name} found under base path {path}. "
         f"Did you forget to name your leaf directory as a number (eg. '/1/')?{hint}"
@@ -391,6 +400,7 @@ class _Examination:
     def __init__(self, memory: ModelMemory, found: Mapping[int, Path], disk: Disk, settle: float) -> None:
         self.waiting: dict[int, str] = {}
         self.lacking: list[tuple[int, str]] = []
+        self.misplaced = False
         self.due: float | None = None
         self._before = memory.observations
         self._emitted: Mapping[int, VersionDirectory] = memory.aspired or {}
@@ -438,6 +448,7 @@ class _Examination:
         if observation.lacking is not None:
             self.waiting[number] = observation.lacking
             self.lacking.append((number, observation.lacking))
+            self.misplaced = self.misplaced or observation.misplaced
         elif observation.judged:
             return VersionDirectory(number, path, fingerprint)
         else:
@@ -464,7 +475,9 @@ class _Examination:
 
     def _judge(self, path: Path, observation: Observation) -> Observation:
         try:
-            return replace(observation, judged=True, lacking=self._disk.check(path))
+            lacking, list_ = self._disk.check(path), partial(_entries, self._disk)
+            instead = lacking and misplaced.in_version(path, list_(path), list_)
+            return replace(observation, judged=True, lacking=lacking, misplaced=bool(instead))
         except OSError as error:  # Not a verdict: asked again by the next scan.
             return replace(observation, lacking=f"{error.filename or path} cannot be read: {error.strerror or error}")
 

@@ -24,7 +24,6 @@ from typing import Any, Protocol
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.looks import MOST_THREADS, Look, LookThreads
 from embedserve.lifecycle.scan import (
-    Child,
     Listing,
     ModelMemory,
     ModelScan,
@@ -39,6 +38,7 @@ from embedserve.lifecycle.scan import (
 from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget
 from embedserve.saved_model.files.completeness import Look as Contents
 from embedserve.saved_model.files.completeness import check, look
+from embedserve.saved_model.files.misplaced import Child
 
 __all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
 
@@ -46,6 +46,10 @@ logger = logging.getLogger("embedserve")
 
 # Seconds for which a directory that goes on changing counts as a version that is about to be whole.
 COPY_PATIENCE = 10.0
+
+# Seconds for which what has to be moved or converted must stay as it is before nobody waits for a version any more.
+# Programs that export write into a directory of another name, and archives are unpacked beside themselves.
+MOVE_PATIENCE = 2.0
 
 # Seconds after which a look counts as hung: it is named, nobody waits for it, and what it looks at is left alone until
 # it comes back.
@@ -153,6 +157,7 @@ class _Part:
         self.regular = math.inf
         self.due: float | None = None
         self.since: float | None = None  # A version that is wanted has been changing.
+        self.misplaced: float | None = None  # Since when something else than versions stands there.
         self.hung: str | None = None
         self.epoch = 0
         self.target: WatchTarget | None = None
@@ -241,8 +246,8 @@ class FileSystemSource:
             return None, False
         if self.unread:
             return f"models directory {root.path} has not been looked at yet", False
-        graphs = [part.path.name for part in parts if part.scan is not None and part.scan.holds_graph]
-        return diagnose(root.path, scan.children, graphs)
+        instead = [part.scan.instead for part in parts if part.scan is not None and part.scan.instead is not None]
+        return diagnose(root.path, scan.children, instead)
 
     @property
     def unread(self) -> bool:
@@ -273,6 +278,12 @@ class FileSystemSource:
         if part.scan is None:
             return True
         return part.since is not None and time.monotonic() < part.since + self._options.settle + COPY_PATIENCE
+
+    def misplaced(self, name: str) -> bool:
+        """Whether what stands at a model's base path has to be moved or converted first, and nobody is at it."""
+        part = self._parts.get(name)
+        since = None if part is None else part.misplaced
+        return since is not None and time.monotonic() >= since + self._options.settle + MOVE_PATIENCE
 
     def found(self, name: str) -> Mapping[int, Path]:
         """Every version directory of a model that the last look saw, whole or not, wanted or not."""
@@ -508,6 +519,7 @@ class FileSystemSource:
             part.since = None
         elif part.since is None:
             part.since = time.monotonic()
+        part.misplaced = (part.misplaced or time.monotonic()) if scan.misplaced else None
         if scan.place is not None or scan.gone:  # What cannot be read just now is watched on.
             part.target = None if scan.place is None else WatchTarget(part.path, *scan.place)
         if self._root is not None and scan.gone and scan.memory.is_model and (before is None or not before.gone):
@@ -571,10 +583,20 @@ class FileSystemSource:
             if trouble != part.trouble:
                 part.trouble = trouble
                 self._call(self._listener.on_trouble, name, trouble)
+        if self._told_models:
+            self._tell_instead()
         diagnosis = None if self.unread else self.diagnosis
         if diagnosis is not None and diagnosis != self._said:
             logger.warning("%s", diagnosis)
         self._said = diagnosis
+
+    def _tell_instead(self) -> None:
+        """Log what directories beside models hold in place of versions; where there is no model, the diagnosis does."""
+        for part in self._parts.values():
+            if part.scan is not None and part.scan.instead is not None and not self._is_visible(part):
+                if part.scan.instead not in part.noticed:
+                    logger.warning("%s", part.scan.instead)
+                part.noticed = frozenset((part.scan.instead,))
 
     def _targets(self) -> list[WatchTarget]:
         """The outermost directories."""

@@ -81,6 +81,10 @@ class CombinedSource:
         """Whether a version of the model is on its way by itself: it is being fetched, or was copied a moment ago."""
         return (self._remote if self._is_remote(name) else self._local).coming(name)
 
+    def misplaced(self, name: str) -> bool:
+        """Whether what stands at a model's base path has to be moved or converted before any of it is a version."""
+        return not self._is_remote(name) and self._local.misplaced(name)
+
     def stores(self) -> Mapping[str, StoreStatistics]:
         """How the sync of each remote model goes; readable from any thread."""
         return self._remote.statistics()

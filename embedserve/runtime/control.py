@@ -14,7 +14,7 @@ from embedserve.lifecycle.manager import Manager
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.runtime.models import Models
 from embedserve.runtime.source import Source
-from embedserve.runtime.starting import Prospect
+from embedserve.runtime.starting import LOOK_INTERVAL, Prospect
 from embedserve.servable import State
 
 __all__ = ["Control"]
@@ -105,7 +105,10 @@ class Control:
             prospect = self._models.prospect(name)
             return prospect in (Prospect.SERVED, Prospect.HOPELESS) or name not in self._models.configs
 
-        await self._monitor.wait_until(lambda: all(map(decided, added)), self._options.start_timeout)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._options.start_timeout
+        while not all(map(decided, added)) and (left := deadline - loop.time()) > 0:
+            await self._monitor.wait_until(lambda: all(map(decided, added)), min(left, LOOK_INTERVAL))
         missing = [name for name in added if not self._manager.available(name)]
         if missing:
             listed = "".join(f"{self._why_missing(name)}, " for name in missing)

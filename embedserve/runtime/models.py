@@ -56,6 +56,8 @@ class Models:
         untried = any(v.error is None and v.state in (State.START, State.LOADING) for v in versions)
         if untried or self._source.coming(name):
             return Prospect.COMING
+        if not versions and self._source.misplaced(name):
+            return Prospect.HOPELESS
         hopeless = bool(versions) and all(
             v.failed and (v.state is State.END or v.failures >= ATTEMPTS_AT_START) for v in versions
         )

@@ -49,7 +49,7 @@ from embedserve.request_log.records import predict_exchange
 from embedserve.runtime.control import Control
 from embedserve.runtime.models import Models
 from embedserve.runtime.source import MakeSource, watch
-from embedserve.runtime.starting import Outcome, Start
+from embedserve.runtime.starting import LOOK_INTERVAL, Outcome, Start
 from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.store_url import StoreUrl
@@ -91,8 +91,6 @@ MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, Re
 
 _POLICIES = {"availability": availability_preserving, "resource": resource_preserving}
 
-# Seconds between two looks at a start besides those after every change: how long a copy counts as coming is bounded.
-LOOK_INTERVAL = 1.0
 
 
 def load_saved_model(

@@ -44,6 +44,9 @@ class Source(Protocol):
     def coming(self, name: str) -> bool:
         """Whether a version of the model is on its way by itself: it is being fetched, or was copied a moment ago."""
 
+    def misplaced(self, name: str) -> bool:
+        """Whether what stands at a model's base path has to be moved or converted before any of it is a version."""
+
     @property
     def diagnosis(self) -> str | None:
         """Why the last scan discovered no model, and what to do, or None."""

@@ -9,7 +9,10 @@ from collections.abc import Collection, Mapping
 from enum import Enum, auto
 from typing import Literal, TypeAlias
 
-__all__ = ["Outcome", "Prospect", "Requires", "Start"]
+__all__ = ["LOOK_INTERVAL", "Outcome", "Prospect", "Requires", "Start"]
+
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks at prospects besides those after every change: time alone makes some of them worse."""
 
 Requires: TypeAlias = Literal["all", "any"]
 

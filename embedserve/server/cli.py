@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,6 @@ logger = logging.getLogger("embedserve")
 
 PROGRAM = "python -m embedserve"
 EXIT_BAD_FLAGS = 255
-# Seconds that the check of the models directory may take before the server starts without it.
-ROOT_SECONDS = 5.0
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -136,7 +133,7 @@ def _models(
         for name in ("model_config_file", "model_base_path", "saved_model_tags", "platform_config_file"):
             if name in flags:
                 raise ConfigError(f"give a directory of models or --{name}, not both")
-        return _root(flags.directory), None, None
+        return location(flags.directory), None, None
     if config_file:
         path = Path(os.path.abspath(config_file))
         proto = read_model_server_config(path)
@@ -157,38 +154,6 @@ def _models(
     where = redacted(base_path)
     logger.info("Building single TensorFlow model file config:  model_name: %s model_base_path: %s", name, where)
     return None, (validated(ModelConfig, {**platform.model_options, "name": name, "base_path": base_path}),), None
-
-
-def _root(directory: str) -> Path | StoreUrl:
-    root = location(directory)
-    if isinstance(root, StoreUrl):
-        return root
-    findings: list[ConfigError | None] = []
-    check = threading.Thread(target=lambda: findings.append(_root_problem(root, directory)), daemon=True)
-    check.start()
-    check.join(ROOT_SECONDS)  # On a mount that hangs the server starts, and names it.
-    if findings and findings[0] is not None:
-        raise findings[0]
-    return root
-
-
-def _root_problem(root: Path, directory: str) -> ConfigError | None:
-    try:
-        return _root_misuse(root, directory)
-    except OSError as error:
-        return ConfigError(f"models directory {root} cannot be read: {error.strerror}", code=Code.UNAVAILABLE)
-
-
-def _root_misuse(root: Path, directory: str) -> ConfigError | None:
-    if not root.is_dir():
-        return ConfigError(f"there is no directory of models at {root}", code=Code.NOT_FOUND)
-    versions = [child.name for child in root.iterdir() if child.name.isdecimal() and child.is_dir()]
-    if versions and (root / versions[0] / "saved_model.pb").exists():
-        return ConfigError(
-            f"{root} holds versions ({', '.join(sorted(versions)[:5])}) of one model, not models: serve it with "
-            f"--model_base_path={directory} --model_name={root.name}, or name its parent directory"
-        )
-    return None
 
 
 def _check_labels(models: Sequence[ModelConfig], options: RegistryOptions) -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from embedserve.config import AbsentVersions, AllVersions, LatestVersions, ModelConfig, SpecificVersions, VersionPolicy
 from embedserve.lifecycle.scan import (
-    Child,
     Listing,
     ModelMemory,
     ModelScan,
@@ -25,6 +24,7 @@ from embedserve.lifecycle.scan import (
     scan_root,
 )
 from embedserve.saved_model.files.completeness import FileStamp, Look
+from embedserve.saved_model.files.misplaced import Child
 
 ROOT = Path("/models")
 SETTLE = 1.0
@@ -121,6 +121,7 @@ class Scanner:
         self.directories: dict[str, Path] = {}
         self.last = Scan({}, {}, None, (), None)
         self.absent: AbsentVersions = "keep"
+        self.misused = False
 
     def scan(self, after: float = 0.0) -> Scan:
         self.disk.now += after
@@ -135,8 +136,8 @@ class Scanner:
         visible = [name for name, scan in models.items() if name in self.configured or scan.memory.is_model]
         diagnosis = self.root_scan.problem
         if self.root is not None and diagnosis is None and not any(models[name].memory.is_model for name in names):
-            graphs = [name for name in names if models[name].holds_graph]
-            diagnosis = diagnose(self.root, self.root_scan.children, graphs)[0]
+            instead = [text for name in names if (text := models[name].instead) is not None]
+            diagnosis, self.misused = diagnose(self.root, self.root_scan.children, instead)
         self.memories = {name: model.memory for name, model in models.items()}
         self.directories = {name: config.directory for name, config in configs.items()}
         notices = [notice for name in visible for notice in models[name].notices]
@@ -347,8 +348,10 @@ class TestDeletions:
         assert scanner.aspired() == {}
         assert result.models["m"].problem == (
             "No versions of servable m found under base path /models/m. "
-            "Did you forget to name your leaf directory as a number (eg. '/1/')?"
+            "Did you forget to name your leaf directory as a number (eg. '/1/')? "
+            "tf.saved_model.save(model, '/models/m/1') makes version 1"
         )
+        assert not result.models["m"].misplaced
 
     def test_a_base_path_that_loses_its_mount_is_unreadable_and_not_empty(self, scanner: Scanner) -> None:
         scanner.versions()["1"] = Version()
@@ -587,22 +590,32 @@ class TestDiagnosis:
     @pytest.mark.parametrize(
         ("models", "text"),
         [
-            ({}, "no models found under /models; expected /models/<model name>/<version number>/saved_model.pb"),
+            (
+                {},
+                "no models found under /models; expected /models/<model name>/<version number>/saved_model.pb, "
+                "as tf.saved_model.save(model, '/models/my_model/1') makes it",
+            ),
             (
                 {"1": {"saved_model.pb": Version(is_file=True)}, "2": {}},
                 "/models holds version directories (1, 2), so it is not a directory of models. "
-                "Pass / to find every model in it, or ModelConfig(name='models', base_path='/models') "
-                "for this model alone",
+                "Pass / to find every model in it, or models=['/models'] to ModelRegistry, or --model_name=models "
+                "--model_base_path=/models on the command line",
             ),
             (
                 {"saved_model.pb": {}, "variables": {}},
-                "/models is a version directory, so it is not a directory of models. Pass / to find every model in it, "
-                "or ModelConfig(name='', base_path='/') for this model alone",
+                "/models holds a SavedModel itself, but a version needs a directory of its own. "
+                "Run `mkdir -p /models/models/1 && mv /models/saved_model.pb /models/variables /models/models/1`",
             ),
             (
                 {"digits": {"saved_model.pb": Version(is_file=True)}},
-                "/models holds no models: /models/digits holds a SavedModel itself, but a version needs a "
-                "directory of its own. Move it to /models/digits/1",
+                "/models holds no models: /models/digits holds a SavedModel itself, but a version needs a directory of "
+                "its own. Run `mkdir -p /models/digits/1 && mv /models/digits/saved_model.pb /models/digits/1`",
+            ),
+            (
+                {"digits": {"digits.keras": Version(is_file=True)}},
+                "/models holds no models: /models/digits/digits.keras is a Keras model, and a version is a SavedModel "
+                "directory. Run `python -c 'import keras; "
+                'keras.models.load_model("/models/digits/digits.keras").export("/models/digits/1")\'`',
             ),
         ],
     )
@@ -612,6 +625,18 @@ class TestDiagnosis:
         result = scanner.scan()
         assert result.diagnosis == text
         assert result.notices == (text,)
+        assert scanner.misused == bool(models)
+
+    def test_a_base_path_whose_contents_have_to_be_moved_is_told_from_an_empty_one(self, scanner: Scanner) -> None:
+        scanner.versions()["m.zip"] = Version(is_file=True)
+        result = scanner.scan()
+        assert result.models["m"].misplaced
+        assert "Run `mkdir -p /models/m/1 && unzip /models/m/m.zip -d /models/m/1`" in (
+            result.models["m"].problem or ""
+        )
+        scanner.versions()["1"] = Version(lacking="half")
+        scanner.settle()
+        assert not scanner.last.models["m"].misplaced
 
 
 @settings(max_examples=200, deadline=None)

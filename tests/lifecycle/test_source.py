@@ -312,7 +312,8 @@ class TestBasePaths:
         assert listener.aspired["m"] == {}
         assert [record.message for record in caplog.records] == [
             f"No versions of servable m found under base path {tmp_path}/m. "
-            "Did you forget to name your leaf directory as a number (eg. '/1/')?"
+            f"Did you forget to name your leaf directory as a number (eg. '/1/')? "
+            f"tf.saved_model.save(model, '{tmp_path}/m/1') makes version 1"
         ]
 
     async def test_a_missing_one_does_not_freeze_the_others(
@@ -333,9 +334,26 @@ class TestBasePaths:
         source = await open_source(tmp_path / "digits")
         assert source.diagnosis == (
             f"{tmp_path}/digits holds version directories (1), so it is not a directory of models. Pass {tmp_path} to "
-            f"find every model in it, or ModelConfig(name='digits', base_path='{tmp_path}/digits') for this model alone"
+            f"find every model in it, or models=['{tmp_path}/digits'] to ModelRegistry, or --model_name=digits "
+            f"--model_base_path={tmp_path}/digits on the command line"
         )
         assert source.diagnosis in caplog.messages
+
+    async def test_what_is_no_model_beside_models_is_told_once(
+        self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        install(saved, tmp_path / "m" / "1")
+        install(saved, tmp_path / "other" / "v2")
+        (tmp_path / "notes").mkdir()
+        source = await open_source(tmp_path)
+        await listener.until_aspired("m", 1)
+        for _ in range(3):
+            await source.scan_now()
+        assert [record.message for record in caplog.records if "other" in record.message] == [
+            f"{tmp_path}/other has no version whose name is a number, but 'v2'. "
+            f"Run `mv {tmp_path}/other/v2 {tmp_path}/other/2`"
+        ]
+        assert "notes" not in caplog.text
 
 
 class TestRequests:

@@ -238,7 +238,8 @@ def test_the_text_names_what_is_missing(damage: Callable[[Path], object], expect
 def test_a_version_directory_nested_too_deep_is_pointed_out(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "1" / "1")
     assert missing(tmp_path / "1") == (
-        f"{tmp_path}/1/saved_model.pb is missing (found 1; {tmp_path}/1/1 looks like the version directory)"
+        f"{tmp_path}/1/saved_model.pb is missing (found 1): {tmp_path}/1/1 holds the SavedModel. "
+        f"Run `mv {tmp_path}/1/1/* {tmp_path}/1`"
     )
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from embedserve.saved_model.files.misplaced import Child, in_version
+
 if TYPE_CHECKING:
     from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
@@ -225,9 +227,16 @@ def _check_without_graph(path: Path, names: set[str]) -> str | None:
     found = (
         f"found {', '.join(visible[:8])}{', ...' if len(visible) > 8 else ''}" if visible else "the directory is empty"
     )
-    nested = next((name for name in visible if name.isdecimal() and (path / name / _GRAPH_FILES[0]).exists()), None)
-    hint = f"; {path / nested} looks like the version directory" if nested is not None else ""
-    return f"{path / _GRAPH_FILES[0]} is missing ({found}{hint})"
+    instead = in_version(path, _children(path), _children)
+    return f"{path / _GRAPH_FILES[0]} is missing ({found}){f': {instead}' if instead else ''}"
+
+
+def _children(path: Path) -> list[Child]:
+    try:
+        with os.scandir(path) as entries:
+            return [Child(entry.name, entry.is_dir()) for entry in entries]
+    except OSError:
+        return []
 
 
 def _check_tflite(path: Path, names: set[str]) -> str | None:

@@ -167,6 +167,10 @@ class _ToldSource:
         """The supervisor knows."""
         return False
 
+    def misplaced(self, name: str) -> bool:
+        """The supervisor knows."""
+        return False
+
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """The supervisor tells."""
 
