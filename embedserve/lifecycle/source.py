@@ -11,9 +11,8 @@ import asyncio
 import errno
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,9 +21,9 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.lifecycle.file_system import FileSystem
 from embedserve.lifecycle.looks import MOST_THREADS, Look, LookThreads
 from embedserve.lifecycle.scan import (
-    Listing,
     ModelMemory,
     ModelScan,
     RootMemory,
@@ -36,9 +35,6 @@ from embedserve.lifecycle.scan import (
     scan_root,
 )
 from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget
-from embedserve.saved_model.files.completeness import Look as Contents
-from embedserve.saved_model.files.completeness import check, look
-from embedserve.saved_model.files.misplaced import Child
 
 __all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
 
@@ -59,9 +55,6 @@ LOOK_SECONDS = 10.0
 START_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
 
-# Entries of a directory: far more than models or versions there are, and soon reached where the path was mistaken.
-MAX_ENTRIES = 20_000
-
 # A directory whose look takes long is left alone for so many times as long, whatever `poll_interval` says.
 _REST = 4.0
 
@@ -80,58 +73,6 @@ class SourceListener(Protocol):
 
     def on_trouble(self, name: str, trouble: str | None) -> None:
         """What keeps the source from finding new versions of a model changed; None where nothing does."""
-
-
-class _FileSystem:
-    """The real `Disk`."""
-
-    def time(self) -> float:
-        return time.monotonic()
-
-    def listing(self, path: Path, follow: bool = True) -> Listing:
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-        try:
-            with os.scandir(directory) as entries:
-                children = list(_children(entries, path, _leads_to_directory if follow else _may_be_directory))
-            status = os.fstat(directory)
-        finally:
-            os.close(directory)
-        return Listing(status.st_dev, status.st_ino, children)
-
-    def leads_nowhere(self, path: Path) -> bool:
-        return not path.exists()
-
-    def look(self, path: Path) -> Contents:
-        return look(path)
-
-    def check(self, path: Path) -> str | None:
-        return check(path)
-
-
-def _children(
-    entries: Iterable[os.DirEntry[str]], path: Path, is_directory: Callable[[os.DirEntry[str]], bool | None]
-) -> Iterator[Child]:
-    for number, entry in enumerate(entries):
-        if number == MAX_ENTRIES:
-            raise OSError(errno.EFBIG, f"more than {MAX_ENTRIES} entries are in it", str(path))
-        try:
-            kind = is_directory(entry)
-        except OSError:  # It is there, so that nobody takes it for deleted.
-            kind = True
-        if kind is not None:
-            yield Child(entry.name, kind)
-
-
-def _leads_to_directory(entry: os.DirEntry[str]) -> bool | None:
-    """None for a link that leads nowhere."""
-    if entry.is_dir():
-        return True
-    return False if entry.is_file() or not entry.is_symlink() else None
-
-
-def _may_be_directory(entry: os.DirEntry[str]) -> bool | None:
-    """As told by the directory that lists it; what a link leads to may hang."""
-    return entry.is_dir(follow_symlinks=False) or entry.is_symlink()
 
 
 class _Part:
@@ -197,7 +138,7 @@ class FileSystemSource:
     def __init__(self, options: RegistryOptions, root: Path | None, listener: SourceListener) -> None:
         self._options = options
         self._listener = listener
-        self._disk = _FileSystem()
+        self._disk = FileSystem()
         self._configured: dict[str, ModelConfig] = {}
         self._policies: dict[str, VersionPolicy] = {}
         self._discovered: dict[str, ModelConfig] = {}

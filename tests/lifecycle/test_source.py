@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
+from embedserve.lifecycle import file_system
 from embedserve.lifecycle import source as source_module
 from embedserve.lifecycle.scan import ModelMemory, scan_model
 from embedserve.lifecycle.source import FileSystemSource, VersionDirectory
@@ -154,14 +155,14 @@ class TestFollowing:
         await listener.until_aspired("m", 1)
         await source.scan_now()
         scans = 0
-        real = source_module._FileSystem.look
+        real = file_system.FileSystem.look
 
         def counting(disk: Any, path: Path) -> Any:
             nonlocal scans
             scans += 1
             return real(disk, path)
 
-        monkeypatch.setattr(source_module._FileSystem, "look", counting)
+        monkeypatch.setattr(file_system.FileSystem, "look", counting)
         await source.scan_now()
         await source.scan_now()
         assert scans <= 3  # One each, and one hint that may have been under way.
@@ -474,7 +475,7 @@ class TestRobustness:
         for name in ("a", "hung", "z"):
             await listener.until_aspired(name, 1)
         back = threading.Event()
-        listing = source_module._FileSystem.listing
+        listing = file_system.FileSystem.listing
 
         def hang(disk: Any, path: Path, follow: bool = True) -> Any:
             if path.name == "hung":
@@ -482,7 +483,7 @@ class TestRobustness:
             return listing(disk, path, follow)
 
         monkeypatch.setattr(source_module, "LOOK_SECONDS", 0.2)
-        monkeypatch.setattr(source_module._FileSystem, "listing", hang)
+        monkeypatch.setattr(file_system.FileSystem, "listing", hang)
         for name in ("a", "hung", "z"):
             install(saved, tmp_path / name / "2")
         await listener.until_aspired("a", 2)
@@ -519,7 +520,7 @@ class TestRobustness:
                 await source.aclose()
 
 
-class SteppedDisk(source_module._FileSystem):
+class SteppedDisk(file_system.FileSystem):
     """The real file system, on a clock that only the test moves."""
 
     def __init__(self) -> None:

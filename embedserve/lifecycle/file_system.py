@@ -1,0 +1,70 @@
+"""FileSystem: the disk that a scan asks, as it is. Every call may block, and runs in a thread; knows no model."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from embedserve.lifecycle.scan import Listing
+from embedserve.saved_model.files.completeness import Look, check, look
+from embedserve.saved_model.files.misplaced import Child
+
+__all__ = ["FileSystem"]
+
+# Entries of a directory: far more than models or versions there are, and soon reached where the path was mistaken.
+MAX_ENTRIES = 20_000
+
+
+class FileSystem:
+    """The real `Disk` (`scan`)."""
+
+    def time(self) -> float:
+        return time.monotonic()
+
+    def listing(self, path: Path, follow: bool = True) -> Listing:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        try:
+            with os.scandir(directory) as entries:
+                children = list(_children(entries, path, _leads_to_directory if follow else _may_be_directory))
+            status = os.fstat(directory)
+        finally:
+            os.close(directory)
+        return Listing(status.st_dev, status.st_ino, children)
+
+    def leads_nowhere(self, path: Path) -> bool:
+        return not path.exists()
+
+    def look(self, path: Path) -> Look:
+        return look(path)
+
+    def check(self, path: Path) -> str | None:
+        return check(path)
+
+
+def _children(
+    entries: Iterable[os.DirEntry[str]], path: Path, is_directory: Callable[[os.DirEntry[str]], bool | None]
+) -> Iterator[Child]:
+    for number, entry in enumerate(entries):
+        if number == MAX_ENTRIES:
+            raise OSError(errno.EFBIG, f"more than {MAX_ENTRIES} entries are in it", str(path))
+        try:
+            kind = is_directory(entry)
+        except OSError:  # It is there, so that nobody takes it for deleted.
+            kind = True
+        if kind is not None:
+            yield Child(entry.name, kind)
+
+
+def _leads_to_directory(entry: os.DirEntry[str]) -> bool | None:
+    """None for a link that leads nowhere."""
+    if entry.is_dir():
+        return True
+    return False if entry.is_file() or not entry.is_symlink() else None
+
+
+def _may_be_directory(entry: os.DirEntry[str]) -> bool | None:
+    """As told by the directory that lists it; what a link leads to may hang."""
+    return entry.is_dir(follow_symlinks=False) or entry.is_symlink()
