@@ -92,7 +92,6 @@ MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, Re
 _POLICIES = {"availability": availability_preserving, "resource": resource_preserving}
 
 
-
 def load_saved_model(
     id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
 ) -> Loader:
