@@ -9,7 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,46 +19,16 @@ import embedserve
 PACKAGE = Path(embedserve.__file__).parent
 MAX_LINES = 600
 
-# A module imports only from layers above its own (docs/architecture.md); a layer's modules may import each other.
-LAYERS: tuple[frozenset[str], ...] = tuple(
-    frozenset(names.split())
-    for names in (
-        "errors",
-        "store_url",
-        "concurrency",
-        "config",
-        "tensors",
-        "priority servable observer",
-        "signature",
-        "tfs.protos tfs.batching",
-        "saved_model",
-        "batching request_log",
-        "lifecycle",
-        "remote",
-        "handle tfs.examples runtime",
-        "registry",
-        "metrics testing",
-        "http",
-        "asgi",
-        "rest grpc",
-        "tfs.config",
-        "server ray bench verify",
-        "tfs",
-        "__main__ __init__",
-    )
-)
-PARTS = frozenset().union(*LAYERS)
-
-# Third-party packages with a cost or a side effect at import, and the parts that may name them at module level.
-# Everything else imports them inside a function, or not at all.
+# Third-party packages with a cost or a side effect at import, and the parts that may import them at module level. Which
+# rooms may import them inside a function says [tool.importlinter] in pyproject.toml.
 ONLY_IN = {
     "tensorflow": {"saved_model"},
-    "tensorflow_serving": {"tensors", "grpc", "tfs.examples", "saved_model", "tfs.config"},
+    "tensorflow_serving": {"grpc"},
     "grpc": {"grpc"},
-    "starlette": {"rest", "metrics"},
-    "uvicorn": {"server", "rest"},
+    "starlette": {"rest"},
+    "uvicorn": {"rest"},
     "prometheus_client": {"metrics"},
-    "watchfiles": {"lifecycle"},
+    "watchfiles": set(),
     "fsspec": {"remote"},
     "ray": set(),
 }
@@ -68,22 +38,9 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def part_of(path: Path) -> str:
-    """`embedserve/batching/merge.py` belongs to `batching`, `embedserve/tfs/config.py` to `tfs.config`."""
-    return part(path.relative_to(PACKAGE).with_suffix("").parts)
-
-
-def part(names: Sequence[str]) -> str:
-    """The part that a module belongs to: a room of its own, or one with its module where `LAYERS` tells them apart."""
-    two = ".".join(names[:2])
-    return two if two in PARTS else names[0]
-
-
-def layer_of(part: str) -> int:
-    for number, names in enumerate(LAYERS):
-        if part in names:
-            return number
-    raise AssertionError(f"{part} is in no layer: add it to LAYERS and to docs/architecture.md")
+def room_of(path: Path) -> str:
+    """`embedserve/batching/merge.py` is in the room `batching`, `embedserve/config.py` in `config`."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -109,28 +66,18 @@ def imports(node: ast.AST, *, functions: bool) -> Iterator[tuple[str, int]]:
         yield from imports(child, functions=functions)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_layers_above_its_own(path: Path) -> None:
-    own = layer_of(part_of(path))
-    found = []
-    for name, line in imports(ast.parse(path.read_text()), functions=False):
-        top, _, rest = name.partition(".")
-        if top != "embedserve" or not rest:
-            continue
-        names = rest.split(".")
-        if (PACKAGE / names[0]).exists() or (PACKAGE / f"{names[0]}.py").exists():
-            other = layer_of(part(names))
-            if other > own or (other == own and {part(names), part_of(path)} == {"rest", "grpc"}):
-                found.append(f"line {line}: {name}")
-    assert not found
+def test_the_contracts_on_imports_are_kept() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_heavy_packages_are_imported_only_where_allowed(path: Path) -> None:
+def test_heavy_packages_are_imported_with_a_module_only_where_allowed(path: Path) -> None:
     found = [
         f"line {line}: {name}"
         for name, line in imports(ast.parse(path.read_text()), functions=False)
-        if (top := name.split(".")[0]) in ONLY_IN and part_of(path) not in ONLY_IN[top]
+        if (top := name.split(".")[0]) in ONLY_IN and room_of(path) not in ONLY_IN[top]
     ]
     assert not found
 
