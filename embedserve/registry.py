@@ -208,7 +208,7 @@ class ModelRegistry(RegistryView):
             await self._on_loop(self._end)
 
     async def _end(self, runtime: Runtime) -> None:
-        closing = asyncio.ensure_future(runtime.aclose())
+        closing = runtime.closing = runtime.closing or asyncio.ensure_future(runtime.aclose())
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
@@ -278,7 +278,11 @@ class ModelRegistry(RegistryView):
                 raise RegistryStateError(
                     "close() on the registry's own event loop would wait for itself: await aclose()"
                 )
-            self._sync(self.aclose)
+            try:
+                self._sync(self.aclose)
+            except RegistryStateError:
+                if not runtime.closed:  # Else another thread has left it just now.
+                    raise
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled, as for a child process."""

@@ -20,7 +20,7 @@ from tests.support import saved_models
 from tests.support.pages import Recipe
 from tests.support.programs import ROOT, answers, fetch, free_port, program, run_program, wait_until
 
-pytestmark = pytest.mark.timeout(300)  # Programs that import TensorFlow.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # Programs that import TensorFlow.
 
 PAGE = ROOT / "docs" / "hosting.md"
 MODEL = "v1/models/half_plus_two"

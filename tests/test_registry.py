@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -606,6 +607,22 @@ def test_threads_that_ensure_the_start_share_one_private_entry() -> None:
     registry.close()
     assert not registry.started
     registry.close()  # Nothing is left to do.
+
+
+def test_several_threads_may_close_and_each_returns_when_it_is_left() -> None:
+    gate = Gate()
+    registry = FakeRegistry({"m": {1: FakeLoader(gate=gate)}}, drain_timeout=0.05)
+    registry.ensure_started_sync()
+    with ThreadPoolExecutor(4) as threads:
+        threads.submit(registry.predict_sync, "m", [1.0])
+        while not registry.statistics().busy_threads:
+            time.sleep(0.001)
+        closing = [threads.submit(registry.close) for _ in range(3)]
+        for each in closing:
+            each.result(30)
+            assert not registry.started
+        gate.open()
+    assert registry.loop is None
 
 
 async def test_close_on_the_registrys_own_loop_says_what_to_do_instead() -> None:

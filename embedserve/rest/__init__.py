@@ -1,7 +1,8 @@
-"""TensorFlow Serving's REST API over a registry, for any ASGI host; imports no web framework until one is needed."""
+"""TensorFlow Serving's REST API for any ASGI or WSGI host; imports no web framework until one is needed."""
 
 from __future__ import annotations
 
 from embedserve.rest.app import DEFAULT_METRICS_PATH, RestApp, create_app, routes
+from embedserve.rest.wsgi import WsgiApp
 
-__all__ = ["DEFAULT_METRICS_PATH", "RestApp", "create_app", "routes"]
+__all__ = ["DEFAULT_METRICS_PATH", "RestApp", "WsgiApp", "create_app", "routes"]

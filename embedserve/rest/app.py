@@ -172,6 +172,11 @@ class RestApp:
         if metrics is not None and metrics not in registry.observers:
             registry.observers.add(metrics)
 
+    @property
+    def registry(self) -> ModelRegistry:
+        """Whose models it serves."""
+        return self._registry
+
     def __repr__(self) -> str:
         return f"<RestApp of {self._registry!r}>"
 

@@ -144,6 +144,7 @@ class Runtime(OwnerLoop):
         )
         self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
         self._starting: asyncio.Task[None] | None = None
+        self.closing: asyncio.Task[None] | None = None
         self.source = (make_source or watch)(options, root, self)
         labels_changed = None if coordinator is None else coordinator.serving_changed
         self.models = Models(self.manager, self.monitor, self.source, labels_changed)

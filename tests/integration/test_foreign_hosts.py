@@ -176,6 +176,7 @@ for enter in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "patch", "module"),
     [
@@ -209,12 +210,14 @@ with FakeRegistry({"m": {1: FakeLoader()}}) as reg:
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_patched_after_the_entry_is_refused_too() -> None:
     first, second = run_program("-c", LATE, timeout=60).splitlines()
     assert first == "[11.]"
     assert second.startswith("RegistryStateError gevent has patched the module socket here")
 
 
+@pytest.mark.slow
 def test_gevent_that_patches_nothing_asks_from_its_thread_pool() -> None:
     code = """
 import gevent

@@ -1,0 +1,201 @@
+"""The REST API as a WSGI application: for Flask, Django and other hosts that have threads and no event loop.
+
+Runs the ASGI application on the registry's loop for a thread of the host, which reads the body and writes the answer.
+Knows no route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from http import HTTPStatus
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from embedserve.asgi.sending import PIECE
+from embedserve.errors import RegistryStateError
+from embedserve.rest.errors import error_response
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+    from embedserve.asgi.calls import Scope
+    from embedserve.rest.app import RestApp
+
+__all__ = ["WsgiApp"]
+
+Event: TypeAlias = "tuple[dict[str, Any], asyncio.Future[Any] | None]"
+
+# Hosts keep the connection, and WSGI forbids applications to name it.
+_OF_THE_HOST = frozenset({b"connection"})
+
+
+class WsgiApp:
+    """WSGI application over the REST application of a registry.
+
+    The registry is entered in the process that answers, after its fork: `registry.ensure_started_sync()`. Before that,
+    requests get 503 with this advice. Mounted below a prefix by whatever sets `SCRIPT_NAME`.
+
+    WSGI cannot tell that a client has gone while it waits, so its run goes on; while the answer is written it can.
+
+    Args:
+        app: What `create_app(registry)` makes.
+    """
+
+    def __init__(self, app: RestApp) -> None:
+        self._app = app
+
+    def __repr__(self) -> str:
+        return f"<WsgiApp of {self._app!r}>"
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        """Answer one request; the iterator writes it, and must be closed as WSGI demands."""
+        registry = self._app.registry
+        try:
+            registry.check_reachable()
+        except RegistryStateError:  # The application says so, on a loop for this one answer.
+            exchange = _Exchange(environ)
+            asyncio.run(self._app(_scope_of(environ), exchange.receive, exchange.send))
+            exchange.end()
+        else:
+            assert registry.loop is not None
+            exchange = _Exchange(environ)
+            exchange.run_on(registry.loop, self._app, _scope_of(environ))
+        return exchange.answer(start_response)
+
+
+class _Exchange:
+    """One request: coroutines of the loop on one side, the host's thread on the other, events between them."""
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self._input = environ["wsgi.input"]
+        length = environ.get("CONTENT_LENGTH") or ""
+        # Without a length the body ends where the host says so, or there is none.
+        self._left = int(length) if length.isdigit() else None if environ.get("wsgi.input_terminated") else 0
+        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        self._call: Future[None] | None = None
+        self._body_ended = False
+        # A small body is read before the loop is asked, which saves two changes of threads.
+        self._first = self._read() if self._left is not None and self._left <= PIECE else None
+
+    def run_on(self, loop: asyncio.AbstractEventLoop, app: RestApp, scope: Scope) -> None:
+        """Begin the call."""
+        self._call = asyncio.run_coroutine_threadsafe(app(scope, self.receive, self.send), loop)
+        self._call.add_done_callback(lambda _: self.end())
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._events.put(None)
+
+    # On the loop.
+
+    async def receive(self) -> dict[str, Any]:
+        message, self._first = self._first, None
+        if message is None:
+            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            if not self._body_ended:
+                self._events.put(({"type": "read"}, future))
+            message = await future  # Past the body nothing comes, for WSGI tells of no disconnect.
+        self._body_ended = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if not message.get("more_body", False):
+            self._events.put((message, None))
+            return
+        written: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._events.put((message, written))
+        await written
+
+    # In the thread.
+
+    def answer(self, start_response: StartResponse) -> Iterator[bytes]:
+        """Do what the loop asks for, and give the pieces of the answer."""
+        started = False
+        try:
+            while (event := self._events.get()) is not None:
+                message, asked = event
+                result = None
+                if message["type"] == "read":
+                    result = self._read()
+                elif message["type"] == "http.response.start":
+                    started = True
+                    start_response(_status_line(message["status"]), _headers_of(message["headers"]))
+                elif message["body"]:
+                    yield message["body"]
+                if asked is not None:
+                    with suppress(RuntimeError):  # The loop has ended; so has the call.
+                        asked.get_loop().call_soon_threadsafe(_resolve, asked, result)
+            if self._call is not None and self._call.cancelled():
+                raise RegistryStateError("the registry was left before this request was answered")
+            if self._call is not None:
+                self._call.result()
+        except RegistryStateError as error:
+            if started:
+                raise
+            refused = error_response(error)
+            start_response(_status_line(refused.status), _headers_of(list(refused.headers)))
+            yield refused.body
+        finally:
+            if self._call is not None:
+                self._call.cancel()  # The client has gone, if anything is left to be done.
+
+    def _read(self) -> dict[str, Any]:
+        size = PIECE if self._left is None else min(PIECE, self._left)
+        try:
+            piece = self._input.read(size) if size else b""
+        except OSError:
+            return {"type": "http.disconnect"}
+        if self._left is None:
+            return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+        self._left -= len(piece)
+        if self._left and not piece:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": piece, "more_body": self._left > 0}
+
+
+def _resolve(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _scope_of(environ: WSGIEnvironment) -> dict[str, Any]:
+    root = _text(environ.get("SCRIPT_NAME", ""))
+    # What was sent, where the host has kept it: gunicorn and werkzeug by one name, uWSGI and mod_wsgi by the other.
+    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
+    headers = [
+        (name.removeprefix("HTTP_").lower().replace("_", "-").encode("latin-1"), value.encode("latin-1"))
+        for name, value in environ.items()
+        if (name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")) and value
+    ]
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2],
+        "method": environ["REQUEST_METHOD"],
+        "scheme": environ.get("wsgi.url_scheme", "http"),
+        "path": root + _text(environ.get("PATH_INFO", "")) or "/",
+        "raw_path": raw.partition("?")[0].encode("latin-1", "replace"),
+        "root_path": root,
+        "query_string": environ.get("QUERY_STRING", "").encode("latin-1"),
+        "headers": headers,
+        "client": (environ["REMOTE_ADDR"], 0) if environ.get("REMOTE_ADDR") else None,
+    }
+
+
+def _text(path: str) -> str:
+    """A path whose bytes WSGI has put into characters one by one."""
+    return path.encode("latin-1").decode("utf-8", "replace")
+
+
+def _status_line(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} Unknown"
+
+
+def _headers_of(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    return [(name.decode(), value.decode("latin-1")) for name, value in headers if name not in _OF_THE_HOST]
