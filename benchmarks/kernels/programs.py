@@ -75,7 +75,7 @@ def _block_lstm(time: Any, x: Any, state: Any, weights: Any, bias: Any) -> Any:
 
 
 def _lstm_gradient(x: Any, state: Any) -> Any:
-    """The state before ought to be a matrix, which neither the operation nor a guard asks for."""
+    """The state before ought to be a matrix, which the operation does not ask for."""
     rows, width = tf.shape(x)[0], tf.shape(x)[1]
     given = dict.fromkeys(("cs_prev", "i", "cs", "f", "o", "ci", "co", "cs_grad", "h_grad"), tf.zeros([rows, 2]))
     given |= dict.fromkeys(("wci", "wcf", "wco"), tf.zeros([2])) | {"w": tf.zeros([width + 2, 8]), "b": tf.zeros([8])}

@@ -97,6 +97,11 @@ class Found:
         where = ", ".join((f"node {self.node.name}", *(f"input {alias}" for alias in self.inputs)))
         return f"{operand} of {self.node.op} ({where}) {self.guard.rule}"
 
+    @property
+    def hazard(self) -> str:
+        """What the operation does to the process where a model runs without its check."""
+        return f"{self.node.op} {self.node.name!r}: it {self.guard.harm} where {self.guard.operands[0]} is not checked"
+
 
 def _flat(tensor: Any) -> Any:
     return tf.reshape(tensor, [-1])
@@ -157,6 +162,14 @@ def _segments(node: Any, operands: Operands) -> Any:
     return _fit_memory(tf.concat([_flat(tf.cast(operands["num_segments"], tf.int64)), row], 0), data)
 
 
+def _list_length(count: str) -> Callable[[Any, Operands], Any]:
+    return lambda node, operands: _all(operands[count] < _MOST_TENSORS)
+
+
+def _have_ranks(ranks: Mapping[str, int]) -> Callable[[Any, Operands], Any]:
+    return lambda node, operands: _all(*(tf.equal(tf.rank(operands[name]), rank) for name, rank in ranks.items()))
+
+
 def _element(node: Any, operands: Operands) -> Any:
     sizes = tf.cast(_flat(operands["element_shape"]), tf.float64)
     return _all(tf.reduce_prod(tf.maximum(sizes, 1)) < 2.0**62)
@@ -209,6 +222,14 @@ _SPLIT_MAKERS = words("""
     StringSplit StringSplitV2 UnicodeDecode UnicodeDecodeWithOffsets StringNGrams RaggedRange RaggedGather Shape
     RaggedTensorFromVariant RaggedCross RaggedFillEmptyRows ParseExampleV2 ParseSequenceExampleV2 Where
     """)
+# What is as long as a tensor is, the request has paid for.
+_LENGTH_MAKERS = words("Shape ShapeN Size TensorListLength")
+_MOST_TENSORS = 2**24
+"""Tensors in a list, which takes 32 bytes for each before anything is in it: 512 MB for a number of four bytes."""
+_CELL_RANKS = {
+    **dict.fromkeys(words("x cs_prev h_prev w i cs f o ci co cs_grad h_grad"), 2),
+    **dict.fromkeys(words("wci wcf wco b"), 1),
+}
 _ENDS, _HANGS = "ends the process", "never ends"
 _NO_NAN = "must be numbers, none of them between 1e18 and infinity"
 
@@ -225,6 +246,7 @@ _SEGMENTS = Guard(
     ("num_segments", "segment_ids", "data"), "must be so few that their output fits into the memory", _segments, _ENDS
 )
 _FEATURES = Guard(("rhs",), "must have at least one input feature", _has_features, _ENDS)
+_FEW = "must be below 2**24"
 _LSTM = Guard(("seq_len_max", "x"), "must be from 0 to the number of steps of x", _steps, _ENDS)
 
 GUARDS: Mapping[str, Guard] = {
@@ -238,6 +260,20 @@ GUARDS: Mapping[str, Guard] = {
     **dict.fromkeys((f"UnsortedSegment{kind}" for kind in ("Sum", "Prod", "Min", "Max")), _SEGMENTS),
     **dict.fromkeys(("UniformQuantizedConvolution", "UniformQuantizedConvolutionHybrid"), _FEATURES),
     "QuantizedInstanceNorm": Guard(("x",), "must have at least one channel", _has_channels, _ENDS),
+    "TensorListReserve": Guard(
+        *(("num_elements",), _FEW, _list_length("num_elements"), _ENDS, _LENGTH_MAKERS),
+    ),
+    "TensorListResize": Guard(("size",), _FEW, _list_length("size"), _ENDS, _LENGTH_MAKERS),
+    "TensorArrayV3": Guard(("size",), _FEW, _list_length("size"), _ENDS, _LENGTH_MAKERS),
+    **dict.fromkeys(
+        ("TensorListScatter", "TensorListScatterV2", "TensorListScatterIntoExistingList"),
+        Guard(("indices",), _FEW, _list_length("indices"), _ENDS),
+    ),
+    "LSTMBlockCellGrad": Guard(
+        tuple(sorted(_CELL_RANKS, key="x".__ne__)),
+        "must be a matrix, as must all others but wci, wcf, wco and b, which must be vectors",
+        *(_have_ranks(_CELL_RANKS), _ENDS),
+    ),
     "TensorListSplit": Guard(("element_shape",), "must be a shape of fewer than 2**62 elements", _element, _ENDS),
     "AvgPoolGrad": Guard(("orig_input_shape",), "must have 4 elements", _has_length(4), _ENDS),
     "AvgPool3DGrad": Guard(("orig_input_shape",), "must have 5 elements", _has_length(5), _ENDS),
@@ -260,7 +296,6 @@ GUARDS: Mapping[str, Guard] = {
 
 UNGUARDED: Mapping[str, Hazard] = {
     "MatrixLogarithm": Hazard("input", "it never ends for a singular matrix"),
-    "LSTMBlockCellGrad": Hazard("x", "it ends the process on operands of wrong ranks"),
     "UnicodeDecodeWithOffsets": Hazard(
         "input",
         "it ends the process if Tsplits is int32",

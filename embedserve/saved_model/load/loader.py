@@ -158,13 +158,14 @@ class SavedModelLoader:
         recorded = self._recorded(signatures | freed)
         declared = self._described(signatures, operations, (graph, rows), recorded)
         described = declared | self._described(freed, operations, (graph, rows), recorded)
-        hazards = self._copy_changed(meta_graph, graph, signatures, freed)
+        hazards: Mapping[str, Sequence[str]] = self._copy_changed(meta_graph, graph, signatures, freed)
         try:
             servable = self._load_somehow(meta_graph, described, operations)
         except BaseException:
             self._drop_copy()
             raise
         if self._copy is None:
+            hazards = self._with_unchecked(hazards, graph, signatures)
             for name in freed:
                 declared[name] = self._kept(declared[name], "it does not load with dimension 0 unknown")
             return _Loaded(servable, declared, operations, recorded, hazards)
@@ -212,8 +213,7 @@ class SavedModelLoader:
         Returns:
             What no check keeps out, for each signature.
         """
-        inputs = {spec.tensor_name: name for s in signatures.values() for name, spec in s.inputs.items()}
-        outputs = {name: [spec.tensor_name for spec in s.outputs.values()] for name, s in signatures.items()}
+        inputs, outputs = _ends_of(signatures)
         found = guards.find(graph, inputs, [tensor for tensors in outputs.values() for tensor in tensors])
         for one in found:
             logger.info("%s is guarded: %s, or else it %s", *(self._id, one.rule, one.guard.harm))
@@ -230,6 +230,18 @@ class SavedModelLoader:
         self._copy = GraphCopy(self._path, changed)
         self._has_checks = bool(found)
         return hazards
+
+    def _with_unchecked(
+        self, hazards: Mapping[str, Sequence[str]], graph: GraphReader, signatures: Mapping[str, Signature]
+    ) -> Mapping[str, Sequence[str]]:
+        """What no check keeps out, of a version that had to be loaded without its checks."""
+        if not self._has_checks:
+            return hazards
+        inputs, outputs = _ends_of(signatures)
+        return {
+            name: [*hazards[name], *(one.hazard for one in guards.find(graph, inputs, tensors))]
+            for name, tensors in outputs.items()
+        }
 
     def _warn(self, note: str) -> None:
         logger.warning("%s %s", self._id, note)
@@ -553,6 +565,13 @@ class SavedModelLoader:
     def give_back(self) -> None:
         """As `Loader.give_back`."""
         memory.give_back()
+
+
+def _ends_of(signatures: Mapping[str, Signature]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Tensors that requests feed → their aliases, and the tensors that are computed, by signature."""
+    inputs = {spec.tensor_name: name for s in signatures.values() for name, spec in s.inputs.items()}
+    outputs = {name: [spec.tensor_name for spec in s.outputs.values()] for name, s in signatures.items()}
+    return inputs, outputs
 
 
 def _is_small(operations: Mapping[str, Operations]) -> bool:

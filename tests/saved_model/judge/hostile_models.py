@@ -153,6 +153,31 @@ _ANY = (_F, None)
 _UPDATES = {"at": (_L, [None, None, None]), "updates": (_F, None)}
 _POOLED = {"size": (_I, [None]), "gradient": (_F, [None, None, None, 1])}
 
+
+def _list(count: Any) -> Any:
+    return raw.TensorListReserve(element_shape=[3], num_elements=count, element_dtype=_F)
+
+
+def _listed(op: str) -> Callable[..., Any]:
+    more: dict[str, dict[str, Any]] = {
+        "TensorListScatter": {"element_shape": [3]},
+        "TensorListScatterV2": {"element_shape": [3], "num_elements": -1},
+    }
+
+    def build(x: Any, at: Any) -> Any:
+        given = more.get(op) or {"input_handle": _list(2)}
+        return raw.TensorListLength(input_handle=getattr(raw, op)(tensor=x, indices=at, **given))
+
+    return build
+
+
+def _cell_gradient(x: Any, before: Any) -> Any:
+    rows, width = tf.shape(x)[0], tf.shape(x)[1]
+    given = dict.fromkeys(("cs_prev", "i", "cs", "f", "o", "ci", "co", "cs_grad", "h_grad"), tf.zeros([rows, 2]))
+    given |= dict.fromkeys(("wci", "wcf", "wco"), tf.zeros([2])) | {"w": tf.zeros([width + 2, 8]), "b": tf.zeros([8])}
+    return raw.LSTMBlockCellGrad(x=x, h_prev=before, use_peephole=False, **given).dicfo
+
+
 MODELS: Mapping[str, Hostile] = {
     "row_splits": Hostile("RaggedTensorToTensor", _SPLITS, _ragged, _GOOD_SPLITS, _BAD_SPLITS),
     "row_splits_in_a_loop": Hostile("RaggedTensorToTensor", _SPLITS, _in_a_loop, _GOOD_SPLITS, _BAD_SPLITS),
@@ -271,6 +296,35 @@ MODELS: Mapping[str, Hostile] = {
         *("TensorListSplit", {"values": (_F, [None]), "shape": (_L, [None])}, _pieces),
         {"values": [1, 2, 3], "shape": [-1]},
         {"values": [1, 2, 3], "shape": [-1, 2**63 - 1, 7]},
+    ),
+    "list_of_many": Hostile(
+        *("TensorListReserve", {"count": (_I, [])}, lambda count: raw.TensorListLength(input_handle=_list(count))),
+        *({"count": 5}, {"count": 2**31 - 1}),
+    ),
+    "list_that_grows": Hostile(
+        *("TensorListResize", {"count": (_I, [])}),
+        lambda count: raw.TensorListLength(input_handle=raw.TensorListResize(input_handle=_list(2), size=count)),
+        *({"count": 5}, {"count": 2**31 - 1}),
+    ),
+    "array_of_many": Hostile(
+        *("TensorArrayV3", {"count": (_I, [])}),
+        lambda count: raw.TensorArraySizeV3(
+            handle=(made := raw.TensorArrayV3(size=count, dtype=_F))[0], flow_in=made[1]
+        ),
+        *({"count": 5}, {"count": 2**31 - 1}),
+    ),
+    **{
+        f"scattered {op}": Hostile(
+            *(op, {"x": (_F, [None, 3]), "at": (_I, [None])}, _listed(op)),
+            {"x": _ones(2, 3), "at": [1, 0]},
+            {"x": _ones(1, 3), "at": [2**31 - 2]},
+        )
+        for op in ("TensorListScatter", "TensorListScatterV2", "TensorListScatterIntoExistingList")
+    },
+    "cell_gradient": Hostile(
+        *("LSTMBlockCellGrad", {"x": (_F, [None, None]), "before": (_F, None)}, _cell_gradient),
+        {"x": _ones(2, 3), "before": _ones(2, 2)},
+        {"x": _ones(2, 3), "before": _ones(2)},
     ),
     "hue": Hostile(
         *("AdjustHue", {"image": (_F, [None, None, None, 3]), "delta": (_F, [])}),

@@ -21,6 +21,8 @@ from embedserve.saved_model.files.meta_graph import read_meta_graph, read_signat
 from embedserve.saved_model.judge import guards
 from embedserve.saved_model.load import loader as loading
 from embedserve.saved_model.load.loader import SavedModelLoader
+from embedserve.saved_model.run.function import FunctionServable
+from embedserve.saved_model.run.session import SessionServable
 from embedserve.servable import ServableId
 from tests.saved_model.judge.hostile_models import MODELS, SERVED
 from tests.support.programs import run_program
@@ -158,6 +160,38 @@ def test_a_model_that_does_not_load_with_checks_is_served_without_and_says_so(
     assert "cannot be guarded: it does not load with checks (" in loader.note
     answer = servable.run("serving_default", MODELS["rfft"].arrays(MODELS["rfft"].good))["y"]
     np.testing.assert_array_equal(answer, [[4, 0, 0], [4, 0, 0]])
+    loader.unload(servable)
+
+
+def test_no_made_up_input_is_run_on_a_model_that_had_to_be_loaded_without_its_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operation is one that checks would guard: without them it is as dangerous as one that nothing guards."""
+
+    def broken(meta_graph: Any, found: Any) -> None:
+        meta_graph.graph_def.ClearField("library")
+
+    def transformed(wave: Any, length: Any) -> Any:
+        # Not in the table of the judgement, so that a probe is wanted.
+        return tf.linalg.inv(tf.abs(tf.signal.rfft(wave, length[:1]))[:, :1, None])
+
+    lengths = tf.TensorSpec([None], tf.int32, "length")
+    path = save(tmp_path / "1", transformed, WAVE, lengths)
+    loader = loader_of(path)
+    servable = loader.load()
+    assert loader._samples  # What follows would show nothing otherwise.
+    loader.unload(servable)
+    monkeypatch.setattr(loading, "add_checks", broken)
+    ran: list[Any] = []
+    monkeypatch.setattr(SessionServable, "run", lambda self, *given, **more: ran.append(given))
+    monkeypatch.setattr(FunctionServable, "run", lambda self, *given, **more: ran.append(given))
+    loader = loader_of(path)
+    servable = loader.load()
+    loader.warm_up(servable)
+    loader.warm_up_thread(servable)
+    assert not ran
+    batching = servable.signatures["serving_default"].batching
+    assert not batching.batchable
     loader.unload(servable)
 
 
