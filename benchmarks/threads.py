@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedserve.concurrency.cpus import usable_cpus
+from embedserve.concurrency.container import usable_cpus
 
 CALLERS = {"half": 64, "mlp": 64, "mobilenet": 8}
 

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from embedserve.concurrency.cpus import usable_cpus
+from embedserve.concurrency.container import usable_cpus
 from embedserve.errors import Code, ConfigError, one_line
 from embedserve.store_url import StoreUrl, check_readable, is_url, local_path
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar, Unpack
 
-from embedserve.concurrency.owner_loop import check_asyncio, check_threads
-from embedserve.concurrency.private_loop import PrivateLoop
+from embedserve.concurrency.owner_loop import PrivateLoop, check_asyncio, check_threads
 from embedserve.config import ModelConfig, ModelOptions, RegistryKeywords, RegistryOptions, location, validated
 from embedserve.errors import ConfigError, RegistryStateError, StartError
 from embedserve.handle import ModelHandle

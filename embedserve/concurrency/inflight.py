@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from embedserve.concurrency.memory import usable_memory
+from embedserve.concurrency.container import usable_memory
 from embedserve.errors import RequestTooLargeError
 
 __all__ = ["InflightBytes", "Reservation", "default_limit"]

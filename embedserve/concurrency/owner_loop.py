@@ -1,4 +1,4 @@
-"""The event loop that something belongs to, and how callers on other loops and threads reach it.
+"""The event loop that something belongs to, how callers on other loops and threads reach it, and a loop of its own.
 
 `Runtime` is one. Where a call could only hang (a closed loop, a forked child, the loop itself waiting for itself) it
 raises with the remedy instead. Knows no model.
@@ -14,6 +14,7 @@ import queue
 import selectors
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 from embedserve.errors import RegistryStateError
 
-__all__ = ["OwnerLoop", "check_asyncio", "check_fork", "check_threads"]
+__all__ = ["OwnerLoop", "PrivateLoop", "check_asyncio", "check_fork", "check_threads"]
 
 T = TypeVar("T")
 
@@ -214,3 +215,44 @@ class OwnerLoop:
         """Run `call` on the loop from any thread; nothing is left to do once the loop is closed."""
         with suppress(RuntimeError):  # Closed.
             self.loop.call_soon_threadsafe(call)
+
+
+class PrivateLoop:
+    """An event loop in a thread of its own, for a registry entered by plain `with`; runs until `close`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="embedserve-loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(asyncio.sleep(0))  # What was asked for just now becomes tasks.
+            while pending := asyncio.all_tasks(self._loop):
+                for task in pending:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.wait(pending))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
+
+    def run(self, call: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine on the loop and wait for it; an interrupted wait cancels it."""
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Stop the loop, cancel what is left on it, and join the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def close_after(self, call: Coroutine[Any, Any, None]) -> None:
+        """As `close`, once a coroutine has ended on the loop; nothing is waited for."""
+        ended = asyncio.run_coroutine_threadsafe(call, self._loop)
+        ended.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from embedserve.concurrency.cpus import present_cpus, usable_cpus
+from embedserve.concurrency.container import present_cpus, usable_cpus
 from embedserve.errors import ConfigError
 from embedserve.tfs.config import set_mixed_precision
 from embedserve.tfs.protos import read_text_proto

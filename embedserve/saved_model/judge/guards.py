@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 from tensorflow.core.util.quantization import uniform_quant_ops_attr_pb2
 
-from embedserve.concurrency.memory import usable_memory
+from embedserve.concurrency.container import usable_memory
 from embedserve.saved_model.files.graph import Body, GraphReader, called, node_name, words
 
 __all__ = ["GUARDS", "UNGUARDED", "Found", "Guard", "Hazard", "NodeInputs", "find", "unguarded"]

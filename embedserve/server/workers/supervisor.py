@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from embedserve.concurrency.cpus import usable_cpus
+from embedserve.concurrency.container import usable_cpus
 from embedserve.errors import NotReadyError, ServingError, StartError
 from embedserve.server.applied_config import AppliedConfig, log_models
 from embedserve.server.config import GrpcConfig, ServerConfig

@@ -1,4 +1,4 @@
-"""The bound on requests in flight is chosen by the memory a process may use: the machine's, or its control group's."""
+"""CPUs and memory of a container: the machine's, or what the control group pays for. Threads and bounds follow them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.concurrency import memory
+from embedserve.concurrency import container
+from embedserve.concurrency.container import usable_cpus, usable_memory
 from embedserve.concurrency.inflight import InflightBytes, default_limit
-from embedserve.concurrency.memory import usable_memory
 from embedserve.config import RegistryOptions
 from embedserve.server.config import ServerConfig
 from embedserve.server.workers.worker_limits import worker_config
 
 PAGE, PAGES = 4096, 1 << 22
 PRESENT = PAGE * PAGES  # 16 GiB
+CPUS = 64
 NO_LIMIT = 9223372036854771712  # As version 1 writes it.
 
 
 @pytest.fixture(autouse=True)
 def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": PAGE, "SC_PHYS_PAGES": PAGES}.__getitem__)
 
 
@@ -70,9 +72,44 @@ def test_a_machine_whose_memory_cannot_be_read_has_16_gib(tmp_path: Path, monkey
 
 
 def test_requests_in_flight_and_workers_get_their_part_of_a_containers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_limits", lambda root: (float(1500 << 20),))
+    monkeypatch.setattr(container, "_limits", lambda root: (float(1500 << 20),))
     quarter = (1500 << 20) // 4
     assert default_limit() == quarter
     options = RegistryOptions()
     assert InflightBytes(options.max_inflight_bytes, options.max_request_bytes).limit == quarter
     assert worker_config(ServerConfig(workers=3), cpus=2).options.max_inflight_bytes == quarter // 3
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "cpus"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "10000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, CPUS),
+        ("0::/\n", {"cpu.max": "99900000 100000\n"}, CPUS),
+        ("0::/pods/one\n", {"pods/cpu.max": "300000 100000", "pods/one/cpu.max": "max 100000"}, 3),
+        ("0::/pods/one\n", {"pods/cpu.max": "300000 100000", "pods/one/cpu.max": "100000 50000"}, 2),
+        ("0::/gone/from/here\n", {"cpu.max": "400000 100000"}, 4),
+        ("0::/\n", {"cpu.max": "broken"}, CPUS),
+        ("0::/\n", {}, CPUS),
+        (CLASSIC, {"cpu,cpuacct/cpu.cfs_quota_us": "250000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 3),
+        (CLASSIC, {"cpu/docker/abc/cpu.cfs_quota_us": "50000", "cpu/docker/abc/cpu.cfs_period_us": "50000"}, 1),
+        (CLASSIC, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, CPUS),
+        ("2:memory:/\n", {"cpu.max": "200000 100000"}, CPUS),
+    ],
+)
+def test_a_quota_counts(tmp_path: Path, cgroup: str, files: dict[str, object], cpus: int) -> None:
+    assert usable_cpus(machine(tmp_path, cgroup, files)) == cpus
+
+
+def test_without_control_groups_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_cpus(tmp_path) == CPUS
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
+    assert usable_cpus(tmp_path) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cpus(tmp_path) == os.cpu_count()
+
+
+def test_there_are_as_many_run_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RegistryOptions().num_batch_threads == usable_cpus()
