@@ -13,15 +13,18 @@ from collections.abc import Iterable
 from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, overload
+from urllib.parse import unquote
+
+import orjson
 
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.carrying import carry_over, is_elsewhere
-from embedserve.asgi.hosting import check_usable, run_lifespan
+from embedserve.asgi.hosting import NOT_ENTERED, check_usable, run_lifespan
 from embedserve.asgi.sending import PIECE, send_body
 from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import Code, InvalidInputError, ServingError
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
-from embedserve.rest import handlers, health
+from embedserve.rest import handlers
 from embedserve.rest.body import read_body
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
 from embedserve.rest.target import (
@@ -219,14 +222,14 @@ class RestApp:
 
     def _is_to_be_carried(self, scope: Scope) -> bool:
         """Whether a request is for the registry's loop, another one; health is answered on any, should that hang."""
-        if self._health and health.is_health_path(path_of(raw_target(scope))):
+        if self._health and _is_health(path_of(raw_target(scope))):
             return False
         return is_elsewhere(self._registry)
 
     def takes(self, scope: Scope) -> bool:
         """Whether a request is one of ours, whatever its answer; the rest is the host's."""
         target = raw_target(scope)
-        return is_rest(target) or self._is_metrics(target) or (self._health and health.is_health_path(path_of(target)))
+        return is_rest(target) or self._is_metrics(target) or (self._health and _is_health(path_of(target)))
 
     def _is_metrics(self, target: str) -> bool:
         return self._metrics is not None and path_of(target) == self._metrics_path
@@ -243,8 +246,8 @@ class RestApp:
             return await self._page(self._metrics)
         if is_rest(target):
             return await self._rest(scope, receive, target)
-        if self._health and health.is_health_path(path_of(target)):
-            return health.answer(self._registry, method, path_of(target))
+        if self._health and _is_health(path_of(target)):
+            return _health(self._registry, method, path_of(target))
         if path_of(target) == "/" and method in READS:
             return json_response(handlers.about_document(self._registry))
         return self._html(scope, 404)
@@ -328,3 +331,48 @@ def _preflight(scope: Scope) -> Response:
         if name == b"origin" and (b"http://" in value or b"https://" in value):
             return Response(200, b"", ())
     raise InvalidInputError("Origin header is missing in CORS preflight")
+
+
+def _is_health(path: str) -> bool:
+    """Whether the path is one of `/-/live`, `/-/ready` and `/-/ready/NAME`."""
+    return path in ("/-/live", "/-/ready") or (path.startswith("/-/ready/") and len(path) > len("/-/ready/"))
+
+
+def _health(registry: ModelRegistry, method: str, path: str) -> Response:
+    """Answer a health request: 200, or 503 with the reason; the body of the process's tells of every model as well.
+
+    Read from the registry's snapshots, so that it answers before the first load has ended, during a drain, on any loop.
+    """
+    if method not in ("GET", "HEAD"):
+        response = _uncached({"error": f"Method {method} is not allowed for {path}"}, 405)
+        return response._replace(headers=(*response.headers, (b"allow", b"GET, HEAD")))
+    if path == "/-/live":
+        trouble = registry.liveness()
+        return (
+            _uncached({"status": "live"})
+            if trouble is None
+            else _uncached({"status": "not live", "reason": trouble}, 503)
+        )
+    reasons = registry.readiness()
+    reason = NOT_ENTERED if registry.loop is None else registry.unready()
+    if path == "/-/ready":
+        return _readiness(reason is None, reason, reasons)
+    name = unquote(path.removeprefix("/-/ready/"))
+    leaving = reason if registry.loop is None or registry.draining else None
+    if leaving is None and name not in reasons:
+        return _uncached({"status": "unknown", "error": f"Could not find model {name}"}, 404)
+    of_model = {name: reasons[name]} if name in reasons else {}
+    return _readiness(leaving is None and of_model.get(name) is None, leaving, of_model)
+
+
+def _readiness(ready: bool, reason: str | None, reasons: dict[str, str | None]) -> Response:
+    document: dict[str, object] = {"status": "ready" if ready else "not ready"}
+    if reason is not None:
+        document["reason"] = reason
+    document["models"] = {name: why or "ready" for name, why in sorted(reasons.items())}
+    return _uncached(document, 200 if ready else 503)
+
+
+def _uncached(document: dict[str, object], status: int = 200) -> Response:
+    response = json_response(orjson.dumps(document), status)
+    return response._replace(headers=(*response.headers, (b"cache-control", b"no-store")))

@@ -23,7 +23,8 @@ NO_LIMIT = 9223372036854771712  # As version 1 writes it.
 @pytest.fixture(autouse=True)
 def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": PAGE, "SC_PHYS_PAGES": PAGES}.__getitem__)
+    sizes, real = {"SC_PAGE_SIZE": PAGE, "SC_PHYS_PAGES": PAGES}, os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: sizes.get(name) or real(name))
 
 
 def machine(root: Path, cgroup: str, files: dict[str, object]) -> Path:

@@ -6,6 +6,7 @@ model spec to the encoded answer. What is checked, and in which order, is decide
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     inference_pb2,
+    model_pb2,
     predict_pb2,
     prediction_service_pb2,
     regression_pb2,
@@ -33,7 +35,6 @@ from embedserve.grpc.calls import (
     unary,
 )
 from embedserve.grpc.predict_form import Forms, KnownRequest
-from embedserve.grpc.predict_response import predict_response
 from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
@@ -58,6 +59,10 @@ SMALL = 4096
 
 # Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
 LARGE_RESULTS = LARGE // 50
+
+# Field numbers of PredictResponse and of its map entries.
+_OUTPUTS, _MODEL_SPEC = 1, 2
+_KEY, _VALUE = 1, 2
 
 
 def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods:
@@ -332,3 +337,38 @@ async def _metadata(registry: ModelRegistry, request: Any, context: Any, large: 
     response.metadata["signature_def"].Pack(signatures)
     data: bytes = response.SerializeToString()
     return data
+
+
+def predict_response(
+    name: str, version: int, signature: Signature, outputs: Tensors, tensor_content: bool = False
+) -> bytes:
+    """A PredictResponse as bytes, put together around the arrays' own memory: each value is copied once.
+
+    Args:
+        name, version: The model that answered.
+        signature: Whose outputs these are.
+        outputs: Arrays by output name, of any shape; cast where they are not of the signature's dtype.
+        tensor_content: Write numeric tensors as `tensor_content` instead of typed fields.
+    """
+    parts: list[bytes | memoryview] = []
+    for alias, array in outputs.items():
+        head, values = proto.serialized(array, signature.outputs[alias].dtype, as_content=tensor_content)
+        parts.append(_up_to_values(alias, head, len(values)))
+        parts.append(values)
+    parts.append(_model_spec(name, version, signature.name))
+    return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _up_to_values(alias: str, head: bytes, size: int) -> bytes:
+    """One entry of `outputs` up to the tensor's values, of which there are `size` bytes."""
+    key = proto.delimited(_KEY, alias.encode())
+    tensor = proto.varint(_VALUE << 3 | 2) + proto.varint(len(head) + size) + head
+    return b"".join((proto.varint(_OUTPUTS << 3 | 2), proto.varint(len(key) + len(tensor) + size), key, tensor))
+
+
+@functools.lru_cache(maxsize=256)
+def _model_spec(name: str, version: int, signature_name: str) -> bytes:
+    spec = model_pb2.ModelSpec(name=name, signature_name=signature_name)
+    spec.version.value = version
+    return proto.delimited(_MODEL_SPEC, spec.SerializeToString())

@@ -1,6 +1,7 @@
 """The gRPC services as an ASGI application: gRPC where the server has trailers, gRPC-Web on any.
 
-Decides which calls there are and how each ends; what a method does is in the services, how a call looks is in `wire`.
+Decides which calls there are, how each ends, and which web pages of other origins may call. What a method does is in
+the services, how a call looks is in `wire`.
 One coroutine per call and no task, except to watch a call that takes long.
 """
 
@@ -23,15 +24,14 @@ from embedserve.grpc.access import is_loopback
 from embedserve.grpc.calls import LARGE, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.metadata import metadata_value, read_timeout
-from embedserve.grpc.transports.cors import Cors
 from embedserve.grpc.transports.frames import PREFIX_BYTES, MessageReader, too_large
-from embedserve.grpc.transports.wire import Wire, wire_of
+from embedserve.grpc.transports.wire import Headers, Wire, wire_of
 
 if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload
     from embedserve.registry import ModelRegistry
 
-__all__ = ["GrpcApp", "GrpcMiddleware"]
+__all__ = ["Cors", "GrpcApp", "GrpcMiddleware"]
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
@@ -47,6 +47,9 @@ NO_TRAILERS = (
 )
 OVER_HTTP_1 = "gRPC needs HTTP/2, and this request came over HTTP/1; gRPC-Web works over both"
 NO_TE = "the header `te: trailers` is missing, without which servers send no trailers and so no status"
+
+_EXPOSED = (b"access-control-expose-headers", b"grpc-status, grpc-message, grpc-encoding, grpc-accept-encoding")
+_MAX_AGE = (b"access-control-max-age", b"86400")
 
 
 class GrpcApp:
@@ -430,3 +433,49 @@ async def _refuse_for_trailers(send: Send, reason: str) -> None:
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
+
+
+class Cors:
+    """The origins that are let in: any (`True`, `"*"`), none (`False`), or those given, as in `https://app.example`."""
+
+    def __init__(self, origins: bool | str | Iterable[str]) -> None:
+        listed = () if isinstance(origins, bool) else (origins,) if isinstance(origins, str) else origins
+        # Browsers write no slash after an origin, and no default port.
+        self._origins = frozenset(each.rstrip("/").encode() for each in listed)
+        self._any = origins is True or b"*" in self._origins
+
+    def __bool__(self) -> bool:
+        return self._any or bool(self._origins)
+
+    def headers(self, request: Mapping[bytes, bytes]) -> Headers:
+        """What an answer carries so that the page that asked may read it."""
+        allowed = self._allowed(request)
+        return [*allowed, _EXPOSED] if allowed else self._vary()
+
+    def preflight(self, request: Mapping[bytes, bytes]) -> Headers:
+        """The headers that answer a preflight; without any, the browser makes no call."""
+        allowed = self._allowed(request)
+        if not allowed:
+            return self._vary()
+        # Metadata keys are the caller's to choose, so what it asks for is what it may send.
+        wanted = request.get(b"access-control-request-headers", b"content-type, x-grpc-web, x-user-agent, grpc-timeout")
+        return [
+            *allowed,
+            (b"access-control-allow-methods", b"POST"),
+            (b"access-control-allow-headers", wanted),
+            _MAX_AGE,
+        ]
+
+    def _allowed(self, request: Mapping[bytes, bytes]) -> Headers:
+        origin = request.get(b"origin")
+        if origin is None:
+            return []
+        if self._any:
+            return [(b"access-control-allow-origin", b"*")]
+        if origin in self._origins:
+            return [(b"access-control-allow-origin", origin), *self._vary()]
+        return []
+
+    def _vary(self) -> Headers:
+        """What caches must know where not every origin gets the same answer."""
+        return [] if self._any else [(b"vary", b"origin")]
