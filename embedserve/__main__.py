@@ -1,7 +1,8 @@
 """`python -m embedserve`: the standalone server, or one of its sub-commands.
 
-`bench` measures a model, and `verify` compares a model's answers with plain TensorFlow's. Everything else is flags of
-the server (`embedserve.server.cli`).
+`bench` measures a model, `verify` compares a model's answers with plain TensorFlow's, `live` asks whether the
+server here is alive, and `install-command` makes `tensorflow_model_server` a command. Everything else is flags of the
+server (`embedserve.server.cli`).
 """
 
 from __future__ import annotations
@@ -9,29 +10,40 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from embedserve.server.cli import PROGRAM, serve, server_config
-from embedserve.server.config import ServerConfig
-from embedserve.server.flags import parse
-from embedserve.server.log import configure_logging
+from embedserve.server.live import SUB_COMMANDS, live
+
+if TYPE_CHECKING:
+    from embedserve.server.config import ServerConfig
 
 __all__ = ["main"]
-
-COMMANDS = ("bench", "verify")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start.
 
-    With `bench` or `verify` as the first argument, run that command instead (`./bench` is a directory of that name).
+    With a sub-command as the first argument, run that instead (`./bench` is a directory of that name).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in COMMANDS:
+    if arguments and arguments[0] in SUB_COMMANDS:
         return _command(arguments[0], arguments[1:])
+    from embedserve.server.cli import serve
+
     return serve(arguments)
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
+    if name == "live":  # Asked every few seconds; nothing else of the command line is imported for it.
+        return live(arguments)
+    from embedserve.server.cli import PROGRAM
+
+    if name == "install-command":
+        from embedserve.server.install_command import install_command
+
+        return install_command(arguments, PROGRAM)
+    from embedserve.server.log import configure_logging
+
     configure_logging(level=logging.WARNING)
     if name == "bench":
         from embedserve.bench.command import bench
@@ -43,6 +55,9 @@ def _command(name: str, arguments: Sequence[str]) -> int:
 
 
 def _configured(flags: Sequence[str]) -> ServerConfig:
+    from embedserve.server.cli import server_config
+    from embedserve.server.flags import parse
+
     return server_config(parse(flags), {})
 
 

@@ -484,6 +484,8 @@ def usage(program: str) -> str:
         f"       {program} --model_base_path=DIRECTORY [flags]",
         f"       {program} bench MODEL_DIRECTORY [options]      measures a model; bench --help tells more",
         f"       {program} verify MODEL_DIRECTORY [options]     compares its answers; verify --help tells more",
+        f"       {program} live [the server's flags]            is the server here alive? status 0, or 1",
+        f"       {program} install-command [DIRECTORY]          makes tensorflow_model_server a command",
         "Flags:",
     ]
     for flag in FLAGS.values():

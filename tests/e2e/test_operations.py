@@ -19,7 +19,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tests.e2e.clients import asked, config_of, grpc_predict, publish, state_of
 from tests.e2e.conftest import Start
-from tests.support.programs import fetch, free_port, wait_until
+from tests.support.programs import fetch, free_port, run_program, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -75,6 +75,8 @@ def test_metrics_hang_ups_and_the_end_of_a_drain(start: Start, saved: Path, tmp_
         assert f"Running gRPC ModelServer at {host}:{port} ..." in server.log
         assert fetch(f"http://{host}:{rest}/-/ready")[0] == 200
         grpc_predict(f"{host}:{port}", "m")
+    flags = (f"--rest_api_port={rest}", f"--port={port}", "--host=127.0.0.2")
+    assert '200 {"status":"live"}' in run_program("-m", "embedserve", "live", *flags)
     for closed in (port, rest):
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.3", closed), timeout=30)

@@ -46,6 +46,16 @@ def test_the_grace_period_covers_pre_stop_drain_and_unload(container: dict[str, 
     assert float(pre_stop) >= readiness["periodSeconds"], "endpoints have had the time to change"
 
 
+def test_probes_ask_what_they_are_for_and_the_root_file_system_is_read_only(container: dict[str, Any]) -> None:
+    asked = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+    assert asked == {"startup": "/-/live", "liveness": "/-/live", "readiness": "/-/ready"}
+    assert "--rest_early" in container["args"], "else nothing answers the probes while the models load"
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    (temporary,) = (variable["value"] for variable in container["env"] if variable["name"] == "TMPDIR")
+    writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    assert writable == [temporary]
+
+
 def test_the_services_name_ports_that_the_pods_have(container: dict[str, Any]) -> None:
     _, *services, _ = documents("deployment.yaml")
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}

@@ -111,6 +111,6 @@ def test_what_is_not_understood_is_an_error_that_says_what_is_meant(arguments: l
 def test_usage_is_laid_out_as_tensorflow_servings() -> None:
     lines = usage("server").splitlines()
     assert lines[0].startswith("usage: server")
-    assert lines[4] == "Flags:"
+    assert lines[6] == "Flags:"
     assert '\t--model_name="default"           \tstring\tName of the single model at --model_base_path.' in lines
     assert "\t--version=false                  \tbool\tPrint the versions and exit." in lines

@@ -1,0 +1,139 @@
+"""`python -m embedserve live`: is the server on this machine alive? For a container's health check, or an exec probe.
+
+Reads the server's own flags, from the command line or from the running server's, and asks `/-/live` where they put the
+REST port. Imports neither TensorFlow nor grpc. Decides nothing about what alive means.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+from embedserve.errors import ServingError
+from embedserve.server.config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
+from embedserve.server.flags import FlagError, parse
+from embedserve.server.listening import EVERY_IPV4, EVERY_IPV6
+from embedserve.server.port_flags import ports
+
+__all__ = ["SUB_COMMANDS", "live", "server_arguments"]
+
+# Seconds that connecting and the answer may take each; Docker gives a check 30 s, Kubernetes as many as it is told.
+PATIENCE = 5.0
+EXIT_ALIVE, EXIT_NOT_ALIVE, EXIT_BAD_FLAGS = 0, 1, 255
+
+SUB_COMMANDS = ("bench", "verify", "live", "install-command")
+"""First arguments that ask for something else than a server."""
+
+_COMMANDS = ("embedserve", "tensorflow_model_server")
+
+
+def live(arguments: Sequence[str]) -> int:
+    """Print what is found and return 0 when the server is alive, 1 when it is not, 255 for flags that cannot be.
+
+    Args:
+        arguments: The server's flags. Without any, those of the server that runs here are taken, and its working
+            directory; without such a server the defaults.
+    """
+    try:
+        flags = parse(arguments or server_arguments(Path("/proc")))
+        alive, said = _ask(*ports(flags))
+    except (FlagError, ServingError) as error:
+        print(error)
+        return EXIT_BAD_FLAGS
+    print(said)
+    return EXIT_ALIVE if alive else EXIT_NOT_ALIVE
+
+
+def server_arguments(proc: Path) -> list[str]:
+    """The arguments of the running server with the lowest process number, whose working directory becomes ours.
+
+    Args:
+        proc: Where processes are listed, as Linux does in `/proc`.
+    """
+    numbers = sorted(int(path.name) for path in proc.glob("[0-9]*")) if proc.is_dir() else []
+    for number in numbers:
+        with suppress(OSError):
+            words = (proc / str(number) / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
+            found = _arguments_of_server(words)
+            if found is not None and number != os.getpid():
+                with suppress(OSError):  # Flags may name files relative to it.
+                    os.chdir(proc / str(number) / "cwd")
+                return found
+    return []
+
+
+def _arguments_of_server(words: Sequence[str]) -> list[str] | None:
+    """What follows the server's name in a process's command line; None if it is another program, or a sub-command."""
+    for i, word in enumerate(words[:-1]):
+        if word == "-m" and words[i + 1] == "embedserve":
+            found = list(words[i + 2 :])
+            break
+    else:
+        if len(words) < 2 or os.path.basename(words[1]) not in _COMMANDS:
+            return None
+        found = list(words[2:])
+    return None if found and not _is_server(found) else found
+
+
+def _is_server(arguments: Sequence[str]) -> bool:
+    with suppress(FlagError):
+        flags = parse(arguments)
+        return not flags.help and not flags.on("version") and arguments[0] not in SUB_COMMANDS
+    return False
+
+
+def _ask(grpc: GrpcConfig, rest: RestConfig, pyvoy: PyvoyConfig | None) -> tuple[bool, str]:
+    """Whether the server is alive, and a line that says why."""
+    if rest.port is None:
+        return _connect(grpc)
+    tls = rest.tls if pyvoy is None else pyvoy.tls
+    host = _reachable(rest.hosts)
+    where = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{rest.port}/-/live"
+    connection: http.client.HTTPConnection
+    if tls is None:
+        connection = http.client.HTTPConnection(host, rest.port, timeout=PATIENCE)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # The server is on this machine, whatever its certificate names.
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, rest.port, timeout=PATIENCE, context=context)
+    with closing(connection):
+        try:
+            connection.request("GET", "/-/live")
+            answer = connection.getresponse()
+            return answer.status == 200, f"{where}: {answer.status} {answer.read(1000).decode(errors='replace')}"
+        except ssl.SSLError as error:
+            # Who has no certificate to show gets no further, and a server that says so is alive.
+            asks = _asks_for_certificates(tls)
+            return asks, f"{where}: {'asks for a certificate' if asks else f'no TLS: {error}'}"
+        except (OSError, http.client.HTTPException) as error:
+            return False, f"{where}: {error or type(error).__name__}"
+
+
+def _asks_for_certificates(tls: TlsFiles | TlsContents | None) -> bool:
+    return tls.client_verify if isinstance(tls, TlsContents) else tls is not None and tls.client_ca is not None
+
+
+def _reachable(hosts: Sequence[str]) -> str:
+    return hosts[0] if hosts and hosts[0] not in (EVERY_IPV4, EVERY_IPV6) else "127.0.0.1"
+
+
+def _connect(config: GrpcConfig) -> tuple[bool, str]:
+    """Without a REST port nothing answers `/-/live`, so an open gRPC port has to do."""
+    try:
+        if config.port is not None:
+            place = f"{_reachable(config.hosts)} port {config.port}"
+            socket.create_connection((_reachable(config.hosts), config.port), timeout=PATIENCE).close()
+        else:
+            place = str(config.socket_path)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(PATIENCE)
+                connection.connect(place)
+    except OSError as error:
+        return False, f"gRPC at {place}: {error}"
+    return True, f"gRPC at {place}: open; without a REST port nothing more can be asked"
