@@ -126,8 +126,9 @@ Location = Annotated[
 
 def near(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'batching'?` for a name that is nearly one of those known; else empty."""
-    found = get_close_matches(name.lower(), known, n=1)
-    return f", did you mean {found[0]!r}?" if found else ""
+    lower = {each.lower(): each for each in known}
+    found = get_close_matches(name.lower(), lower, n=1)
+    return f", did you mean {lower[found[0]]!r}?" if found else ""
 
 
 class _Options(BaseModel):

@@ -235,7 +235,7 @@ class Signature:
                 raise InvalidInputError(
                     f"a {type(value).__name__} gives one input per column, and signature {self.name!r} has one input, "
                     f"{spec.name!r}, which is {spec}: give its values as one array, as df[[...]].to_numpy() makes it, "
-                    f"or one column named {spec.name!r}. The columns are {_listed(columns)}"
+                    f"or one column named {spec.name!r}. The columns are {','.join(columns)}"
                 )
             return {spec.name: value}
         raise InvalidInputError(
@@ -278,11 +278,11 @@ class Signature:
                 )
                 raise InvalidInputError(
                     f"Signature input alias: {name}(feed name: {self.inputs[name].tensor_name}) not found in request "
-                    f"and no default value provided. {found if few else apart}"
+                    f"and no default value provided. {f'{found}. {apart}' if few else apart}"
                 )
         if given - names:
             found = f"Used request inputs: {_listed(given & names)}, request input: {_listed(given)}"
-            raise InvalidInputError(f"Inputs contains invalid name. {found if few else apart}")
+            raise InvalidInputError(f"Inputs contains invalid name. {f'{found}. {apart}' if few else apart}")
 
     def _convert(self, spec: TensorSpec, value: Any, cast: bool) -> Array:
         if not cast and hasattr(value, "__array__"):

@@ -67,6 +67,19 @@ async def test_predicts_with_the_latest_version_or_the_one_asked_for() -> None:
         assert caught.value.code is Code.FAILED_PRECONDITION
 
 
+async def test_an_unknown_model_is_answered_with_a_near_one() -> None:
+    async with FakeRegistry({"Digits": {1: FakeLoader()}, "other": {1: FakeLoader()}}) as registry:
+        with pytest.raises(ServableNotFoundError, match=r"Latest\(digit\), did you mean 'Digits'\?; models served:"):
+            await registry.predict("digit", X)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, -0.5, -math.inf])
+async def test_a_timeout_that_is_over_says_so(timeout: float) -> None:
+    async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
+        with pytest.raises(DeadlineExceededError, match=f"no time is left with a timeout of {timeout:g} s"):
+            await registry.predict("m", X, timeout=timeout)
+
+
 async def test_wrong_requests_name_what_came_and_what_was_expected() -> None:
     async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
         with pytest.raises(

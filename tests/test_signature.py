@@ -298,6 +298,21 @@ def test_a_table_that_does_not_fit_says_why(table: Any, words: str) -> None:
         signature({"a": ("float", (None, 1)), "b": ("string", (None,))}).bind(table)
 
 
+def test_columns_are_named_in_their_order() -> None:
+    table = pd.DataFrame({"width": [1], "age": [2], "height": [3]})
+    with pytest.raises(InvalidInputError, match="The columns are width,age,height"):
+        signature({"x": ("float", (None, 3))}).bind(table)
+
+
+def test_a_structured_array_gives_one_column_per_input() -> None:
+    records = np.array([(1.5, 2), (2.5, 3)], [("a", np.float64), ("b", np.int64)])
+    bound = signature({"a": ("float", (None,)), "b": ("int32", (None, 1))}).bind(records)
+    assert bound["a"].tolist() == [1.5, 2.5]
+    assert bound["b"].tolist() == [[2], [3]]
+    quantized = np.array([1, 2], np.int8).view([("qint8", "i1")])
+    assert signature({"q": ("qint8", (None,))}).bind(quantized)["q"].tolist() == [(1,), (2,)]
+
+
 @pytest.mark.parametrize("defaults", [{}, {"f0": np.zeros(1, np.float32)}])
 def test_of_many_inputs_only_those_that_do_not_fit_are_named(defaults: dict[str, Any]) -> None:
     names = [f"f{i}" for i in range(40)]

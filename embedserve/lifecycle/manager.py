@@ -16,7 +16,7 @@ from typing import Any
 
 from embedserve.concurrency.load_pool import LoadPool
 from embedserve.concurrency.threads import RunPool
-from embedserve.config import RetryPolicy
+from embedserve.config import RetryPolicy, near
 from embedserve.errors import Code, HungError, LoadError, ServableNotFoundError, ServingError
 from embedserve.lifecycle.coordinator import Coordinator
 from embedserve.lifecycle.managed_version import ManagedVersion
@@ -122,8 +122,11 @@ class Manager:
             return f"{message}; available versions of {name!r}: {', '.join(map(str, available))}"
         if self._managed.get(name):
             return f"{message}; no version of {name!r} is available yet, see its status"
+        if waiting := self._monitor.waiting(name):
+            reasons = "; ".join(f"version {number} is not taken yet: {why}" for number, why in waiting.items())
+            return f"{message}; {reasons}"
         served = sorted(model for model, versions in self._serving.items() if versions)
-        return f"{message}; models served: {', '.join(served[:20]) or 'none'}"
+        return f"{message}{near(name, served)}; models served: {', '.join(served[:20]) or 'none'}"
 
     def available(self, name: str) -> tuple[int, ...]:
         """Versions of `name` that answer requests now, ascending."""

@@ -45,6 +45,11 @@ class VersionStatus:
     note: str = ""
     batching: Mapping[str, BatchingVerdict] = field(default_factory=dict)
 
+    @property
+    def error_message(self) -> str:
+        """What TensorFlow Serving's status says: the error, or why a version that was never loaded is not taken yet."""
+        return self.message or (self.note if self.state is State.START else "")
+
 
 def status_of(generations: Iterable[ManagedVersion]) -> VersionStatus:
     """Fold the generations of one version into one status."""

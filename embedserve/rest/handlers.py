@@ -226,7 +226,7 @@ def status_document(registry: ModelRegistry, route: Route) -> bytes:
         {
             "version": str(status.version),
             "state": status.state.name,
-            "status": {"error_code": status.code.name, "error_message": status.message},
+            "status": {"error_code": status.code.name, "error_message": status.error_message},
         }
         for status in statuses
     ]

@@ -174,7 +174,10 @@ def _columns(value: Any, dtypes: Mapping[str, DType], defaulted: Set[str]) -> di
         if name not in value:
             if name in defaulted:
                 continue
-            raise InvalidInputError(f"Missing named input: {name} in 'inputs' object.")
+            raise InvalidInputError(
+                f"Missing named input: {name} in 'inputs' object. It takes {', '.join(dtypes)}; "
+                f"sent: {', '.join(value)}"
+            )
         arrays[name] = to_array(value[name], dtype)
     return arrays
 
@@ -273,7 +276,9 @@ def _explain_row(
 ) -> None:
     try:
         if name not in dtypes:
-            raise InvalidInputError(f"JSON object: does not have named input: {name}")
+            raise InvalidInputError(
+                f"JSON object: does not have named input: {name}; the inputs of the signature are: {', '.join(dtypes)}"
+            )
         shape, size = check(value, dtypes[name])
         first_shape, first_size = seen.setdefault(name, (shape, size))
         if size != first_size:

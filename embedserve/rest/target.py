@@ -126,7 +126,12 @@ def route(method: str, target: str) -> Route:
     """
     found = _POST.fullmatch(target) if method == "POST" else _GET.fullmatch(target) if method in READS else None
     if found is None:
-        raise InvalidInputError(f"Malformed request: {method} {target}")
+        hint = ""
+        if _POST.fullmatch(target) and method != "POST":
+            hint = f"; it takes POST, with the inputs in the body: curl -d '{{\"instances\": [...]}}' URL{target}"
+        elif _GET.fullmatch(target) and method not in READS:
+            hint = f"; it takes GET. Predictions are asked for by POST {target}:predict" if method == "POST" else ""
+        raise InvalidInputError(f"Malformed request: {method} {target}{hint}")
     name, version, label, action = found.groups()
     if name is None:
         if version is None and label is None and action is None:

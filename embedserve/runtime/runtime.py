@@ -28,6 +28,7 @@ from embedserve.concurrency.threads import RunPool
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import (
     Code,
+    DeadlineExceededError,
     InvalidInputError,
     InvalidModelSpecError,
     LoadError,
@@ -248,14 +249,20 @@ class Runtime(OwnerLoop):
 
         Raises:
             InvalidInputError: It is no number of seconds.
+            DeadlineExceededError: It is 0 or less.
         """
-        if type(timeout) is not float or not timeout < math.inf:
+        if type(timeout) is not float or not 0 < timeout < math.inf:
             if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.integer | np.floating):
                 raise InvalidInputError(f"timeout must be a number of seconds or None, got {timeout!r}")
             if np.isnan(timeout):
                 raise InvalidInputError("timeout must be a number of seconds or None, got nan")
             if timeout == math.inf:
                 return None
+            if timeout <= 0:
+                raise DeadlineExceededError(
+                    f"Timed out waiting for notification: no time is left with a timeout of {timeout:g} s; None waits "
+                    "as long as it takes"
+                )
         return self.loop.time() + float(timeout)
 
     async def _observed(

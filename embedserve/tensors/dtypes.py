@@ -103,7 +103,7 @@ class DType:
             if missing is not None:
                 raise missing
             if list in kinds or tuple in kinds:
-                raise ValueError(_RAGGED)
+                raise ValueError(_ragged(value))
             if not all(issubclass(kind, int | np.integer) for kind in kinds):
                 raise TypeError(_kind_of(array) if given.hasobject else short_name(given))
             if not self.limits:
@@ -138,7 +138,27 @@ class DType:
         return self.numpy.kind in "fc" or self.field in ("half_val", "float8_val")
 
 
-_RAGGED = "the list is ragged: lists at the same depth must have the same length and depth"
+def _ragged(value: Any) -> str:
+    """That a list is ragged, and the first element that shows it."""
+    told = "the list is ragged: lists at the same depth must have the same length and depth"
+    level: list[tuple[tuple[int, ...], Any]] = [((), value)]
+    while level:
+        sizes = [
+            len(one) if isinstance(one, list | tuple) or (isinstance(one, np.ndarray) and one.ndim) else None
+            for _, one in level
+        ]
+        for (where, _), size in zip(level, sizes, strict=True):
+            if size != sizes[0]:
+                place = f"row {where[0]}" if len(where) == 1 else f"element {list(where)}"
+                return f"{told}; {place} has {_count(size)}, expected {_count(sizes[0])}"
+        if sizes[0] is None:
+            break
+        level = [((*where, i), one) for where, many in level for i, one in enumerate(many)]
+    return told
+
+
+def _count(size: int | None) -> str:
+    return "no list" if size is None else f"{size} value{'' if size == 1 else 's'}"
 
 
 def _integers_of(quantized: np.dtype[Any]) -> DType:
@@ -154,7 +174,7 @@ def _discovered(value: object, dtype: type | None = None) -> Array:
         if "inhomogeneous" not in str(error):
             raise
         missing = first_missing(list(value), (len(value),), nan=False) if isinstance(value, list | tuple) else None
-        raise missing or ValueError(_RAGGED) from None
+        raise missing or ValueError(_ragged(value)) from None
 
 
 def _check_range(array: Array, dtype: DType) -> None:
@@ -197,7 +217,7 @@ def _strings(value: object) -> Array:
             return _strings(replaced)
     for kind in kinds:
         if issubclass(kind, list | tuple | np.ndarray):
-            raise ValueError(_RAGGED)
+            raise ValueError(_ragged(value))
         if not issubclass(kind, bytes | str):
             raise TypeError(_kind_of(array))
     converted = np.empty(len(elements), dtype=object)

@@ -18,6 +18,9 @@ __all__ = ["MissingValueError", "columns_of", "first_missing", "without_hidden_n
 _MAX_DEPTH = 64
 """Dimensions that an array of numpy may have."""
 
+_QUANTIZED = frozenset(("qint8", "quint8", "qint16", "quint16", "qint32"))
+"""Names of the one field that a quantized dtype is for numpy; no table."""
+
 _MISSING_TYPES = frozenset(("NoneType", "NAType", "NaTType", "MaskedConstant"))
 
 
@@ -37,6 +40,8 @@ class MissingValueError(ValueError):
 def columns_of(value: Any) -> dict[str, Any] | None:
     """The columns of a DataFrame (pandas, polars), a Table or RecordBatch (pyarrow), or records; None for other values.
 
+    Records are a list of mappings, or numpy's structured array.
+
     Raises:
         ValueError: A name stands for two columns, or records differ in their keys.
     """
@@ -45,6 +50,9 @@ def columns_of(value: Any) -> dict[str, Any] | None:
         columns = [value.column(i) for i in range(len(names))]
     elif hasattr(value, "columns") and hasattr(value, "to_numpy"):
         names = list(value.columns)
+        columns = [value[name] for name in names]
+    elif isinstance(value, np.ndarray) and value.dtype.names and value.dtype.names[0] not in _QUANTIZED:
+        names = list(value.dtype.names)
         columns = [value[name] for name in names]
     elif isinstance(value, list | tuple) and value and all(isinstance(row, Mapping) for row in value):
         return _columns_of_records(value)

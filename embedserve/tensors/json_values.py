@@ -233,7 +233,11 @@ def _element_error(item: Any, dtype: DType) -> ServingError | None:
     )
     if fits:
         return None
-    return InvalidInputError(f"JSON Value: {dump(item)} Type: {type_name(item)} is not of expected type: {dtype.name}")
+    message = f"JSON Value: {dump(item)} Type: {type_name(item)} is not of expected type: {dtype.name}"
+    if wanted in INTEGER_LIMITS and kind is int:
+        low, high = INTEGER_LIMITS[wanted]
+        message += f", whose values are from {low} to {high}"
+    return InvalidInputError(message)
 
 
 def _in_limits(item: int, wanted: str) -> bool:

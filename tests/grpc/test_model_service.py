@@ -56,6 +56,18 @@ async def test_every_known_version_is_listed_newest_first(start: Start) -> None:
     assert len(labelled.model_version_status) == 2
 
 
+async def test_a_torn_version_says_why_it_is_not_served(start: Start) -> None:
+    registry = FakeRegistry({"m": {1: FakeLoader()}})
+    client = await start(registry)
+    assert registry._runtime is not None
+    registry._runtime.monitor.set_waiting("torn", {1: "saved_model.pb is missing"})
+    (status,) = (await client.model.GetModelStatus(status_request("torn"))).model_version_status
+    assert (State.Name(status.state), status.status.error_message) == ("START", "saved_model.pb is missing")
+    code, message = await failure(client.prediction.Predict(predict_request("torn", x=[1])))
+    assert code is C.NOT_FOUND
+    assert message.endswith("; version 1 is not taken yet: saved_model.pb is missing")
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "message"),
     [

@@ -183,7 +183,8 @@ def filtered(*names: str) -> Any:
             predict_request(z=[1]),
             C.INVALID_ARGUMENT,
             "Signature input alias: x(feed name: x:0) not found in request and no default value provided. "
-            "Inputs expected to be in the request {z}, or default input alias set: ",
+            "Inputs expected to be in the request {z}, or default input alias set: . Sent extra: {z}. "
+            "Missing but required: {x}.",
         ),
         (broken(), C.INVALID_ARGUMENT, "tensor parsing error: x"),
         (
@@ -239,9 +240,12 @@ async def test_defaults_fill_what_a_request_leaves_out(start: Start) -> None:
     assert list(response.outputs["y_2"].float_val) == [51]
     code, message = await failure(client.prediction.Predict(predict_request(a=[1], c=[1])))
     assert code is C.INVALID_ARGUMENT
-    assert message == "Inputs contains invalid name. Used request inputs: a, request input: a,c"
+    assert message == (
+        "Inputs contains invalid name. Used request inputs: a, request input: a,c. Sent extra: {c}. "
+        "Missing but required: {}."
+    )
     code, message = await failure(client.prediction.Predict(predict_request(b=[1])))
-    assert message.endswith("Inputs expected to be in the request {b}, or default input alias set: b")
+    assert message.endswith("or default input alias set: b. Sent extra: {}. Missing but required: {a}.")
 
 
 async def test_only_filtered_outputs_are_answered(start: Start) -> None:

@@ -102,7 +102,21 @@ ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("POST", "/v1/models/m:predict?x=1", BODY, 400, "Malformed request: POST /v1/models/m:predict?x=1"),
     ("POST", "/v1/models/m:PREDICT", BODY, 400, "Malformed request: POST /v1/models/m:PREDICT"),
     ("POST", "/v1/models/m/versions/x:predict", BODY, 400, "Malformed request: POST /v1/models/m/versions/x:predict"),
-    ("GET", "/v1/models/m:predict", b"", 400, "Malformed request: GET /v1/models/m:predict"),
+    (
+        "GET",
+        "/v1/models/m:predict",
+        b"",
+        400,
+        "Malformed request: GET /v1/models/m:predict; it takes POST, with the inputs in the body: "
+        """curl -d '{"instances": [...]}' URL/v1/models/m:predict""",
+    ),
+    (
+        "POST",
+        "/v1/models/m",
+        BODY,
+        400,
+        "Malformed request: POST /v1/models/m; it takes GET. Predictions are asked for by POST /v1/models/m:predict",
+    ),
     ("PUT", "/v1/models/m:predict", BODY, 400, "Malformed request: PUT /v1/models/m:predict"),
     ("DELETE", "/v1/x", b"", 400, "Malformed request: DELETE /v1/x"),
     ("PATCH", "/v1/models/m", b"", 400, "Malformed request: PATCH /v1/models/m"),

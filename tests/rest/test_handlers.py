@@ -161,3 +161,16 @@ def test_metadata_shows_what_is_unset_as_the_original_does() -> None:
 
 def test_names_that_are_not_ascii_are_written_as_they_are() -> None:
     assert '"name": "café"'.encode() in metadata_document("café", 1, {})
+
+
+async def test_a_torn_version_says_why_it_is_not_served() -> None:
+    async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
+        assert registry._runtime is not None
+        registry._runtime.monitor.set_waiting("torn", {1: "/torn/1/saved_model.pb is missing"})
+        (status,) = json.loads(status_document(registry, Route("status", "torn")))["model_version_status"]
+        assert status["state"] == "START"
+        assert status["status"] == {"error_code": "OK", "error_message": "/torn/1/saved_model.pb is missing"}
+        with pytest.raises(
+            ServableNotFoundError, match=r"version 1 is not taken yet: /torn/1/saved_model.pb is missing"
+        ):
+            await registry.predict("torn", {"x": [1.0]})

@@ -82,7 +82,8 @@ REFUSED: list[tuple[str, str, str]] = [
     (
         "int32",
         '{"instances": [2147483648]}',
-        IN_ROW_0 + "JSON Value: 2147483648 Type: Number is not of expected type: int32",
+        IN_ROW_0 + "JSON Value: 2147483648 Type: Number is not of expected type: int32, whose values are from "
+        "-2147483648 to 2147483647",
     ),
     ("bool", '{"instances": [1]}', IN_ROW_0 + "JSON Value: 1 Type: Number is not of expected type: bool"),
     ("float", '{"instances": [true]}', IN_ROW_0 + "JSON Value: true Type: True is not of expected type: float"),
@@ -101,7 +102,7 @@ REFUSED: list[tuple[str, str, str]] = [
         "Failed to process element: 0 of 'instances' list. Error: UNIMPLEMENTED: Conversion of JSON Value: 1 to type: "
         "half",
     ),
-    ("string", '{"inputs": {"b64":5}}', "Missing named input: x in 'inputs' object."),
+    ("string", '{"inputs": {"b64":5}}', "Missing named input: x in 'inputs' object. It takes x; sent: b64"),
     (
         "string",
         '{"inputs": {"x":{"b64":5}}}',
@@ -111,7 +112,7 @@ REFUSED: list[tuple[str, str, str]] = [
         "string",
         '{"instances": [{"b64":"aGVsbG8=","z":1}]}',
         "Failed to process element: 0 key: b64 of 'instances' list. Error: INVALID_ARGUMENT: JSON object: does not "
-        "have named input: b64",
+        "have named input: b64; the inputs of the signature are: x",
     ),
     (
         "float",
@@ -155,11 +156,16 @@ REFUSED: list[tuple[str, str, str]] = [
     ("string", '{"instances": [{"b64": "-_-_"}]}', IN_ROW_0 + "Unable to base64 decode"),
     ("string", '{"instances": [{"b64": "aGVsbG8=="}]}', IN_ROW_0 + "Unable to base64 decode"),
     ("string", '{"instances": [{"b64": "aGVsb"}]}', IN_ROW_0 + "Unable to base64 decode"),
-    ("uint32", '{"instances": [-1]}', IN_ROW_0 + "JSON Value: -1 Type: Number is not of expected type: uint32"),
+    (
+        "uint32",
+        '{"instances": [-1]}',
+        IN_ROW_0 + "JSON Value: -1 Type: Number is not of expected type: uint32, whose values are from 0 to 4294967295",
+    ),
     (
         "int64",
         '{"instances": [9223372036854775808]}',
-        IN_ROW_0 + "JSON Value: 9223372036854775808 Type: Number is not of expected type: int64",
+        IN_ROW_0 + "JSON Value: 9223372036854775808 Type: Number is not of expected type: int64, whose values are from "
+        "-9223372036854775808 to 9223372036854775807",
     ),
     ("string", '{"instances": [1]}', IN_ROW_0 + "JSON Value: 1 Type: Number is not of expected type: string"),
     ("float", '{"instances": ["a"]}', IN_ROW_0 + 'JSON Value: "a" Type: String is not of expected type: float'),
@@ -223,7 +229,7 @@ def test_dtypes_that_json_cannot_carry_are_unimplemented_in_columns() -> None:
             "Failed to process element: 0 key: y of 'instances' list. Error: INVALID_ARGUMENT: "
             'JSON Value: "a" Type: String is not of expected type: int32',
         ),
-        ('{"inputs": {"x": 1}}', "Missing named input: y in 'inputs' object."),
+        ('{"inputs": {"x": 1}}', "Missing named input: y in 'inputs' object. It takes x, y; sent: x"),
         (
             '{"instances": [{"x": 1, "x": 2, "y": 1}]}',
             "Failed to process element: 0 of 'instances' list. Error: repeated key",

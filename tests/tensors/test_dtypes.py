@@ -139,6 +139,21 @@ def test_ragged_lists_are_called_ragged(dtype: str, nested: list[Any]) -> None:
         by_name(dtype).convert(leaves(nested))
 
 
+@pytest.mark.parametrize(
+    ("nested", "said"),
+    [
+        ([[1, 2], [3]], "row 1 has 1 value, expected 2"),
+        ([[1], 2], "row 1 has no list, expected 1 value"),
+        ([1, [2, 3]], "row 1 has 2 values, expected no list"),
+        ([[[1, 2], [3, 4]], [[5, 6], [7]]], r"element \[1, 1\] has 1 value, expected 2 values"),
+        ([np.zeros(2), np.zeros(3)], "row 1 has 3 values, expected 2"),
+    ],
+)
+def test_the_first_ragged_row_is_named(nested: list[Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"the list is ragged: .*; {said}"):
+        by_name("float").convert(nested)
+
+
 @pytest.mark.parametrize("dtype", ["float", "string"])
 def test_an_array_that_fits_is_not_copied(dtype: str) -> None:
     array = np.zeros(3, np.float32) if dtype == "float" else np.array([b"a"], dtype=object)

@@ -88,7 +88,7 @@ async def _status(registry: ModelRegistry, request: Any, context: Any, large: bo
     for status in sorted(versions, key=lambda status: status.version, reverse=True):
         added = response.model_version_status.add(version=status.version, state=int(status.state))
         added.status.error_code = int(status.code)
-        added.status.error_message = status.message
+        added.status.error_message = status.error_message
     data: bytes = response.SerializeToString()
     return data
 
