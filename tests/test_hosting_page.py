@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+import shlex
 import shutil
 import socket
 import subprocess
@@ -68,36 +70,68 @@ def test_every_recipe_of_the_page_is_run() -> None:
 # Hosts on asyncio.
 
 
-def test_fastapi(place: Path) -> None:
-    port = free_port()
-    recipe = Recipe(PAGE, "FastAPI", ports={8000: port})
-    with serving(recipe, place, 0, f"/ml/{MODEL}", port) as url:
-        assert fetch(f"{url}/half", {"x": [1, 2]}) == (200, {"y": [2.5, 3.0]})
-        assert fetch(f"{url}/half", {"x": [1e39]})[0] == 422
-        assert fetch(f"{url}/ml/{MODEL}:predict", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+SERVERS = """
+import shlex, sys, threading
+from uvicorn import main
+
+def serve(line):
+    main.main(shlex.split(line)[1:], standalone_mode=False)
+
+threads = [threading.Thread(target=serve, args=(line,), daemon=True) for line in sys.argv[1:]]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.fixture(scope="module")
+def on_asyncio(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The URL of each recipe for uvicorn: in one process with one TensorFlow, a registry and a loop each."""
+    place = tmp_path_factory.mktemp("asyncio")
+    (place / "models").symlink_to(half)
+    urls, commands = {}, []
+    recipes = (Recipe(PAGE, "FastAPI"), Recipe(PAGE, "ASGI under uvicorn", "Django"), Recipe(PAGE, "Litestar"))
+    for name, recipe in zip(("fastapi", "django", "litestar"), recipes, strict=True):
+        port = free_port()
+        ((command, *arguments),) = recipe.commands()
+        assert command == "uvicorn"
+        urls[name] = f"http://127.0.0.1:{port}"
+        commands.append(shlex.join(["uvicorn", *arguments[:-1], str(port)]))
+        recipe.write(place)
+
+    def up() -> bool:
+        return all(answers(f"{url}/ml/{MODEL}")() for url in urls.values())
+
+    with program("-c", SERVERS, *commands, until=up, cwd=place):
+        yield urls
+
+
+def test_fastapi(on_asyncio: dict[str, str]) -> None:
+    url = on_asyncio["fastapi"]
+    assert fetch(f"{url}/half", {"x": [1, 2]}) == (200, {"y": [2.5, 3.0]})
+    assert fetch(f"{url}/half", {"x": [1e39]})[0] == 422
+    assert fetch(f"{url}/ml/{MODEL}:predict", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+def test_django_under_asgi(on_asyncio: dict[str, str]) -> None:
+    url = on_asyncio["django"]
+    assert fetch(f"{url}/half?x=1") == (200, {"y": 2.5})
+    assert fetch(f"{url}/half-async?x=2") == (200, {"y": 3.0})
+    assert fetch(f"{url}/ml/{MODEL}:predict", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+def test_litestar(on_asyncio: dict[str, str]) -> None:
+    url = on_asyncio["litestar"]
+    assert fetch(f"{url}/half", [1, 2]) == (201, [2.5, 3.0])
+    assert fetch(f"{url}/ml/{MODEL}:predict", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+    assert fetch(f"{url}/ml/{MODEL}:predict/", {"instances": [1.0]})[0] == 400
 
 
 def test_fastapi_with_fakes(tmp_path: Path) -> None:
     Recipe(PAGE, "FastAPI").write(tmp_path)
     code = "import test_service, sys; test_service.test_half(); assert 'tensorflow' not in sys.modules"
     run_program("-c", code, cwd=tmp_path)
-
-
-def test_django_under_asgi(place: Path) -> None:
-    port = free_port()
-    recipe = Recipe(PAGE, "ASGI under uvicorn", "Django", ports={8000: port})
-    with serving(recipe, place, 0, f"/ml/{MODEL}", port) as url:
-        assert fetch(f"{url}/half?x=1") == (200, {"y": 2.5})
-        assert fetch(f"{url}/half-async?x=2") == (200, {"y": 3.0})
-
-
-def test_litestar(place: Path) -> None:
-    port = free_port()
-    recipe = Recipe(PAGE, "Litestar", ports={8000: port})
-    with serving(recipe, place, 0, f"/ml/{MODEL}", port) as url:
-        assert fetch(f"{url}/half", [1, 2]) == (201, [2.5, 3.0])
-        assert fetch(f"{url}/ml/{MODEL}:predict", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
-        assert fetch(f"{url}/ml/{MODEL}:predict/", {"instances": [1.0]})[0] == 400
 
 
 # Hosts with threads and processes.
@@ -180,9 +214,12 @@ def _shown(cell: Any) -> str:
     return str(output.data["text/plain"])
 
 
-def test_trio(place: Path) -> None:
+@pytest.mark.may_block
+def test_trio(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Recipe(PAGE, "trio").write(place)
-    assert run_program("on_trio.py", cwd=place) == "[2.5, 3.0]\n"
+    monkeypatch.chdir(place)
+    runpy.run_path("on_trio.py", run_name="__main__")
+    assert capsys.readouterr().out == "[2.5, 3.0]\n"
 
 
 # What stands before or beside a server of its own; all of it shares one.

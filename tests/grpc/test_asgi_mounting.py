@@ -136,6 +136,13 @@ async def test_a_prefix_that_the_server_or_the_host_knows_of(path: str, root_pat
         assert answer.code is Code.OK
 
 
+async def test_below_a_mount_that_ends_every_path_with_a_slash(reg: FakeRegistry) -> None:
+    """As Litestar does; a slash that a client has sent names no method."""
+    for sent, code in ((PREDICT, Code.OK), (f"{PREDICT}/", Code.UNIMPLEMENTED)):
+        scope: dict[str, Any] = {"path": f"{PREDICT}/", "raw_path": f"/ml{sent}".encode(), "content_type": WEB}
+        assert (await Connection(GrpcApp(reg), predict_body(), **scope).answer()).code is code
+
+
 # On real servers.
 
 

@@ -19,7 +19,7 @@ from starlette.routing import Mount
 
 from embedserve import RegistryStateError
 from embedserve.errors import Code
-from embedserve.grpc import GrpcApp, GrpcMiddleware
+from embedserve.grpc import GrpcApp, GrpcMiddleware, serve
 from embedserve.rest import create_app
 from embedserve.testing import FakeLoader, FakeRegistry
 from tests.grpc.fabricated import PREDICT, predict_body
@@ -44,7 +44,15 @@ async def by_lifespan(reg: FakeRegistry) -> None:
         pass
 
 
-@pytest.mark.parametrize("enter", [by_async_with, by_lifespan, FakeRegistry.start, FakeRegistry.ensure_started])
+async def by_serving(reg: FakeRegistry) -> None:
+    async with serve(reg, port=0):
+        pass
+
+
+ENTRIES = [by_async_with, by_lifespan, by_serving, FakeRegistry.start, FakeRegistry.ensure_started]
+
+
+@pytest.mark.parametrize("enter", ENTRIES)
 def test_trio_cannot_enter_and_is_told_what_can(enter: Callable[[FakeRegistry], Awaitable[None]]) -> None:
     reg = registry()
     with pytest.raises(RegistryStateError, match=TRIO):

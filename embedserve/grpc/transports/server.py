@@ -25,6 +25,7 @@ import grpc
 import grpc.aio
 
 from embedserve.concurrency.inflight import Reservation
+from embedserve.concurrency.owner_loop import check_asyncio
 from embedserve.config import Access
 from embedserve.errors import Code, ConfigError, RegistryStateError, ServingError
 from embedserve.grpc.access import is_loopback
@@ -189,7 +190,7 @@ async def serve(
         metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
 
     Raises:
-        RegistryStateError: The registry was not entered, or lives on another event loop.
+        RegistryStateError: The registry was not entered, or lives on another event loop; trio runs the caller.
         OSError: The port or socket cannot be had; the message names it.
         ConfigError: Unusable TLS material, or nothing to listen on.
     """
@@ -262,6 +263,7 @@ _COMPRESSION = {
 
 
 def _check_loop(registry: ModelRegistry) -> None:
+    check_asyncio()
     loop = registry.loop
     if loop is None:
         raise RegistryStateError("enter the registry first: `async with registry:` around `async with serve(registry)`")
