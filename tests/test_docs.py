@@ -57,7 +57,7 @@ def test_the_web_service_block_serves(digit_models: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_standalone_commands_answer_the_curl_lines(number: int, digit_models: Path) -> None:
-    commands = "\n".join(blocks((ROOT / "README.md").read_text(), "sh")).splitlines()
+    commands = "\n".join(blocks((ROOT / "docs" / "standalone.md").read_text(), "sh")).splitlines()
     server = [line.split("#")[0].split() for line in commands if line.startswith("python -m embedserve")][number]
     rest = free_port()
     given = {"--port": f"--port={free_port()}", "--rest_api_port": f"--rest_api_port={rest}"}
