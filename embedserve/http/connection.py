@@ -26,7 +26,7 @@ from embedserve.http.frames import (
 from embedserve.http.header_blocks import BlockReader, encode_fields
 from embedserve.http.heads import MalformedError, RequestHead, TooLargeError, trailer_fields
 from embedserve.http.limits import Limits, RateLimit
-from embedserve.http.outbox import Outbox
+from embedserve.http.outbox import Outbox, greeting
 from embedserve.http.streams import Stream, Streams
 
 __all__ = ["Http2Connection"]
@@ -57,9 +57,12 @@ class Http2Connection:
         limits: What the client may cost.
     """
 
+    encode_head = staticmethod(encode_fields)
+    encode_trailers = staticmethod(encode_fields)
+
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits = limits or Limits()
-        self._out = out = Outbox(limits)
+        self._out = Outbox(limits)
         self._blocks = BlockReader(limits)
         self._streams = Streams(limits.max_streams)
         self._open = self._streams.open
@@ -84,18 +87,7 @@ class Http2Connection:
             frames.WINDOW_UPDATE: self._on_window_update,
         }
         self._reader = FrameReader(limits, handlers, self._on_block, self._nuisance)
-        out.put(
-            frames.settings_frame(
-                {
-                    Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
-                    Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
-                    Setting.MAX_FRAME_SIZE: limits.max_frame_bytes,
-                    Setting.MAX_HEADER_LIST_SIZE: limits.max_header_bytes,
-                }
-            )
-        )
-        if limits.connection_window > DEFAULT_WINDOW:
-            out.put(frames.window_update(0, limits.connection_window - DEFAULT_WINDOW))
+        self._out.put(greeting(limits))
 
     def __repr__(self) -> str:
         state = "over" if self._over else "draining" if self._draining else "open"
@@ -163,6 +155,8 @@ class Http2Connection:
         self._receive_window -= length
         if stream is None:
             self._credit_connection(length)
+            if self._streams.discard(stream_id, length, flags & END_STREAM):
+                self._out.put(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
             self._on_closed(stream_id, "DATA")
             return
         size = end - start
@@ -263,8 +257,9 @@ class Http2Connection:
             stream_id, encode_fields(((b":status", b"%d" % status), (b"content-length", b"0"))), END_STREAM
         )
         self._count_reset()
-        self._streams.remember_reset(stream_id, ours=True)
-        if not ended:
+        if ended:
+            self._streams.remember_reset(stream_id, ours=True)
+        elif not self._streams.linger(stream_id, self._initial_window):
             self._out.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
 
     def _on_trailers(self, stream_id: int, ended: bool, block: bytes) -> None:
@@ -554,8 +549,7 @@ class Http2Connection:
     def _finish(self, stream: Stream) -> None:
         """The answer has left with its end; the rest of a request that is still being sent is not wanted."""
         self._forget(stream)
-        if not stream.remote_ended:
-            self._streams.remember_reset(stream.id, ours=True)
+        if not stream.remote_ended and not self._streams.linger(stream.id, stream.receive_window):
             self._out.put(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
 
     def reset(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from embedserve.http.chunks import ChunkReader
 from embedserve.http.events import Data, Ended, Event, Request, Reset, Trailers
 from embedserve.http.heads import RequestHead
-from embedserve.http.http1_heads import Http1Head, Http1HeadReader, RefusedError, encode_head
+from embedserve.http.http1_heads import Http1Head, Http1HeadReader, RefusedError, encode_head, encode_trailers
 from embedserve.http.limits import Limits
 
 __all__ = ["Http1Connection"]
@@ -31,6 +31,9 @@ class Http1Connection:
         wants_whole: Asked for each declared body of `direct_body_bytes` or more. True: the memory is reserved, and the
             body is to be received into one buffer of its size, which comes as one Data event.
     """
+
+    encode_head = staticmethod(encode_head)
+    encode_trailers = staticmethod(encode_trailers)
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Http1Connection:
         self._unconsumed = 0
         self._head_sent = self._ended = self._continued = self._close = False
         self._out_chunked = self._out_no_body = False
+        self._out_bytes = 0
         self._out_left: int | None = None
 
     def __repr__(self) -> str:
@@ -68,6 +72,21 @@ class Http1Connection:
     def is_idle(self) -> bool:
         """Whether no request is being received or answered."""
         return self._request is None and not self._buffer
+
+    @property
+    def version(self) -> str:
+        """The version of the request that is being answered."""
+        return "1.0" if self._request is not None and self._request.is_1_0 else "1.1"
+
+    @property
+    def open_streams(self) -> int:
+        """Requests that are not over: one or none."""
+        return int(self._request is not None and not self._ended and not self._over)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of answers that `take` would return."""
+        return self._out_bytes
 
     @property
     def wants_read(self) -> bool:
@@ -129,6 +148,12 @@ class Http1Connection:
         self._whole_body()
         self._received = not self._body_left
         self._advance()
+        return self.events()
+
+    def refuse(self, status: int, reason: str) -> list[Event]:
+        """End the connection for the client's fault, with an answer of `status` where none has begun."""
+        if not self._over:
+            self._refuse(RefusedError(status, reason))
         return self.events()
 
     def consume(self, stream_id: int, size: int) -> None:
@@ -254,6 +279,7 @@ class Http1Connection:
     def take(self) -> bytes:
         """The bytes that are due."""
         out, self._out = self._out, []
+        self._out_bytes = 0
         return b"".join(out)
 
     def answer(self, stream_id: int, head: bytes, body: bytes, trailers: bytes = b"") -> bool:
@@ -382,6 +408,7 @@ class Http1Connection:
         size = len(data)
         if not size or self._out_no_body:
             return
+        self._out_bytes += size
         if self._out_chunked:
             self._out += (b"%x\r\n" % size, data, b"\r\n")
             return

@@ -45,6 +45,14 @@ class Limits:
             Origin: some thousand PING answers.
         max_queued_bytes: Bytes of answers that wait for the client's windows, over which further answers are dropped
             and their streams reset. A single answer may be larger. Origin: a batch of images.
+        head_timeout: Seconds from the first byte of a head, or from the connection's begin, to the head's end; 408.
+            Origin: Apache's mod_reqtimeout.
+        body_timeout: Seconds without a byte of a body that the application waits for; 408. Origin: as above.
+        body_rate: Bytes per second that a body brings on average after `body_timeout` seconds, while the application
+            waits for it. Origin: as above.
+        half_closed_timeout: Seconds that a request goes on whose HTTP/1.x client has sent its end: a client that waits
+            for its answer and one that has gone look the same. Origin: an inference takes less.
+        write_timeout: Seconds that a client may leave answers unread; the connection is cut. Origin: nginx.
         direct_body_bytes: Bytes of a declared HTTP/1.1 body from which it is received into one buffer of its size.
             Origin: below it a join costs less than a second buffer.
     """
@@ -66,6 +74,11 @@ class Limits:
     control_frames_burst: int = 2_000
     max_unread_control_bytes: int = 65_536
     max_queued_bytes: int = 1 << 26
+    head_timeout: float = 20.0
+    body_timeout: float = 20.0
+    body_rate: float = 500.0
+    half_closed_timeout: float = 10.0
+    write_timeout: float = 60.0
     direct_body_bytes: int = 16_384
 
     def __post_init__(self) -> None:

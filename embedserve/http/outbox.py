@@ -18,19 +18,34 @@ from embedserve.http.frames import (
     HEADERS,
     ErrorCode,
     ProtocolError,
+    Setting,
     frame,
+    settings_frame,
+    window_update,
 )
 from embedserve.http.header_blocks import NO_DYNAMIC_TABLE
 from embedserve.http.limits import Limits
 from embedserve.http.streams import Stream
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "greeting"]
 
 TURN_BYTES = 262_144
 """Bytes of answers that one turn of the loop takes: four socket buffers of 64 KiB, so that no stream keeps another out
 for long."""
 
 _header = FRAME_HEADER.pack
+
+
+def greeting(limits: Limits) -> bytes:
+    """What a server sends first: its settings, and the window of the connection, which no setting speaks of."""
+    settings = {
+        Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
+        Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
+        Setting.MAX_FRAME_SIZE: limits.max_frame_bytes,
+        Setting.MAX_HEADER_LIST_SIZE: limits.max_header_bytes,
+    }
+    wider = limits.connection_window - DEFAULT_WINDOW
+    return settings_frame(settings) + (window_update(0, wider) if wider else b"")
 
 
 class Outbox:

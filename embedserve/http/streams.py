@@ -68,13 +68,14 @@ class Streams:
         highest: The highest identifier that a client used.
     """
 
-    __slots__ = ("_gaps", "_remembered", "_resets", "highest", "open")
+    __slots__ = ("_gaps", "_lingering", "_remembered", "_resets", "highest", "open")
 
     def __init__(self, remembered: int) -> None:
         self.open: dict[int, Stream] = {}
         self.highest = 0
         self._gaps: deque[range] = deque(maxlen=_GAPS)
         self._resets: dict[int, bool] = {}
+        self._lingering: dict[int, int] = {}
         self._remembered = remembered
 
     def begin(self, stream_id: int) -> None:
@@ -96,7 +97,31 @@ class Streams:
         resets = self._resets
         resets[stream_id] = ours
         if len(resets) > self._remembered:
-            del resets[next(iter(resets))]
+            oldest = next(iter(resets))
+            del resets[oldest]
+            self._lingering.pop(oldest, None)
+
+    def linger(self, stream_id: int, window: int) -> bool:
+        """Note that a stream was answered before its request ended; False if it has to be reset at once.
+
+        Some clients take a reset that follows an answer at once for a failure of the call. So what is on its way is
+        discarded, and the reset is due when half of the window is used up.
+        """
+        self.remember_reset(stream_id, ours=True)
+        if window > 1:
+            self._lingering[stream_id] = window >> 1
+        return window > 1
+
+    def discard(self, stream_id: int, size: int, ended: int) -> bool:
+        """Count DATA on a stream that is not open; True if the stream lingers and is to be reset now."""
+        left = self._lingering.get(stream_id)
+        if left is None:
+            return False
+        if left > size and not ended:
+            self._lingering[stream_id] = left - size
+            return False
+        del self._lingering[stream_id]
+        return not ended
 
     def judge_closed(self, stream_id: int, what: str) -> bool:
         """Whether the frame `what` on a stream that is not open is to be ignored; if not, STREAM_CLOSED answers it.

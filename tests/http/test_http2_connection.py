@@ -324,15 +324,35 @@ def test_a_stream_that_nobody_consumes_is_bounded_by_its_window() -> None:
 # Ends.
 
 
-def test_an_early_answer_asks_the_client_to_stop() -> None:
-    peer = Peer()
+def test_an_early_answer_asks_the_client_to_stop_when_it_goes_on() -> None:
+    peer = Peer(Limits(stream_window=100_000))
     peer.send(headers(1, flags=WHOLE), data(1))
     assert peer.server.answer(1, OK, b"enough")
-    peer.take()
+    peer.send(data(1, bytes(40_000)))
+    assert not peer.resets(), "a reset with the answer makes some clients drop the answer"
+    assert not peer.server.open_streams
+    peer.send(data(1, bytes(20_000)))
     assert peer.resets() == [(1, ErrorCode.NO_ERROR)]
-    peer.send(data(1), data(1, b"", END))
+    peer.send(data(1, bytes(20_000)), data(1, b"", END))
     assert peer.is_alive()
     assert len(peer.resets()) == 1
+
+
+def test_an_early_answer_to_a_client_that_ends_soon_resets_nothing() -> None:
+    peer = Peer()
+    peer.send(headers(1, flags=WHOLE))
+    peer.server.answer(1, OK, b"enough")
+    peer.send(data(1), data(1, b"", END), headers(3))
+    assert peer.is_alive()
+    assert not peer.resets()
+
+
+def test_an_early_answer_to_a_client_without_a_window_resets_at_once() -> None:
+    peer = Peer(Limits(stream_window=65_535))
+    peer.send(headers(1, flags=WHOLE), data(1, bytes(65_535)))
+    peer.server.answer(1, OK, b"enough")
+    peer.take()
+    assert peer.resets() == [(1, ErrorCode.NO_ERROR)]
 
 
 def test_a_reset_drops_what_waits() -> None:

@@ -107,7 +107,7 @@ def test_a_list_over_the_limit_is_answered_and_the_connection_goes_on() -> None:
     assert b"431" in answer.payload
     assert [event.stream_id for event in peer.requests()] == [3]
     assert not peer.resets()
-    peer.send(headers(5, large, WHOLE))
+    peer.send(headers(5, large, WHOLE), *[data(5, bytes(60_000))] * 9)
     assert peer.resets() == [(5, ErrorCode.NO_ERROR)]
 
 

@@ -1,0 +1,350 @@
+"""HTTP/1.x and HTTP/2 on one port as an asyncio protocol for uvicorn, whose sockets, TLS, signals and lifespan stay.
+
+`uvicorn --http embedserve.http.protocol:HttpProtocol`, or `Config(http=HttpProtocol)`. HTTP/2 comes by ALPN under TLS,
+and by prior knowledge without. Decides when a connection has waited long enough; what is valid the connections decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from embedserve.http.asgi_request import App, AsgiRequest, scope_of
+from embedserve.http.connection import Http2Connection
+from embedserve.http.events import ClientLeaves, Data, Ended, Event, Request, Reset, Sent, Trailers
+from embedserve.http.frames import PREFACE, ErrorCode
+from embedserve.http.heads import Field, RequestHead
+from embedserve.http.http1 import Http1Connection
+from embedserve.http.http1_heads import Http1HeadReader
+from embedserve.http.limits import Limits
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+__all__ = ["HttpProtocol"]
+
+logger = logging.getLogger("uvicorn.error")
+access_logger = logging.getLogger("uvicorn.access")
+
+TURN_BYTES = 65_536
+"""Bytes of HTTP/1.x answers that wait for the end of the loop's turn: as many as asyncio's transports hold gladly."""
+
+CHECK_SECONDS = 1.0
+"""Seconds between two looks at a busy connection's time limits, which are all much longer."""
+
+
+@lru_cache(maxsize=16)
+def _heads(limits: Limits, scheme: bytes) -> Http1HeadReader:
+    """What is remembered of heads is shared by all connections of a process."""
+    return Http1HeadReader(limits, scheme)
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection of either version; a subclass may set other `limits`."""
+
+    alpn_protocols: ClassVar[list[str]] = ["h2", "http/1.1"]
+    limits: ClassVar[Limits] = Limits()
+
+    connection: Http1Connection | Http2Connection
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.config = config
+        self.app = cast(App, config.loaded_app)
+        self.loop = _loop or asyncio.get_running_loop()
+        self.server_state = server_state
+        self.connections: set[Any] = cast(Any, server_state.connections)
+        self.app_state = app_state
+        self.access_log = access_logger.hasHandlers()
+        self.default_fields: Sequence[Field] = server_state.default_headers
+        self.requests: dict[int, AsgiRequest] = {}
+        self.write_paused = False
+        self._begun = b""
+        self._flush_due = self._read_paused = self._leaving = False
+        self._active = self._waiting_since = self.loop.time()
+        self._eof_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._addresses: dict[str, Any] = {}
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; under TLS the version is known."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.connections.add(self)
+        tls = transport.get_extra_info("ssl_object")
+        self._scheme = b"https" if tls is not None else b"http"
+        self._addresses = {
+            "server": _address(transport.get_extra_info("sockname")),
+            "client": _address(transport.get_extra_info("peername")),
+        }
+        self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
+        if tls is not None:
+            self._begin(tls.selected_alpn_protocol() == "h2")
+
+    def _begin(self, is_http2: bool) -> None:
+        if is_http2:
+            self.connection = Http2Connection(self.limits)
+            self._flush_soon()
+        else:
+            self.connection = Http1Connection(self.limits, _heads(self.limits, self._scheme))
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came."""
+        now = self._active = self.loop.time()
+        if not hasattr(self, "connection"):
+            data = self._begun + data
+            if len(data) < len(PREFACE) and PREFACE.startswith(data):
+                self._begun = data
+                return
+            self._begin(data.startswith(PREFACE))
+        self._on_events(self.connection.receive(data, now))
+        self._flush()
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more; over plain TCP it may still read its answers."""
+        if not hasattr(self, "connection") or isinstance(self.connection, Http2Connection):
+            return False
+        self._eof_at = self.loop.time()
+        self._on_events(self.connection.eof())
+        self._flush()
+        return bool(self.requests) and self._scheme == b"http"
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell every request that its client is gone."""
+        self.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if hasattr(self, "connection"):
+            self._on_events(self.connection.lost())
+        for request in list(self.requests.values()):
+            request.disconnect()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than answers are made."""
+        self.write_paused = True
+        self._waiting_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self.write_paused = False
+        for request in list(self.requests.values()):
+            request.wake()
+        self._flush()
+
+    def shutdown(self) -> None:
+        """Leave when the requests that are there are answered (uvicorn calls this)."""
+        self._leaving = True
+        if not hasattr(self, "connection"):
+            self.transport.close()
+            return
+        self.connection.drain()
+        self._flush()
+
+    # What requests call.
+
+    def consumed(self, stream_id: int, size: int) -> None:
+        """The application has taken `size` bytes of a body."""
+        self.connection.consume(stream_id, size)
+        self._flush_soon()
+
+    def send_continue(self, stream_id: int) -> None:
+        """Ask for a body that the client holds back."""
+        self.connection.send_informational(stream_id, self.connection.encode_head(((b":status", b"100"),)))
+        self._flush_soon()
+
+    def after_send(self, request: AsgiRequest) -> None:
+        """Something was sent: write it with whatever else this turn of the loop brings."""
+        if request.complete and self.requests.get(request.stream_id) is request:
+            self.server_state.total_requests += 1
+        if self.connection.queued_bytes > TURN_BYTES:
+            self._flush()  # An application that never waits would otherwise keep the loop from writing.
+        else:
+            self._flush_soon()
+
+    def finished(self, request: AsgiRequest) -> None:
+        """The application is done with a request."""
+        self.requests.pop(request.stream_id, None)
+        self._active = self.loop.time()
+
+    def log_access(self, request: AsgiRequest, status: int) -> None:
+        """A line in uvicorn's access log."""
+        if self.access_log:
+            scope, client = request.scope, self._addresses["client"]
+            target = request.head.target.decode("latin-1")
+            address = f"{client[0]}:{client[1]}" if client else ""
+            access_logger.info(
+                '%s - "%s %s HTTP/%s" %d', address, scope["method"], target, scope["http_version"], status
+            )
+
+    # Within.
+
+    def _on_events(self, events: list[Event]) -> None:
+        while events:
+            for event in events:
+                self._on_event(event)
+            events = self.connection.events() if hasattr(self, "connection") else []
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Request):
+            self._on_request(event)
+        elif isinstance(event, Ended):
+            logger.warning("a connection ended for its client's fault: %s", event.reason)
+        elif isinstance(event, ClientLeaves):
+            self._leaving = True
+            self.connection.drain()
+        elif isinstance(event, Data | Trailers | Reset | Sent):
+            request = self.requests.get(event.stream_id)
+            if request is None:
+                return
+            if isinstance(event, Data):
+                request.feed(event.data, event.ended, self._active)
+            elif isinstance(event, Trailers):
+                request.end()
+            elif isinstance(event, Reset):
+                request.disconnect()
+            else:
+                request.sent(event.ended)
+
+    def _on_request(self, event: Request) -> None:
+        head = event.head
+        if self._is_websocket(head):
+            self._hand_on(head)
+            return
+        request = AsgiRequest(self, event.stream_id, head, event.ended, self._active)
+        limit = self.config.limit_concurrency
+        if limit is not None and max(len(self.connections), len(self.server_state.tasks)) >= limit:
+            fields = ((b":status", b"503"), (b"content-type", b"text/plain; charset=utf-8"))
+            self.connection.answer(event.stream_id, self.connection.encode_head(fields), b"Service Unavailable")
+            return
+        version = "2" if isinstance(self.connection, Http2Connection) else self.connection.version
+        shared = scope_of(head, self.config.root_path)
+        request.scope = {
+            **shared,
+            **self._addresses,
+            "headers": list(shared["headers"]),
+            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "state": self.app_state.copy(),
+        }
+        if version != "1.0":
+            request.scope["extensions"] = {"http.response.trailers": {}}
+        self.requests[event.stream_id] = request
+        task = self.loop.create_task(request.run(self.app))
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
+
+    def _is_websocket(self, head: RequestHead) -> bool:
+        return (
+            isinstance(self.connection, Http1Connection)
+            and head.method == b"GET"
+            and (head.get(b"upgrade") or b"").lower() == b"websocket"
+            and b"upgrade" in (head.get(b"connection") or b"").lower()
+            and self.config.ws_protocol_class is not None
+        )
+
+    def _hand_on(self, head: RequestHead) -> None:
+        """Give the connection to uvicorn's WebSocket protocol, with the head as it came."""
+        self.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        lines = [b"GET %s HTTP/1.1" % head.target, *[name + b": " + value for name, value in head.fields], b"", b""]
+        make: Any = self.config.ws_protocol_class
+        protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        del self.connection
+        protocol.connection_made(self.transport)
+        protocol.data_received(b"\r\n".join(lines))
+        self.transport.set_protocol(protocol)
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what is due, once per turn of the loop; then close, or read on."""
+        self._flush_due = False
+        transport = self.transport
+        if not hasattr(self, "connection") or transport.is_closing():
+            return
+        connection = self.connection
+        self._on_events(connection.events())
+        while connection.wants_write and not self.write_paused:
+            transport.write(connection.take())
+            self._on_events(connection.events())
+        if connection.is_over and not connection.wants_write:
+            transport.close()
+        elif isinstance(connection, Http1Connection) and connection.wants_read == self._read_paused:
+            self._read_paused = not self._read_paused
+            (transport.pause_reading if self._read_paused else transport.resume_reading)()
+
+    # Time.
+
+    def _check_time(self) -> None:
+        """Look whether the client has been waited for too long."""
+        now, limits = self.loop.time(), self.limits
+        if self.write_paused and now - self._waiting_since > limits.write_timeout:
+            self.transport.abort()
+            return
+        if now - self._eof_at > limits.half_closed_timeout:
+            self.transport.abort()
+            return
+        if self._leaving:
+            self.connection.drain()  # Whether or not the client has answered the first GOAWAY's PING.
+            self._flush()
+        elif not self.requests:
+            idle = hasattr(self, "connection") and self._is_idle()
+            if now - self._active > (self.config.timeout_keep_alive if idle else limits.head_timeout):
+                self._time_out(idle)
+                return
+        for request in list(self.requests.values()):
+            if request.waits_for_body and self._is_slow(request, now):
+                self._time_out_request(request)
+        self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
+
+    def _is_idle(self) -> bool:
+        return not isinstance(self.connection, Http1Connection) or self.connection.is_idle
+
+    def _is_slow(self, request: AsgiRequest, now: float) -> bool:
+        limits = self.limits
+        spent = now - request.began
+        slow = spent > limits.body_timeout and request.body_bytes < limits.body_rate * spent
+        return slow or now - request.last_byte > limits.body_timeout
+
+    def _time_out(self, idle: bool) -> None:
+        if not hasattr(self, "connection"):
+            self.transport.close()
+            return
+        if isinstance(self.connection, Http1Connection) and not idle:
+            self._on_events(self.connection.refuse(408, "the request's head took too long"))
+        self.connection.drain()
+        self.connection.drain()
+        self._flush()
+        self.transport.close()
+
+    def _time_out_request(self, request: AsgiRequest) -> None:
+        if isinstance(self.connection, Http1Connection):
+            self._on_events(self.connection.refuse(408, "the request's body took too long"))
+        else:
+            self.connection.reset(request.stream_id, ErrorCode.CANCEL)
+        request.disconnect()
+        self._flush()
+
+
+def _address(found: Any) -> tuple[str, int | None] | None:
+    if isinstance(found, tuple):
+        return str(found[0]), int(found[1])
+    return (found, None) if isinstance(found, str) and found else None
