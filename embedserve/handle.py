@@ -6,6 +6,7 @@ exactly one version. Knows no wire and no directory.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from embedserve.request_log import ModelLog, RequestLogs
     from embedserve.tfs.examples import Classifications, InferenceTask
 
-__all__ = ["ModelHandle", "unknown_signature"]
+__all__ = ["Acquisition", "ModelHandle", "unknown_signature"]
+
 
 T = TypeVar("T")
 
@@ -34,6 +36,9 @@ class Entry(Protocol):
 
     options: RegistryOptions
     request_logs: RequestLogs
+
+    def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
+        """The version that answers a model spec."""
 
     def on_loop(self) -> bool:
         """Whether the caller runs on the registry's loop."""
@@ -472,3 +477,52 @@ def _why_absent(name: str, signature_defs: Mapping[str, Any]) -> str:
 
     reason = why_not_callable(name, signature_defs[name])
     return f" The model has it, and it cannot be called: {reason}." if reason else ""
+
+
+class Acquisition:
+    """What `ModelRegistry.acquire` returns: an async context manager that holds one version, on any loop.
+
+    A caller that is cancelled on the way leaves no handle behind.
+    """
+
+    __slots__ = ("_handle", "_runtime", "_spec")
+
+    def __init__(self, runtime: Callable[[], Entry], *spec: Any) -> None:
+        self._runtime = runtime
+        self._spec = spec
+        self._handle: ModelHandle | None = None
+
+    async def __aenter__(self) -> ModelHandle:
+        runtime = self._runtime()
+        if runtime.on_loop():
+            self._handle = ModelHandle(runtime, runtime.resolve(*self._spec))
+            return self._handle
+        acquired: ModelHandle | None = None
+        left = False
+
+        async def acquire() -> ModelHandle:
+            nonlocal acquired
+            if left:
+                raise asyncio.CancelledError
+            acquired = ModelHandle(runtime, runtime.resolve(*self._spec))
+            return acquired
+
+        def leave() -> None:
+            nonlocal left
+            left = True
+            if acquired is not None:
+                acquired.release()
+
+        try:
+            self._handle = await runtime.bridge(acquire())
+        except asyncio.CancelledError:
+            # The handle may be on its way here, or yet to be acquired: asyncio starts what was cancelled too early.
+            runtime.call_soon(leave)
+            raise
+        return self._handle
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.release()

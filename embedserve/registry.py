@@ -24,10 +24,9 @@ from typing import Any, NoReturn, Self, TypeAlias, TypeVar, Unpack
 from embedserve.concurrency.owner_loop import PrivateLoop, check_asyncio, check_threads
 from embedserve.config import ModelConfig, ModelOptions, RegistryKeywords, RegistryOptions, location, validated
 from embedserve.errors import ConfigError, RegistryStateError, StartError
-from embedserve.handle import ModelHandle
+from embedserve.handle import Acquisition, ModelHandle
 from embedserve.observer import Observer, Observers
 from embedserve.priority import PriorityName
-from embedserve.runtime.acquisition import Acquisition
 from embedserve.runtime.registry_view import RegistryView
 from embedserve.runtime.runtime import RegistryStatistics, Runtime
 from embedserve.servable import Array

@@ -1,7 +1,7 @@
 """The sub-command: arguments → model, requests and plan → sweep → report, and its exit status.
 
-Called by `cli`, which gives the server's flags their meaning; the model is measured with those that are not this
-command's own.
+The model is measured with the server's flags that are not this command's own. The progress bar is drawn between cells
+only, so that it costs nothing that is measured.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from embedserve.bench.deployment import deployment
 from embedserve.bench.model import BenchedModel, check_whole, find
-from embedserve.bench.plan import ALONE, Grid, Setting, default_run_threads, plan
+from embedserve.bench.plan import ALONE, Cell, Grid, Setting, default_run_threads, plan
 from embedserve.bench.plot import check_plot_file, write_plot
-from embedserve.bench.progress import ProgressBar
 from embedserve.bench.recommendation import recommend
 from embedserve.bench.report import Report
 from embedserve.bench.requests import Requests, check_answered, chosen_signature, made_up, recorded
@@ -30,7 +34,7 @@ from embedserve.server.config import ServerConfig
 from embedserve.server.flags import FlagError
 from embedserve.server.standalone import run, stop_on_signals
 
-__all__ = ["bench"]
+__all__ = ["ProgressBar", "bench"]
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -283,3 +287,50 @@ def _report(found: _Sweep, program: str, interrupted: bool) -> int:
     except OSError as error:
         return _failed(error)
     return status
+
+
+class ProgressBar:
+    """How far a sweep is; implements `sweep.Progress`. Gone from the screen when left."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description:<60}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(file=sys.stderr),
+            auto_refresh=False,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("loading the model", total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._bar.refresh()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def planned(self, cells: int) -> None:
+        """So many cells are to be measured."""
+        self._bar.update(self._task, total=cells)
+
+    def loading(self, setting: Setting) -> None:
+        """As `sweep.Progress`."""
+        self._say(f"loading for {setting}")
+
+    def measuring(self, cell: Cell) -> None:
+        """As `sweep.Progress`."""
+        self._say(f"{cell.setting}, {cell.concurrency} caller{'s' * (cell.concurrency > 1)}")
+
+    def measured(self) -> None:
+        """As `sweep.Progress`."""
+        self._bar.advance(self._task)
+
+    def _say(self, what: str) -> None:
+        self._bar.update(self._task, description=what)
+        self._bar.refresh()

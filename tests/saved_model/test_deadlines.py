@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from embedserve.saved_model.run.deadlines import Deadlines, TimedRun
+from embedserve.saved_model.run.function import Deadlines, TimedRun
 
 
 def test_a_run_is_stopped_once_when_its_time_is_over() -> None:

@@ -1,21 +1,56 @@
 """Puts checks into a model before it is loaded: a call that asserts what an operation does not check itself.
 
 A check is a function of its own in the MetaGraph's library. The operation waits for it, by a control input; the rest of
-the graph stays. Called by the loader.
+the graph stays. TensorFlow loads directories only, so the changed graph is written into one, beside links to the
+version's own files.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from embedserve.saved_model.judge.guards import Found
 
-__all__ = ["add_checks"]
+__all__ = ["GraphCopy", "add_checks"]
 
 v1 = tf.compat.v1
+
+_PREFIX = "embedserve-graph-"
+
+
+class GraphCopy:
+    """A directory that TensorFlow loads in place of a version's own, until `close`.
+
+    Attributes:
+        path: The directory.
+    """
+
+    def __init__(self, version: Path, meta_graph: Any) -> None:
+        """Write the directory.
+
+        Args:
+            version: The version's own directory.
+            meta_graph: The only MetaGraph of the copy.
+        """
+        saved_model: Any = SavedModel(saved_model_schema_version=1)
+        saved_model.meta_graphs.add().CopyFrom(meta_graph)
+        self._directory = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        self.path = Path(self._directory.name)
+        for entry in version.iterdir():
+            if not entry.name.startswith("saved_model.pb"):
+                os.symlink(entry.absolute(), self.path / entry.name)
+        (self.path / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+
+    def close(self) -> None:
+        """Remove the directory."""
+        self._directory.cleanup()
 
 
 def add_checks(meta_graph: Any, found: Iterable[Found]) -> None:

@@ -26,8 +26,7 @@ from embedserve.saved_model.judge import free_batch, guards, probe, verdict
 from embedserve.saved_model.judge.probe_inputs import Sample, candidates
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.saved_model.load import custom_ops, memory, warmup
-from embedserve.saved_model.load.graph_copy import GraphCopy
-from embedserve.saved_model.load.guarding import add_checks
+from embedserve.saved_model.load.guarding import GraphCopy, add_checks
 from embedserve.saved_model.load.pick_servable import is_worth_a_try, session_if_faster
 from embedserve.saved_model.optimise.freezing import NotOptimisableError
 from embedserve.saved_model.optimise.optimising import Wanted, optimise, reason_of

@@ -6,6 +6,7 @@ Made by the loader, run in run threads. Can be stopped in the middle of a run. K
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,18 +18,81 @@ from embedserve.errors import Code, DeadlineExceededError
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.run import run_time, unset_state
 from embedserve.saved_model.run.arrays import owned, private_copies
-from embedserve.saved_model.run.deadlines import Deadlines, TimedRun
 from embedserve.saved_model.run.one_at_a_time import OneAtATime
 from embedserve.saved_model.status import RUN_ERRORS, TIMED_OUT, code_of, inference_error
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
 
-__all__ = ["FunctionServable"]
-
-_DEADLINES = Deadlines()
+__all__ = ["Deadlines", "FunctionServable", "TimedRun"]
 
 # TensorFlow keeps the kernel of each inline signature of an unloaded model, 50-150 KB: so many are let pile up.
 _MAX_KEPT_KERNELS = 256
+
+# Seconds between two looks at the timed runs: a run is stopped so much late at most.
+_TICK = 0.02
+# Seconds without a timed run after which the thread that looks ends.
+_IDLE = 1.0
+
+
+class TimedRun:
+    """One run and when it has to end."""
+
+    __slots__ = ("ends_at", "expired", "stop")
+
+    def __init__(self, timeout: float) -> None:
+        self.ends_at = time.monotonic() + timeout
+        self.stop: Callable[[], None] | None = None
+        self.expired = False
+
+
+class Deadlines:
+    """The timed runs of now, and the thread that looks after them, which is there only while timed runs are.
+
+    TensorFlow bounds runs of sessions only. The loop answers whoever waits for a run on time; stopping the run gives
+    its thread back.
+    """
+
+    def __init__(self) -> None:
+        self._runs: set[TimedRun] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Deadlines of {len(self._runs)} runs>"
+
+    def add(self, run: TimedRun) -> None:
+        """Watch a run; its `stop` is called when its time is over. A `TimedRun` is added once."""
+        with self._lock:
+            self._runs.add(run)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="embedserve-deadlines", daemon=True)
+                self._thread.start()
+
+    def remove(self, run: TimedRun) -> None:
+        """The run has ended."""
+        with self._lock:
+            self._runs.discard(run)
+
+    def _watch(self) -> None:
+        idle_since = time.monotonic()
+        while True:
+            time.sleep(_TICK)
+            now = time.monotonic()
+            with self._lock:
+                expired = [run for run in self._runs if run.ends_at <= now]
+                self._runs.difference_update(expired)
+                if self._runs or expired:
+                    idle_since = now
+                elif now - idle_since > _IDLE:
+                    self._thread = None
+                    return
+            for run in expired:
+                run.expired = True
+                if run.stop is not None:
+                    run.stop()
+
+
+_DEADLINES = Deadlines()
 
 
 class FunctionServable:
