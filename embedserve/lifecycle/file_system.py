@@ -35,7 +35,11 @@ class FileSystem:
         return Listing(status.st_dev, status.st_ino, children)
 
     def leads_nowhere(self, path: Path) -> bool:
-        return not path.exists()
+        try:
+            path.stat()
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return False
 
     def look(self, path: Path) -> Look:
         return look(path)

@@ -2,108 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import os
 import shutil
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
+from embedserve.config import LatestVersions, ModelConfig, SpecificVersions
 from embedserve.lifecycle import file_system
 from embedserve.lifecycle import source as source_module
 from embedserve.lifecycle.scan import ModelMemory, scan_model
-from embedserve.lifecycle.source import FileSystemSource, VersionDirectory
+from embedserve.lifecycle.source import VersionDirectory
 from embedserve.saved_model.files.completeness import fingerprint
-from tests.support import saved_models
-
-SETTLE = 0.05
-
-
-class Recorder:
-    """A listener that remembers everything it was told."""
-
-    def __init__(self) -> None:
-        self.models: Mapping[str, ModelConfig] = {}
-        self.aspired: dict[str, Mapping[int, VersionDirectory]] = {}
-        self.waiting: dict[str, Mapping[int, str]] = {}
-        self.troubles: dict[str, str | None] = {}
-        self.history: list[tuple[str, dict[int, VersionDirectory]]] = []
-        self.failing = False
-        self._told = asyncio.Event()
-
-    def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
-        self.models = configs
-        self._told.set()
-
-    def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
-        self.aspired[name] = aspired
-        self.history.append((name, dict(aspired)))
-        self._told.set()
-        if self.failing:
-            raise RuntimeError("the listener has a bug")
-
-    def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
-        self.waiting[name] = reasons
-        self._told.set()
-
-    def on_trouble(self, name: str, trouble: str | None) -> None:
-        self.troubles[name] = trouble
-        self._told.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
-            while not condition():
-                self._told.clear()
-                await self._told.wait()
-
-    async def until_aspired(self, name: str, *versions: int) -> None:
-        await self.until(lambda: name in self.aspired and set(self.aspired[name]) == set(versions))
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SavedModel with variables and an asset."""
-    return saved_models.lookup(tmp_path_factory.mktemp("source") / "1")
-
-
-@pytest.fixture
-def listener() -> Recorder:
-    return Recorder()
-
-
-Open = Callable[..., Awaitable[FileSystemSource]]
-
-
-@pytest.fixture
-async def open_source(listener: Recorder) -> AsyncIterator[Open]:
-    """Starts sources; by default nothing but file events and `scan_now` makes them scan."""
-    opened: list[FileSystemSource] = []
-
-    async def open_(root: Path | None = None, *models: ModelConfig, **options: Any) -> FileSystemSource:
-        chosen = RegistryOptions(**{"settle": SETTLE, "poll_interval": math.inf, **options})
-        source = FileSystemSource(chosen, root, listener)
-        source.set_models(models)
-        opened.append(source)
-        await source.start()
-        return source
-
-    yield open_
-    for source in opened:
-        await source.aclose()
-
-
-def install(saved: Path, path: Path) -> Path:
-    """Put a version in place by one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.parent.parent / f".stage-{path.parent.name}-{path.name}"
-    shutil.copytree(saved, stage)
-    os.rename(stage, path)
-    return path
+from tests.lifecycle.conftest import SETTLE, Open, Recorder, install
 
 
 class TestFollowing:
@@ -219,31 +133,6 @@ class TestOverwriteAndDelete:
         assert listener.waiting["m"] == {}
         assert all(set(aspired) == {1} for _, aspired in listener.history if aspired)
 
-    async def test_where_inodes_change_all_the_time_a_version_settles_and_is_loaded_once(
-        self,
-        saved: Path,
-        tmp_path: Path,
-        listener: Recorder,
-        open_source: Open,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        numbers = itertools.count(1_000_000)
-        real = os.stat
-
-        def stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
-            """The status as rclone gives it: another inode each time."""
-            reduced: Any = real(path, *args, **options).__reduce__()
-            status, details = reduced[1]
-            return os.stat_result((status[0], next(numbers), *status[2:]), details)
-
-        install(saved, tmp_path / "m" / "1")
-        monkeypatch.setattr("embedserve.saved_model.files.completeness.os.stat", stat)
-        source = await open_source(tmp_path)
-        await listener.until_aspired("m", 1)
-        for _ in range(3):
-            await source.scan_now()
-        assert [set(aspired) for _, aspired in listener.history] in ([{1}], [set(), {1}])
-
     async def test_removed_file_by_file_it_goes_once(
         self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open
     ) -> None:
@@ -357,6 +246,55 @@ class TestBasePaths:
         assert "notes" not in caplog.text
 
 
+class TestLimits:
+    async def test_a_version_with_too_many_files_costs_the_model_nothing_else(
+        self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("embedserve.saved_model.files.completeness.MAX_FILES", 50)
+        install(saved, tmp_path / "m" / "1")
+        source = await open_source(tmp_path)
+        await listener.until_aspired("m", 1)
+        shutil.copytree(saved, tmp_path / "m" / "3")
+        for number in range(60):
+            (tmp_path / "m" / "3" / str(number)).write_text("")
+        (tmp_path / "m" / "4").symlink_to("/")
+        await source.scan_now()
+        assert set(listener.aspired["m"]) == {1}
+        assert "more than 50 files are in it" in listener.waiting["m"][3]
+        assert "link to a directory that holds it" in listener.waiting["m"][4]
+        install(saved, tmp_path / "m" / "2")
+        await listener.until_aspired("m", 2)
+
+    async def test_a_root_with_too_many_entries_costs_known_models_nothing(
+        self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(file_system, "MAX_ENTRIES", 5)
+        install(saved, tmp_path / "m" / "1")
+        source = await open_source(tmp_path)
+        await listener.until_aspired("m", 1)
+        for number in range(10):
+            (tmp_path / f"file-{number}").write_text("")
+        await listener.until(lambda: "more than 5 entries are in it" in (listener.troubles.get("m") or ""))
+        assert source.diagnosis == f"models directory {tmp_path} cannot be read: more than 5 entries are in it"
+        install(saved, tmp_path / "m" / "2")
+        await listener.until_aspired("m", 2)
+
+    async def test_a_linked_model_that_leads_nowhere_any_more_is_gone(
+        self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open
+    ) -> None:
+        install(saved, tmp_path / "trees" / "m" / "1")
+        (tmp_path / "models").mkdir()
+        link = tmp_path / "models" / "m"
+        link.symlink_to(tmp_path / "trees" / "m")
+        (tmp_path / "models" / "file").symlink_to("/etc/hostname")
+        await open_source(tmp_path / "models", poll_interval=0.02)
+        await listener.until_aspired("m", 1)
+        os.rename(tmp_path / "trees" / "m", tmp_path / "trees" / "away")
+        await listener.until(lambda: not listener.models)
+        os.rename(tmp_path / "trees" / "away", tmp_path / "trees" / "m")
+        await listener.until(lambda: set(listener.models) == {"m"})
+
+
 class TestRequests:
     async def test_a_policy_is_in_force_when_the_scan_returns(
         self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open
@@ -460,42 +398,6 @@ class TestRobustness:
         assert f"looking at {tmp_path} for versions failed" in caplog.text
         await source.scan_now()
         await listener.until_aspired("m", 1)
-
-    async def test_a_model_whose_mount_hangs_holds_up_no_other_and_is_named(
-        self,
-        saved: Path,
-        tmp_path: Path,
-        listener: Recorder,
-        open_source: Open,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        for name in ("a", "hung", "z"):
-            install(saved, tmp_path / name / "1")
-        source = await open_source(tmp_path, poll_interval=0.02)
-        for name in ("a", "hung", "z"):
-            await listener.until_aspired(name, 1)
-        back = threading.Event()
-        listing = file_system.FileSystem.listing
-
-        def hang(disk: Any, path: Path, follow: bool = True) -> Any:
-            if path.name == "hung":
-                back.wait(60)
-            return listing(disk, path, follow)
-
-        monkeypatch.setattr(source_module, "LOOK_SECONDS", 0.2)
-        monkeypatch.setattr(file_system.FileSystem, "listing", hang)
-        for name in ("a", "hung", "z"):
-            install(saved, tmp_path / name / "2")
-        await listener.until_aspired("a", 2)
-        await listener.until_aspired("z", 2)
-        assert set(listener.aspired["hung"]) == {1}
-        await listener.until(lambda: "has not come back" in (listener.troubles.get("hung") or ""))
-        assert "has not come back" in (source.problem("hung") or "")
-        source.set_policy("z", SpecificVersions(versions=(1,)))
-        await source.scan_now()
-        assert set(listener.aspired["z"]) == {1}
-        back.set()
-        await listener.until_aspired("hung", 2)
 
     async def test_after_the_end_nothing_is_told(
         self, saved: Path, tmp_path: Path, listener: Recorder, open_source: Open
