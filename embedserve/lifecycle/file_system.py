@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from embedserve.lifecycle.looks import came_back
 from embedserve.lifecycle.scan import Listing
 from embedserve.saved_model.files.completeness import Look, check, look
 from embedserve.saved_model.files.misplaced import Child
@@ -32,6 +33,7 @@ class FileSystem:
             status = os.fstat(directory)
         finally:
             os.close(directory)
+        came_back()
         return Listing(status.st_dev, status.st_ino, children)
 
     def leads_nowhere(self, path: Path) -> bool:
@@ -42,10 +44,14 @@ class FileSystem:
         return False
 
     def look(self, path: Path) -> Look:
-        return look(path)
+        contents = look(path)
+        came_back()
+        return contents
 
     def check(self, path: Path) -> str | None:
-        return check(path)
+        finding = check(path)
+        came_back()
+        return finding
 
 
 def _children(

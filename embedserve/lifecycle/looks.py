@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["MOST_THREADS", "Look", "LookThreads"]
+__all__ = ["MOST_THREADS", "Look", "LookThreads", "came_back"]
 
 # Threads of one registry, with those that hang. When all hang, further looks wait until one comes back.
 MOST_THREADS = 16
@@ -23,23 +23,32 @@ _PATIENCE = 0.05
 # Seconds between two deliveries of results while there is more to look at.
 _DELIVERY_INTERVAL = 0.005
 
+_here = threading.local()
+
 
 class Look:
     """One call: asked for on the loop, made in a thread, told on the loop.
 
     Attributes:
         call: What to run.
-        asked: When it was asked for, in monotonic seconds.
-        begun: When its thread began it; None while it waits for one.
+        begun: When its thread began it, in monotonic seconds; None while it waits for one.
+        since: When it was asked for, begun, or when a part of it last came back.
     """
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
-        self.asked = time.monotonic()
+        self.since = time.monotonic()
         self.begun: float | None = None
 
     def __repr__(self) -> str:
         return f"<Look of {self.call!r}, {'waiting' if self.begun is None else 'under way'}>"
+
+
+def came_back() -> None:
+    """From inside a look: a part of it has come back, so that a slow disk is told from one that hangs."""
+    look: Look | None = getattr(_here, "look", None)
+    if look is not None:
+        look.since = time.monotonic()
 
 
 class LookThreads:
@@ -106,6 +115,7 @@ class LookThreads:
         """In a thread: look until nothing waits."""
         while (look := self._next()) is not None:
             result: Any
+            _here.look = look
             try:
                 result = look.call()
             except BaseException as error:
@@ -124,7 +134,7 @@ class LookThreads:
                 self._threads -= 1
                 return None
             look = self._waiting.popleft()
-            look.begun = time.monotonic()
+            look.begun = look.since = time.monotonic()
             self._under_way.add(look)
             return look
 

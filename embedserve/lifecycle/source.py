@@ -47,8 +47,8 @@ COPY_PATIENCE = 10.0
 # Programs that export write into a directory of another name, and archives are unpacked beside themselves.
 MOVE_PATIENCE = 2.0
 
-# Seconds after which a look counts as hung: it is named, nobody waits for it, and what it looks at is left alone until
-# it comes back.
+# Seconds after which a look counts as hung, if no part of it has come back: it is named, nobody waits for it, and what
+# it looks at is left alone until it comes back.
 LOOK_SECONDS = 10.0
 
 # Seconds that a start waits for first looks, and the end for those under way.
@@ -370,7 +370,7 @@ class FileSystemSource:
 
     def _check_time(self, part: _Part, now: float) -> None:
         look = self._looks.get(part.key)
-        if look is None or part.hung is not None or now < (look.begun or look.asked) + LOOK_SECONDS:
+        if look is None or part.hung is not None or now < look.since + LOOK_SECONDS:
             return
         part.hung = (
             f"a look at it has not come back for more than {LOOK_SECONDS:g} s"
@@ -390,7 +390,7 @@ class FileSystemSource:
             if look is None:
                 moments += [part.asked, part.regular, math.inf if part.due is None else part.due]
             elif part.hung is None:
-                moments.append((look.begun or look.asked) + LOOK_SECONDS)
+                moments.append(look.since + LOOK_SECONDS)
         # A timer may fire a little early, and a look that comes early has to be repeated.
         delay = max(0.0, min(moments, default=math.inf) - time.monotonic()) + 0.001
         with suppress(TimeoutError):

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,11 @@ class FuseMount:
         """As a daemon that is stuck: no call comes back, but a killed process can end."""
         assert self._daemon is not None
         self._daemon.send_signal(signal.SIGSTOP)
+
+    def answer_again(self) -> None:
+        """Go on after `stop_answering`."""
+        assert self._daemon is not None
+        self._daemon.send_signal(signal.SIGCONT)
 
     def go_away(self) -> None:
         """Leave an empty mount point behind."""
@@ -129,6 +135,18 @@ def tmpfs(path: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", path], capture_output=True)
 
 
+def _end_with(parent: int) -> None:
+    """A process that is killed while a call hangs becomes no more than a zombie until the daemon ends."""
+    with contextlib.suppress(OSError):
+        while " Z " not in Path(f"/proc/{parent}/stat").read_text() and os.getppid() == parent:
+            time.sleep(0.5)
+    os._exit(1)
+
+
+# FUSE_CAP_READDIRPLUS and FUSE_CAP_READDIRPLUS_AUTO of libfuse.
+_READDIRPLUS = 1 << 13 | 1 << 14
+
+
 def _serve(backing: str, control: str, mount_point: str) -> None:
     import mfusepy
 
@@ -148,6 +166,10 @@ def _serve(backing: str, control: str, mount_point: str) -> None:
 
     class Shown(mfusepy.Operations):
         use_ns = True
+
+        def init_with_config(self, connection: Any, config: Any) -> None:
+            """A listing must not look at each entry, which may hang."""
+            connection.want &= ~_READDIRPLUS
 
         def getattr(self, path: str, fh: Any = None) -> dict[str, Any]:
             now = wait(path)
@@ -180,6 +202,7 @@ def _serve(backing: str, control: str, mount_point: str) -> None:
             os.close(fh)
             return 0
 
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     options = {"use_ino": True, "attr_timeout": 0, "entry_timeout": 0, "negative_timeout": 0}
     mfusepy.FUSE(Shown(), mount_point, foreground=True, nothreads=False, **options)
 
