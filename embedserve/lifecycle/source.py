@@ -375,7 +375,7 @@ class FileSystemSource:
         part.hung = (
             f"a look at it has not come back for more than {LOOK_SECONDS:g} s"
             if look.begun is not None
-            else f"no look at it has begun for {LOOK_SECONDS:g} s, for {MOST_THREADS} others hang"
+            else f"no look at it has begun for {LOOK_SECONDS:g} s, because other looks have all {MOST_THREADS} threads"
         )
         self._hung.add(part)
         for waiter in self._waiters:
