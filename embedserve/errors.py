@@ -26,6 +26,7 @@ import enum
 import re
 
 __all__ = [
+    "CUT_SHORT",
     "Code",
     "ConfigError",
     "DeadlineExceededError",
@@ -47,6 +48,10 @@ __all__ = [
 ]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+CUT_SHORT = "the server shuts down, and the time that a drain gives to requests in flight is over"
+"""The message of a request that a drain has no time for."""
 
 
 def one_line(text: str) -> str:

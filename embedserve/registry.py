@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Self, TypeAlias, TypeVar, Unpack
 
 from embedserve.concurrency.owner_loop import PrivateLoop, check_asyncio, check_threads
 from embedserve.config import ModelConfig, ModelOptions, RegistryKeywords, RegistryOptions, location, validated
-from embedserve.errors import ConfigError, RegistryStateError, StartError
+from embedserve.errors import CUT_SHORT, Code, ConfigError, RegistryStateError, ServingError, StartError
 from embedserve.handle import Acquisition, ModelHandle
 from embedserve.observer import Observer, Observers
 from embedserve.priority import PriorityName
@@ -197,6 +197,13 @@ class ModelRegistry(RegistryView):
     def begin_drain(self) -> None:
         """Take readiness down while requests are still answered; the first step of a shutdown."""
         self._here().draining = True
+
+    def give_up(self) -> None:
+        """Answer every request that waits or runs, and all that come, with UNAVAILABLE: a drain has no time for them.
+
+        For a server that is about to close its clients' connections; leaving comes next. Loop only.
+        """
+        self._here().manager.abort(lambda id: ServingError(CUT_SHORT, code=Code.UNAVAILABLE))
 
     async def aclose(self) -> None:
         """Leave: requests in flight end (at most `drain_timeout`), every version is unloaded."""

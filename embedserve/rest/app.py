@@ -22,7 +22,7 @@ from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.hosting import NOT_ENTERED, check_usable, run_lifespan
 from embedserve.asgi.sending import PIECE, send_body
 from embedserve.concurrency.inflight import Reservation
-from embedserve.errors import Code, InvalidInputError, ServingError
+from embedserve.errors import CUT_SHORT, Code, InvalidInputError, ServingError
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers
 from embedserve.rest.body import read_body
@@ -51,8 +51,6 @@ __all__ = ["DEFAULT_METRICS_PATH", "RestApp", "create_app", "routes"]
 logger = logging.getLogger("embedserve.rest")
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
-
-_CUT = "the server shuts down, and the time that a drain gives to requests in flight is over"
 
 _PRIORITY_HEADER = PRIORITY_KEY.encode()
 
@@ -198,7 +196,7 @@ class RestApp:
             except asyncio.CancelledError:
                 if not self.ending:
                     raise
-                response = self._with_cors(error_response(ServingError(_CUT, code=Code.UNAVAILABLE)))
+                response = self._with_cors(error_response(ServingError(CUT_SHORT, code=Code.UNAVAILABLE)))
             body = response.body
             headers = [(b"content-length", b"%d" % len(body)), *response.headers]
             try:

@@ -196,6 +196,8 @@ async def _obey(
     while (said := await link.heard()) is not None:
         if said == "reread":
             tasks.create_task(applied.reread())
+        elif said == "give up":
+            registry.give_up()
         else:
             registry.begin_drain()
             stop.set()

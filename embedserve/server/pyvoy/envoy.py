@@ -25,6 +25,8 @@ LINK_VARIABLE = "EMBEDSERVE_PYVOY"
 """The environment variable that tells the application its end of the link, over which its `ServerConfig` comes, and the
 directory that it clears away if its parent is killed."""
 
+# Seconds that errors have to reach their clients when a drain's time is over.
+LAST_ANSWERS = 1.0
 # Seconds between two questions to Envoy.
 _PAUSE = 0.02
 # Python runs on one core, and one worker of Envoy feeds it; more of them matter to TLS and to large messages.
@@ -105,17 +107,31 @@ class Envoy:
         self._link.say("reread")
 
     async def drain(self, timeout: float) -> None:
-        """Take no more connections, and return when every answer has been sent, or after `timeout` seconds."""
+        """Take no more connections, and return when every answer has been sent.
+
+        What has none after `timeout` seconds is answered with an error, and given a moment to leave.
+        """
         if not self._open:
             return
         self._link.say("drain")
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(OSError):
+            # From now on answers tell clients to connect anew: `connection: close`, GOAWAY.
+            if await self._idle_within(timeout, "/healthcheck/fail", "/drain_listeners"):
+                return
+            self._link.say("give up")
+            await self._idle_within(LAST_ANSWERS)
+
+    async def _idle_within(self, timeout: float, *orders: str) -> bool:
+        """Give Envoy these orders, and wait until it has nothing to do; False if that takes longer."""
+        try:
             async with asyncio.timeout(timeout):
-                # From now on answers tell clients to connect anew: `connection: close`, GOAWAY.
-                await self._ask("POST", "/healthcheck/fail")
-                await self._ask("POST", "/drain_listeners")
+                for order in orders:
+                    await self._ask("POST", order)
                 while await self._busy():  # noqa: ASYNC110
                     await asyncio.sleep(_PAUSE)
+        except TimeoutError:
+            return False
+        return True
 
     async def _busy(self) -> bool:
         """Whether a request has no answer yet, or an answer waits for its client to read on."""

@@ -15,9 +15,9 @@ from embedserve.errors import Code, ServingError
 
 __all__ = ["Link", "Stage"]
 
-Stage: TypeAlias = Literal["opening", "ready", "failed", "reread", "drain"]
+Stage: TypeAlias = Literal["opening", "ready", "failed", "reread", "drain", "give up"]
 """`opening`: the port is about to open. `ready`: the models serve. `failed`: they will not. `reread`: as for SIGHUP.
-`drain`: finish."""
+`drain`: finish. `give up`: answer what has not finished with an error."""
 
 
 _LONGEST_LINE = 2**26
