@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from embedserve.handle import ModelHandle
     from embedserve.lifecycle.monitor import VersionStatus
+    from embedserve.metrics import Metrics
     from embedserve.observer import Observer
     from embedserve.registry import ModelRegistry
     from embedserve.remote.follower import StoreStatistics
@@ -66,6 +67,7 @@ __all__ = [
     "LatestVersions",
     "LoadError",
     "LoggingOptions",
+    "Metrics",
     "ModelConfig",
     "ModelHandle",
     "ModelRegistry",
@@ -106,6 +108,7 @@ _MODULES = {
     ),
     "handle": "ModelHandle",
     "lifecycle.monitor": "VersionStatus",
+    "metrics": "Metrics",
     "observer": "Observer",
     "registry": "ModelRegistry",
     "remote.follower": "StoreStatistics",
