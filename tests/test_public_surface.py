@@ -41,8 +41,9 @@ def private_uses(code: str) -> Iterator[str]:
             for alias in node.names:
                 if alias.name.split(".")[0] == "embedserve" and alias.name not in PUBLIC:
                     yield f"import {alias.name}"
-        elif isinstance(node, ast.Attribute) and (module := ast.unparse(node.value)) in PUBLIC:
-            if not is_public(module, node.attr):
+        elif isinstance(node, ast.Attribute):
+            module = ast.unparse(node.value)
+            if module in PUBLIC and not is_public(module, node.attr):
                 yield f"{module}.{node.attr}"
 
 
