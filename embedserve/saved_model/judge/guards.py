@@ -33,6 +33,7 @@ class Guard:
         holds: Builds the check from the node and its operands: a boolean tensor of one element.
         harm: What the operation does to the process where it does not hold.
         makers: Operations whose outputs need no check, nor what is made of these outputs alone.
+        at_fault: How many of the operands, from the first on, can break the rule.
     """
 
     operands: tuple[str, ...]
@@ -40,6 +41,7 @@ class Guard:
     holds: Callable[[Any, Operands], Any]
     harm: str
     makers: frozenset[str] = frozenset()
+    at_fault: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def _segments(node: Any, operands: Operands) -> Any:
     return _fit_memory(tf.concat([_flat(tf.cast(operands["num_segments"], tf.int64)), row], 0), data)
 
 
-def _list_length(count: str) -> Callable[[Any, Operands], Any]:
-    return lambda node, operands: _all(operands[count] < _MOST_TENSORS)
+def _list_length(*counts: str) -> Callable[[Any, Operands], Any]:
+    return lambda node, operands: _all(*(operands[count] < _MOST_TENSORS for count in counts))
 
 
 def _have_ranks(ranks: Mapping[str, int]) -> Callable[[Any, Operands], Any]:
@@ -266,8 +268,13 @@ GUARDS: Mapping[str, Guard] = {
     "TensorListResize": Guard(("size",), _FEW, _list_length("size"), _ENDS, _LENGTH_MAKERS),
     "TensorArrayV3": Guard(("size",), _FEW, _list_length("size"), _ENDS, _LENGTH_MAKERS),
     **dict.fromkeys(
-        ("TensorListScatter", "TensorListScatterV2", "TensorListScatterIntoExistingList"),
+        ("TensorListScatter", "TensorListScatterIntoExistingList"),
         Guard(("indices",), _FEW, _list_length("indices"), _ENDS),
+    ),
+    "TensorListScatterV2": Guard(
+        ("indices", "num_elements"),
+        "must be below 2**24, as must num_elements",
+        *(_list_length("indices", "num_elements"), _ENDS, _LENGTH_MAKERS, 2),
     ),
     "LSTMBlockCellGrad": Guard(
         tuple(sorted(_CELL_RANKS, key="x".__ne__)),
@@ -327,7 +334,7 @@ def find(reader: GraphReader, inputs: Mapping[str, str], fetched: Iterable[str])
     found = []
     for body, node, operands in _dangerous(reader, bodies, GUARDS):
         guard = GUARDS[node.op]
-        watched = operands.tensors[guard.operands[0]]
+        watched = [tensor for name in guard.operands[: guard.at_fault] for tensor in operands.tensors[name]]
         if any(_chosen(body, tensor, guard.makers) for tensor in watched):
             aliases = sorted({alias for tensor in watched for alias in origins.of(body, tensor)})
             found.append(Found(body.function, node, guard, operands, aliases))

@@ -321,6 +321,13 @@ MODELS: Mapping[str, Hostile] = {
         )
         for op in ("TensorListScatter", "TensorListScatterV2", "TensorListScatterIntoExistingList")
     },
+    "scattered to a length": Hostile(
+        *("TensorListScatterV2", {"x": (_F, [None, 3]), "count": (_I, [])}),
+        lambda x, count: raw.TensorListLength(
+            input_handle=raw.TensorListScatterV2(tensor=x, indices=[0], element_shape=[3], num_elements=count)
+        ),
+        *({"x": _ones(1, 3), "count": 5}, {"x": _ones(1, 3), "count": 2**31 - 1}),
+    ),
     "cell_gradient": Hostile(
         *("LSTMBlockCellGrad", {"x": (_F, [None, None]), "before": (_F, None)}, _cell_gradient),
         {"x": _ones(2, 3), "before": _ones(2, 2)},

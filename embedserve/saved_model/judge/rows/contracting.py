@@ -74,6 +74,13 @@ def _reduced(call: Call, value: Value, why: str) -> Value:
     return Value(Kind.MIXED, () if is_scalar else None, obstacle=call.obstacle(why))
 
 
+def whole(call: Call) -> Value:
+    """`L2Loss`: one number of all entries."""
+    if operand(call.inputs[0]).kind is Kind.ROWS:
+        return Value(Kind.MIXED, (), obstacle=call.obstacle("reduces the rows to one value"))
+    return constant(())
+
+
 def arg_reduction(call: Call) -> Value:
     """`ArgMax` and `ArgMin`: along any dimension but that of the rows."""
     value = operand(call.inputs[0])

@@ -359,6 +359,23 @@ def where(call: Call) -> Value:
     return Value(Kind.INDICES, (call.count("places"), Size(len(shape))), space=shape[0])
 
 
+def dynamic_partition(call: Call) -> list[Value]:
+    """`DynamicPartition`: those entries of the rows, or those row numbers, whose number of a part is this one."""
+    data, parts = call.inputs[0], operand(call.inputs[1])
+    if data.kind is Kind.CONST and parts.kind is Kind.CONST:
+        return [constant()] * call.outputs
+    chosen = shape_of(parts)
+    if parts.kind is not Kind.ROWS or parts.axis:
+        raise MixedError("needs as many rows as a constant has")
+    counts = [call.count(index) for index in range(call.outputs)]
+    if data.kind is Kind.NUMBERS and data.shape == chosen:
+        return [Value(Kind.NUMBERS, (count,), space=data.space) for count in counts]
+    before = shape_of(operand(data))
+    if data.kind is not Kind.ROWS or data.axis or before[: len(chosen)] != chosen:
+        raise UnprovenError("takes entries that are not those of the numbers of their parts")
+    return [rows((count, *before[len(chosen) :])) for count in counts]
+
+
 def decode_raw(call: Call) -> Value:
     """`DecodeRaw` and `DecodePaddedRaw`: the bytes of each text as numbers along a new dimension."""
     constants(call.inputs[1:])

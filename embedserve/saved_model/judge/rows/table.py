@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from embedserve.saved_model.judge.rows import contracting, elements, layout, lists, picking, pieces
 from embedserve.saved_model.judge.rows.call import Rule
 
-__all__ = ["BY_ELEMENT", "GROUPED_BY", "PADS", "TABLE", "TAKE_MIXED"]
+__all__ = ["BY_ELEMENT", "GROUPED_BY", "PADS", "REDUCTIONS", "TABLE", "TAKE_MIXED"]
 
 PADS = frozenset(("RaggedTensorToTensor", "SparseToDense"))
 """Operations whose width decides, even where it is not known what comes in."""
@@ -61,6 +61,14 @@ GROUPED_BY: Mapping[str, slice] = {
     "RaggedTensorToTensor": slice(3, None),
 }
 """Operations that combine entries by numbers, and the inputs that hold those: two rows may bring the same number."""
+
+REDUCTIONS = frozenset(
+    ("Sum", "Mean", "Max", "Min", "All", "Any", "EuclideanNorm", "ReduceJoin", "ArgMax", "ArgMin", "L2Loss")
+)
+"""Operations that combine entries along the dimensions that their second input names, or along all.
+
+`Prod` is left out: what it reduces is mostly a shape.
+"""
 
 
 def _rows(names: str, rule: Rule) -> dict[str, Rule]:
@@ -125,6 +133,7 @@ TABLE: Mapping[str, Rule] = {
     "TopKV2": picking.top,
     # Contracting.
     **_rows("Sum Mean Prod Max Min All Any EuclideanNorm ReduceJoin", contracting.reduction),
+    "L2Loss": contracting.whole,
     **_rows("ArgMax ArgMin", contracting.arg_reduction),
     **_rows("Cumsum Cumprod CumulativeLogsumexp", contracting.cumulative),
     "MatMul": contracting.matmul,
@@ -167,6 +176,7 @@ TABLE: Mapping[str, Rule] = {
     ),
     **_rows("Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2", pieces.unique),
     "Where": pieces.where,
+    "DynamicPartition": pieces.dynamic_partition,
     **_rows("DecodeRaw DecodePaddedRaw", pieces.decode_raw),
     "DecodeCSV": pieces.decode_csv,
     # Lists.

@@ -13,7 +13,7 @@ from typing import Any
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.judge.rows.call import Call
 from embedserve.saved_model.judge.rows.sizes import ROWS_SYMBOL, Size, named
-from embedserve.saved_model.judge.rows.table import BY_ELEMENT, GROUPED_BY, PADS, TABLE, TAKE_MIXED
+from embedserve.saved_model.judge.rows.table import BY_ELEMENT, GROUPED_BY, PADS, REDUCTIONS, TABLE, TAKE_MIXED
 from embedserve.saved_model.judge.rows.values import (
     BOTTOM,
     Kind,
@@ -37,6 +37,7 @@ _MAX_ELEMENTS = 64
 _MAX_DEPTH = 60
 _MAX_TURNS = 12
 BY_KEY = "combines entries by a number that rows may share"
+PERHAPS_ROWS = "reduces what may be the rows to one value"
 WHOLE_BATCH = "depends on a condition over the whole batch"
 
 
@@ -366,6 +367,8 @@ class _Evaluation:
         call = Call(node.op, node.name, inputs, node.attr, self._outputs(), self._scope.place)
         if Kind.MIXED not in kinds and _groups_rows(call):
             return [Value(Kind.MIXED, obstacle=call.obstacle(BY_KEY))] * call.outputs
+        if Kind.MIXED not in kinds and _reduces_unknown(call):
+            return [Value(Kind.MIXED, obstacle=call.obstacle(PERHAPS_ROWS))] * call.outputs
         takes = {Kind.MIXED: frozenset() if Kind.UNPROVEN in kinds else TAKE_MIXED, Kind.UNPROVEN: PADS}
         for kind, passed in takes.items():
             if kind in kinds and node.op not in passed:
@@ -430,6 +433,14 @@ def _groups_rows(call: Call) -> bool:
     """Whether entries are combined by data of the requests; a run could only tell if its rows shared a number."""
     numbers = call.inputs[GROUPED_BY.get(call.op, slice(0))]
     return any(value.kind in (Kind.ROWS, Kind.PLACES) for value in numbers)
+
+
+def _reduces_unknown(call: Call) -> bool:
+    """Whether dimension 0 of what is not known is reduced; a run need not tell, as where only large rows count."""
+    if call.op not in REDUCTIONS or call.inputs[0].kind is not Kind.UNPROVEN:
+        return False
+    axes = call.inputs[1].numbers if len(call.inputs) > 1 else None
+    return axes is None or 0 in axes
 
 
 def _condition_problem(condition: Value, whole_batch: Obstacle) -> Value | None:

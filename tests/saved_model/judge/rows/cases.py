@@ -242,6 +242,7 @@ APART: list[Case] = [
                 ],
                 Input(F, (32,)),
             ),
+            "a loss of a constant": (lambda x: x * tf.nn.l2_loss(WEIGHTS), Input()),
             "frames": (
                 lambda x: [
                     tf.signal.frame(x, 4, 2),

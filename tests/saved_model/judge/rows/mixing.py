@@ -78,6 +78,18 @@ def pushed(x: Any) -> Any:
     return tf.reshape(stacked, tf.stack([raw.TensorListLength(input_handle=once), count_of(x), -1]))[0]
 
 
+def parted(x: Any, function: Function) -> Any:
+    """The rows with a function of those that begin with a positive number."""
+    parts = tf.cast(x[:, 0] > 0, INT)
+    rest, positive = tf.dynamic_partition(x, parts, 2)
+    return tf.dynamic_stitch(tf.dynamic_partition(tf.range(count_of(x)), parts, 2), [rest, function(positive)])
+
+
+def unknown(x: Any) -> Any:
+    """What the table does not know: each row by twice the unit matrix."""
+    return tf.linalg.solve(tf.tile(2 * tf.eye(3)[None], [count_of(x), 1, 1]), x[:, :, None])[:, :, 0]
+
+
 MIXED: Mapping[str, tuple[str, Function] | tuple[str, Function, *tuple[Input, ...]]] = {
     # The four models of the issue.
     "sparse to the longest row": (
@@ -185,6 +197,21 @@ MIXED: Mapping[str, tuple[str, Function] | tuple[str, Function, *tuple[Input, ..
         lambda x: tf.reshape(tf.transpose(x), tf.shape(x)),
     ),
     "Squeeze of whatever is 1": ("Squeeze", lambda x: tf.squeeze(x), Input(F, (1, 3))),
+    "part of the rows": (
+        "Mean",
+        lambda x: parted(x, lambda part: part - tf.reduce_mean(part, 0)),
+    ),
+    **{
+        f"{operation} of what is not known": (operation, lambda x, reduce=reduce: x - reduce(unknown(x)))
+        for operation, reduce in (
+            ("Max", lambda y: tf.reduce_max(y, 0)),
+            ("Mean", lambda y: tf.reduce_mean(y, [0, 1])),
+            ("Sum", lambda y: tf.reduce_sum(y)),
+            ("ArgMax", lambda y: tf.cast(tf.argmax(y, 0), F)),
+            ("L2Loss", tf.nn.l2_loss),
+        )
+    },
+    "L2Loss": ("L2Loss", lambda x: x / tf.nn.l2_loss(x)),
     "a real transform of the rows": (
         "RFFT",
         lambda x: tf.abs(tf.transpose(raw.RFFT(input=tf.transpose(x), fft_length=[2]))),
@@ -314,6 +341,10 @@ def neighbours(x: Any) -> Any:
 
 
 UNPROVEN: Mapping[str, tuple[Function, *tuple[Input, ...]]] = {
+    "parts of the rows put together again": (lambda x: parted(x, lambda part: part * 2),),
+    "a reduction of other dimensions of what is not known": (
+        lambda x: tf.reduce_max(unknown(x), 1) + tf.reduce_sum(unknown(x), -1),
+    ),
     "blocks against the mean of all": (lambda x: in_blocks(x, lambda y: y - tf.reduce_mean(y, 0)), IMAGE),
     "blocks beside each other": (
         lambda x: in_blocks(x, lambda y: tf.nn.conv2d(y, FILTERS, 1, "VALID") + tf.nn.conv2d(-y, FILTERS, 1, "VALID")),

@@ -182,6 +182,13 @@ PIECES: list[Case] = [
                 WORD_IDS,
             ),
             "embeddings combined": (lambda x: [embedded(x, how) for how in ("sum", "mean", "sqrtn")], WORD_IDS),
+            "DynamicPartition": (
+                lambda x: [
+                    tf.math.unsorted_segment_sum(tf.gather(x, places), places, count_of(x))
+                    for places in tf.dynamic_partition(tf.range(count_of(x)), tf.cast(x[:, 0] > 0, INT), 2)
+                ],
+                Input(),
+            ),
             "SparseReorder": (
                 lambda x: tf.sparse.to_dense(
                     tf.sparse.reorder(
