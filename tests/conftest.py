@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Every Python that a test starts begins with `tests/support/site/sitecustomize.py`.
+os.environ["PYTHONPATH"] = f"{Path(__file__).parent}/support/site{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
 import pytest
 from blockbuster import BlockBuster

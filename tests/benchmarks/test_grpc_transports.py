@@ -18,7 +18,7 @@ from benchmarks import grpc_transports
 from benchmarks.grpc_transports import AIO, NOOP_AIO, NOOP_PYVOY, PYVOY, SERVERS, cell
 from benchmarks.suite.load import Load
 from benchmarks.suite.measure import Results
-from tests.support.programs import ROOT, run_program, wait_until
+from tests.support.programs import PYTHONPATH, ROOT, run_program, wait_until
 
 needs_h2load = pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load (nghttp2-client) is not installed")
 
@@ -89,7 +89,7 @@ def test_one_server_alone_says_its_port_and_ends_when_interrupted() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.grpc_transports", "--serve", NOOP_PYVOY],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

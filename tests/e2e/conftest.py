@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import ROOT, make_certificates, wait_until
+from tests.support.programs import PYTHONPATH, make_certificates, wait_until
 from tests.support.saved_models import endless, half_plus_two
 
 Start = Callable[..., "ServerProcess"]
@@ -26,7 +26,7 @@ class ServerProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
             cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            env=os.environ | {"PYTHONPATH": PYTHONPATH} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

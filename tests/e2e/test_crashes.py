@@ -17,7 +17,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_
 
 from tests.e2e.clients import asked, grpc_predict, publish
 from tests.e2e.conftest import ABORTS_ON_DEMAND, ServerProcess
-from tests.support.programs import ROOT, fetch, free_port, wait_until
+from tests.support.programs import PYTHONPATH, fetch, free_port, wait_until
 from tests.support.saved_models import aborting, add_warmup_requests
 
 pytestmark = pytest.mark.timeout(300)
@@ -44,7 +44,7 @@ class Server:
             f"--rest_api_port={self.rest}",
             cwd=directory,
             ABORT_ORDER=str(self._order),
-            PYTHONPATH=f"{ROOT}{os.pathsep}{directory}",
+            PYTHONPATH=f"{PYTHONPATH}{os.pathsep}{directory}",
         )
 
     def url(self, path: str) -> str:

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, 
 from tests.e2e.clients import config_of, publish, taken_port
 from tests.e2e.conftest import ServerProcess, Start
 from tests.e2e.load import load
-from tests.support.programs import ROOT, answers, fetch, free_port, wait_until
+from tests.support.programs import PYTHONPATH, answers, fetch, free_port, wait_until
 from tests.support.saved_models import half_plus_two
 
 pytestmark = pytest.mark.timeout(300)
@@ -310,7 +310,7 @@ def test_a_worker_that_ends_while_it_loads_ends_the_start_with_the_reason(
         "--model_base_path=m",
         "--preload_modules=crashing",
         "--max_num_load_retries=0",
-        PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}",
+        PYTHONPATH=f"{PYTHONPATH}{os.pathsep}{tmp_path}",
     )
     assert server.ended(120) == 255, server.log
     assert "Worker 0 was ended by SIGSEGV; it is restarted" in server.log

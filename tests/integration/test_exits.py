@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.programs import ROOT
+from tests.support.programs import PYTHONPATH
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ atexit.register(lambda: print("unloaded", loader.unloads))  # Called after what 
 def test_a_registry_is_left_at_the_end_of_the_process_without_a_traceback(code: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ENTERED + code],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=60,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import deploy
-from tests.support.programs import ROOT
+from tests.support.programs import PYTHONPATH
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def serve():
 def run(code: str, models: Path) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", IN_CHILD + code, str(models)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=100,

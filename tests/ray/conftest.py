@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 from benchmarks.suite.processes import stat
 from tests.support import saved_models
-from tests.support.programs import ROOT, wait_until
+from tests.support.programs import PYTHONPATH, wait_until
 
 SERVE = {
     # How often the autoscaler hears how many requests there are, in seconds.
@@ -57,7 +57,7 @@ def cluster() -> Iterator[Cluster]:
         logs = tempfile.mkdtemp(prefix="ray-")  # Short, because sockets are in it.
         stack.callback(shutil.rmtree, logs, ignore_errors=True)
         # Not `temp_dir`: `Cluster` writes its address below Ray's own default, which must exist, whatever that says.
-        environment = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": logs} | SERVE
+        environment = {"PYTHONPATH": PYTHONPATH, "RAY_TMPDIR": logs} | SERVE
         stack.enter_context(mock.patch.dict(os.environ, environment))
         head: dict[str, Any] = {"num_cpus": 16, "object_store_memory": 100 * 2**20}
         head |= {"include_dashboard": False, "dashboard_agent_listen_port": 0}

@@ -95,9 +95,9 @@ async def _shut_down(server: uvicorn.Server) -> None:
     """What uvicorn's `shutdown` does, which sleeps for a tenth of a second at least."""
     for listener in server.servers:
         listener.close()
-    for connection in list(server.server_state.connections):
-        connection.shutdown()
     while server.server_state.connections or server.server_state.tasks:
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
         await asyncio.sleep(0.001)
     await server.lifespan.shutdown()
 
