@@ -48,8 +48,8 @@ def lines_of(path: str, function: str) -> set[int]:
     return {statement.lineno for statement in found.body if not isinstance(statement, ast.Expr)}
 
 
-CPUS = "embedserve/concurrency/cpus.py"
-USABLE = "from embedserve.concurrency.cpus import usable_cpus; usable_cpus()"
+URLS = "embedserve/store_url.py"
+CALLED = "from embedserve.store_url import is_url; is_url(str())"
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ USABLE = "from embedserve.concurrency.cpus import usable_cpus; usable_cpus()"
     ],
 )
 def test_what_ran_is_known_however_a_process_ends(run: Run, prepared: Path, end: str, status: int) -> None:
-    inside = lines_of(CPUS, "usable_cpus")
-    assert run(USABLE.partition(";")[0]) == 0
-    assert not inside & ran(prepared, CPUS)
-    assert run(USABLE + end) == status
-    assert min(inside) in ran(prepared, CPUS)
+    inside = lines_of(URLS, "is_url")
+    assert run(CALLED.partition(";")[0]) == 0
+    assert not inside & ran(prepared, URLS)
+    assert run(CALLED + end) == status
+    assert min(inside) in ran(prepared, URLS)
 
 
 def test_processes_of_processes_count_too(run: Run, prepared: Path) -> None:
-    assert run(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {USABLE!r}])") == 0
-    assert ran(prepared, CPUS)
+    assert run(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CALLED!r}])") == 0
+    assert ran(prepared, URLS)
 
 
 def test_a_module_that_is_run_as_a_program_counts(run: Run, prepared: Path) -> None:
