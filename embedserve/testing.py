@@ -1,5 +1,8 @@
 """Fakes for tests of what embeds a registry: a servable, a loader and a registry without TensorFlow or directories.
 
+A `FakeLoader` runs a Python function as one version of a model, a `Gate` holds its runs or loads back, `fake_signature`
+says what it takes and gives. Registry, batching, handles, REST and gRPC are the real ones.
+
 registry = FakeRegistry({"m": {1: FakeLoader()}})
 async with registry:
     await registry.predict("m", {"x": [1.0]})       # {"y": x * 10 + version}
@@ -15,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
-from embedserve.errors import Code, DeadlineExceededError, InferenceError, LoadError
+from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, near
+from embedserve.errors import Code, ConfigError, DeadlineExceededError, InferenceError, LoadError
 from embedserve.lifecycle.source import SourceListener, VersionDirectory
 from embedserve.lifecycle.version_policy import choose
 from embedserve.registry import ModelRegistry
@@ -26,9 +29,9 @@ from embedserve.saved_model.files.completeness import FileStamp, Fingerprint
 from embedserve.servable import Array, Cancellation, Loader, Servable, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.store_url import StoreUrl
-from embedserve.tensors.dtypes import by_name
+from embedserve.tensors.dtypes import DTYPES, DType, by_name, by_numpy
 
-__all__ = ["FakeLoader", "FakeRegistry", "FakeServable", "FakeSource", "fake_signature"]
+__all__ = ["FakeLoader", "FakeRegistry", "FakeServable", "FakeSource", "Gate", "fake_signature"]
 
 
 def fake_signature(
@@ -40,10 +43,22 @@ def fake_signature(
     stateless: bool = True,
     method_name: str = "tensorflow/serving/predict",
 ) -> Signature:
-    """A signature from `{name: (short dtype name, shape)}`; by default float `x [?]` to float `y [?]`."""
+    """A signature from `{name: (dtype, shape)}`; by default float `x [?]` to float `y [?]`.
+
+    Args:
+        name: What requests call it.
+        inputs, outputs: A dtype is TensorFlow's short name or numpy's (`float` and `float32` are one); sizes are None
+            where any will do, and so is the shape of any rank.
+        batchable: Whether requests may share a run.
+        stateless: Whether it neither writes state nor draws random numbers.
+        method_name: As in a SavedModel.
+
+    Raises:
+        ConfigError: There is no such dtype.
+    """
 
     def specs(of: Mapping[str, tuple[str, tuple[int | None, ...] | None]]) -> dict[str, TensorSpec]:
-        return {key: TensorSpec(key, by_name(of[key][0]), of[key][1], f"{key}:0") for key in sorted(of)}
+        return {key: TensorSpec(key, _dtype(of[key][0]), of[key][1], f"{key}:0") for key in sorted(of)}
 
     return Signature(
         name=name,
@@ -53,6 +68,17 @@ def fake_signature(
         stateless=stateless,
         batching=BatchingVerdict(batchable, "as the test says"),
     )
+
+
+def _dtype(name: str) -> DType:
+    names = [row.name for row in DTYPES]
+    try:
+        return by_name(name) if name in names else by_numpy(np.dtype(name))
+    except (KeyError, TypeError):
+        hint = near(str(name), [*names, "float32", "float64", "float16"])
+        raise ConfigError(
+            f"there is no dtype {name!r}{hint}; there are {', '.join(names)}, and numpy's names"
+        ) from None
 
 
 def times_ten(version: int, inputs: Tensors) -> dict[str, Array]:
@@ -99,7 +125,7 @@ class FakeServable:
         outputs = self._loader.model(self._version, inputs)
         if not self._loader.loaded:
             raise AssertionError("unloaded while running")
-        return outputs if output_names is None else {name: outputs[name] for name in output_names}
+        return _checked(outputs, self.signatures[signature_name], output_names)
 
     def _wait_for_gate(self, cancellation: Cancellation | None, timeout: float | None) -> None:
         gate = self._loader.gate
@@ -122,8 +148,40 @@ class FakeServable:
             raise DeadlineExceededError("Timed out waiting for notification")
 
 
+def _checked(outputs: Mapping[str, Any], signature: Signature, names: Sequence[str] | None) -> dict[str, Array]:
+    """The outputs that were asked for, as arrays, if they are what the signature says.
+
+    Raises:
+        InferenceError: One is missing, or has another shape or kind of values.
+    """
+    told = f"the function of the fake signature {signature.name!r}"
+    if not isinstance(outputs, Mapping):
+        raise InferenceError(f"{told} must return a mapping by output name, and gave {type(outputs).__name__}")
+    found = {}
+    for name in signature.outputs if names is None else names:
+        spec = signature.outputs[name]
+        if name not in outputs:
+            raise InferenceError(
+                f"{told} gave no output {name!r}, which is {spec}; it gave {', '.join(outputs) or 'none'}"
+            )
+        try:
+            array = spec.dtype.convert(outputs[name])
+        except (TypeError, ValueError) as error:
+            raise InferenceError(
+                f"{told} gave for output {name!r}, which is {spec}, values of another kind: {error}"
+            ) from None
+        if not spec.admits(array.shape):
+            raise InferenceError(f"{told} gave for output {name!r}, which is {spec}, the shape {list(array.shape)}")
+        found[name] = array
+    return found
+
+
 class Gate:
-    """Holds runs (or loads) back until it is opened."""
+    """Holds runs (or loads) back until it is opened.
+
+    Attributes:
+        waiting: How many are held back now.
+    """
 
     def __init__(self, opened: bool = False) -> None:
         self._condition = threading.Condition()
@@ -162,7 +220,7 @@ class FakeLoader:
     """Loads a `FakeServable`, or fails as told.
 
     Args:
-        model: `(version, inputs) -> outputs`, run in run threads.
+        model: `(version, inputs) -> outputs`, run in run threads. What it gives is checked against the signature.
         signatures: What the servable says it has.
         failures: How many loads fail before one succeeds; -1 fails for ever.
         gate: Holds runs back until it is opened.

@@ -300,7 +300,7 @@ async def test_calls_over_their_number_are_refused() -> None:
 
 async def test_a_bug_is_internal_and_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     def broken(version: int, inputs: Any) -> Any:
-        return {"y": "secret"}
+        raise KeyError("secret")
 
     async with FakeRegistry({"m": {1: FakeLoader(broken)}}, batching=False) as reg:
         with caplog.at_level(logging.ERROR, "embedserve"):

@@ -82,7 +82,7 @@ def test_get_routes(target: str, expected: Route) -> None:
 def test_what_matches_no_route_is_malformed(method: str, target: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         route(method, target)
-    assert str(caught.value) == f"Malformed request: {method} {target}"
+    assert str(caught.value).partition("; it takes ")[0] == f"Malformed request: {method} {target}"
 
 
 @pytest.mark.parametrize("target", ["/v1/models/versions/1", "/v1/models/labels/x"])
