@@ -99,9 +99,9 @@ async def test_a_full_queue_refuses_at_once(splits: bool, words: str, transport:
 )
 async def test_an_output_that_cannot_be_split(output: Any, words: str, transport: str) -> None:
     gate = Gate()
-    async with serving(
-        batching(FakeLoader(lambda version, inputs: {"y": np.asarray(output)}, gate=gate)), transport
-    ) as client:
+    any_rank = fake_signature(outputs={"y": ("float", None)})
+    loader = FakeLoader(lambda version, inputs: {"y": np.asarray(output)}, signatures=[any_rank], gate=gate)
+    async with serving(batching(loader), transport) as client:
         running = client.prediction.Predict(predict_request(x=[1]))
         while not gate.waiting:
             await asyncio.sleep(0.005)
