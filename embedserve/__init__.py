@@ -2,13 +2,15 @@
 
 `ModelRegistry` is the runtime; `embedserve.rest.create_app` and `embedserve.grpc.serve` put it on the wire, and
 `embedserve.testing` has fakes for the tests of a host. Each name is imported when it is first used. Importing this
-package imports no TensorFlow, grpc or starlette and has no side effects.
+package imports no TensorFlow, grpc or starlette; its one effect is to note forks.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+import embedserve.concurrency.forks  # noqa: F401 (notes the forks of the host from here on)
 
 if TYPE_CHECKING:
     from embedserve.config import (

@@ -21,9 +21,10 @@ import numpy as np
 from embedserve.batching.routing import make_predictor
 from embedserve.batching.watchdog import StuckRun, VersionRuns
 from embedserve.concurrency.codec_pool import CodecPool
+from embedserve.concurrency.forks import check_fork
 from embedserve.concurrency.inflight import InflightBytes
 from embedserve.concurrency.load_pool import LoadPool
-from embedserve.concurrency.owner_loop import OwnerLoop, check_fork
+from embedserve.concurrency.owner_loop import OwnerLoop
 from embedserve.concurrency.threads import RunPool
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import (
