@@ -63,7 +63,10 @@ GROUPED_BY: Mapping[str, slice] = {
 """Operations that combine entries by numbers, and the inputs that hold those: two rows may bring the same number."""
 
 REDUCTIONS = frozenset(
-    ("Sum", "Mean", "Max", "Min", "All", "Any", "EuclideanNorm", "ReduceJoin", "ArgMax", "ArgMin", "L2Loss")
+    (
+        *("Sum", "Mean", "Max", "Min", "All", "Any", "EuclideanNorm", "ReduceJoin", "ArgMax", "ArgMin", "L2Loss"),
+        *("Cumsum", "Cumprod", "CumulativeLogsumexp"),
+    )
 )
 """Operations that combine entries along the dimensions that their second input names, or along all.
 

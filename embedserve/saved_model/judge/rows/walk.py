@@ -37,7 +37,7 @@ _MAX_ELEMENTS = 64
 _MAX_DEPTH = 60
 _MAX_TURNS = 12
 BY_KEY = "combines entries by a number that rows may share"
-PERHAPS_ROWS = "reduces what may be the rows to one value"
+PERHAPS_ROWS = "combines what may be the rows"
 WHOLE_BATCH = "depends on a condition over the whole batch"
 
 
@@ -437,6 +437,9 @@ def _groups_rows(call: Call) -> bool:
 
 def _reduces_unknown(call: Call) -> bool:
     """Whether dimension 0 of what is not known is reduced; a run need not tell, as where only large rows count."""
+    if call.op == "MatMul":
+        summed = call.flag("transpose_a"), not call.flag("transpose_b")
+        return any(value.kind is Kind.UNPROVEN and one for value, one in zip(call.inputs, summed, strict=True))
     if call.op not in REDUCTIONS or call.inputs[0].kind is not Kind.UNPROVEN:
         return False
     axes = call.inputs[1].numbers if len(call.inputs) > 1 else None

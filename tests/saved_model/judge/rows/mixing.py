@@ -209,6 +209,8 @@ MIXED: Mapping[str, tuple[str, Function] | tuple[str, Function, *tuple[Input, ..
             ("Sum", lambda y: tf.reduce_sum(y)),
             ("ArgMax", lambda y: tf.cast(tf.argmax(y, 0), F)),
             ("L2Loss", tf.nn.l2_loss),
+            ("Cumsum", lambda y: tf.cumsum(y, 0)),
+            ("MatMul", lambda y: tf.matmul(y, y, transpose_a=True)[:1]),
         )
     },
     "L2Loss": ("L2Loss", lambda x: x / tf.nn.l2_loss(x)),
@@ -343,7 +345,12 @@ def neighbours(x: Any) -> Any:
 UNPROVEN: Mapping[str, tuple[Function, *tuple[Input, ...]]] = {
     "parts of the rows put together again": (lambda x: parted(x, lambda part: part * 2),),
     "a reduction of other dimensions of what is not known": (
-        lambda x: tf.reduce_max(unknown(x), 1) + tf.reduce_sum(unknown(x), -1),
+        lambda x: (
+            tf.reduce_max(unknown(x), 1)
+            + tf.reduce_sum(unknown(x), -1)
+            + tf.cumsum(unknown(x), 1)[:, 0]
+            + tf.matmul(unknown(x), WEIGHTS)[:, 0]
+        ),
     ),
     "blocks against the mean of all": (lambda x: in_blocks(x, lambda y: y - tf.reduce_mean(y, 0)), IMAGE),
     "blocks beside each other": (
