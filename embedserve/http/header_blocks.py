@@ -11,6 +11,7 @@ from typing import TypeAlias, cast
 
 import hpack
 from hpack.hpack import encode_integer
+from hpack.huffman_table import HUFFMAN_COMPLETE, HUFFMAN_EMIT_SYMBOL, HUFFMAN_FAIL, HUFFMAN_TABLE
 from hpack.table import HeaderTable
 
 from embedserve.http.frames import ErrorCode, ProtocolError
@@ -74,6 +75,18 @@ class BlockReader:
             ProtocolError: As `head`.
             TooLargeError: As `head`.
         """
+        pairs = _plain_fields(block, self._decoder.header_table, self._limits.max_headers + 4)
+        if pairs is None:
+            pairs = self._decode(block)
+        size = sum([len(name) + len(value) + 32 for name, value in pairs])
+        if size > self._limits.max_header_bytes or len(pairs) > self._limits.max_headers + 4:
+            raise TooLargeError(431, f"the head has {len(pairs)} fields and {size} bytes")
+        for name, value in pairs:
+            if name == b":path" and len(value) > self._limits.max_url_bytes:
+                raise TooLargeError(414, f"the target has {len(value)} bytes")
+        return pairs
+
+    def _decode(self, block: bytes) -> list[Field]:
         before = self._table_state()
         try:
             pairs = cast("list[Field]", self._decoder.decode(block, raw=True))
@@ -84,12 +97,6 @@ class BlockReader:
         after = self._table_state()
         if before[:2] != after[:2] or before[2] is not after[2]:
             self._heads.clear()
-        size = sum([len(name) + len(value) + 32 for name, value in pairs])
-        if size > self._limits.max_header_bytes or len(pairs) > self._limits.max_headers + 4:
-            raise TooLargeError(431, f"the head has {len(pairs)} fields and {size} bytes")
-        for name, value in pairs:
-            if name == b":path" and len(value) > self._limits.max_url_bytes:
-                raise TooLargeError(414, f"the target has {len(value)} bytes")
         return pairs
 
     def _table_state(self) -> _TableState:
@@ -97,6 +104,110 @@ class BlockReader:
         table = self._decoder.header_table
         entries = table.dynamic_entries
         return table.maxsize, len(entries), entries[0] if entries else None
+
+
+def _plain_fields(block: bytes, table: HeaderTable, most: int) -> list[Field] | None:
+    """The fields of a block that leaves the table as it is; None for any other, or one that is not quite plain.
+
+    A field that differs in each request, as a trace identifier does, makes every block new. Such blocks consist of
+    indices and of literals that enter no table: reading them here takes a tenth of the general decoder's time.
+    """
+    static, dynamic = HeaderTable.STATIC_TABLE, table.dynamic_entries
+    fixed, known = len(static), len(static) + len(dynamic)
+    found: list[Field] = []
+    at, size = 0, len(block)
+    try:
+        while at < size:
+            first = block[at]
+            at += 1
+            if first > 0x80:
+                index = first & 0x7F
+                if index == 0x7F or index > known:
+                    return None
+                found.append(static[index - 1] if index <= fixed else dynamic[index - fixed - 1])
+            elif first < 0x20:
+                index = first & 0x0F
+                if index == 0x0F:
+                    index += block[at]
+                    at += 1
+                    if index > known or index >= 0x8F:
+                        return None
+                if index:
+                    name = (static[index - 1] if index <= fixed else dynamic[index - fixed - 1])[0]
+                else:
+                    name, at = _read_string(block, at)
+                value, at = _read_string(block, at)
+                found.append((name, value))
+            else:
+                return None
+    except (IndexError, hpack.HPACKError):
+        return None  # The general decoder says what is wrong.
+    return found if len(found) <= most else None
+
+
+_huffman_steps: dict[int, tuple[int, bytes, bool]] = {}
+"""From state and byte to the next state, what is emitted, and whether the string may end there."""
+
+HUFFMAN_STEPS = 16_384
+"""Steps that are remembered, of 65,536: text needs some thousand."""
+
+
+def decode_huffman(data: bytes) -> bytes:
+    """A Huffman-coded string (RFC 7541, section 5.2), by `hpack`'s table of half bytes in steps of a whole byte.
+
+    Raises:
+        HPACKDecodingError: A code that does not exist, or padding that is wrong.
+    """
+    state, complete, pieces = 0, True, []
+    steps = _huffman_steps
+    for byte in data:
+        key = state << 8 | byte
+        step = steps.get(key) or _huffman_step(key)
+        state, piece, complete = step
+        pieces.append(piece)
+    if not complete:
+        raise hpack.HPACKDecodingError("a Huffman-coded string has no valid end")
+    return b"".join(pieces)
+
+
+def _huffman_step(key: int) -> tuple[int, bytes, bool]:
+    state, emitted, flags = key >> 8, b"", 0
+    for half in (key >> 4 & 0xF, key & 0xF):
+        state, flags, symbol = HUFFMAN_TABLE[state * 16 + half]
+        if flags & HUFFMAN_FAIL:
+            raise hpack.HPACKDecodingError("a Huffman-coded string has a code that does not exist")
+        if flags & HUFFMAN_EMIT_SYMBOL:
+            emitted += bytes((symbol,))
+    step = state, emitted, bool(flags & HUFFMAN_COMPLETE)
+    if len(_huffman_steps) < HUFFMAN_STEPS:
+        _huffman_steps[key] = step
+    return step
+
+
+def _read_string(block: bytes, at: int) -> tuple[bytes, int]:
+    """The string at `at`, and where what follows it begins.
+
+    Raises:
+        IndexError: The block ends before it, or it is longer than 16 KiB.
+    """
+    head = block[at]
+    length = head & 0x7F
+    at += 1
+    if length == 0x7F:
+        low = block[at]
+        at += 1
+        length += low & 0x7F
+        if low & 0x80:
+            high = block[at]
+            at += 1
+            if high & 0x80:
+                raise IndexError
+            length += high << 7
+    end = at + length
+    if end > len(block):
+        raise IndexError
+    value = block[at:end]
+    return (decode_huffman(value) if head & 0x80 else value), end
 
 
 def _string(value: bytes) -> bytes:
