@@ -20,6 +20,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from embedserve.bench.arguments import DECIDED, arguments_and_flags, count
 from embedserve.bench.deployment import deployment
 from embedserve.bench.model import BenchedModel, check_whole, find
 from embedserve.bench.plan import ALONE, Cell, Grid, Setting, default_run_threads, plan
@@ -39,26 +40,6 @@ __all__ = ["ProgressBar", "bench"]
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
-# What the argument or the sweep decides, or what has no meaning here; every other flag of the server may be given.
-_DECIDED = frozenset(
-    (
-        "model_base_path",
-        "model_config_file",
-        "model_config_file_poll_wait_seconds",
-        "platform_config_file",
-        "enable_batching",
-        "batching_parameters_file",
-        "enable_per_model_batching_parameters",
-        "adaptive_batching",
-        "target_latency",
-        "num_batch_threads",
-        "workers",
-        "server",
-        "help",
-        "version",
-    )
-)
-
 
 def bench(arguments: Sequence[str], program: str, configured: Callable[[Sequence[str]], ServerConfig]) -> int:
     """Run the command.
@@ -73,10 +54,10 @@ def bench(arguments: Sequence[str], program: str, configured: Callable[[Sequence
         ends with SystemExit(2).
     """
     parser = _parser(program)
-    options, flags = parser.parse_known_args([_dashed(argument, parser) for argument in arguments])
+    options, flags = arguments_and_flags(parser, arguments, DECIDED, "the bench finds out")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # The report is what this process is to say.
     try:
-        _check(options, flags, parser)
+        _check(options, parser)
         place = find(options.model)
         given = (f"--model_name={place.base_path.name}", f"--model_base_path={place.base_path}", *flags)
         config = configured(given)
@@ -110,7 +91,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("model", metavar="MODEL_DIR", help="a model's directory, whose newest version is measured, or a version's")
     add("--signature", metavar="NAME", help="signature to ask; serving_default, or the only one")
     add("--requests", action="append", type=Path, default=[], metavar="FILE", help=_REQUESTS_HELP)
-    add("--rows", type=_count, metavar="N", help="rows of a made-up request, 1 if not given")
+    add("--rows", type=count, metavar="N", help="rows of a made-up request, 1 if not given")
     add("--concurrency", type=_counts, default=(1, 4, 16, 64), metavar="N,...", help="callers; 1,4,16,64")
     add("--batch-limits", type=_counts, default=(ALONE, 8, 32, 128), metavar="N,...", help=_LIMITS_HELP)
     add("--run-threads", type=_counts, metavar="N,...", help="threads that run the model; 1, half the CPUs and all")
@@ -129,15 +110,8 @@ _REQUESTS_HELP = (
 _LIMITS_HELP = f"rows that share a run at most, {ALONE} for no batching; 1,8,32,128"
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
+    return tuple(count(part) for part in text.split(","))
 
 
 def _seconds(text: str) -> float:
@@ -147,21 +121,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _dashed(argument: str, parser: argparse.ArgumentParser) -> str:
-    """This command's own options, also where they are written as the server's flags are."""
-    name, equals, value = argument.partition("=")
-    dashed = name.replace("_", "-")
-    return f"{dashed}{equals}{value}" if dashed in parser._option_string_actions else argument
-
-
-def _check(options: argparse.Namespace, flags: Sequence[str], parser: argparse.ArgumentParser) -> None:
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """What can be refused before anything is loaded."""
-    for flag in flags:
-        name = flag.removeprefix("--").partition("=")[0]
-        if not flag.startswith("--"):
-            parser.error(f"unexpected argument {flag!r}: one model's directory, and flags as --name=value")
-        if name in _DECIDED:
-            parser.error(f"{flag}: this is what the bench finds out or takes from MODEL_DIR")
     if options.rows is not None and options.requests:
         parser.error("--rows is for made-up requests, --requests gives recorded ones")
     for file in (options.plot, options.json):

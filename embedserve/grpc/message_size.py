@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+from embedserve.tensors.proto import read_varint
+
 __all__ = ["parsed_bytes"]
 
 _SMALL = 4096
@@ -88,13 +90,13 @@ class _Walk:
                 self.unseen += end - at
                 return
             self._fields_left -= 1
-            tag, at = _varint(body, at)
+            tag, at = read_varint(body, at)
             wire = tag & 7
             if wire != _LENGTH_DELIMITED:
-                at = at + _FIXED[wire] if wire in _FIXED else _varint(body, at)[1] if wire == 0 else at
+                at = at + _FIXED[wire] if wire in _FIXED else read_varint(body, at)[1] if wire == 0 else at
                 self.size += _NUMBER
                 continue
-            length, at = _varint(body, at)
+            length, at = read_varint(body, at)
             kind = kinds.get(tag >> 3, _STRINGS)
             self.size += kind.size + kind.each * length
             if kind.message is not None:
@@ -148,21 +150,3 @@ def _holds_tensors(descriptor: Any) -> bool:
         for field in descriptor.fields
         if field.message_type is not descriptor
     )
-
-
-def _varint(body: bytes, at: int) -> tuple[int, int]:
-    value = body[at]
-    at += 1
-    if value < 0x80:
-        return value, at
-    value &= 0x7F
-    shift = 7
-    while True:
-        byte = body[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise IndexError("a varint of more than ten bytes")

@@ -16,6 +16,7 @@ import numpy as np
 
 from embedserve.servable import Array
 from embedserve.tensors.dtypes import by_number
+from embedserve.tensors.proto import read_varint
 
 __all__ = ["Forms", "KnownRequest"]
 
@@ -168,29 +169,16 @@ def _fields(body: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
         ValueError, IndexError: Not a message that this reader knows.
     """
     while at < end:
-        tag, at = _varint(body, at)
+        tag, at = read_varint(body, at)
         kind = tag & 7
         start = at
         if kind == _LENGTH_DELIMITED:
-            size, start = _varint(body, at)
+            size, start = read_varint(body, at)
             at = start + size
         elif kind == 0:
-            _, at = _varint(body, at)
+            _, at = read_varint(body, at)
         else:
             raise ValueError(f"wire type {kind}")
         if at > end:
             raise ValueError("a field reaches over the end of its message")
         yield tag >> 3, kind, start, at
-
-
-def _varint(body: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = body[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a varint of more than ten bytes")

@@ -19,7 +19,17 @@ from embedserve.tensors.dtypes import DTYPES, Array, DType
 if TYPE_CHECKING:
     from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-__all__ = ["Declared", "declared", "decode", "delimited", "encode", "encode_into", "serialized", "varint"]
+__all__ = [
+    "Declared",
+    "declared",
+    "decode",
+    "delimited",
+    "encode",
+    "encode_into",
+    "read_varint",
+    "serialized",
+    "varint",
+]
 
 _BY_NUMBER = {row.number: row for row in DTYPES}
 _MAX_RANK = 64
@@ -211,6 +221,29 @@ def varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that protobuf has written at a place, and the place behind it.
+
+    Raises:
+        IndexError: The data ends before it does, or it has more than ten bytes.
+    """
+    value = data[at]
+    at += 1
+    if value < 0x80:
+        return value, at
+    value &= 0x7F
+    shift = 7
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise IndexError("a varint of more than ten bytes")
 
 
 def delimited(number: int, payload: bytes) -> bytes:

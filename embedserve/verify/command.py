@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from embedserve.bench.arguments import DECIDED, arguments_and_flags, count
 from embedserve.bench.model import Place, check_whole, find
 from embedserve.config import Batching
 from embedserve.errors import ConfigError, ServingError
@@ -29,14 +30,6 @@ __all__ = ["verify"]
 EXIT_DIFFERENT = 1
 EXIT_BAD_ARGUMENTS = 2
 
-# What this command decides, or what has no meaning here; every other flag of the server may be given.
-_DECIDED = frozenset(
-    (
-        *("model_base_path", "model_config_file", "model_config_file_poll_wait_seconds", "platform_config_file"),
-        *("enable_batching", "batching_parameters_file", "enable_per_model_batching_parameters", "adaptive_batching"),
-        *("target_latency", "num_batch_threads", "prefer_tflite_model", "workers", "server", "help", "version"),
-    )
-)
 _BATCHING: dict[str, Batching] = {"auto": "auto", "true": True, "false": False}
 
 
@@ -61,10 +54,10 @@ def verify(arguments: Sequence[str], program: str, configured: Callable[[Sequenc
         compared. Bad usage ends with SystemExit(2).
     """
     parser = _parser(program)
-    options, flags = parser.parse_known_args([_dashed(argument, parser) for argument in arguments])
+    options, flags = arguments_and_flags(parser, arguments, DECIDED | {"prefer_tflite_model"}, "the command decides")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # The report is what this process is to say.
     try:
-        _check(options, flags, parser)
+        _check(options)
         place = find(options.model)
         given = (f"--model_name={place.base_path.name}", f"--model_base_path={place.base_path}", *flags)
         config = configured(given)
@@ -94,7 +87,7 @@ def _parser(program: str) -> _Parser:
     add("model", metavar="MODEL_DIR", help="a model's directory, whose newest version is checked, or a version's")
     add("--requests", action="append", type=Path, default=[], metavar="FILE", help=_REQUESTS_HELP)
     add("--signature", metavar="NAME", help="the only signature to check; all if not given")
-    add("--pairs", type=_count, default=20, metavar="N", help="random groups of requests that share a run; 20")
+    add("--pairs", type=count, default=20, metavar="N", help="random groups of requests that share a run; 20")
     add("--seed", type=int, default=0, metavar="N", help="another seed makes up other requests and groups; 0")
     add("--tolerance", type=_tolerance, default=1e-5, metavar="X", help="difference that floats may have; 1e-5")
     add("--batching", choices=_BATCHING, default="auto", help="true checks signatures that are not batched by itself")
@@ -109,13 +102,6 @@ _REQUESTS_HELP = (
 )
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
 def _tolerance(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
@@ -123,20 +109,8 @@ def _tolerance(text: str) -> float:
     return value
 
 
-def _dashed(argument: str, parser: argparse.ArgumentParser) -> str:
-    """This command's own options, also where they are written as the server's flags are."""
-    name, equals, value = argument.partition("=")
-    dashed = name.replace("_", "-")
-    return f"{dashed}{equals}{value}" if dashed in parser._option_string_actions else argument
-
-
-def _check(options: argparse.Namespace, flags: Sequence[str], parser: argparse.ArgumentParser) -> None:
+def _check(options: argparse.Namespace) -> None:
     """What can be refused before anything is loaded."""
-    for flag in flags:
-        if not flag.startswith("--"):
-            parser.error(f"unexpected argument {flag!r}: one model's directory, and flags as --name=value")
-        if flag.removeprefix("--").partition("=")[0] in _DECIDED:
-            parser.error(f"{flag}: this is what the command decides or takes from MODEL_DIR")
     for file in options.requests:
         if not file.is_file():
             raise ConfigError(f"there is no file {file}")

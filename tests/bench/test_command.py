@@ -111,7 +111,7 @@ def test_the_flags_and_the_code_mean_what_was_measured(
     assert config.options.num_batch_threads == 1
     assert served.batching is (limits == "4")
 
-    registry = eval(found["python"], vars(embedserve))
+    registry = eval(found["python"], {name: getattr(embedserve, name) for name in embedserve.__all__})
     (embedded,) = registry._models
     assert (embedded.name, embedded.base_path) == ("dense", model("dense"))
     assert (registry.options.num_batch_threads, registry.options.servable) == (1, "session")

@@ -24,6 +24,7 @@ from embedserve.config import Access, ModelConfig
 from embedserve.registry import ModelRegistry
 from embedserve.tensors import dtypes, proto
 from tests.grpc.conftest import Client, Start, failure, predict_request
+from tests.saved_model import fixed_rows
 from tests.support import saved_models
 
 pytestmark = pytest.mark.slow
@@ -43,6 +44,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "endless": saved_models.endless,
     "tf1_dangerous": saved_models.tf1_dangerous,
     "tf1_composites": saved_models.tf1_composites,
+    "fixed": fixed_rows.sized,
 }
 KINDS = {
     "to_number": "function",
@@ -75,6 +77,13 @@ def real(models: list[ModelConfig], start: Start) -> Callable[..., Any]:
         return await start(registry, **{"access": Access(session_run="local")} | options)
 
     return run
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6])
+async def test_a_model_of_fixed_rows_takes_any_number_of_them(real: Any, rows: int) -> None:
+    client = await real("fixed")
+    response = await client.prediction.Predict(predict_request("fixed", x=np.ones((rows, 3), np.float32)))
+    assert [dim.size for dim in response.outputs["y"].tensor_shape.dim] == [rows, 2]
 
 
 async def test_half_plus_two(real: Any) -> None:
