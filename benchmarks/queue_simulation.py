@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from embedserve.batching.adaptive_queue import AdaptiveQueue
+from embedserve.batching.adaptive import AdaptivePolicy
 from embedserve.batching.batch import Batch, BatchTask
 from embedserve.batching.batch_queue import SLACK, BatchQueue
 from embedserve.batching.merge import cut, target_rows
@@ -183,8 +183,8 @@ class _Simulation:
         deadline = None if timeout is None else self.now + timeout
         task = BatchTask(future, {}, 1, deadline, self.now)
         try:
-            if deadline is not None and isinstance(self.queue, AdaptiveQueue):
-                self.queue.check_deadline(1, deadline, self.now, level)
+            if deadline is not None and isinstance(policy := self.queue._policy, AdaptivePolicy):
+                policy.check_deadline(self.queue, 1, deadline, self.now, level)
             self.queue.put((None,), task, self.now, level)
         except ServingError as error:
             failed(error)
@@ -257,5 +257,5 @@ def simulate(
 ) -> Outcome:
     """The outcome of `seconds` of a load, after some warm-up."""
     options = options or BatchingOptions()
-    queue = AdaptiveQueue(options, cut, machine.slots) if adaptive else BatchQueue(options, cut)
+    queue = BatchQueue(options, cut, AdaptivePolicy(options, machine.slots) if adaptive else None)
     return _Simulation(queue, machine, load, options, seed).run(seconds)

@@ -1,8 +1,9 @@
 """Which requests of one signature share a batch, and when a batch leaves: plain decisions over plain data.
 
-Driven by batcher.py on the loop, which passes the time in. Knows no clock, no thread, no model and no numpy. A request
-of higher priority overtakes those of lower ones, and takes their place where the queue is full; of `TURNS` batches in a
-row one begins with whatever has waited longest. TF Serving: shared_batch_scheduler.h.
+The time is passed in. A policy, where there is one, decides how large a batch leaves, and when. The queue knows no
+clock, thread, model or numpy. A request of higher priority overtakes those of lower ones, and takes their place where
+the queue is full; of `TURNS` batches in a row one begins with whatever has waited longest. TF Serving:
+shared_batch_scheduler.h.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from embedserve.batching.batch import Batch, BatchTask, Cut, Key
 from embedserve.config import BatchingOptions
 from embedserve.errors import InvalidInputError, QueueFullError
 from embedserve.priority import OVERTAKEN, TURNS, Priority
 
-__all__ = ["SLACK", "BatchQueue", "Lines"]
+__all__ = ["SLACK", "BatchQueue", "LeavingPolicy"]
 
 # In the order of their turns. Every line has at least one batch, and every batch at least one task.
 Lines: TypeAlias = dict[Key, deque[Batch]]
@@ -35,13 +36,50 @@ SLACK = 0.0005
 SEARCH_INTERVAL = 0.01
 
 
+class LeavingPolicy(Protocol):
+    """What a queue asks whose limits are not as configured: how large a batch leaves, when, and who cannot be helped.
+
+    Attributes:
+        limit: Rows of the largest batch that leaves now.
+        looks: Whether each request that is queued is worth a second look.
+        shed: Tasks refused for want of time.
+        leaving: Rows of the batch that left last; the queue sets it.
+    """
+
+    limit: int
+    looks: bool
+    shed: int
+    leaving: int
+
+    def came(self, rows: int, now: float) -> bool:
+        """A request was queued; whether a batch may have waited for it."""
+
+    def leaves_at(self, batch: Batch, at: float, running: int) -> float:
+        """When a batch leaves that has room and could leave at `at`."""
+
+    def share(self, batch: Batch, now: float, waiting: int) -> tuple[int, int, int]:
+        """How much of a batch leaves: its first tasks, their rows, and up to how many rows they may be filled up."""
+
+    def started(self, now: float, waiting: int) -> None:
+        """The batch that left last runs now."""
+
+    def ended(self, seconds: float | None, rows: int, now: float, waiting: int, typical: float) -> bool:
+        """A run ended, as for `BatchQueue.ended`; whether `limit` or `looks` changed."""
+
+
 class BatchQueue:
     """The queue of one signature of one loaded version: for each priority a line of batches per key, served in turn.
+
+    Args:
+        options: Bounds. With a policy `batch_timeout_micros` says nothing.
+        cut: Makes the pieces of a request that is too large.
+        policy: Decides how large a batch leaves, and when; None leaves them to the options.
 
     Attributes:
         limit: Rows of the largest batch that leaves now.
         batches, waiting: What waits, in batches and in tasks.
-        evicted, shed: Tasks refused for one of higher priority, and for want of time.
+        running: Batches that run.
+        evicted: Tasks refused for one of higher priority.
     """
 
     __slots__ = (
@@ -54,10 +92,10 @@ class BatchQueue:
         "_max_batches",
         "_max_rows",
         "_overtakes",
+        "_policy",
         "_rejects",
         "_reruns",
         "_room",
-        "_running",
         "_search_at",
         "_splits",
         "_started_at",
@@ -67,18 +105,19 @@ class BatchQueue:
         "batches",
         "evicted",
         "limit",
-        "shed",
+        "running",
         "waiting",
     )
 
-    def __init__(self, options: BatchingOptions, cut: Cut) -> None:
+    def __init__(self, options: BatchingOptions, cut: Cut, policy: LeavingPolicy | None = None) -> None:
         self._cut = cut
+        self._policy = policy
         self._splits = options.enable_large_batch_splitting
         self._rejects = options.oversize == "reject"
         self._max_rows = options.max_batch_size
         self._limit = options.execution_size
         self._max_batches = options.max_enqueued_batches
-        self._timeout = options.batch_timeout_micros / 1e6
+        self._timeout = options.batch_timeout_micros / 1e6 if policy is None else 0.0
         self._levels: Sequence[Lines] = tuple({} for _ in Priority)
         # Rows up to which an open batch takes more without a second look: none while evictions keep the queue over its
         # bound, else as many as usual.
@@ -90,16 +129,25 @@ class BatchQueue:
         self._reruns: deque[Batch] = deque()
         self._closing = False
         self._search_at = 0.0
-        self._running = 0
+        self.running = 0
         self._started_at = 0.0
         self._typical = 0.0  # Seconds of a run, the fast ones counting most: slow ones may have waited for the GIL.
         self.batches = 0
         self.waiting = 0
         self.evicted = 0
-        self.shed = 0
 
     def __repr__(self) -> str:
-        return f"<BatchQueue {self.waiting} tasks in {self.batches} batches waiting, {self._running} running>"
+        policy = "" if self._policy is None else f", {self._policy!r}"
+        return f"<BatchQueue {self.waiting} tasks in {self.batches} batches waiting, {self.running} running{policy}>"
+
+    @property
+    def shed(self) -> int:
+        """Tasks refused for want of time."""
+        return 0 if self._policy is None else self._policy.shed
+
+    def rows_ahead(self, level: int) -> int:
+        """Rows that wait and that a request of this priority does not overtake."""
+        return sum(batch.rows for lines in self._levels[: level + 1] for line in lines.values() for batch in line)
 
     def admits(self, rows: int) -> bool:
         """Whether a request of so many rows can be put here; False means that it runs alone.
@@ -129,7 +177,10 @@ class BatchQueue:
                 self.waiting += 1
                 return rows == self._limit
         if self._careful or self.batches >= self._max_batches:
-            return self._put_with_care(key, task, now, level)
+            full, policy = self._put_with_care(key, task, now, level), self._policy
+            if policy is None:
+                return full
+            return policy.came(task.rows, now) or full or self._levels[level][key][-1].rows >= self.limit
         return self._open(key, task, now, level)
 
     def _put_with_care(self, key: Key, task: BatchTask, now: float, level: int) -> bool:
@@ -265,12 +316,12 @@ class BatchQueue:
 
     def _ready(self, line: deque[Batch]) -> float:
         batch = line[0]
-        if self._closing or len(line) > 1 or batch.rows >= self._limit:
+        if self._closing or len(line) > 1 or batch.rows >= self.limit:
             return 0.0
         at = batch.opened_at + self._timeout if self._timeout else 0.0
-        if self._running and self._typical < PATIENCE:
-            return max(at, self._started_at + PATIENCE)
-        return at
+        if self.running and self._typical < PATIENCE:
+            at = max(at, self._started_at + PATIENCE)
+        return at if self._policy is None else self._policy.leaves_at(batch, at, self.running)
 
     def pop(self, now: float) -> Batch | None:
         """Take the next batch that is ready, of the highest priority and from the line whose turn it is; None if none.
@@ -290,6 +341,8 @@ class BatchQueue:
         return None
 
     def _take(self, lines: Lines, key: Key, line: deque[Batch], now: float) -> Batch:
+        if self._policy is not None:
+            self._divide(self._policy, line, now)
         batch = line.popleft()
         self._gone()
         del lines[key]
@@ -304,7 +357,22 @@ class BatchQueue:
             self._fill(batch, self._room)
         batch.reason = self._reason(batch, bool(line))
         self.waiting -= len(batch.tasks)
+        if self._policy is not None:
+            self._policy.leaving = batch.rows
         return batch
+
+    def _divide(self, policy: LeavingPolicy, line: deque[Batch], now: float) -> None:
+        """Make the first batch of a line what may leave now, and its rest the next."""
+        front = leaving = line[0]
+        count, rows, self._room = policy.share(front, now, self.waiting)
+        if count < len(front.tasks):
+            gone = sum(task.rows for task in front.tasks[:count]) - rows
+            leaving = Batch(front.key, front.tasks[0], front.opened_at)
+            leaving.tasks = front.tasks[:count]
+            front.tasks, front.rows = front.tasks[count:], front.rows - rows - gone
+            line.appendleft(leaving)
+            self.batches += 1
+        leaving.rows = rows  # Tasks whose callers have left take no room.
 
     def _fill(self, batch: Batch, limit: int) -> None:
         """Give the room left in a batch to those who wait with the same key, the most urgent first."""
@@ -337,17 +405,28 @@ class BatchQueue:
 
     def started(self, now: float) -> None:
         """A batch that was popped runs now."""
-        self._running += 1
+        self.running += 1
         self._started_at = now
+        if self._policy is not None:
+            self._policy.started(now, self.waiting)
 
     def ended(self, seconds: float | None, rows: int, now: float) -> None:
         """A run of `rows` rows, padding included, ended after `seconds`; None when it failed and tells nothing."""
-        self._running -= 1
-        if seconds is None:
-            return
-        if not self._typical:
-            self._typical = seconds
-        self._typical += (seconds - self._typical) * (0.5 if seconds < self._typical else 0.05)
+        self.running -= 1
+        if seconds is not None:
+            if not self._typical:
+                self._typical = seconds
+            self._typical += (seconds - self._typical) * (0.5 if seconds < self._typical else 0.05)
+        if self._policy is not None and self._policy.ended(seconds, rows, now, self.waiting, self._typical):
+            self.adopt(self._policy)
+
+    def adopt(self, policy: LeavingPolicy) -> None:
+        """Take over the limits that the policy has now."""
+        self.limit = policy.limit
+        self._careful = policy.looks or self._splits
+        self._usual = 0 if policy.looks else self._limit
+        if self.batches <= self._max_batches:
+            self._joinable = self._usual
 
     def close(self) -> None:
         """Batches leave as soon as a slot is free from now on; none waits for company."""

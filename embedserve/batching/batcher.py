@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
-from embedserve.batching.adaptive_queue import AdaptiveQueue
+from embedserve.batching.adaptive import AdaptivePolicy
 from embedserve.batching.batch import Batch, BatchTask, Key
 from embedserve.batching.batch_queue import SLACK, BatchQueue
 from embedserve.batching.direct import (
@@ -67,11 +67,8 @@ class SignatureBatcher:
         self._observers = observers
         self._allowed = options.allowed_batch_sizes
         self._max_rows = options.max_batch_size
-        self._queue: BatchQueue = BatchQueue(options, cut)
-        self._check_deadline: Callable[[int, float, float, int], None] | None = None
-        if adaptive:
-            self._queue = queue = AdaptiveQueue(options, cut, pool.size)
-            self._check_deadline = queue.check_deadline
+        self._policy = AdaptivePolicy(options, pool.size) if adaptive else None
+        self._queue = BatchQueue(options, cut, self._policy)
         self._names = tuple(signature.inputs)
         self._same_tails = not signature.shape_free and all(
             spec.shape is not None and None not in spec.shape[1:] for spec in signature.inputs.values()
@@ -112,8 +109,8 @@ class SignatureBatcher:
         future = self._create_future()
         now = self._now()
         task = BatchTask(future, inputs, rows, deadline, perf_counter())
-        if deadline is not None and self._check_deadline is not None:
-            self._check_deadline(rows, deadline, now, priority)
+        if deadline is not None and self._policy is not None:
+            self._policy.check_deadline(self._queue, rows, deadline, now, priority)
         try:
             full = self._queue.put(key, task, now, priority)
         except QueueFullError:

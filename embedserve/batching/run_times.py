@@ -1,6 +1,6 @@
 """How long a run takes by its rows, learnt from the runs themselves: a fixed part, and a part for each row.
 
-Fed and asked by adaptive_queue.py. Medians of the last runs of like size shrug off what a garbage collection, a swap or
+Medians of the last runs of like size shrug off what a garbage collection, a swap or
 a busy neighbour does to single ones. Knows no clock and no queue.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve.batching.forecast import Forecast
+from embedserve.batching.adaptive import Forecast
 
 
 def test_a_free_thread_is_free_now_and_else_the_run_that_ends_first_frees_one() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedserve.batching.adaptive_queue import AdaptiveQueue
+from embedserve.batching.adaptive import AdaptivePolicy
 from embedserve.batching.direct import DirectPredictor
 from embedserve.batching.routing import BatchingPredictor
 from embedserve.config import Batching, BatchingOptions
@@ -257,10 +257,12 @@ async def test_an_adaptive_batcher_refuses_at_once_what_it_could_not_answer_in_t
     async with rig(held(), batching="adaptive") as r:
         assert isinstance(r.predictor, BatchingPredictor)
         queue = r.predictor._batchers["serving_default"]._queue
-        assert isinstance(queue, AdaptiveQueue)
+        policy = queue._policy
+        assert isinstance(policy, AdaptivePolicy)
         for rows in (1, 2):
-            queue.times.observe(rows, 10.0 * rows)
-        queue._choose()
+            policy.times.observe(rows, 10.0 * rows)
+        policy.choose()
+        queue.adopt(policy)
         blocker = await held_back(r)
         with pytest.raises(DeadlineExceededError, match=r"^a run of 1 rows takes about 10 s"):
             r.submit(1, timeout=5)

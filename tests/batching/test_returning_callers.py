@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve.batching.returns import Returns
+from embedserve.batching.adaptive import ReturningCallers
 from embedserve.batching.run_times import RunTimes
 
 
@@ -17,9 +17,11 @@ def times(fixed: float, per_row: float) -> RunTimes:
 FLAT = times(10.0, 0.01)
 
 
-def cycles(rows: int, gap: float, first: float = 0.5, fixed: RunTimes = FLAT, count: int = 30) -> tuple[Returns, float]:
+def cycles(
+    rows: int, gap: float, first: float = 0.5, fixed: RunTimes = FLAT, count: int = 30
+) -> tuple[ReturningCallers, float]:
     """After so many runs of `rows`, each followed by their callers' return; and when the last run ended."""
-    returns, now = Returns(), 0.0
+    returns, now = ReturningCallers(), 0.0
     for _ in range(count):
         returns.answered(rows, now, fixed)
         for i in range(rows):
@@ -32,7 +34,7 @@ def cycles(rows: int, gap: float, first: float = 0.5, fixed: RunTimes = FLAT, co
 
 
 def test_nothing_is_waited_for_before_anything_is_known() -> None:
-    returns = Returns()
+    returns = ReturningCallers()
     assert returns.worth_waiting_until(1, FLAT) == 0.0
     returns.answered(8, 0.0, FLAT)
     assert returns.worth_waiting_until(1, FLAT) == 0.0

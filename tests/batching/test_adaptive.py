@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedserve.batching.adaptive_queue import FIRST_RUNS, MOST_GIVEN_UP, PROBE_INTERVAL, QUICK_SHARE, AdaptiveQueue
+from embedserve.batching.adaptive import FIRST_RUNS, MOST_GIVEN_UP, PROBE_INTERVAL, QUICK_SHARE, AdaptivePolicy
 from embedserve.batching.batch import Batch, BatchTask
+from embedserve.batching.batch_queue import BatchQueue
 from embedserve.batching.merge import cut
 from embedserve.config import BatchingOptions
 from embedserve.errors import Code, DeadlineExceededError, OverloadedError, QueueFullError
@@ -35,16 +36,19 @@ class Line:
         self._loop = loop
         self.fixed, self.per_row = fixed, per_row
         self.now = 100.0
-        self.queue = AdaptiveQueue(BatchingOptions(**{"target_latency": 0.11} | options), cut, threads)
+        chosen = BatchingOptions(**{"target_latency": 0.11} | options)
+        self.policy = AdaptivePolicy(chosen, threads)
+        self.queue = BatchQueue(chosen, cut, self.policy)
         for rows in (1, 4, 16) * 3:
-            self.queue.times.observe(rows, fixed + per_row * rows)
-        self.queue._choose()
+            self.policy.times.observe(rows, fixed + per_row * rows)
+        self.policy.choose()
+        self.queue.adopt(self.policy)
         self.queue._typical = 1.0  # Long enough for a second run beside a first one.
 
     def put(self, rows: int = 1, left: float | None = None, level: int = Priority.NORMAL) -> BatchTask:
         deadline = None if left is None else self.now + left
         if deadline is not None:
-            self.queue.check_deadline(rows, deadline, self.now, level)
+            self.policy.check_deadline(self.queue, rows, deadline, self.now, level)
         task = BatchTask(self._loop.create_future(), {"x": np.zeros(rows)}, rows, deadline, self.now)
         self.queue.put(KEY, task, self.now, level)
         return task
@@ -83,10 +87,10 @@ def test_a_batch_is_as_large_as_the_target_allows_and_throughput_needs(
 
 
 def test_before_a_second_size_has_been_seen_nothing_limits_a_batch(loop: asyncio.AbstractEventLoop) -> None:
-    queue = AdaptiveQueue(BatchingOptions(target_latency=0.001), cut, 1)
-    queue.times.observe(1, 1.0)
-    queue._choose()
-    assert queue.limit == 128
+    policy = AdaptivePolicy(BatchingOptions(target_latency=0.001), 1)
+    policy.times.observe(1, 1.0)
+    policy.choose()
+    assert policy.limit == 128
 
 
 def test_what_is_over_the_limit_stays_first_in_line(loop: asyncio.AbstractEventLoop) -> None:
@@ -298,11 +302,11 @@ def test_what_was_learnt_is_put_to_the_test_before_too_many_are_given_up(loop: a
 
 def test_a_failed_run_teaches_nothing(loop: asyncio.AbstractEventLoop) -> None:
     line = Line(loop, 0.010, 0.001)
-    runs = line.queue.times.runs
+    runs = line.policy.times.runs
     line.put(left=1.0)
     line.run()
     line.queue.ended(None, 0, line.now)
-    assert line.queue.times.runs == runs
+    assert line.policy.times.runs == runs
     assert line.queue.ready_at() is None
 
 
@@ -310,13 +314,13 @@ def test_only_some_of_many_quick_runs_are_learnt_from(loop: asyncio.AbstractEven
     line = Line(loop, 0.0001, 0.00001)
     line.queue._typical = 0.0001
     for _ in range(FIRST_RUNS):
-        line.queue.times.observe(1, 0.00011)
-    runs = line.queue.times.runs
+        line.policy.times.observe(1, 0.00011)
+    runs = line.policy.times.runs
     for _ in range(10 * QUICK_SHARE):
         line.put()
         line.run()
         line.end(1)
-    assert line.queue.times.runs == runs + 10
+    assert line.policy.times.runs == runs + 10
 
 
 @pytest.mark.parametrize("splits", [False, True])
