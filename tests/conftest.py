@@ -78,12 +78,13 @@ class _ByShared(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Say which tests run in one process, one after the other."""
+    """Say which tests run in one process, one after the other; their order is that of the collection."""
+    config.option.loadscopereorder = False  # Else files with few tests come last, and those take longest.
     return _ByShared(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with what is dealt out in the largest pieces, so that no process is left alone with one at the end."""
+    """Mark and leave out slow tests; begin with what takes longest, so that no process is left alone with it."""
     slow = {path for path in {item.path for item in items} if _is_slow(path)}
     for item in items:
         if item.path in slow or not _SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
@@ -93,7 +94,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
     _python_starts.clear()  # Those of imports.
     order = {name: place for place, name in enumerate(_TOGETHER)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
+    def place(item: pytest.Item) -> int:
+        later = 0 if not _SLOW_DIRECTORIES.isdisjoint(item.path.parents) else 1 if item.path in slow else 2
+        return order.get(item.path.parent.name, len(order) + later)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

@@ -78,3 +78,13 @@ def test_a_test_that_starts_python_must_be_marked_slow(start: str, tmp_path: Pat
 def test_a_module_that_is_marked_slow_is_not_imported_for_a_quick_run(tmp_path: Path) -> None:
     (tmp_path / "test_slow.py").write_text("import pytest\n\npytestmark = pytest.mark.slow\n\nraise ImportError\n")
     assert "2 passed, 1 deselected" in run_tests(tmp_path, "pass", "--quick", str(tmp_path))
+
+
+def test_slow_modules_are_dealt_out_before_those_with_more_tests(tmp_path: Path) -> None:
+    (tmp_path / "test_z_slow_one.py").write_text(
+        "import pytest\n\npytestmark = pytest.mark.slow\n\ndef test_one():\n    pass\n"
+    )
+    said = run_tests(tmp_path, "pass", "-n", "1", "-v", str(tmp_path))
+    assert "4 passed" in said
+    ran = [line for line in said.splitlines() if "PASSED" in line]
+    assert ["slow_one" in line for line in ran] == [True, False, False, False]
