@@ -25,7 +25,6 @@ from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
 from embedserve.server.pyvoy.server import run_pyvoy
 from embedserve.server.standalone import outlive_hangups, report_failed_start, run
-from embedserve.server.workers import tensorflow_stub
 from embedserve.server.workers.worker_limits import can_share_ports
 from embedserve.store_url import StoreUrl, redacted
 from embedserve.tfs.batching import batching_from_proto, num_batch_threads
@@ -64,7 +63,7 @@ def serve(arguments: Sequence[str]) -> int:
     outlive_hangups()
     try:
         if _workers(flags) > 0:
-            tensorflow_stub.install()
+            tensorflow_setup.install_stub()
         config = server_config(flags, os.environ)
     except ServingError as error:
         return report_failed_start(error)

@@ -6,7 +6,10 @@ host's.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from embedserve.concurrency.container import present_cpus, usable_cpus
@@ -17,7 +20,8 @@ from embedserve.tfs.protos import read_text_proto
 if TYPE_CHECKING:
     from embedserve.server.flags import ParsedFlags
 
-__all__ = ["apply", "session_config_from_flags"]
+__all__ = ["apply", "install_stub", "session_config_from_flags"]
+
 
 _SESSION_FLAGS = (
     "tensorflow_session_config_file",
@@ -93,3 +97,26 @@ def apply(session_config: bytes) -> None:
         # Enabling takes a configuration, but does nothing in TensorFlow 2, where it is on; so it is turned off first.
         tf.compat.v1.disable_eager_execution()
         tf.compat.v1.enable_eager_execution(config=config)
+
+
+class _TensorFlowStub(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"tensorflow.{name}: this process supervises workers and must not run TensorFlow itself")
+
+
+def install_stub() -> None:
+    """Make TensorFlow's messages, `tensorflow.core...`, importable without TensorFlow where nothing else is needed.
+
+    `import tensorflow` takes seconds and hundreds of megabytes, and stands before every import of one of its message
+    modules, which need nothing of it. A package with TensorFlow's path and no contents takes its place.
+    Nothing happens where TensorFlow has been imported already, or is not installed.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    found = importlib.util.find_spec("tensorflow")
+    if found is None or found.submodule_search_locations is None:
+        return
+    stub = _TensorFlowStub("tensorflow")
+    stub.__path__ = list(found.submodule_search_locations)
+    stub.__spec__ = found
+    sys.modules["tensorflow"] = stub

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve.errors import InvalidInputError
-from embedserve.grpc.metadata import encoded_message, metadata_value, read_timeout
+from embedserve.grpc.transports.wire import encoded_message, metadata_value, read_timeout
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,8 @@ from embedserve.errors import Code, DeadlineExceededError, ServingError
 from embedserve.grpc.access import is_loopback
 from embedserve.grpc.calls import LARGE, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
-from embedserve.grpc.metadata import metadata_value, read_timeout
 from embedserve.grpc.transports.frames import PREFIX_BYTES, MessageReader, too_large
-from embedserve.grpc.transports.wire import Headers, Wire, wire_of
+from embedserve.grpc.transports.wire import Headers, Wire, metadata_value, read_timeout, wire_of
 
 if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload

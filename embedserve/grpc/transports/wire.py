@@ -1,23 +1,27 @@
 """How a call looks over HTTP: gRPC proper, gRPC-Web, and gRPC-Web as text; each as ASGI messages.
 
-One `Wire` per content type, chosen by `asgi` for each call. Knows no method. Follows gRPC's PROTOCOL-HTTP2 and
+One `Wire` per content type, chosen by `asgi` for each call; deadlines, custom metadata and the percent-encoding of a
+status message, which grpcio does in its core. Knows no method. Follows gRPC's PROTOCOL-HTTP2 and
 PROTOCOL-WEB descriptions.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
+import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from embedserve.asgi.calls import Send
 from embedserve.asgi.sending import send_body
-from embedserve.errors import Code
+from embedserve.errors import Code, InvalidInputError
 from embedserve.grpc.calls import LARGE
-from embedserve.grpc.metadata import encoded_message
 from embedserve.grpc.transports.frames import frame
 
-__all__ = ["Headers", "Wire", "wire_of"]
+__all__ = ["Headers", "Wire", "encoded_message", "metadata_value", "read_timeout", "wire_of"]
+
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
@@ -25,6 +29,50 @@ _TRAILER_FRAME = 0x80
 _OK = (b"grpc-status", b"0")
 _ENCODINGS = (b"grpc-accept-encoding", b"identity, gzip")
 _GZIPPED = (b"grpc-encoding", b"gzip")
+
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+# Thirty years. The longest that the protocol knows, 11 thousand years, is more than threads and clocks can count.
+_LONGEST = 1e9
+
+# Printable ASCII but for the per cent sign travels as it is.
+_UNESCAPED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+
+def read_timeout(value: bytes) -> float:
+    """Seconds that a `grpc-timeout` header gives.
+
+    Raises:
+        InvalidInputError: It is not one to eight digits and a unit.
+    """
+    found = _TIMEOUT.fullmatch(value)
+    if found is None:
+        raise InvalidInputError(
+            f"grpc-timeout {value.decode('latin-1')!r} is not 1 to 8 digits and one of the units H, M, S, m, u, n"
+        )
+    return min(int(found[1]) * _SECONDS[found[2]], _LONGEST)
+
+
+def encoded_message(message: str) -> bytes:
+    """A status message as the value of `grpc-message`."""
+    text = quote(message, safe=_UNESCAPED, errors="replace")
+    bare = text.strip(" ")
+    if bare != text:  # HTTP does not keep the spaces around a value.
+        head = text[: len(text) - len(text.lstrip(" "))]
+        text = f"{'%20' * len(head)}{bare}{'%20' * (len(text) - len(bare) - len(head))}"
+    return text.encode()
+
+
+def metadata_value(key: str, value: bytes) -> str | bytes | None:
+    """A header as a metadata value, the first where a `-bin` header holds several; None for one that is no base64."""
+    if not key.endswith("-bin"):
+        return value.decode("latin-1")
+    first = value.partition(b",")[0].strip()
+    try:
+        return base64.b64decode(first + b"=" * (-len(first) % 4), validate=True)
+    except binascii.Error:
+        return None
 
 
 class Wire:

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import itertools
 import logging
+import os
 import signal
 import socket
+import stat
+import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import Code, ServingError, StartError
@@ -24,9 +28,7 @@ from embedserve.server.rest_port import serve_rest
 from embedserve.server.standalone import exit_now, first_failure, leave
 from embedserve.server.workers.accepting import Acceptor, ConnectionCounts
 from embedserve.server.workers.channel import Channel
-from embedserve.server.workers.descriptors import high_descriptors, stop_listening
 from embedserve.server.workers.hands import Hands, Places
-from embedserve.server.workers.last_words import answer_before_an_abort
 from embedserve.server.workers.messages import (
     Alive,
     Answer,
@@ -56,7 +58,8 @@ from embedserve.server.workers.worker_registry import WorkerRegistry
 if TYPE_CHECKING:
     from embedserve.rest.app import RestApp
 
-__all__ = ["run_worker"]
+__all__ = ["high_descriptors", "run_worker", "stop_listening"]
+
 
 logger = logging.getLogger("embedserve")
 
@@ -72,6 +75,19 @@ LAST_ANSWERS = 0.5
 LAST_BYTES = 0.1
 
 _GONE = Failure(Code.UNAVAILABLE, "the supervisor of the workers is gone")
+
+# Above most connections of a worker, and cheap to reach.
+_HIGH_DESCRIPTOR = 4096
+# What has to fit below the limit.
+_DESCRIPTORS_ABOVE = 128
+
+# Seconds that the loop has for its last answers; then the process ends whatever the loop does.
+ABORT_PATIENCE = 2.0
+# What kernels end a process by on purpose, or by a division. After a bad access to memory nothing is to be trusted.
+_ABORTS = (signal.SIGABRT, signal.SIGFPE)
+
+_handlers_kept: list[Any] = []
+"""The C function that the signals call, for as long as the process lives."""
 
 
 async def run_worker(
@@ -338,3 +354,86 @@ class _Worker:
 
     async def _metric(self, name: str) -> int:
         return int(await self._ask(MetricOf(name)))
+
+
+@contextmanager
+def high_descriptors() -> Iterator[None]:
+    """Whatever is opened in the body gets a descriptor above those of most that is opened after it.
+
+    So gRPC's listening sockets close before its connections when the process is killed. Clients whose connection ends
+    connect anew at once; a socket that is about to be closed too would reset them, and gRPC clients then fail for a
+    second before they try again. Linux closes the descriptors of a process that ends from the highest to the lowest
+    (measured).
+    """
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    high = min(_HIGH_DESCRIPTOR, soft - _DESCRIPTORS_ABOVE) if soft != resource.RLIM_INFINITY else _HIGH_DESCRIPTOR
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while held[-1] < high:
+            held.append(os.dup(held[0]))
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def stop_listening(port: int) -> None:
+    """Take this process's sockets out of those among which the kernel chooses for a connection to `port`.
+
+    Connections that it has are not touched. Nothing happens where the system does not list descriptors.
+    """
+    with suppress(FileNotFoundError):
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                _stop_listening(int(name), port)
+
+
+def _stop_listening(descriptor: int, port: int) -> None:
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return
+    with socket.socket(fileno=os.dup(descriptor)) as each:
+        listens = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if listens and each.family != socket.AF_UNIX and each.getsockname()[1] == port:
+            each.shutdown(socket.SHUT_RD)
+
+
+def answer_before_an_abort(speak: Callable[[], Awaitable[None]]) -> None:
+    """Have `speak` awaited on the running loop once a thread aborts, and end the process when it returns.
+
+    TensorFlow's checks call `abort` in the thread that runs the kernel. A handler of that signal keeps that thread for
+    ABORT_PATIENCE at most, while the event loop answers what is in flight on every transport. Then the process ends by
+    the same signal.
+    A signal that comes while the loop's own thread is in a kernel ends the process at once.
+    """
+    loop, own = asyncio.get_running_loop(), threading.get_ident()
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+
+    def end(number: int) -> None:
+        os.kill(os.getpid(), number)  # `os.abort` would wait for the thread that is aborting.
+
+    async def speak_and_end(number: int) -> None:
+        try:
+            await speak()
+        finally:
+            end(number)
+
+    def begin(number: int) -> None:
+        speaking.append(loop.create_task(speak_and_end(number)))
+
+    def aborting(number: int) -> None:
+        for each in _ABORTS:
+            set_handler(each, None)  # SIG_DFL
+        if threading.get_ident() != own:
+            with suppress(RuntimeError):  # The loop is closed.
+                loop.call_soon_threadsafe(begin, number)
+                time.sleep(ABORT_PATIENCE)
+        end(number)
+
+    speaking: list[asyncio.Task[None]] = []
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborting)
+    _handlers_kept.append(handler)
+    for number in _ABORTS:
+        set_handler(number, ctypes.cast(handler, ctypes.c_void_p))

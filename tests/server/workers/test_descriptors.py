@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from embedserve.server.workers.descriptors import high_descriptors, stop_listening
+from embedserve.server.workers.worker import high_descriptors, stop_listening
 
 
 def test_a_listening_socket_lies_above_the_connections_that_come_later() -> None:

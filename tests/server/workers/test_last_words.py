@@ -10,9 +10,9 @@ import pytest
 
 PROGRAM = """
 import asyncio, ctypes, sys, threading
-from embedserve.server.workers import last_words
+from embedserve.server.workers import worker
 
-last_words.PATIENCE = 0.2
+worker.ABORT_PATIENCE = 0.2
 
 async def speak():
     print("last words", flush=True)
@@ -22,7 +22,7 @@ async def speak():
         raise RuntimeError("a bug")
 
 async def main():
-    last_words.answer_before_an_abort(speak)
+    worker.answer_before_an_abort(speak)
     end = ctypes.CDLL(None).abort
     if sys.argv[1] == "loop":
         end()

@@ -36,9 +36,9 @@ def test_directories_and_configurations_are_judged_without_tensorflow(tmp_path: 
     code = f"""
 import sys
 from pathlib import Path
-from embedserve.server.workers import tensorflow_stub
-tensorflow_stub.install()
-tensorflow_stub.install()
+from embedserve.server import tensorflow_setup
+tensorflow_setup.install_stub()
+tensorflow_setup.install_stub()
 from embedserve.saved_model.files.completeness import missing
 print(missing(Path({str(tmp_path / "whole")!r})), missing(Path({str(tmp_path / "torn")!r})), sep="\\n")
 import embedserve.server.workers.supervisor
@@ -59,8 +59,8 @@ def test_a_process_that_has_tensorflow_keeps_it() -> None:
     code = """
 import sys
 import tensorflow as real
-from embedserve.server.workers import tensorflow_stub
-tensorflow_stub.install()
+from embedserve.server import tensorflow_setup
+tensorflow_setup.install_stub()
 assert sys.modules["tensorflow"] is real
 print(bool(real.constant(1)))
 sys.exit()
