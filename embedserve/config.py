@@ -384,7 +384,7 @@ class RegistryOptions(_Options):
         load_timeout: Seconds that each step of a load may take: reading the model and trying it out, its recorded
             requests, warm-up in one run thread; infinite for no bound. A made-up run has a minute, a recorded one ten.
             What takes longer is left behind in its thread; the version fails with what hung and is not tried again.
-        num_load_threads: Threads for load, unload and directory scans.
+        num_load_threads: Threads for load and unload.
         max_pending_requests: Bound of the unbatched path, per loaded version, in requests waiting or running.
         poll_interval: Seconds between directory scans; watch events only make a scan come sooner.
         watch: Use watchfiles events as hints.
@@ -395,7 +395,7 @@ class RegistryOptions(_Options):
             again in the background. None is `any` for a registry with a root and `all` for one without.
         absent_versions: What becomes of a model whose policy names only versions that are not there: `keep` goes on
             with those that serve, `unload` unloads them as TF Serving does. `last` is as `keep`, and a model's last
-            versions in a file system also serve on when their directories, or all of the model's, are deleted.
+            versions also serve on when their directories or objects, or all of the model's, are deleted.
         drain_timeout: Seconds that leaving waits for requests in flight before their handles are taken away.
         retry: Retries of failed loads.
         transition: `availability` loads the new version before it unloads the old; `resource` the other way round.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from embedserve.config import AbsentVersions, ModelConfig, SpecificVersions, VersionPolicy, name_problem
-from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent, version_number
+from embedserve.lifecycle.version_policy import asks_for_none, choose, find_versions, names_only_absent, version_number
 from embedserve.saved_model.files import misplaced
 from embedserve.saved_model.files.completeness import Fingerprint, Look
 from embedserve.saved_model.files.misplaced import Child
@@ -307,7 +307,7 @@ def scan_model(
     examination = _Examination(memory, found, disk, settle)
     slip = absent != "unload" and names_only_absent(policy, found)
     aspired: Mapping[int, VersionDirectory] = examination.kept() if slip else examination.aspire(policy)
-    if absent == "last" and not aspired and memory.aspired and not _asks_for_none(policy):
+    if absent == "last" and not aspired and memory.aspired and not asks_for_none(policy):
         aspired = memory.aspired
     notices = [
         f"Duplicate version directories detected. Version {version} will be loaded from {used}, "
@@ -355,10 +355,6 @@ def _changes_nothing(config: ModelConfig, aspired: Mapping[int, VersionDirectory
         f"The version policy of servable {config.name} names only versions that are not there, so it changes "
         f"nothing: versions {', '.join(map(str, sorted(aspired)))} go on serving until one of those appears"
     )
-
-
-def _asks_for_none(policy: VersionPolicy) -> bool:
-    return isinstance(policy, SpecificVersions) and not policy.versions
 
 
 def base_path_problem(config: ModelConfig, error: OSError) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from embedserve.config import AllVersions, LatestVersions, SpecificVersions, VersionPolicy
 
-__all__ = ["Duplicate", "choose", "find_versions", "names_only_absent", "version_number"]
+__all__ = ["Duplicate", "asks_for_none", "choose", "find_versions", "names_only_absent", "version_number"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,11 @@ def choose(policy: VersionPolicy, found: Mapping[int, T]) -> dict[int, T]:
         case SpecificVersions(versions=versions):
             wanted = sorted(set(versions).intersection(found), reverse=True)
     return {number: found[number] for number in wanted}
+
+
+def asks_for_none(policy: VersionPolicy) -> bool:
+    """Whether the policy says that nothing shall be served."""
+    return isinstance(policy, SpecificVersions) and not policy.versions
 
 
 def names_only_absent(policy: VersionPolicy, found: Collection[int]) -> bool:

@@ -112,7 +112,7 @@ class Follower:
         self._storage_options = storage_options(self.url.scheme, config.storage_options, options)
         self._key = cache_key(self.url, self._storage_options)
         self._context = context
-        self._keep_absent = options.absent_versions != "unload"
+        self._absent = options.absent_versions
         self._cache = context.cache
         self._disk = context.disk
         self._listener = listener
@@ -222,7 +222,7 @@ class Follower:
             await self._serve_from_memory(policy, cached, str(error))
             raise
         assert self._names is not None
-        slip = bool(self.served) and self._keep_absent and names_only_absent(policy, self._names)
+        slip = bool(self.served) and self._absent != "unload" and names_only_absent(policy, self._names)
         self._complain(self._unwanted(self._names) if slip else None)
         if policy != self._policy:
             return  # Changed meanwhile; the next round comes at once.
@@ -272,7 +272,7 @@ class Follower:
         self, policy: VersionPolicy, found: Collection[int], looked: Mapping[int, RemoteVersion], cached: _Cached
     ) -> Plan:
         findings, without_room = self._fetcher.findings(), self._fetcher.without_room()
-        return decide(policy, found, looked, cached, findings, self._digests, without_room, self._keep_absent)
+        return decide(policy, found, looked, cached, findings, self._digests, without_room, self._absent)
 
     async def _serve_from_memory(self, policy: VersionPolicy, cached: _Cached, error: str) -> None:
         """Follow the policy over what was last known, or over what the cache has; nothing is unloaded for an error."""

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
-from embedserve.config import VersionPolicy
-from embedserve.lifecycle.version_policy import choose, names_only_absent
+from embedserve.config import AbsentVersions, VersionPolicy
+from embedserve.lifecycle.version_policy import asks_for_none, choose, names_only_absent
 from embedserve.remote.contents import RemoteVersion
 
 __all__ = ["Plan", "decide", "next_delay", "superfluous"]
@@ -51,7 +51,7 @@ def decide(
     findings: Mapping[tuple[int, str], str],
     served: Mapping[int, str],
     without_room: Collection[tuple[int, str]] = (),
-    keep_absent: bool = True,
+    absent: AbsentVersions = "keep",
 ) -> Plan:
     """Choose versions.
 
@@ -63,10 +63,11 @@ def decide(
         findings: Why the contents of a version cannot be served, by version and digest.
         served: Digests of what is served now.
         without_room: Contents that come only when others go.
-        keep_absent: Whether a policy that names only versions that are not there changes nothing.
+        absent: What becomes of versions that are not there (`RegistryOptions.absent_versions`).
     """
-    if keep_absent and names_only_absent(policy, found):
-        return Plan(serve={version: digest for version, digest in served.items() if version in found})
+    last = dict(served) if absent == "last" and not asks_for_none(policy) else {}
+    if absent != "unload" and names_only_absent(policy, found):
+        return Plan(serve={version: digest for version, digest in served.items() if version in found} or last)
 
     def problem(version: int) -> str | None:
         return looked[version].lacking or findings.get((version, looked[version].digest))
@@ -98,7 +99,8 @@ def decide(
     coming = bool(fetch) or any((v, looked[v].digest) not in without_room for v in waiting)
     return Plan(
         fetch=fetch,
-        serve=_serve(policy, found, {v: digest for v in candidates if (digest := generation(v))}, coming, served),
+        serve=_serve(policy, found, {v: digest for v in candidates if (digest := generation(v))}, coming, served)
+        or last,
         waiting=waiting | {v: problem(v) for v in outdated},
     )
 

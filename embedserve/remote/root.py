@@ -49,6 +49,8 @@ class RemoteRoot:
         """Why there is no model, and what to do, or None."""
         self.misused = False
         """Whether the root is not there, or holds something else than models."""
+        self.unread = True
+        """Whether neither the store nor the cache has said which models there are."""
         interval = options.poll_interval if options.remote_poll_interval is None else options.remote_poll_interval
         self._poller = Poller(self._round, interval)
 
@@ -63,7 +65,6 @@ class RemoteRoot:
                 await self._poller.settled(lambda: True)
         except TimeoutError:
             await self._remember()
-            self.misused = not self._names
 
     def hint(self) -> None:
         """Ask the store soon."""
@@ -79,10 +80,12 @@ class RemoteRoot:
         except StoreError as error:
             self._say(f"models directory {self.url}: {error}")
             await self._remember()
-            self.misused = not self._names
+            self.misused = self.unread and isinstance(error, MissingError)
             raise
+        self.unread = False
         gone = set(self._names) - set(found)
-        kept, self._missed = gone - self._missed, gone
+        kept = gone if self._context.options.absent_versions == "last" else gone - self._missed
+        self._missed = gone
         self._tell(sorted({*found, *kept}))
 
     async def _models(self) -> list[str]:
@@ -132,6 +135,7 @@ class RemoteRoot:
         names = await context.disk.run(context.cache.names_below, self.url, self._storage_options)
         if names:
             logger.info("%s does not answer; %s: from the cache", self.url, ", ".join(names))
+            self.unread = False
             self._tell(names)
 
     def _tell(self, names: Sequence[str]) -> None:

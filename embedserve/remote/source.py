@@ -71,7 +71,7 @@ class CombinedSource:
     @property
     def unread(self) -> bool:
         """Whether it is not known yet which models there are."""
-        return self._local.unread
+        return self._local.unread or self._remote.unread
 
     def problem(self, name: str) -> str | None:
         """What is wrong with a model's base path, or None."""

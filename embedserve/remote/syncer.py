@@ -92,8 +92,13 @@ class Syncer:
 
     @property
     def misused(self) -> bool:
-        """Whether the root does not answer, or holds something else than models; an empty one is merely early."""
+        """Whether the root is not there, or holds something else than models; an empty one is merely early."""
         return self._root is not None and self._root.misused
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is a root of which it is not known yet which models it has."""
+        return self._root is not None and self._root.unread
 
     def problem(self, name: str) -> str | None:
         """Why a model may have no version, or None."""

@@ -138,7 +138,15 @@ def test_a_policy_that_names_only_absent_versions_changes_nothing_unless_that_is
     policy, found = SpecificVersions(versions=(9,)), {1: contents(1)}
     cached, served = {1: {digest(1): 0}}, {1: digest(1), 2: digest(2)}
     assert decide(policy, found, {}, cached, {}, served) == Plan(serve={1: digest(1)})
-    assert decide(policy, found, {}, cached, {}, served, keep_absent=False) == Plan()
+    assert decide(policy, found, {}, cached, {}, served, absent="unload") == Plan()
+
+
+def test_with_last_a_store_that_lists_nothing_takes_nothing_away() -> None:
+    served = {1: "a", 2: "b"}
+    for policy in (LatestVersions(), AllVersions(), SpecificVersions(versions=(9,))):
+        assert decide(policy, (), {}, {}, {}, served, absent="last").serve == served
+        assert decide(policy, (), {}, {}, {}, served).serve == {}
+    assert decide(SpecificVersions(), (1, 2), {}, {}, {}, served, absent="last").serve == {}
 
 
 def test_a_version_that_is_gone_from_the_store_is_not_served() -> None:

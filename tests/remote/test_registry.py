@@ -234,9 +234,51 @@ async def test_a_start_without_store_and_cache_says_why(options: dict[str, Any],
     with pytest.raises(StartError, match=r"m: http://\*\*\*@127.* cannot be read: ClientConnectorError") as caught:
         await registry.start()
     assert "hush-hush" not in f"{caught.value} {registry!r} {registry.status()}"
-    root = ModelRegistry(web.url("models"), **options)
+    root = ModelRegistry(web.url("models"), **options | {"start_timeout": 0.5})
     with pytest.raises(StartError, match=r"models directory http://.* cannot be read"):
         await root.start()
+
+
+async def test_a_start_waits_for_a_root_whose_store_fails_and_says_so(
+    web: WebStore, lines: Lines, options: dict[str, Any]
+) -> None:
+    web.publish(lines[1], "models/m/1")
+    web.kill()
+    registry = ModelRegistry(web.url("models"), **options)
+    starting = asyncio.create_task(registry.start())
+    await met(lambda: "cannot be read" in (registry.unready() or ""))
+    assert not starting.done()
+    web.start()
+    async with asyncio.timeout(60):
+        await starting
+    assert await answer(registry) == 1.0
+    await registry.aclose()
+
+
+async def test_a_start_that_needs_any_model_goes_without_stores_that_fail_or_list_nothing(
+    web: WebStore, bucket: ObjectStore, lines: Lines, options: dict[str, Any]
+) -> None:
+    web.publish(lines[1], "m/1")
+    bucket.put("empty/README", b"no version here")
+    with WebStore(web.directory.parent / "other") as other:
+        down = other.url("m")
+    empty = ModelConfig(name="empty", base_path=bucket.url("empty"), storage_options=bucket.storage_options)
+    models = [
+        ModelConfig(name="m", base_path=web.url("m")),
+        ModelConfig(name="down", base_path=down),
+        empty,
+    ]
+    async with ModelRegistry(models=models, start_requires="any", **options) as registry:
+        assert await answer(registry) == 1.0
+        assert registry.unready() is None
+        readiness = registry.readiness()
+        assert "cannot be read" in (readiness["down"] or "")
+        assert "No versions of servable empty found" in (readiness["empty"] or "")
+        bucket.publish(lines[2], "empty/1")
+        await met(lambda: registry.readiness()["empty"] is None)
+    needs_all = ModelRegistry(models=models, start_requires="all", **options | {"start_timeout": 0.5})
+    with pytest.raises(StartError, match=r"down: .* cannot be read"):
+        await needs_all.start()
 
 
 async def test_a_version_that_is_not_whole_is_the_reason_for_a_start_that_fails(

@@ -383,6 +383,30 @@ async def test_an_object_store_that_says_empty_is_believed_and_one_that_says_mis
     await listener.until(lambda: cached(tmp_path) == set())
 
 
+async def test_with_last_what_is_deleted_from_a_store_serves_on(
+    bucket: ObjectStore, lines: Lines, listener: Recorder, open_syncer: Open, tmp_path: Path
+) -> None:
+    bucket.publish(lines[1], "models/m/1")
+    bucket.publish(lines[1], "models/other/1")
+    syncer: Syncer = await open_syncer(root=bucket.url("models"), absent_versions="last", **bucket.registry_options)
+    for name in ("m", "other"):
+        await listener.until_versions(1, name=name)
+    files = cached(tmp_path)
+    bucket.put("models/m/README", b"no version here")
+    bucket.remove("models/m/1/")
+    bucket.remove("models/other/")
+    await listener.until(lambda: "No versions of servable m found" in (syncer.problem("m") or ""))
+    await listener.until(lambda: syncer.statistics()["other"].failures >= 3)
+    assert set(listener.models) == {"m", "other"}
+    assert [listener.versions(name) for name in ("m", "other")] == [{1}, {1}]
+    assert cached(tmp_path) == files
+    syncer.set_policy("m", SpecificVersions())
+    await listener.until_versions()
+    syncer.set_policy("m", LatestVersions())
+    bucket.publish(lines[2], "models/m/2")
+    await listener.until_versions(2)
+
+
 # What goes.
 
 
@@ -550,7 +574,7 @@ async def test_a_root_that_does_not_answer_is_remembered_by_the_cache(
     assert not syncer.misused
     await again.until_versions(1, name="a")
     other: Syncer = await open_syncer(to=Recorder(), root=web.url("elsewhere"))
-    assert other.misused
+    assert (other.unread, other.misused) == (True, False), "it may answer yet"
     assert "Cannot connect" in (other.diagnosis or "")
 
 
@@ -571,7 +595,7 @@ async def test_a_root_that_hangs_is_not_waited_for(open_syncer: Open, monkeypatc
 
     with scripted_web(hang) as url:
         syncer: Syncer = await open_syncer(root=url, remote_timeout=60.0)
-        assert (syncer.misused, syncer.diagnosis) == (True, f"{url} has not answered yet")
+        assert (syncer.unread, syncer.misused, syncer.diagnosis) == (True, False, f"{url} has not answered yet")
         await close(syncer)
         release.set()
 
