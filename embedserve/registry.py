@@ -133,10 +133,11 @@ class ModelRegistry(RegistryView):
         Raises:
             StartError, RegistryStateError: As `start`, for each who waits; the next call tries again.
         """
-        await self._enter_or_join()
+        if not await self._enter_or_join():
+            await self.wait_until_ready()
 
     async def _enter_or_join(self) -> bool:
-        """As `ensure_started`; whether this call has entered, and is to leave."""
+        """Enter, or wait for the end of an entry that is under way; whether this call has entered, and is to leave."""
         if self.started:
             return False
         check_asyncio()
@@ -145,7 +146,6 @@ class ModelRegistry(RegistryView):
             await self._start(wait=True)
         else:
             await asyncio.shield(asyncio.wrap_future(other))
-            await self.wait_until_ready()
         return other is None
 
     def ensure_started_sync(self) -> None:
@@ -238,7 +238,8 @@ class ModelRegistry(RegistryView):
         """For a host application: `Starlette(lifespan=registry.lifespan)`, or inside the host's own lifespan:
         `async with registry.lifespan(app): yield`.
 
-        A registry that is entered already, on whichever loop, is used and left to whoever has entered it.
+        A registry that is entered already, on whichever loop, is used and left to whoever has entered it. After
+        `start(wait=False)` the host answers at once, health first, while models still load.
 
         Raises:
             StartError, RegistryStateError: As `start`.

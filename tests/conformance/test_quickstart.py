@@ -78,15 +78,18 @@ AVAILABLE = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK"
             {"predictions": [[2.5]]},
         ),
         (f"curl {HALF_PLUS_TWO}", {"model_version_status": [AVAILABLE], "ready": True}),
-        (
-            "curl -d '{\"instances\": [1.0,5.0]}' -X GET http://localhost:8501/v1/models/half:predict",
-            {"error": "Malformed request: GET /v1/models/half:predict"},
-        ),
     ],
-    ids=["predict", "columns", "version", "status", "malformed"],
+    ids=["predict", "columns", "version", "status"],
 )
 def test_a_curl_line(container: Serving, line: str, expected: object) -> None:
     assert json.loads(curl(container, line)) == expected
+
+
+def test_a_curl_line_with_the_wrong_method_is_told_the_right_one_after_the_known_words(container: Serving) -> None:
+    line = "curl -d '{\"instances\": [1.0,5.0]}' -X GET http://localhost:8501/v1/models/half:predict"
+    error = json.loads(curl(container, line))["error"]
+    assert error.startswith("Malformed request: GET /v1/models/half:predict")
+    assert "POST" in error
 
 
 def test_curl_shows_the_headers_of_an_error(container: Serving) -> None:
