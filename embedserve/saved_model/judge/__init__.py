@@ -1,1 +1,1 @@
-"""What is decided about a signature at its load: may requests share a run, which shapes may reach its kernels."""
+"""Analysis of each signature at load: may requests share a run, and which shapes may reach the kernels?"""

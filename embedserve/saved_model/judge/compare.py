@@ -1,7 +1,7 @@
-"""How far two answers are apart: exactly for what is exact, relative to a size for floats.
+"""Difference between two answers: exact for exact dtypes, relative to a size for floats.
 
-The size is the largest element of a whole output (`difference`), or of each row by itself (`row_difference`). Used
-wherever two ways of running a signature are compared. Knows no servable and no signature.
+The size is the largest element of a whole output (`difference`) or of each row (`row_difference`). The module knows no
+servable and no signature.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ TOLERANCE = 1e-5
 
 
 def equal(first: Array, second: Array, tolerance: float = TOLERANCE) -> bool:
-    """Whether two outputs are the same: exactly, or for floats within `tolerance` as `difference` measures it."""
+    """Whether two outputs are equal: exactly, or for floats within `tolerance` of `difference`."""
     return first.dtype == second.dtype and difference(first, second) <= limit(first.dtype, tolerance)
 
 
 def rows_equal(first: Array, second: Array, tolerance: float = TOLERANCE, least_size: float = 0.0) -> bool:
-    """Whether the rows of two outputs are the same, each measured as `row_difference` does."""
+    """Whether the rows of two outputs are equal, each within `tolerance` of `row_difference`."""
     return first.dtype == second.dtype and row_difference(first, second, least_size) <= limit(first.dtype, tolerance)
 
 
 def limit(dtype: np.dtype[np.generic], tolerance: float) -> float:
-    """What two values of a dtype may differ by: 0 for an exact dtype, at least four units of the last place else."""
+    """The allowed difference of a dtype: 0 for an exact dtype, otherwise at least four units in the last place."""
     return max(tolerance, 4.0 * _epsilon(dtype)) if _is_inexact(dtype) else 0.0
 
 
@@ -44,13 +44,13 @@ def difference(first: Array, second: Array) -> float:
 
 
 def row_difference(first: Array, second: Array, least_size: float = 0.0) -> float:
-    """The largest difference of an element, relative to the largest finite element of its own row in `second`.
+    """The largest difference of an element, relative to the largest finite element of the same row in `second`.
 
-    A row of small values is thus not measured by the large values of its neighbour.
+    Large values of a neighbour thus do not hide errors of a row of small values.
 
     Args:
         first, second: Outputs of shape `[rows, ...]`.
-        least_size: Size that a smaller row is measured by.
+        least_size: Lower bound of the size that divides a row's difference.
     """
     return _largest(first, second, len(second) if second.ndim else 1, least_size)
 
@@ -75,7 +75,7 @@ def _largest(first: Array, second: Array, rows: int, least_size: float) -> float
 
 
 def usual_size(outputs: Iterable[Array]) -> float:
-    """The median of the largest finite elements of some answers to one row each; 0 for an exact dtype."""
+    """The median of the largest finite elements of answers to single rows; 0 for an exact dtype."""
     sizes = [
         float(np.abs(output[np.isfinite(output)]).max(initial=0)) for output in outputs if _is_inexact(output.dtype)
     ]
@@ -83,18 +83,18 @@ def usual_size(outputs: Iterable[Array]) -> float:
 
 
 def is_rounding(together: Array, copies: Array, alone: Array, usual: float = 0.0, tolerance: float = TOLERANCE) -> bool:
-    """Whether a row's answer beside neighbours differs from its answer alone only as sums in another order do.
+    """Whether a row's answers beside neighbours and alone differ only by the rounding of reordered sums.
 
-    A sum that cancels out leaves a small result with a large relative error, whatever the neighbours hold. So the row
-    is answered once more among copies of itself: that answer must be the same, and the number of rows may change the
-    answer only by little of the output's usual size.
+    A sum that cancels out leaves a small result with a large relative error, with any neighbours. So the row is
+    answered once more among copies of the row. The answer among copies must equal the answer beside neighbours. The
+    number of rows may change the answer only by a small part of the output's usual size.
 
     Args:
         together: The row's answer beside neighbours.
-        copies: Its answer at the same place among as many copies of itself.
-        alone: Its answer alone.
+        copies: The row's answer at the same place among as many copies of the row.
+        alone: The row's answer alone.
         usual: `usual_size` of the output.
-        tolerance: For both comparisons.
+        tolerance: Tolerance of both comparisons.
     """
     return rows_equal(together, copies, tolerance) and rows_equal(copies, alone, tolerance, usual)
 

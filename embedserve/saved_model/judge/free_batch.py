@@ -1,7 +1,7 @@
-"""Signatures that declare a fixed number of rows: may a request have another number, and what has to be forgotten then?
+"""Signatures with a declared number of rows: may a request have another number, and how must the graph change?
 
-The graph must keep the rows apart for any number of them, and `probe.objection_to_counts` must find nothing against it.
-Reads and changes protos only, runs nothing. Called by the loader.
+The graph must keep the rows apart for any number of rows, and `probe.objection_to_counts` must return None. The module
+reads and changes protos only, and runs no model.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _WITH_DECLARED_SHAPES = frozenset(("While", "StatelessWhile", "If", "StatelessIf
 
 
 def declared_rows(signature: Signature) -> int | None:
-    """The first fixed dimension 0 of an input; None where no input declares one."""
+    """The first fixed dimension 0 of an input; None where no input declares a number of rows."""
     return next((spec.shape[0] for spec in signature.inputs.values() if spec.shape and spec.shape[0] is not None), None)
 
 
 def obstacle(signature: Signature, operations: Operations, rows: RowAnalysis, option: FreeBatch) -> str:
-    """Why the number of rows stays as declared; empty where the graph allows any, or the owner says so.
+    """Why the number of rows stays as declared; empty where the graph or the option allows any number.
 
     Args:
-        signature: As stored, with a fixed dimension 0.
-        operations: What the signature's part of the graph does.
+        signature: The signature as stored, with a fixed dimension 0.
+        operations: Effects of the signature's part of the graph.
         rows: Judges whether the graph keeps rows apart.
         option: The model's option.
     """
@@ -49,7 +49,7 @@ def obstacle(signature: Signature, operations: Operations, rows: RowAnalysis, op
 
 
 def _undeclared(signature: Signature) -> str:
-    """Why the declared shapes do not tell a number of rows; empty where they do."""
+    """Why the declared shapes do not tell a number of rows; empty where the shapes do."""
     count = declared_rows(signature)
     for name, composite in signature.composites.items():
         return f"output {name!r} is {composite.kind}"
@@ -79,18 +79,19 @@ def freed(signature: Signature) -> Signature:
 
 
 def kept(signature: Signature, why: str) -> Signature:
-    """The signature as declared, whose errors say why dimension 0 is not free."""
+    """The signature as declared, with the reason `why` for its errors."""
     return dataclasses.replace(signature, fixed_rows=why)
 
 
 def forget_rows(meta_graph: Any, signatures: Iterable[Signature]) -> None:
-    """Remove the declared number of rows, and every shape that was inferred from it, from a MetaGraph.
+    """Remove the declared number of rows, and every shape inferred from the number, from a MetaGraph.
 
-    TensorFlow folds sizes that it believes to be known into constants. It infers shapes again when it loads the graph.
+    TensorFlow folds sizes into constants where the graph declares the sizes. TensorFlow infers shapes again at the load
+    of the graph.
 
     Args:
-        meta_graph: To be changed.
-        signatures: Those whose dimension 0 is to be unknown.
+        meta_graph: The MetaGraph to change in place.
+        signatures: The signatures whose dimension 0 becomes unknown.
     """
     graph = meta_graph.graph_def
     fed = {spec.tensor_name.partition(":")[0] for signature in signatures for spec in signature.inputs.values()}

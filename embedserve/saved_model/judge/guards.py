@@ -1,7 +1,7 @@
-"""Operations that check nothing themselves: what must hold for their operands, and where a model has them.
+"""Operations whose kernels do not check operands: the rules for the operands, and the nodes of a model to guard.
 
 `GUARDS` is the table; `python -m benchmarks.fuzz --kernels` found its rows. `find` says which nodes of a graph a
-request's values reach unchecked; `guarding.py` puts a check before each. Called by the loader; runs nothing.
+request's values reach unchecked; `guarding.py` puts a check before each node. The module runs no model.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from embedserve.saved_model.files.graph import Body, GraphReader, called, node_n
 __all__ = ["GUARDS", "UNGUARDED", "Found", "Guard", "Hazard", "NodeInputs", "find", "unguarded"]
 
 Operands: TypeAlias = Mapping[str, Any]
-"""Symbolic tensors by the operation's names for its inputs; a list of them for an input that is a list."""
+"""Symbolic tensors by the operation's names for its inputs; a list of tensors for an input that is a list."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What must hold for an operation that does not check it.
+    """A rule for the operands of an operation whose kernel does not check the rule.
 
     Attributes:
-        operands: The inputs that the check takes, by the operation's names for them; the first is the one at fault.
-        rule: The words for a client: what the first operand must be.
+        operands: The inputs of the check, by the operation's names; the first input is at fault.
+        rule: The words for a client: the requirement on the first operand.
         holds: Builds the check from the node and its operands: a boolean tensor of one element.
-        harm: What the operation does to the process where it does not hold.
-        makers: Operations whose outputs need no check, nor what is made of these outputs alone.
+        harm: Effect of the operation on the process where the rule does not hold.
+        makers: Operations whose outputs, and values computed from such outputs alone, need no check.
         at_fault: How many of the operands, from the first on, can break the rule.
     """
 
@@ -46,12 +46,12 @@ class Guard:
 
 @dataclass(frozen=True)
 class Hazard:
-    """What an operation does to the process, and nothing keeps out.
+    """A harm to the process by an operation without any check.
 
     Attributes:
-        operand: The input at fault, by the operation's name for it.
-        harm: In the words of the load log.
-        where: Which nodes do it.
+        operand: The input at fault, by the operation's name for the input.
+        harm: The harm in the words of the load log.
+        where: Which nodes do the harm.
     """
 
     operand: str
@@ -61,10 +61,10 @@ class Hazard:
 
 @dataclass(frozen=True)
 class NodeInputs:
-    """What a node takes, by the operation's names for its inputs.
+    """Inputs of a node, by the operation's names.
 
     Attributes:
-        tensors: Their names, in the words of the function or the graph that holds the node.
+        tensors: Names of the tensors, as used in the function or graph that holds the node.
         dtypes: `DataType` numbers, in the same order.
         lists: The inputs that are lists of tensors.
     """
@@ -76,14 +76,14 @@ class NodeInputs:
 
 @dataclass(frozen=True)
 class Found:
-    """An operation of a model whose operands have to be checked.
+    """An operation of a model whose operands need a check.
 
     Attributes:
         function: The function that holds the node; empty for the graph.
-        node: Its `NodeDef`.
-        guard: What must hold.
-        given: What the node takes.
-        inputs: Aliases of the signatures' inputs that the first operand is, as far as it is one.
+        node: The `NodeDef`.
+        guard: The rule for the operands.
+        given: Inputs of the node.
+        inputs: Aliases of the signatures' inputs that the first operand comes from unchanged, if any.
     """
 
     function: str
@@ -94,14 +94,14 @@ class Found:
 
     @property
     def rule(self) -> str:
-        """The rule, with the operation and the input that it is for."""
+        """The rule with the names of the operation and of the input."""
         operand = self.guard.operands[0]
         where = ", ".join((f"node {self.node.name}", *(f"input {alias}" for alias in self.inputs)))
         return f"{operand} of {self.node.op} ({where}) {self.guard.rule}"
 
     @property
     def hazard(self) -> str:
-        """What the operation does to the process where a model runs without its check."""
+        """The harm to the process where a model runs without the check."""
         return f"{self.node.op} {self.node.name!r}: it {self.guard.harm} where {self.guard.operands[0]} is not checked"
 
 
@@ -115,18 +115,18 @@ def _all(*conditions: Any) -> Any:
 
 
 def _transform_length(node: Any, operands: Operands) -> Any:
-    """Only the last dimension's length matters, and only where there is something to transform."""
+    """The length of the last dimension must be positive, unless the input is empty."""
     return tf.logical_or(_all(_flat(operands["fft_length"])[-1:] > 0), tf.equal(tf.size(operands["input"]), 0))
 
 
 def _fit_memory(sizes: Any, like: Any) -> Any:
-    """Whether sizes are of a tensor of `like`'s dtype that the machine can hold."""
+    """Whether a tensor of the given sizes and of `like`'s dtype fits into the memory of the machine."""
     size_in_bytes = tf.reduce_prod(_flat(tf.cast(sizes, tf.float64))) * like.dtype.size
     return _all(sizes >= 0, size_in_bytes <= float(usable_memory()))
 
 
 def _image_sizes(node: Any, operands: Operands) -> Any:
-    """All sizes are given, or the height and the width of pictures."""
+    """The sizes cover all dimensions, or the height and the width of pictures."""
     count, dimensions = tf.size(operands["input_sizes"]), tf.rank(operands["out_backprop"])
     pictures = tf.logical_and(tf.equal(count, 2), tf.equal(dimensions, 4))
     complete = tf.logical_or(tf.equal(count, dimensions), pictures)
@@ -206,7 +206,7 @@ def _axis(node: Any, operands: Operands) -> Any:
 
 
 def _row_splits(node: Any, operands: Operands) -> Any:
-    """Each partition that is given by splits begins at 0 and never decreases; the innermost ends within the values."""
+    """Each partition by splits begins at 0 and never decreases; the innermost partition ends within the values."""
     kinds = list(node.attr["row_partition_types"].list.s)
     good = [tf.constant(True)]
     for index, (partition, kind) in enumerate(zip(operands["row_partition_tensors"], kinds, strict=True)):
@@ -219,15 +219,15 @@ def _row_splits(node: Any, operands: Operands) -> Any:
     return _all(*good)
 
 
-# Splits made by these are in order, and so is what is computed of them.
+# These operations make ordered splits; values computed from ordered splits are ordered too.
 _SPLIT_MAKERS = words("""
     StringSplit StringSplitV2 UnicodeDecode UnicodeDecodeWithOffsets StringNGrams RaggedRange RaggedGather Shape
     RaggedTensorFromVariant RaggedCross RaggedFillEmptyRows ParseExampleV2 ParseSequenceExampleV2 Where
     """)
-# What is as long as a tensor is, the request has paid for.
+# A length of an existing tensor is safe: the request already carries the tensor.
 _LENGTH_MAKERS = words("Shape ShapeN Size TensorListLength")
 _MOST_TENSORS = 2**24
-"""Tensors in a list, which takes 32 bytes for each before anything is in it: 512 MB for a number of four bytes."""
+"""Most tensors in a list. An empty list takes 32 bytes per tensor: 512 MB at the limit, for a number of four bytes."""
 _CELL_RANKS = {
     **dict.fromkeys(words("x cs_prev h_prev w i cs f o ci co cs_grad h_grad"), 2),
     **dict.fromkeys(words("wci wcf wco b"), 1),
@@ -299,7 +299,7 @@ GUARDS: Mapping[str, Guard] = {
     "StatelessRandomPoisson": Guard(("lam",), _NO_NAN, _rate("lam"), _HANGS),
     "StatelessRandomBinomial": Guard(("counts",), _NO_NAN, _rate("counts"), _HANGS),
 }
-"""Op type → what must hold in each of its runs."""
+"""Op type → rule for each of its runs."""
 
 UNGUARDED: Mapping[str, Hazard] = {
     "MatrixLogarithm": Hazard("input", "it never ends for a singular matrix"),
@@ -309,12 +309,12 @@ UNGUARDED: Mapping[str, Hazard] = {
         lambda node: node.attr["Tsplits"].type == tf.int32.as_datatype_enum,
     ),
 }
-"""Op type → what it does to the process, where no check is cheap."""
+"""Op type → harm to the process, where no check is cheap."""
 
-# What these give is nothing that a request chooses.
+# The outputs of these operations are never chosen by a request.
 _OWN = words("Const VarHandleOp ReadVariableOp Variable VariableV2 LookupTableSizeV2")
 _PASS = words("Identity Cast Reshape ExpandDims Squeeze StopGradient Snapshot EnsureShape")
-# Calls whose operands are the function's arguments, from this operand on.
+# Calls whose operands are the function's arguments, from the operand with this index on.
 _CALLS = {
     **dict.fromkeys(("PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile"), 0),
     **dict.fromkeys(("If", "StatelessIf", "Case", "StatelessCase"), 1),
@@ -322,11 +322,11 @@ _CALLS = {
 
 
 def find(reader: GraphReader, inputs: Mapping[str, str], fetched: Iterable[str]) -> list[Found]:
-    """Every operation of the table that a run reaches and whose first operand a request can choose.
+    """Find every operation of the table that a run reaches and whose operands at fault a request can choose.
 
     Args:
-        reader: Of the MetaGraph.
-        inputs: Tensors that requests feed → their aliases.
+        reader: Reader of the MetaGraph.
+        inputs: Tensors that requests feed → aliases of the tensors.
         fetched: Tensors that are computed.
     """
     bodies = reader.bodies(fetched, inputs)
@@ -342,7 +342,7 @@ def find(reader: GraphReader, inputs: Mapping[str, str], fetched: Iterable[str])
 
 
 def unguarded(reader: GraphReader, inputs: Iterable[str], fetched: Iterable[str]) -> list[str]:
-    """What a request can do to the process in spite of the table, one line for each such operation of the model."""
+    """Harms that a request can do in spite of the table, one line for each such operation of the model."""
     return [
         f"{node.op} {node.name!r}: {UNGUARDED[node.op].harm}"
         for body, node, operands in _dangerous(reader, reader.bodies(fetched, inputs), UNGUARDED)
@@ -364,7 +364,7 @@ def _inputs_of(definition: Any, node: Any) -> NodeInputs:
     def attribute(name: str) -> Any:
         if name in node.attr:
             return node.attr[name]
-        return next(attr.default_value for attr in definition.attr if attr.name == name)  # Defaults are not stored.
+        return next(attr.default_value for attr in definition.attr if attr.name == name)  # The node omits defaults.
 
     given = iter([source for source in node.input if not source.startswith("^")])
     found = NodeInputs({}, {}, set())
@@ -398,7 +398,7 @@ def _chosen(body: Body, tensor: str, makers: frozenset[str]) -> bool:
 
 
 class _Origins:
-    """Which inputs of the signatures a tensor is, looking through what changes no value and into calls."""
+    """Finds the inputs of the signatures that a tensor equals, through calls and value-preserving operations."""
 
     def __init__(self, bodies: Sequence[Body], aliases: Mapping[str, str]) -> None:
         self._aliases = aliases

@@ -1,6 +1,6 @@
-"""Runs a signature on inputs that nobody sent, at its load: what it takes, whether rows batch, how many may come.
+"""Runs a signature at load on made-up inputs: accepted inputs, row independence, and the accepted number of rows.
 
-A probe decides only what the graph leaves open; `verdict` says where. Knows no graph.
+A probe decides only the cases that the graph leaves open; `verdict` names the cases. The module knows no graph.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["find_sample", "objection_to_counts", "probe"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds; a made-up input may send a loop anywhere.
+# Seconds per run; a made-up input may make a loop very long.
 _PATIENCE = 30.0
-# Rows that are tried alone, of which the model may refuse some, and rows that then share runs. Two are ordinary and
-# four differ from them each in another way.
+# The probe tries `_TRIED` rows alone, of which the model may refuse some; up to `_ROWS` rows then share runs. The first
+# two rows are ordinary, the next four each differ in another way.
 _TRIED = 8
 _ROWS = 6
-# The same rows at each load, so that a version gets the same verdict.
+# A fixed seed gives a version the same rows, and so the same verdict, at each load.
 _SEED = 0
 
 
@@ -39,7 +39,7 @@ def _run(servable: Servable, signature: Signature, inputs: Tensors) -> Tensors:
 
 
 def find_sample(servable: Servable, signature: Signature, samples: Iterable[Sample], rows: int = 1) -> Sample | None:
-    """The first sample of which the model takes this many rows, or None."""
+    """The first sample of which the model takes `rows` rows, or None."""
     for sample in samples:
         try:
             _run(servable, signature, signature.bind(sample.batch(rows)))
@@ -54,7 +54,10 @@ def find_sample(servable: Servable, signature: Signature, samples: Iterable[Samp
 
 
 def probe(servable: Servable, signature: Signature, sample: Sample | None) -> BatchingVerdict:
-    """Run unlike rows together and each alone, and compare: exactly, for floats within 1e-5 of a row's own size."""
+    """Run unlike rows together and each row alone, and compare the answers.
+
+    Exact dtypes must be equal; floats may differ by 1e-5 of a row's own size.
+    """
     if sample is None:
         return BatchingVerdict(False, "no input for the load-time probe could be made up: record warm-up requests")
     try:
@@ -73,13 +76,13 @@ def probe(servable: Servable, signature: Signature, sample: Sample | None) -> Ba
 
 
 def objection_to_counts(servable: Servable, signature: Signature, sample: Sample | None, declared: int) -> str | None:
-    """What a signature with a declared number of rows has against others; None where each row's answer stays the same.
+    """Why a signature may not take another number of rows than declared; None if each row's answer stays equal.
 
     Args:
         servable: Loaded from a graph that does not know the declared number.
-        signature: With dimension 0 unknown.
+        signature: The signature with dimension 0 unknown.
         sample: Inputs of which the model takes the declared number of rows.
-        declared: That number.
+        declared: The declared number of rows.
     """
     if sample is None:
         return "no input for the load-time probe could be made up: record warm-up requests"
@@ -101,14 +104,14 @@ def objection_to_counts(servable: Servable, signature: Signature, sample: Sample
 
 @dataclass(frozen=True)
 class _Row:
-    """One row, and what it gets alone."""
+    """A single row, and the model's answer to the row alone."""
 
     inputs: Tensors
     alone: Tensors
 
 
 def _answered(servable: Servable, signature: Signature, sample: Sample) -> list[_Row]:
-    """Rows of which no two are equal, as far as the model answers them alone.
+    """Pairwise different rows that the model answers alone, at most `_ROWS`.
 
     Raises:
         DeadlineExceededError: A run does not end.
@@ -129,9 +132,9 @@ def _answered(servable: Servable, signature: Signature, sample: Sample) -> list[
 
 
 def _sharing(servable: Servable, signature: Signature, rows: Sequence[_Row]) -> list[_Row]:
-    """For each input, the second row with the first row's value of it, as far as the model answers.
+    """For each input, the second row with the first row's value of the input, as far as the model answers.
 
-    Made-up texts are never alike by chance, so only such rows show what a model does by a key that rows share.
+    Made-up texts never coincide by chance. Only rows with a shared key show how a model treats such a key.
     """
     first, second = rows[0].inputs, rows[1].inputs
     found = []
@@ -147,20 +150,20 @@ def _sharing(servable: Servable, signature: Signature, rows: Sequence[_Row]) -> 
 
 
 def _orders_of_sharing(count: int, sharing: int) -> list[tuple[int, ...]]:
-    """The first row beside those that share a value with it, before and after them."""
+    """The first row beside the rows that share a value with the first row, before and after them."""
     order = (0, *range(count, count + sharing))
     return [order, order[::-1]] if sharing else []
 
 
 def _orders(count: int) -> list[tuple[int, ...]]:
-    """Which rows share a run, and in which order."""
+    """Orders in which rows share a run."""
     every = tuple(range(count))
     last = count - 1
     return list(dict.fromkeys([(0, 1), (1, 0), every, every[::-1], (last, last, 0, last)]))
 
 
 class _Together:
-    """Runs rows together and holds each answer against the row's answer alone."""
+    """Runs rows together and compares each answer with the row's answer alone."""
 
     def __init__(self, servable: Servable, signature: Signature, rows: Sequence[_Row]) -> None:
         self._servable = servable
@@ -169,7 +172,7 @@ class _Together:
         self._usual = {name: usual_size([row.alone[name] for row in rows]) for name in rows[0].alone}
 
     def objection(self, order: Sequence[int]) -> str | None:
-        """Why these rows may not share a run, or None."""
+        """Why the rows may not share a run, or None."""
         answers = self._run(order)
         for name, merged in answers.items():
             if merged.ndim == 0 or len(merged) != len(order):

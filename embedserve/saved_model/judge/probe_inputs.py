@@ -1,6 +1,7 @@
-"""Inputs for runs that nobody asked for, the load-time probe and warm-up: made up from a signature, or recorded ones.
+"""Inputs for the load-time probe and for warm-up: made up from a signature, or taken from recorded requests.
 
-Made-up inputs keep to what the signature declares, as a client's must, and are small. Knows no servable.
+Made-up inputs respect the declared dtypes and shapes, as a client's inputs must, and are small. The module knows no
+servable.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from embedserve.tensors import dtypes
 
 __all__ = ["MadeUp", "Recorded", "Sample", "candidates", "shape_of"]
 
-# Sizes for unknown dimensions after the first: a short text or a small vector, a thumbnail, a photograph.
+# Sizes for unknown dimensions after the first: a short text or a small vector, a single element, a thumbnail, a
+# photograph.
 _SIZES = (4, 1, 32, 224)
 _MAX_ELEMENTS = 2**20
 # Rows of made-up integers hold indices, sizes and class numbers: small, and never negative.
 _SMALL_INTEGERS = (0, 2)
-# Largest float of an unlike row; a loop as long as its data says still ends.
+# Largest float of an unlike row; a loop with a data-dependent length still ends.
 _LARGE = 1e3
 _TINY = 1e-6
 
@@ -33,12 +35,12 @@ class Sample(Protocol):
     """Inputs of any number of rows, of which no two neighbours are equal."""
 
     def batch(self, rows: int) -> dict[str, Array]:
-        """Inputs of `rows` rows; where an input has no leading unknown dimension, its one value."""
+        """Inputs of `rows` rows; an input without a leading unknown dimension has a single value."""
 
     def unlike(self, random: np.random.Generator) -> Iterator[dict[str, Array]]:
-        """Inputs of one row each, without end, that differ in length, sign, magnitude and number of values.
+        """Yield inputs of one row each, without end, that differ in length, sign, magnitude and number of values.
 
-        The sizes of all rows are those of `batch`. The model may refuse a row. Nothing comes where an input has no
+        All rows have the sizes of `batch`. The model may refuse a row. The iterator is empty where an input has no
         rows.
         """
 
@@ -53,12 +55,12 @@ def shape_of(signature: Signature, spec: TensorSpec) -> tuple[int | None, ...] |
 
 
 class MadeUp:
-    """Small numbers, or strings of one family, in the declared shapes.
+    """Small numbers, or strings of a single family, in the declared shapes.
 
     Args:
-        signature: Whose inputs they are.
-        size: For each unknown dimension after the first.
-        texts: For string inputs.
+        signature: The signature to feed.
+        size: Size for each unknown dimension after the first.
+        texts: Family for string inputs.
     """
 
     def __init__(self, signature: Signature, size: int, texts: Texts) -> None:
@@ -102,7 +104,7 @@ class MadeUp:
             return _objects([self._texts.ordinary(index + row) for index in range(count)], shape)
         index = np.arange(count)
         if dtype.kind == "b" or dtypes.by_numpy(dtype).limits:
-            # No 0 where there is only one.
+            # No 0 for a single element.
             return ((index + row + 1) % (2 if dtype.kind == "b" else 3)).astype(dtype).reshape(shape)
         if dtype.fields:
             return ((index + row + 1) % 3).astype(dtype[0]).view(dtype).reshape(shape)
@@ -113,9 +115,9 @@ class Recorded:
     """Rows taken from recorded warm-up requests of one signature.
 
     Args:
-        signature: Whose requests they are.
-        requests: Bound inputs; those with other sizes than the first are left out.
-        features: What the signature parses out of its strings, where it is a parser of `tf.Example`s.
+        signature: The signature of the requests.
+        requests: Bound inputs; requests with other sizes than the first are left out.
+        features: Features that the signature parses out of its strings, where the signature parses `tf.Example`s.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ def _unlike_rows(
     ranges: Mapping[str, tuple[int, int]],
     random: np.random.Generator,
 ) -> Iterator[dict[str, Array]]:
-    """One row of each kind, then rows whose inputs are of any kind."""
+    """Yield one row of each kind, then rows whose inputs are of any kind."""
     for turn in itertools.count():
         kinds = list(Kind)
         row = {}
@@ -175,7 +177,7 @@ def _unlike_rows(
 def _numbers(
     kind: Kind, shape: tuple[int, ...], dtype: np.dtype[Any], seen: tuple[int, int], random: np.random.Generator
 ) -> Array:
-    """One row of numbers; integers stay within what is `seen` to be safe, and zero."""
+    """A row of numbers; integers stay within the range `seen`, or are zero."""
     count = int(np.prod(shape))
     plain = dtype[0] if dtype.fields else dtype
     if plain.kind == "b":
@@ -219,12 +221,12 @@ def _row_shapes(request: Tensors) -> dict[str, tuple[int, ...]]:
 def candidates(
     signature: Signature, recorded: Sequence[Tensors] = (), features: Features = MappingProxyType({})
 ) -> Iterator[Sample]:
-    """Samples to try in turn until the model takes one; only recorded ones where an input declares no rank.
+    """Yield samples to try until the model takes one; only recorded samples where an input declares no rank.
 
     Args:
-        signature: With `input_ranks` and `shape_free` already set.
+        signature: The signature with `input_ranks` and `shape_free` already set.
         recorded: Bound inputs of recorded requests.
-        features: What the signature's parser of `tf.Example`s asks for, if it has one.
+        features: Features that the signature's parser of `tf.Example`s reads, if any.
     """
     usable = [request for request in recorded if all(array.size for array in request.values())]
     if usable and signature.inputs:
@@ -243,10 +245,10 @@ def candidates(
 
 
 def _may_be_made_up(signature: Signature, spec: TensorSpec) -> bool:
-    """Whether a wrong guess can do no worse than an error.
+    """Whether a wrong guess causes at most an error.
 
-    Kernels abort the process on wrong ranks of numbers, and whoever set `input_ranks` may have erred: where the model
-    itself declares no rank, only recorded requests are run.
+    Kernels abort the process on wrong ranks of numbers, and `input_ranks` may be wrong. Where the model declares no
+    rank, only recorded requests are run.
     """
     if spec.shape is not None or signature.shape_free:
         return True

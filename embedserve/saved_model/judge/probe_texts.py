@@ -1,6 +1,6 @@
-"""Strings that models of many kinds can read: words and numbers, pictures, `tf.Example`s, or pieces of recorded ones.
+"""Strings for models of many kinds: words and numbers, pictures, `tf.Example`s, or pieces of recorded strings.
 
-Each family has two ordinary strings and unlike ones by `Kind`. Knows no signature.
+Each family has two ordinary strings and unlike strings by `Kind`. The module knows no signature.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Examples", "Features", "Kind", "Pictures", "Pieces", "Texts", "Words
 Features = Mapping[str, tuple[int, int | None]]
 """Features that a parser of `tf.Example`s asks for: name → (`DataType` number, number of values or None for any)."""
 
-# The first words are numbers too, so that a model that reads numbers takes some of the unlike strings.
+# The first words are numbers too, so that a model of numbers takes some of the unlike strings.
 _WORDS: list[bytes] = "-1000 0.001 7 the Quick fox, jumps over a lazy dog été 日本 out of vocabulary!".encode().split()
 _MOST_WORDS = 12
 _MOST_VALUES = 9
@@ -26,7 +26,7 @@ _BYTES, _INT64 = 7, 9
 
 
 class Kind(enum.Enum):
-    """How a made-up value differs from an ordinary one."""
+    """How a made-up value differs from an ordinary value."""
 
     LARGE = "long, many or large values of either sign"
     NOTHING = "zeros, empty strings, no values"
@@ -35,17 +35,17 @@ class Kind(enum.Enum):
 
 
 class Texts(Protocol):
-    """One family of strings."""
+    """A family of strings."""
 
     def ordinary(self, index: int) -> bytes:
-        """One of two strings, in turn, that a model of this family takes."""
+        """String `index % 2` of the two that a model of the family takes."""
 
     def unlike(self, kind: Kind, random: np.random.Generator) -> bytes:
-        """A string that differs from the ordinary ones in length or content; the model may refuse it."""
+        """A string that differs from the ordinary strings in length or content; the model may refuse the string."""
 
 
 class Words:
-    """Numbers, of which each is a word too."""
+    """Numbers as strings; each number is a word too."""
 
     def ordinary(self, index: int) -> bytes:
         return (b"1", b"2")[index % 2]
@@ -73,7 +73,7 @@ class Pictures:
 
 
 class Pieces:
-    """Recorded strings, and pieces of them."""
+    """Recorded strings, and pieces of recorded strings."""
 
     def __init__(self, recorded: Sequence[bytes]) -> None:
         self._recorded = list(dict.fromkeys(recorded))
@@ -94,7 +94,7 @@ class Pieces:
 
 
 class Examples:
-    """Serialized `tf.Example`s with the features that a model asks for; the number of values varies where it may."""
+    """Serialized `tf.Example`s with a model's features; the number of values varies where the model allows."""
 
     def __init__(self, features: Features) -> None:
         self._features = dict(sorted(features.items()))
@@ -141,7 +141,7 @@ def _unlike(dtype: int, count: int, kind: Kind, random: np.random.Generator) -> 
     if dtype == _BYTES:
         return [Words().unlike(kind, random) for _ in range(count)]
     if dtype == _INT64:
-        # Indices and sizes: never larger than the ordinary ones.
+        # Indices and sizes are never larger than the ordinary values.
         return [0] * count if kind is Kind.NOTHING else list(map(int, random.integers(0, 3, count)))
     scale = {Kind.LARGE: 1e3, Kind.NOTHING: 0.0, Kind.SMALL: 1e-6, Kind.PADDED: 1.0}[kind]
     return list(map(float, random.uniform(-1, 1, count) * scale))

@@ -1,7 +1,7 @@
-"""Judges each signature at load by its graph: is it stateless, does it take any shape, may requests share a run?
+"""Judges each signature at load by its graph: statelessness, freedom of shape, and whether requests may share a run.
 
-The answer is in `Signature.batching`; `needs_probe` tells where only a run can give one. Neither a proof of row
-independence nor an operation that mixes rows leaves anything to a run. Runs nothing.
+The answer is in `Signature.batching`; `needs_probe` tells where only a run can give the answer. A proof of row
+independence or an operation that mixes rows makes a run unnecessary. The module runs no model.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def describe(
     input_ranks: Mapping[str, int],
     batching: Batching,
 ) -> Signature:
-    """The signature with everything that can be known without running it; see `needs_probe`.
+    """Return the signature with all facts that are known without a run; see `needs_probe`.
 
     Args:
-        signature: As stored.
-        operations: What its part of the graph does.
-        graph: To see what parses its inputs; None for a model without one.
-        rows: Judges whether the graph keeps rows apart; None for a model without one.
+        signature: The signature as stored.
+        operations: Effects of the signature's part of the graph.
+        graph: Finds parsers of the signature's inputs; None for a model without a graph.
+        rows: Judges whether the graph keeps rows apart; None for a model without a graph.
         input_ranks: Ranks of unknown-rank inputs, set by the user or seen in recorded requests.
         batching: The model's option.
     """
@@ -75,7 +75,7 @@ def _static_verdict(
         shape = spec.shape if spec.shape is not None else (None,) * signature.input_ranks.get(spec.name, 0)
         if not shape or shape[0] is not None:
             return _without_rows("input", spec)
-        # Element-wise signatures take any shape: what holds for a plain row of values holds with more dimensions.
+        # Element-wise signatures take any shape: a proof for a plain row of values holds for more dimensions too.
         shapes[spec.tensor_name] = (None,) if signature.shape_free else shape
     for spec in signature.outputs.values():
         if spec.shape is not None and spec.shape[:1] != (None,):
@@ -107,7 +107,7 @@ def needs_probe(signature: Signature) -> bool:
 
 
 def by_probe(open_question: BatchingVerdict, answer: BatchingVerdict) -> BatchingVerdict:
-    """The verdict of a probe, with what the graph left open."""
+    """The verdict of a probe, with the obstacle that the graph left open."""
     reason = answer.reason
     if open_question.operation:
         reason += f"; {open_question.reason}"
@@ -115,5 +115,5 @@ def by_probe(open_question: BatchingVerdict, answer: BatchingVerdict) -> Batchin
 
 
 def unguarded_inputs(signature: Signature) -> list[str]:
-    """Inputs of unknown rank that nothing bounds: a kernel that aborts on a rank can be reached through them."""
+    """Inputs of unknown rank without any bound: a request can reach a kernel that aborts on a rank."""
     return [name for name, spec in signature.inputs.items() if shape_of(signature, spec) is None]

@@ -1,1 +1,1 @@
-"""Row independence, read from a graph: may requests of a signature share a run? `walk` follows it, `table` knows it."""
+"""Analysis of row independence in a graph: `walk` follows the graph, `table` holds the rules of operations."""

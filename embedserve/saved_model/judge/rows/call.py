@@ -1,4 +1,4 @@
-"""One operation on abstract values, as a rule of the table sees it: inputs, attributes, and how they are read."""
+"""An operation on abstract values, as input of a table's rule: the values, the attributes, and readers for both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Call:
     Attributes:
         op, name: Type and name of the node.
         inputs: Values of the data inputs, in order.
-        outputs: How many outputs the node has.
+        outputs: Number of the node's outputs.
     """
 
     __slots__ = ("_attr", "_place", "inputs", "name", "op", "outputs")
@@ -41,7 +41,7 @@ class Call:
         return call
 
     def attr(self, name: str) -> Any:
-        """The `AttrValue`, empty where the node leaves its default out."""
+        """The `AttrValue`, None where the node omits the attribute."""
         return self._attr.get(name)
 
     def integer(self, name: str, default: int = 0) -> int:
@@ -65,15 +65,15 @@ class Call:
         return [] if found is None else list(found.list.i)
 
     def fresh(self, tag: object) -> Size:
-        """A size of this node's own, the same in every batch."""
+        """A size named after the node and `tag`, the same in every batch."""
         return named(f"{self._place}:{tag}")
 
     def count(self, tag: object) -> Size:
-        """A size of this node's own that adds up over the requests of a batch."""
+        """A size named after the node and `tag` that adds up over the requests of a batch."""
         return named(f"#{self._place}:{tag}")
 
     def obstacle(self, why: str) -> Obstacle:
-        """This operation as what is in the way."""
+        """The operation as an obstacle."""
         return Obstacle(self.op, self.name, why)
 
 
@@ -81,11 +81,11 @@ Rule: TypeAlias = Callable[[Call], "Value | Sequence[Value]"]
 
 
 def operand(value: Value) -> Value:
-    """A value that an operation computes with: rows or a constant.
+    """Return a value that an operation can compute with: rows or a constant.
 
     Raises:
-        MixedError: It is a number of rows, or mixed.
-        UnprovenError: It is a part of a ragged or sparse structure, or a loop's own.
+        MixedError: The value is a number of rows, or mixed.
+        UnprovenError: The value is a part of a ragged or sparse structure, a list, or the row number of a loop.
     """
     if value.kind in (Kind.CONST, Kind.ROWS):
         return value
@@ -101,21 +101,29 @@ def operand(value: Value) -> Value:
 
 
 def constants(values: Sequence[Value]) -> None:
-    """Require that all are the same in every batch."""
+    """Require values that are the same in every batch.
+
+    Raises:
+        MixedError: A value is rows.
+    """
     for value in values:
         if operand(value).kind is Kind.ROWS:
             raise MixedError("takes one value for the whole batch from the rows")
 
 
 def shape_of(value: Value) -> Shape:
-    """The shape of an operand; its rank has to be known."""
+    """The shape of an operand.
+
+    Raises:
+        UnprovenError: The rank is unknown.
+    """
     if value.shape is None:
         raise UnprovenError("takes a tensor of unknown rank")
     return value.shape
 
 
 def dimensions(value: Value, call: Call) -> Shape:
-    """A vector of sizes as a shape; an element that is not known becomes a size of its own."""
+    """A vector of sizes as a shape; an unknown element becomes a fresh size."""
     if value.kind not in (Kind.CONST, Kind.COUNT):
         raise MixedError("takes a shape from the rows")
     if value.contents is None:

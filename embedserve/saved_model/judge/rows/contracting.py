@@ -32,7 +32,7 @@ __all__ = ["batch_matmul", "by_entry", "convolution", "einsum", "matmul", "pooli
 
 
 def reduction(call: Call) -> Value:
-    """`Sum`, `Max`...: over any dimension but that of the rows."""
+    """`Sum`, `Max`...: over any dimension except the rows' dimension."""
     value = call.inputs[0]
     if call.op == "Prod" and value.contents is not None and value.rank == 1 and not call.flag("keep_dims"):
         sizes = [one for one in value.contents if isinstance(one, Size)]
@@ -67,7 +67,7 @@ def reduction(call: Call) -> Value:
 
 
 def _reduced(call: Call, value: Value, why: str) -> Value:
-    """What is mixed; a scalar where every dimension is gone."""
+    """A mixed value; a scalar where the reduction drops every dimension."""
     rank = value.rank or 0
     axes = call.inputs[1].numbers or ()
     is_scalar = len({axis % rank for axis in axes if rank}) == rank > 0 and not call.flag("keep_dims")
@@ -75,14 +75,14 @@ def _reduced(call: Call, value: Value, why: str) -> Value:
 
 
 def whole(call: Call) -> Value:
-    """`L2Loss`: one number of all entries."""
+    """`L2Loss`: a single number for all entries."""
     if operand(call.inputs[0]).kind is Kind.ROWS:
         return Value(Kind.MIXED, (), obstacle=call.obstacle("reduces the rows to one value"))
     return constant(())
 
 
 def arg_reduction(call: Call) -> Value:
-    """`ArgMax` and `ArgMin`: along any dimension but that of the rows."""
+    """`ArgMax` and `ArgMin`: along any dimension except the rows' dimension."""
     value = operand(call.inputs[0])
     if value.shape is None:
         return constant()
@@ -96,7 +96,7 @@ def arg_reduction(call: Call) -> Value:
 
 
 def cumulative(call: Call) -> Value:
-    """`Cumsum` and `Cumprod`: along any dimension but that of the rows; lengths of rows add up to their ends."""
+    """`Cumsum` and `Cumprod`: along any dimension except the rows'; lengths of rows add up to the rows' ends."""
     value = operand(call.inputs[0])
     constants(call.inputs[1:])
     plain = call.op == "Cumsum" and not call.flag("exclusive") and not call.flag("reverse")
@@ -108,13 +108,13 @@ def cumulative(call: Call) -> Value:
 
 
 def matmul(call: Call) -> Value:
-    """`MatMul`: one side rows, the other a constant."""
+    """`MatMul`: rows on a single side, a constant opposite."""
     flipped = call.flag("transpose_a"), call.flag("transpose_b")
     return _matmul(call, [operand(value) for value in call.inputs[:2]], flipped)
 
 
 def batch_matmul(call: Call) -> Value:
-    """`BatchMatMul`: rows along the outer dimensions of both, or along one of a matrix whose other side is constant."""
+    """`BatchMatMul`: rows along the outer dimensions of both sides, or along a matrix dimension opposite a constant."""
     flipped = call.flag("adj_x"), call.flag("adj_y")
     return _matmul(call, [operand(value) for value in call.inputs[:2]], flipped)
 
@@ -155,7 +155,7 @@ def _matmul(call: Call, values: Sequence[Value], flipped: tuple[bool, bool]) -> 
 
 
 def einsum(call: Call) -> Value:
-    """`Einsum`: the rows have one letter, in every operand that is not constant and in the result."""
+    """`Einsum`: the rows have a single letter, in every non-constant operand and in the result."""
     values = [operand(value) for value in call.inputs]
     if all(value.kind is Kind.CONST for value in values):
         return constant()
@@ -188,7 +188,7 @@ def einsum(call: Call) -> Value:
 
 
 def _labels(term: str, rank: int) -> list[str]:
-    """One label per dimension; those of an ellipsis are counted from its end."""
+    """A label per dimension; labels of an ellipsis are counted from the end of the ellipsis."""
     before, dots, after = term.partition("...")
     if not dots:
         return list(term)
@@ -210,7 +210,7 @@ def _window(size: Size, window: Size, stride: int, padding: str, dilation: int, 
 
 
 def _spatial(call: Call, rank: int) -> tuple[list[int], int]:
-    """Where the sliding dimensions and the channels of an image are."""
+    """The sliding dimensions and the channels dimension of an image."""
     first = call.text("data_format", "NHWC").startswith("NC")
     return (list(range(2, rank)), 1) if first else (list(range(1, rank - 1)), rank - 1)
 
@@ -252,7 +252,7 @@ def convolution(depthwise: bool = False) -> Rule:
 
 
 def space_to_batch(call: Call) -> Value:
-    """`SpaceToBatchND`: images in blocks of a constant shape, as a dilated convolution begins."""
+    """`SpaceToBatchND`: images in blocks of a constant shape, as at the start of a dilated convolution."""
     image, blocks = operand(call.inputs[0]), call.inputs[1].numbers
     constants(call.inputs[1:])
     if image.kind is Kind.CONST:
@@ -269,7 +269,7 @@ def space_to_batch(call: Call) -> Value:
 
 
 def by_entry(rule: Rule) -> Rule:
-    """A rule that treats each entry of dimension 0 for itself, for blocks of images too, in whatever order they are."""
+    """A rule that treats each entry of dimension 0 separately, and so also serves blocks of images, in any order."""
 
     def on_blocks(call: Call) -> Value | Sequence[Value]:
         blocks, *rest = call.inputs
@@ -286,7 +286,7 @@ def by_entry(rule: Rule) -> Rule:
 
 
 def batch_to_space(call: Call) -> Value:
-    """`BatchToSpaceND`: the images again whose blocks these are."""
+    """`BatchToSpaceND`: the images of the given blocks."""
     given, blocks = call.inputs[0], call.inputs[1].numbers
     constants(call.inputs[1:])
     if given.kind is not Kind.BLOCKS:
@@ -300,7 +300,7 @@ def batch_to_space(call: Call) -> Value:
 
 
 def transposed_convolution(call: Call) -> Value:
-    """`Conv2DBackpropInput`: images that grow, in a size that counts as many as there are."""
+    """`Conv2DBackpropInput`: images that grow; the wanted size must contain the number of images."""
     wanted, filters, image = call.inputs
     constants([filters])
     image = operand(image)
@@ -339,7 +339,7 @@ def pooling(call: Call) -> Value:
 
 
 def pooling_with_places(call: Call) -> list[Value]:
-    """`MaxPoolWithArgmax`: places count within an image."""
+    """`MaxPoolWithArgmax`: the places are counted within an image."""
     if call.flag("include_batch_in_index"):
         raise MixedError("counts places from the first row of the batch")
     return [pooling(call)] * 2
@@ -358,7 +358,7 @@ def bias(call: Call) -> Value:
 
 
 def batch_norm(call: Call) -> list[Value]:
-    """`FusedBatchNorm`: by constant statistics, or by those of a channel that is a row's own."""
+    """`FusedBatchNorm`: by constant statistics, or by the statistics of a channel where channels are rows."""
     value, scale, offset = (operand(one) for one in call.inputs[:3])
     constants(call.inputs[3:])
     plain = constant()

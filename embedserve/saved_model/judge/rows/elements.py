@@ -1,4 +1,4 @@
-"""Rules of operations that treat every element, or every entry of the inner dimensions, for itself."""
+"""Rules of operations that treat every element, or every entry of the inner dimensions, separately."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from embedserve.saved_model.judge.rows.values import (
 __all__ = ["arithmetic", "broadcast", "element_wise", "first_only", "inner", "negated", "real_transform", "same"]
 
 
-# float32, float64, int32, int64
+# `DataType` numbers that hold sizes: float32, float64, int32, int64; the integers are int32 and int64.
 _HOLDS_SIZES = frozenset((1, 2, 3, 9))
 _INTEGERS = frozenset((3, 9))
-# Kinds whose very numbers are known, not only whose rows they are.
+# Kinds that know the very numbers, beyond the owning rows.
 _NUMBERED = frozenset(
     (Kind.NUMBERS, Kind.INDICES, Kind.PLACES, Kind.SPLITS, Kind.STARTS, Kind.ENDS, Kind.TURN, Kind.NEXT, Kind.BELOW)
 )
 
 
 def same(call: Call) -> Value:
-    """The tensor itself, perhaps of another dtype: whatever is known of it stays."""
+    """The tensor, perhaps with another dtype: all known facts stay."""
     return call.inputs[0]
 
 
@@ -39,30 +39,30 @@ def all_same(call: Call) -> list[Value]:
 
 
 def cast(call: Call) -> Value:
-    """`Cast`: sizes stay known where the new dtype holds them, row numbers only as int32 and int64."""
+    """`Cast`: sizes stay known where the new dtype holds sizes; row numbers stay known only as int32 and int64."""
     value, wanted = call.inputs[0], call.attr("DstT")
     if value.kind in _NUMBERED and (wanted is None or wanted.type not in _INTEGERS or value.kind is Kind.BELOW):
         return operand(value)
     if value.contents is not None and (wanted is None or wanted.type not in _HOLDS_SIZES):
         value = replace(operand(value), contents=None)
-    # A length that an integer type may not hold, or that became true or false, adds up to nothing any more.
+    # A length cast to another dtype than an integer may lose its value, so the known sum is dropped.
     return value if wanted is not None and wanted.type in _INTEGERS else replace(value, total=None)
 
 
 def quantized(call: Call) -> Value:
-    """`QuantizeAndDequantize...`: by a given range."""
+    """`QuantizeAndDequantize...`: with a given range."""
     if not call.flag("range_given", call.op == "QuantizeAndDequantizeV3") and call.inputs[0].kind is Kind.ROWS:
         raise MixedError("scales by the range of the whole batch")
     return first_only(call)
 
 
 def element_wise(call: Call) -> Value:
-    """An element of the result from the elements at its place, with numpy's broadcasting."""
+    """An element of the result from the elements at the same place, with numpy's broadcasting."""
     return broadcast([operand(value) for value in call.inputs])
 
 
 def first_only(call: Call) -> Value:
-    """Element-wise in the first input; the others are one value for the whole batch."""
+    """Element-wise in the first input; further inputs are single values for the whole batch."""
     constants(call.inputs[1:])
     return replace(operand(call.inputs[0]), contents=None, total=None)
 
@@ -72,7 +72,7 @@ def broadcast(values: Sequence[Value]) -> Value:
 
     Raises:
         MixedError: Rows meet along different dimensions, or meet a constant of several entries.
-        UnprovenError: Sizes or ranks are not known.
+        UnprovenError: Sizes or ranks are unknown.
     """
     rows = [value for value in values if value.kind is Kind.ROWS]
     if len(values) == 1:
@@ -113,7 +113,7 @@ def _together(sizes: Sequence[Size]) -> Size:
 
 
 def arithmetic(call: Call) -> Value:
-    """Element-wise, and known element by element on sizes and shapes."""
+    """Element-wise; results on sizes and shapes stay known element by element."""
     kinds = {value.kind for value in call.inputs}
     if Kind.MIXED in kinds:
         return _bounded(call)
@@ -131,7 +131,7 @@ def arithmetic(call: Call) -> Value:
 
 
 def negated(call: Call) -> Value:
-    """`Neg`: known of plain numbers."""
+    """`Neg`: the result of plain numbers stays known."""
     (value,) = call.inputs
     numbers = value.numbers
     if value.kind is not Kind.CONST or numbers is None:
@@ -140,7 +140,7 @@ def negated(call: Call) -> Value:
 
 
 def _bounded(call: Call) -> Value:
-    """`Minimum(a, Maximum(a, mixed))` is a, of scalars; anything else that is mixed stays so."""
+    """For scalars, `Minimum(a, Maximum(a, mixed))` is a; any further operation on a mixed value stays mixed."""
     mixed = next(value for value in call.inputs if value.kind is Kind.MIXED)
     other = next((value for value in call.inputs if value is not mixed), mixed)
     are_scalars = mixed.shape == () and other.shape == ()
@@ -199,7 +199,7 @@ def _of_sizes(op: str, a: Size, b: Size) -> Size | None:
             return Size((max if op == "Maximum" else min)(a.factor, b.factor))
         if a == b:
             return a
-        # Rows there always are: their number is 1 or more.
+        # The number of rows is always 1 or more.
         many, few = (a, b) if a.symbols else (b, a)
         if many.symbols == (ROWS_SYMBOL,) and not few.symbols and few.factor <= max(many.factor, 0):
             return many if op == "Maximum" else few
@@ -215,7 +215,7 @@ def _is_settled(op: str, a: Size, b: Size) -> bool:
     many, few = (a, b) if a.counter else (b, a)
     if many.counter != ROWS_SYMBOL or many.factor < 1 or few.symbols:
         return False
-    if few.factor == 0:  # There is at least one row, so only what it is multiplied with decides.
+    if few.factor == 0:  # The number of rows is at least 1, so only the further factors decide.
         return True
     if many.symbols != (ROWS_SYMBOL,):
         return False
@@ -240,7 +240,7 @@ def _turn(call: Call) -> Value:
 
 
 def inner(dimensions: int) -> Rule:
-    """Works on the last `dimensions` dimensions of its first input, one entry of the outer dimensions at a time."""
+    """A rule for the last `dimensions` dimensions of the first input, with a separate result for each outer entry."""
 
     def rule(call: Call) -> Value:
         value, rest = operand(call.inputs[0]), call.inputs[1:]
@@ -256,7 +256,7 @@ def inner(dimensions: int) -> Rule:
 
 
 def real_transform(dimensions: int, inverse: bool = False) -> Rule:
-    """`RFFT`, `IRFFT` and those of more dimensions: the last ones, in lengths that are the same in every batch."""
+    """`RFFT`, `IRFFT` and variants: over the last `dimensions` dimensions, with lengths equal in every batch."""
 
     def rule(call: Call) -> Value:
         value = inner(dimensions)(call)
@@ -286,7 +286,7 @@ def select(call: Call) -> Value:
 
 
 def same_shape(call: Call) -> Value:
-    """Element-wise without broadcasting: all operands have one shape."""
+    """Element-wise without broadcasting: all operands have the same shape."""
     return _same_shape([operand(value) for value in call.inputs])
 
 
@@ -300,6 +300,6 @@ def _same_shape(values: Sequence[Value]) -> Value:
 
 
 def joined_texts(call: Call) -> Value:
-    """`StringJoin`: element-wise; scalars go with every element."""
+    """`StringJoin`: element-wise; scalars join every element."""
     values = [operand(value) for value in call.inputs]
     return broadcast([value for value in values if value.shape != ()] or values)

@@ -1,4 +1,4 @@
-"""Rules of operations that move, cut, repeat and join entries, and of those that compute shapes."""
+"""Rules of operations that move, cut, repeat and join entries, and of operations that compute shapes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ def rank(call: Call) -> Value:
 
 
 def reshape(call: Call) -> Value:
-    """`Reshape`: rows stay together where their number stays in one size, and what is before that stays as large."""
+    """`Reshape`: rows stay together where the number of rows stays within a single size.
+
+    The product of the sizes before the rows must stay equal.
+    """
     value, wanted = call.inputs[0], call.inputs[1]
     if value.kind in (Kind.NUMBERS, Kind.STARTS, Kind.ENDS, Kind.SPLITS) and wanted.numbers == (-1,):
         return value
@@ -110,7 +113,7 @@ def reshape(call: Call) -> Value:
 
 
 def _keeps_rows_first(wanted: Value, many: Size) -> bool:
-    """Whether a shape begins with the rows, and has an element that is the same in every batch but not known."""
+    """Whether a shape begins with the rows, and has an unknown element that is the same in every batch."""
     if wanted.kind is not Kind.COUNT or wanted.contents is None or wanted.contents[0] != many:
         return False
     inner = wanted.contents[1:]
@@ -201,7 +204,7 @@ def expand(call: Call) -> Value:
 
 
 def squeeze(call: Call) -> Value:
-    """`Squeeze`: of named dimensions; without names a single row would be squeezed as well."""
+    """`Squeeze`: of named dimensions; without names the operation would also squeeze a single row."""
     value = call.inputs[0]
     if value.kind is Kind.COUNT and value.contents is not None and len(value.contents) == 1:
         return constant((), value.contents)
@@ -224,12 +227,12 @@ def squeeze(call: Call) -> Value:
 
 
 def concat(call: Call) -> Value:
-    """`ConcatV2`: along any dimension but that of the rows."""
+    """`ConcatV2`: along any dimension except the rows' dimension."""
     return _concat(call, call.inputs[:-1], call.inputs[-1])
 
 
 def old_concat(call: Call) -> Value:
-    """`Concat`, whose axis comes first."""
+    """`Concat`, with the axis as first input."""
     return _concat(call, call.inputs[1:], call.inputs[0])
 
 
@@ -269,7 +272,7 @@ def _concat(call: Call, values: Sequence[Value], along: Value) -> Value:
 
 
 def _lines(parts: Sequence[tuple[int, Value]]) -> Value:
-    """A matrix of known numbers from others that are some of its lines, such as the widths to pad by."""
+    """A matrix of known numbers, joined from values that hold some lines each, such as the widths of a padding."""
     contents = tuple(one for _, value in parts for one in value.contents or ())
     return constant((Size(sum(many for many, _ in parts)), shape_of(parts[0][1])[-1]), contents)
 
@@ -313,7 +316,7 @@ def pack(call: Call) -> Value:
 
 
 def _numbered(call: Call) -> Value:
-    """Row numbers beside entries of the same rows: places of which each begins with its row."""
+    """Row numbers beside entries of the same rows: each index begins with the row."""
     numbers, *rest = call.inputs
     if call.integer("axis") not in (1, -1) or any(operand(one).shape != numbers.shape for one in rest):
         raise UnprovenError("computes with row numbers or row splits")
@@ -322,7 +325,7 @@ def _numbered(call: Call) -> Value:
 
 
 def unpack(call: Call) -> Value | list[Value]:
-    """`Unpack`: along any dimension but that of the rows."""
+    """`Unpack`: along any dimension except the rows' dimension."""
     value = call.inputs[0]
     if _is_known_vector(value) and value.rank == 1 and value.contents is not None:
         return [constant((), (one,)) for one in value.contents]
@@ -339,7 +342,7 @@ def unpack(call: Call) -> Value | list[Value]:
 
 
 def split(call: Call) -> list[Value]:
-    """`Split` into equal parts; a vector of sizes keeps them."""
+    """`Split` into equal parts; a vector of sizes keeps known elements."""
     value = call.inputs[1]
     if _is_known_vector(value) and value.rank == 1 and value.contents is not None:
         constants(call.inputs[:1])
@@ -355,7 +358,7 @@ def split(call: Call) -> list[Value]:
 
 
 def split_sizes(call: Call) -> list[Value]:
-    """`SplitV` into parts of constant sizes; a vector of sizes keeps them."""
+    """`SplitV` into parts of constant sizes; a vector of sizes keeps known elements."""
     value, sizes = call.inputs[0], call.inputs[1].numbers
     constants(call.inputs[1:])
     if _is_known_vector(value) and value.rank == 1 and value.contents is not None and sizes is not None:
@@ -389,7 +392,7 @@ def _cut(value: Value, axis: int, part: Size) -> Value:
 
 
 def slices(call: Call) -> Value:
-    """`Slice`: everything along the rows."""
+    """`Slice`: all rows are kept."""
     value, begin, extent = call.inputs
     if _is_known_vector(value) and value.rank == 1 and value.contents is not None:
         start, count = begin.number, extent.number
@@ -427,7 +430,7 @@ def _element(vector: Value, place: int) -> Size | None:
 
 
 def _no_counts(first: Value, second: Value, axis: int) -> None:
-    """Along dimensions that are not the rows', no number of rows may say how much is taken."""
+    """Require that no number of rows decides the extent along further dimensions."""
     for vector in (first, second):
         if vector.kind is Kind.COUNT and vector.contents is not None:
             for place, one in enumerate(vector.contents):
@@ -436,7 +439,7 @@ def _no_counts(first: Value, second: Value, axis: int) -> None:
 
 
 def tile(call: Call) -> Value:
-    """`Tile`: rows as they are, repeated along other dimensions; one constant row as often as there are rows."""
+    """`Tile`: rows repeated along further dimensions only, or a constant entry repeated for each row."""
     value = operand(call.inputs[0])
     times = dimensions(call.inputs[1], call)
     if value.shape is None:
@@ -455,7 +458,7 @@ def tile(call: Call) -> Value:
 
 
 def _grown(before: Shape, after: Shape) -> Value:
-    """A constant that was repeated to `after`: rows, where one entry was repeated for each row."""
+    """A constant repeated to the shape `after`: rows, where a single entry is repeated for each row."""
     counting = [place for place, one in enumerate(after) if one.counter]
     if not counting:
         return constant(after)
@@ -483,7 +486,7 @@ def broadcast_to(call: Call) -> Value:
 
 
 def fill(call: Call) -> Value:
-    """`Fill`: one constant in a shape, which may say as many rows as the batch has."""
+    """`Fill`: a constant in a shape that may contain the number of rows."""
     constants(call.inputs[1:])
     if call.inputs[0].kind is Kind.CONST and call.inputs[0].contents is None:
         return constant()
@@ -496,7 +499,7 @@ def fill(call: Call) -> Value:
 
 
 def count_up(call: Call) -> Value:
-    """`Range`: the number of each row, where it goes from 0 to their number."""
+    """`Range`: the row numbers, where the range goes from 0 to the number of rows."""
     start, limit, step = call.inputs
     if limit.kind is Kind.COUNT and start.number == 0 and step.number == 1 and limit.contents is not None:
         size = limit.contents[0]
@@ -514,7 +517,7 @@ def count_up(call: Call) -> Value:
 
 
 def pad(call: Call) -> Value:
-    """`Pad` and its like: nothing is added along the rows."""
+    """`Pad` and its variants: the padding adds no rows."""
     value = operand(call.inputs[0])
     constants(call.inputs[1:])
     if value.shape is None:
@@ -537,7 +540,7 @@ def pad(call: Call) -> Value:
 
 
 def reverse(call: Call) -> Value:
-    """`ReverseV2`: along any dimension but that of the rows."""
+    """`ReverseV2`: along any dimension except the rows' dimension."""
     value = operand(call.inputs[0])
     if value.kind is Kind.ROWS and value.axis in axes_of(call.inputs[1], len(shape_of(value))):
         raise MixedError("reverses the rows")
@@ -546,7 +549,7 @@ def reverse(call: Call) -> Value:
 
 
 def reverse_sequence(call: Call) -> Value:
-    """`ReverseSequence`: along one dimension, as far as each entry of another says."""
+    """`ReverseSequence`: along a dimension, up to a length for each entry of another dimension."""
     value, lengths = operand(call.inputs[0]), operand(call.inputs[1])
     along, entries = call.integer("seq_dim"), call.integer("batch_dim")
     if value.kind is Kind.CONST and lengths.kind is Kind.CONST:
@@ -562,7 +565,7 @@ def reverse_sequence(call: Call) -> Value:
 
 
 def roll(call: Call) -> Value:
-    """`Roll`: along any dimension but that of the rows."""
+    """`Roll`: along any dimension except the rows' dimension."""
     value = operand(call.inputs[0])
     constants(call.inputs[1:])
     if value.kind is Kind.ROWS and value.axis in axes_of(call.inputs[2], len(shape_of(value))):

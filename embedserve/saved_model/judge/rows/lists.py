@@ -1,4 +1,4 @@
-"""Rules of tensor lists, the arrays that loops of TensorFlow 2 read and write: along time, or one element per row."""
+"""Rules of tensor lists, the arrays of TensorFlow 2's loops: a list runs along time, or has one element per row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["from_tensor", "get_item", "reserve", "set_item", "stack"]
 
 
 def reserve(call: Call) -> Value:
-    """`TensorListReserve`: nothing in it yet."""
+    """`TensorListReserve`: a list without content."""
     wanted = call.inputs[-1]
     if wanted.kind not in (Kind.CONST, Kind.COUNT):
         raise MixedError("makes a list as long as the rows say")
@@ -34,12 +34,12 @@ def reserve(call: Call) -> Value:
 
 
 def empty(call: Call) -> Value:
-    """`EmptyTensorList`: nothing in it yet."""
+    """`EmptyTensorList`: a list without content."""
     return Value(Kind.LIST, element=BOTTOM, length=Size(0))
 
 
 def from_tensor(call: Call) -> Value:
-    """`TensorListFromTensor`: dimension 0 taken apart."""
+    """`TensorListFromTensor`: the entries of dimension 0 as elements."""
     value = operand(call.inputs[0])
     if value.shape is None or not value.shape:
         return Value(Kind.LIST, element=constant(), length=call.fresh("length"))
@@ -69,7 +69,7 @@ def get_item(call: Call) -> Value:
 
 
 def _renamed(element: Value, call: Call) -> Value:
-    """Elements of different turns may differ in their sizes."""
+    """The element with new symbols: elements of different turns may differ in size."""
     if element.shape is None:
         return element
     sizes = tuple(
@@ -79,7 +79,7 @@ def _renamed(element: Value, call: Call) -> Value:
 
 
 def set_item(call: Call) -> Value:
-    """`TensorListSetItem`; where it may resize the list, its length is not known any more."""
+    """`TensorListSetItem`; the list's length becomes unknown where the operation may resize the list."""
     element, length = _list(call.inputs[0])
     index, item = call.inputs[1], call.inputs[2]
     if length.counter is not None:

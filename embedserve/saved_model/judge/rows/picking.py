@@ -22,7 +22,7 @@ __all__ = ["gather", "strided_slice"]
 
 @dataclass(frozen=True)
 class _Cut:
-    """What a strided slice does with one dimension: None for a bound means to the end."""
+    """Effect of a strided slice on a dimension: a bound of None means to the end."""
 
     begin: Size | None
     end: Size | None
@@ -37,7 +37,10 @@ class _Cut:
 
 
 def strided_slice(call: Call) -> Value:
-    """`StridedSlice`: everything along the rows; elements of a vector of sizes; the first or last row splits."""
+    """`StridedSlice`: keeps all rows and cuts the further dimensions.
+
+    A vector of sizes keeps known elements, and row splits may lose the first or the last element.
+    """
     value = call.inputs[0]
     special = _of_numbers(call, value)
     if special is not None:
@@ -89,7 +92,7 @@ def _extent(call: Call, cut: _Cut, size: Size, place: int) -> Size:
 
 
 def _cuts(call: Call, rank: int) -> list[_Cut | None]:
-    """What happens to each dimension in turn; None stands for a new one of size 1."""
+    """Effect on each dimension in turn; None stands for a new dimension of size 1."""
     begins, ends, strides = (value.contents for value in call.inputs[1:4])
     length = len(begins or ends or strides or ())
     if not length:
@@ -161,7 +164,7 @@ def _of_vector(call: Call, value: Value) -> Value | None:
 
 
 def _of_numbers(call: Call, value: Value) -> Value | None:
-    """Column 0 of indices, and row splits without their first or last."""
+    """Column 0 of indices, and row splits without the first or last element."""
     if value.kind is Kind.SPLITS:
         (cut, *more) = _cuts(call, 1)
         if cut is not None and not more and cut.known and cut.stride == 1 and not cut.shrinks:
@@ -240,7 +243,7 @@ def _gathered(params: Value, indices: Value, axis: int, outer: int) -> Value:
 
 
 def _of_distinct(params: Value, places: Value, axis: Value) -> Value:
-    """Entries that were computed once for each distinct value, put back to where the value was."""
+    """Entries computed once per distinct value, put back to the places of the values."""
     if params.kind is not Kind.DISTINCT or places.kind is not Kind.PLACES or axis.number != 0:
         raise UnprovenError("picks entries by their distinct values")
     if params.token != places.token or places.shape is None or params.shape is None:
@@ -316,7 +319,7 @@ def one_hot(call: Call) -> Value:
 
 
 def lookup(call: Call) -> Value:
-    """`LookupTableFindV2`: the value of each key, of the default's shape."""
+    """`LookupTableFindV2`: the value of each key; only for a scalar default."""
     table, keys, default = call.inputs
     constants([table, default])
     keys = operand(keys)
@@ -330,7 +333,7 @@ def lookup(call: Call) -> Value:
 
 
 def top(call: Call) -> list[Value]:
-    """`TopKV2`: the largest of the last dimension."""
+    """`TopKV2`: the largest entries of the last dimension."""
     value = operand(call.inputs[0])
     constants(call.inputs[1:])
     if value.shape is None:

@@ -1,7 +1,7 @@
-"""Rules of what takes texts and examples apart, and of the ragged and sparse structures that come of it.
+"""Rules of operations that take texts and examples apart, and of the resulting ragged and sparse structures.
 
-Values, row numbers and row splits of such a structure are pieces: entries of the rows, as many as the rows have between
-them. They become rows again where a width is fixed or where the entries of each row are combined.
+Values, row numbers and row splits of a structure are pieces: entries of all rows, with a number that varies by row.
+Pieces become rows again where a width is fixed or where an operation combines the entries of each row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST = "pads to the longest row of the batch"
 
 
 def _sparse(call: Call, space: Size, tag: object, columns: int = 2, why: str = LONGEST) -> tuple[Value, Value, Value]:
-    """Indices, values and dense shape of a sparse tensor with a row for each of `space`."""
+    """Indices, values and dense shape of a sparse tensor with `space` rows."""
     many = call.count(tag)
     indices = Value(Kind.INDICES, (many, Size(columns)), space=space)
     widths = (call.obstacle(why),) * (columns - 1)
@@ -38,7 +38,7 @@ def _row_count(value: Value) -> Size:
 
 
 def parse_example(call: Call) -> list[Value]:
-    """`ParseExample`: dense features of a fixed shape are rows, sparse ones are pieces."""
+    """`ParseExample`: dense features of a fixed shape are rows, sparse features are pieces."""
     space = _row_count(call.inputs[0])
     constants(call.inputs[1:])
     many = call.integer("Nsparse")
@@ -46,7 +46,7 @@ def parse_example(call: Call) -> list[Value]:
 
 
 def parse_example_again(call: Call) -> list[Value]:
-    """`ParseExampleV2`: besides, ragged features are pieces."""
+    """`ParseExampleV2`: like `ParseExample`, with ragged features as pieces."""
     space = _row_count(call.inputs[0])
     constants(call.inputs[1:])
     sparse = _parsed_sparse(call, space, call.integer("num_sparse"))
@@ -89,7 +89,7 @@ def unicode_decode(call: Call) -> list[Value]:
 
 
 def _of_splits(values: Value, splits: Value) -> tuple[Size, Size]:
-    """Rows and entries that splits and values agree on."""
+    """The number of rows and of entries, where splits and values agree."""
     if splits.kind is not Kind.SPLITS or splits.space is None:
         raise UnprovenError("takes row splits that are not those of the rows")
     many = shape_of(operand(values))[0]
@@ -99,12 +99,12 @@ def _of_splits(values: Value, splits: Value) -> tuple[Size, Size]:
 
 
 def unicode_encode(call: Call) -> Value:
-    """`UnicodeEncode`: a text of the characters of each row."""
+    """`UnicodeEncode`: a text from the characters of each row."""
     return rows((_of_splits(*call.inputs)[0],))
 
 
 def ngrams(call: Call) -> list[Value]:
-    """`StringNGrams`: those of each row."""
+    """`StringNGrams`: the n-grams of each row."""
     space, _ = _of_splits(*call.inputs)
     many = call.count("ngrams")
     return [rows((many,)), _splits(space, many)]
@@ -148,7 +148,7 @@ def _known(values: tuple[Value, ...]) -> None:
 
 
 def _row_space(types: list[str], partitions: tuple[Value, ...], entries: Size) -> Size:
-    """How many rows partitions make, outermost first, if they fit together and end with `entries`."""
+    """The number of rows of nested partitions, outermost first; the partitions must chain and end with `entries`."""
     given: Size | None = None
     chain: list[tuple[Size, str]] = []
     for kind, partition in zip(types, partitions, strict=True):
@@ -167,7 +167,7 @@ def _row_space(types: list[str], partitions: tuple[Value, ...], entries: Size) -
     inner = [str(space) for space, _ in chain[1:]] + [str(entries)]
     if not chain or [total for _, total in chain] != inner or given not in (None, chain[0][0]):
         raise UnprovenError("takes row splits that are not those of the values")
-    # By row numbers alone, empty rows at the end would not be seen.
+    # Row numbers alone would miss empty rows at the end.
     if types[0] == "FIRST_DIM_SIZE" and given is None:
         raise UnprovenError("takes a number of rows that is not known")
     return chain[0][0]
@@ -202,7 +202,7 @@ def _constant_places(contents: object, values: Value) -> Value:
 
 
 def fill_empty_rows(call: Call) -> list[Value]:
-    """`SparseFillEmptyRows`: every row has an entry then."""
+    """`SparseFillEmptyRows`: every row of the result has an entry."""
     indices, values, shape, default = call.inputs
     constants([default])
     if indices.kind is not Kind.INDICES or indices.shape is None or indices.space is None or shape.contents is None:
@@ -216,7 +216,7 @@ def fill_empty_rows(call: Call) -> list[Value]:
 
 
 def sparse_reorder(call: Call) -> list[Value]:
-    """`SparseReorder`: places in ascending order, which begins with the rows."""
+    """`SparseReorder`: places in ascending order, with the row number first."""
     indices, values, shape = call.inputs
     if all(value.kind is Kind.CONST for value in call.inputs):
         return [constant()] * 2
@@ -228,9 +228,9 @@ def sparse_reorder(call: Call) -> list[Value]:
 
 
 def sparse_cross(call: Call) -> list[Value]:
-    """`SparseCross` and its like: each combination of the row's entries, as many as the longest row has.
+    """`SparseCross` and its variants: each combination of a row's entries, as wide as the longest row.
 
-    Dense inputs alone have the same number in every row.
+    Dense inputs alone give every row the same number of combinations.
     """
     many = call.integer("N")
     indices, values, shapes = (call.inputs[many * place : many * (place + 1)] for place in range(3))
@@ -276,7 +276,7 @@ def sparse_reshape(call: Call) -> list[Value]:
 
 
 def sparse_matmul(call: Call) -> Value:
-    """`SparseTensorDenseMatMul`: a sparse matrix of the rows by a constant one."""
+    """`SparseTensorDenseMatMul`: a sparse matrix of the rows times a constant matrix."""
     indices, values, shape, right = call.inputs
     constants([right])
     if call.flag("adjoint_a") or shape.contents is None or indices.kind is not Kind.INDICES or indices.space is None:
@@ -288,7 +288,7 @@ def sparse_matmul(call: Call) -> Value:
 
 
 def _entries(data: Value, indices: Value | None) -> tuple[Size, tuple[Size, ...]]:
-    """How many entries are combined, and the shape of each."""
+    """The number of combined entries, and the shape of each entry."""
     if indices is None:
         shape = shape_of(operand(data))
         if data.kind is not Kind.ROWS or data.axis != 0:
@@ -321,14 +321,14 @@ def _segments(call: Call, data: Value, indices: Value | None, numbers: Value, wa
 
 
 def segments(call: Call) -> Value:
-    """`SegmentSum` and its like: the entries of each row combined."""
+    """`SegmentSum` and its variants: the entries of each row combined."""
     if all(value.kind is Kind.CONST for value in call.inputs):
         return constant()
     return _segments(call, call.inputs[0], None, call.inputs[1], call.inputs[2] if len(call.inputs) > 2 else None)
 
 
 def sparse_segments(call: Call) -> Value:
-    """`SparseSegmentSum` and its like: entries of a constant combined for each row."""
+    """`SparseSegmentSum` and its variants: entries of a constant combined for each row."""
     if all(value.kind is Kind.CONST for value in call.inputs):
         return constant()
     data, indices, numbers = call.inputs[:3]
@@ -336,7 +336,10 @@ def sparse_segments(call: Call) -> Value:
 
 
 def unique(call: Call) -> list[Value]:
-    """`Unique` and its like: each distinct value once; what becomes of it can be put back to where the value was."""
+    """`Unique` and its variants: each distinct value once.
+
+    A result per distinct value can return to the places of the value.
+    """
     value = operand(call.inputs[0])
     constants(call.inputs[1:])
     if value.kind is Kind.CONST:
@@ -349,7 +352,7 @@ def unique(call: Call) -> list[Value]:
 
 
 def where(call: Call) -> Value:
-    """`Where`: the places, which begin with the number of the row."""
+    """`Where`: the places, with the row number first."""
     value = operand(call.inputs[0])
     if value.kind is Kind.CONST:
         return constant()
@@ -360,7 +363,7 @@ def where(call: Call) -> Value:
 
 
 def dynamic_partition(call: Call) -> list[Value]:
-    """`DynamicPartition`: those entries of the rows, or those row numbers, whose number of a part is this one."""
+    """`DynamicPartition`: for each part, the entries of the rows, or the row numbers, with the number of the part."""
     data, parts = call.inputs[0], operand(call.inputs[1])
     if data.kind is Kind.CONST and parts.kind is Kind.CONST:
         return [constant()] * call.outputs
@@ -393,7 +396,7 @@ def decode_csv(call: Call) -> list[Value]:
 
 
 def detections(call: Call) -> list[Value]:
-    """`CombinedNonMaxSuppression`: the best boxes of each image, as many as is said."""
+    """`CombinedNonMaxSuppression`: the best boxes of each image, up to the given number."""
     boxes, scores, *rest = map(operand, call.inputs)
     constants(rest)
     if boxes.kind is Kind.CONST and scores.kind is Kind.CONST:

@@ -1,8 +1,8 @@
-"""Sizes of dimensions as products of numbers and symbols: what of a shape grows with a request's rows, what does not.
+"""Sizes of dimensions as products of numbers and symbols: which sizes grow with a request's rows, and which do not.
 
-A size is a factor times symbols. A symbol that begins with `#` counts: the batch's value is the sum of its requests'.
-`#rows` is the number of rows, at least 1. Any other symbol with `#` is a number of entries that the rows have between
-them, such as the words of all texts. Every other symbol is the same for one request as for its batch.
+A size is a factor times symbols. A symbol that begins with `#` counts: the batch's value is the sum over the requests.
+`#rows` is the number of rows, at least 1. Any further symbol with `#` is a number of entries over all rows, such as the
+words of all texts. A symbol without `#` has the same value for a request and for the request's batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LONGEST_NAME = 80
 
 
 class Size(NamedTuple):
-    """`factor` times every symbol; a number where there are none."""
+    """The factor times all symbols; a plain number without symbols."""
 
     factor: int
     symbols: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Size(NamedTuple):
 
     @property
     def is_one(self) -> bool:
-        """Whether this is the number 1."""
+        """Whether the size is the number 1."""
         return self.factor == 1 and not self.symbols
 
 
@@ -47,14 +47,14 @@ def number(value: int) -> Size:
 
 
 def named(text: str) -> Size:
-    """A size of its own by an expression or a place in the graph; equal texts mean equal sizes."""
+    """A size with a name: an expression or a place in the graph. Equal texts mean equal sizes."""
     if len(text) > _LONGEST_NAME:
         text = text[0] + "~" + hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
     return Size(1, (text,))
 
 
 def product(sizes: Iterable[Size]) -> Size | None:
-    """All sizes multiplied; None where more than one of them counts."""
+    """All sizes multiplied; None where more than one size counts."""
     factor = 1
     symbols: list[str] = []
     for size in sizes:
@@ -68,7 +68,7 @@ def product(sizes: Iterable[Size]) -> Size | None:
 
 
 def quotient(dividend: Size, divisor: Size) -> Size | None:
-    """The size that times `divisor` is `dividend`, None where the symbols do not tell."""
+    """The size whose product with `divisor` is `dividend`; None where the symbols do not tell."""
     if divisor.factor == 0 or dividend.factor % divisor.factor:
         return None
     left = list(dividend.symbols)
@@ -80,7 +80,7 @@ def quotient(dividend: Size, divisor: Size) -> Size | None:
 
 
 def added(sizes: Iterable[Size]) -> Size | None:
-    """The sum; None where one that counts is among several."""
+    """The sum; None where a size that counts is among several."""
     terms = [size for size in sizes if size.factor]
     if len(terms) < 2:
         return terms[0] if terms else Size(0)

@@ -1,7 +1,7 @@
-"""The table: how each operation carries row independence over. An operation that is not here proves nothing.
+"""The table of rules: how each operation carries row independence over. An operation outside the table proves no claim.
 
-A rule may raise MixedError where the operation makes rows depend on each other, and UnprovenError where it cannot tell.
-Every rule is held by tests that run the real operation both ways: rows together, and each alone.
+A rule may raise MixedError where the operation makes rows depend on each other, and UnprovenError for an unclear case.
+Tests hold every rule against the real operation, with rows together and with each row alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from embedserve.saved_model.judge.rows.call import Rule
 __all__ = ["BY_ELEMENT", "GROUPED_BY", "PADS", "REDUCTIONS", "TABLE", "TAKE_MIXED"]
 
 PADS = frozenset(("RaggedTensorToTensor", "SparseToDense"))
-"""Operations whose width decides, even where it is not known what comes in."""
+"""Operations whose width decides the verdict, even where an input is unproven."""
 TAKE_MIXED = frozenset(("Pack", "Maximum", "Minimum"))
-"""Operations of which the result may be known though an input is mixed."""
+"""Operations whose result may be known although an input is mixed."""
 
 _SAME = "Identity Snapshot StopGradient PreventGradient CheckNumerics EnsureShape DeepCopy PlaceholderWithDefault"
 _ARITHMETIC = """
@@ -37,7 +37,7 @@ _ELEMENT_WISE = """
     """
 BY_ELEMENT = frozenset(("Cast", *_SAME.split(), *_ARITHMETIC.split()))
 """Operations whose result is a scalar where all inputs are."""
-# What comes after the first input is one value for the whole batch.
+# Inputs after the first are single values for the whole batch.
 _FIRST_ONLY = """
     RegexReplace RegexFullMatch FakeQuantWithMinMaxVars FakeQuantWithMinMaxArgs
     """
@@ -60,7 +60,7 @@ GROUPED_BY: Mapping[str, slice] = {
     **dict.fromkeys([f"SparseReduce{how}{kind}" for how in ("Sum", "Max") for kind in ("", "Sparse")], slice(0, 1)),
     "RaggedTensorToTensor": slice(3, None),
 }
-"""Operations that combine entries by numbers, and the inputs that hold those: two rows may bring the same number."""
+"""Operations that combine entries by numbers, and the inputs with the numbers: two rows may bring the same number."""
 
 REDUCTIONS = frozenset(
     (
@@ -68,9 +68,9 @@ REDUCTIONS = frozenset(
         *("Cumsum", "Cumprod", "CumulativeLogsumexp"),
     )
 )
-"""Operations that combine entries along the dimensions that their second input names, or along all.
+"""Operations that combine entries along the dimensions in the second input, or along all dimensions.
 
-`Prod` is left out: what it reduces is mostly a shape.
+`Prod` is left out: a product mostly reduces a shape.
 """
 
 
@@ -89,7 +89,7 @@ TABLE: Mapping[str, Rule] = {
     "Select": elements.select,
     "StringJoin": elements.joined_texts,
     "AddN": elements.same_shape,
-    # One entry of the outer dimensions at a time.
+    # These operations treat the entries of the outer dimensions separately.
     **_rows("Softmax LogSoftmax FFT IFFT RGBToHSV HSVToRGB LRN", elements.inner(1)),
     **_rows("FFT2D IFFT2D MatrixBandPart", elements.inner(2)),
     "RFFT": elements.real_transform(1),

@@ -1,6 +1,7 @@
-"""What is known of a tensor when requests are merged: the same in every batch, rows, a number of rows, or mixed up.
+"""Abstract values of tensors in a merged batch: the same in every batch, rows, a number of rows, or mixed up.
 
-Values are immutable. `join` gives what holds for either of two values, for branches and loops. No rule is here.
+Values are immutable. `join` gives the facts that hold for both of two values, for branches and loops. The module has no
+rule of an operation.
 """
 
 from __future__ import annotations
@@ -15,24 +16,27 @@ __all__ = ["BOTTOM", "Kind", "MixedError", "Obstacle", "Shape", "UnprovenError",
 
 
 class Kind(Enum):
-    """How a tensor of a merged batch follows from those of its requests.
+    """Relation between a tensor of a merged batch and the tensors of the batch's requests.
 
     Attributes:
-        BOTTOM: Not computed yet: the value of a loop before its first turn.
+        BOTTOM: Not computed yet: the value of a loop before the first turn.
         CONST: The same in every batch.
-        COUNT: `contents` say it, in sizes of which some count rows.
-        ROWS: The requests' tensors, one after the other along `axis`.
-        NUMBERS: Row numbers, ascending; those of a later request begin after the earlier ones'. `space` counts rows.
-        INDICES: Rank 2; column 0 holds NUMBERS, the other columns are a request's own.
-        SPLITS, STARTS, ENDS: Row splits of `space` rows; all but the last; all but the first.
-        BLOCKS: Blocks of the images in `space`, the first block of each, then the second of each; `token` says which.
-        DISTINCT: An entry for each distinct value of rows, the entry's own; `shape` is an entry's.
-        PLACES: Where in DISTINCT of the same `token` the value of each entry is.
-        LIST: Tensors in a list of `length`, each like `element`. Element i is of row i where `length` counts.
-        ITEM: Inside a loop over rows: something of the one row whose turn it is.
-        TURN, NEXT, BELOW: Inside a loop over rows: the row's number, that plus 1, whether that is below their count.
-        MIXED: Depends on other rows.
-        UNPROVEN: An operation is not in the table, or its case is not.
+        COUNT: A vector of sizes in `contents`; some sizes count rows.
+        ROWS: The requests' tensors, concatenated along `axis`.
+        NUMBERS: Row numbers, ascending; the numbers of a later request begin after the earlier requests'. `space`
+            counts rows.
+        INDICES: Rank 2; column 0 holds NUMBERS, further columns are a request's own.
+        SPLITS, STARTS, ENDS: Row splits of `space` rows; all splits but the last; all splits but the first.
+        BLOCKS: Blocks of the images in `space`: the first block of each image, then the second of each. `token` holds
+            the block shape.
+        DISTINCT: An entry for each distinct value of rows; `shape` is the shape of an entry.
+        PLACES: For each entry, the place of the entry's value in DISTINCT of the same `token`.
+        LIST: Tensors in a list of `length`, each like `element`. Element i belongs to row i where `length` counts.
+        ITEM: Inside a loop over rows: a value of the row whose turn runs.
+        TURN, NEXT, BELOW: Inside a loop over rows: the row's number, the number plus 1, whether the number is below the
+            count.
+        MIXED: Depends on more than a single row.
+        UNPROVEN: The table has no rule for the operation, or for the operation's case.
     """
 
     BOTTOM = auto()
@@ -58,7 +62,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """The operation in the way: its type, its node, and what it does as the end of a sentence."""
+    """The operation that prevents a proof: type, node, and the operation's effect as the end of a sentence."""
 
     op: str
     node: str
@@ -70,29 +74,29 @@ Contents: TypeAlias = tuple["Size | Obstacle | None", ...]
 
 
 class MixedError(Exception):
-    """An operation makes a row depend on others; the message says how."""
+    """An operation makes a row depend on further rows; the message names the effect."""
 
 
 class UnprovenError(Exception):
-    """The table does not cover what an operation does here; the message says what."""
+    """The table does not cover the effect of an operation; the message names the effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One tensor.
+    """A tensor.
 
     Attributes:
         kind: See `Kind`.
-        shape: Sizes, None for an unknown rank; known for ROWS. Of MIXED: () where it is surely a scalar.
-        axis: Where the rows are.
-        contents: Elements in row-major order, where they are known; None for an element that is the same in every
-            batch, an obstacle for one that is mixed. Of a MIXED scalar: what it at least is.
-        space: What NUMBERS and SPLITS count, and of how many images BLOCKS are.
-        total: For lengths of rows: the symbol that they add up to. For SPLITS likewise.
+        shape: Sizes, None for an unknown rank; known for ROWS. For MIXED: () for a proven scalar.
+        axis: Dimension of the rows.
+        contents: Elements in row-major order, if known. An element is None if equal in every batch, and an obstacle if
+            mixed. For a MIXED scalar: the lower bound.
+        space: Number of the rows that NUMBERS and SPLITS count, or of the images in BLOCKS.
+        total: For lengths of rows and for SPLITS: the symbol of the sum.
         full: For NUMBERS and INDICES: every row has an entry.
-        token: Which DISTINCT and PLACES belong together; the block shape of BLOCKS.
-        element, length: Of a LIST.
-        obstacle: Of MIXED and UNPROVEN.
+        token: Connects DISTINCT with PLACES; the block shape of BLOCKS.
+        element, length: Element and length of a LIST.
+        obstacle: Reason of MIXED and UNPROVEN.
     """
 
     kind: Kind
@@ -114,7 +118,7 @@ class Value:
 
     @property
     def number(self) -> int | None:
-        """The one element, if it is a known number."""
+        """The single element, if the element is a known number."""
         if self.contents is None or len(self.contents) != 1:
             return None
         only = self.contents[0]
@@ -133,7 +137,7 @@ BOTTOM = Value(Kind.BOTTOM)
 
 
 def constant(shape: Shape | None = None, contents: Contents | None = None) -> Value:
-    """A tensor that is the same in every batch, or a vector of sizes, of which some may count rows."""
+    """A tensor that is the same in every batch, or a vector of sizes that may count rows."""
     if contents is None:
         return Value(Kind.CONST, shape)
     counts = any(isinstance(one, Obstacle) or (one is not None and one.counter) for one in contents)
@@ -141,7 +145,11 @@ def constant(shape: Shape | None = None, contents: Contents | None = None) -> Va
 
 
 def rows(shape: Shape, axis: int = 0, total: str | None = None) -> Value:
-    """Rows along `axis`, where the shape counts; nowhere else may it."""
+    """Rows along `axis`.
+
+    Raises:
+        MixedError: A size counts along another dimension, or `axis` does not count.
+    """
     counting = [place for place, size in enumerate(shape) if size.counter]
     if counting != [axis]:
         raise MixedError("has a number of rows in its shape where no rows are")
@@ -149,7 +157,7 @@ def rows(shape: Shape, axis: int = 0, total: str | None = None) -> Value:
 
 
 def is_rows(value: Value) -> bool:
-    """Whether a result can be cut apart between requests: rows along dimension 0, and nothing but rows."""
+    """Whether a result splits into requests: the entries of dimension 0 are exactly the rows."""
     return value.kind is Kind.ROWS and value.axis == 0 and value.shape is not None and value.shape[0] == _ROWS
 
 
@@ -157,12 +165,12 @@ _ROWS = Size(1, (ROWS_SYMBOL,))
 
 
 def join(first: Value, second: Value, place: str, op: str = "", node: str = "") -> Value:
-    """What holds whether a tensor is `first` or `second`; which one is the same in every batch.
+    """The facts that hold for both `first` and `second`; the choice between both values is the same in every batch.
 
     Args:
-        first, second: The two.
-        place: A name for sizes in which they differ.
-        op, node: Where they meet.
+        first, second: The values to join.
+        place: Prefix of names for sizes that differ.
+        op, node: Operation and node of the choice.
     """
     if first == second or second.kind is Kind.BOTTOM:
         return first
@@ -211,5 +219,5 @@ def _joined_shape(first: Shape | None, second: Shape | None, place: str) -> Shap
 
 
 def without_contents(value: Value) -> Value:
-    """The same without what its elements are."""
+    """The value without known elements."""
     return replace(value, contents=None) if value.kind is Kind.CONST and value.contents is not None else value

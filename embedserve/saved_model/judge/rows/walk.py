@@ -1,7 +1,7 @@
 """Follows a graph from the fed inputs to the outputs and judges each tensor by the table; see `values` for the kinds.
 
-Nested functions, branches and loops are entered; what a loop carries is brought to a fixed point. Called by `verdict`.
-Reads protos only, runs nothing.
+The walk enters nested functions, branches and loops. Values carried by a loop reach a fixed point. The module reads
+protos only and runs no model.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ WHOLE_BATCH = "depends on a condition over the whole batch"
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What the graph says of a signature's outputs.
+    """The graph's answer about a signature's outputs.
 
     Attributes:
-        proven: Each output is rows, and each row depends on the same row of the inputs only.
-        mixed: The first operation that makes a row depend on others.
-        unproven: The first operation that is not in the table, where nothing is mixed.
+        proven: Each output is rows, and each row depends only on the same row of the inputs.
+        mixed: The first operation that makes a row depend on further rows.
+        unproven: The first operation without a rule, where no operation mixes rows.
     """
 
     proven: bool
@@ -57,7 +57,7 @@ class Findings:
 
 
 class RowAnalysis:
-    """The judgement of one MetaGraph; keeps it only as long as the load lasts."""
+    """The row analysis of one MetaGraph; keeps the MetaGraph for the duration of the load."""
 
     def __init__(self, meta_graph: Any) -> None:
         self._graph = meta_graph.graph_def
@@ -67,12 +67,12 @@ class RowAnalysis:
     def judge(
         self, inputs: Mapping[str, Sequence[int | None]], outputs: Sequence[str], *, free_batch: bool = False
     ) -> Findings:
-        """Judge the tensors `outputs` when `inputs` are fed.
+        """Judge the tensors `outputs` for the fed tensors `inputs`.
 
         Args:
-            inputs: Tensor names and shapes, None for unknown sizes; each is rows along dimension 0.
+            inputs: Tensor names and shapes, None for unknown sizes; each input is rows along dimension 0.
             outputs: Tensor names.
-            free_batch: Take dimension 0 of the inputs for the rows, whatever size is declared.
+            free_batch: Take dimension 0 of the inputs for the rows, even where a size is declared.
         """
         fed = {}
         for name, shape in inputs.items():
@@ -91,14 +91,14 @@ class RowAnalysis:
         return Findings(not obstacles, mixed, None if mixed else unproven)
 
     def outputs_of(self, node: Any) -> list[tuple[str, int]] | None:
-        """Names of a node's outputs, and how many tensors each holds; None for an operation that nobody knows."""
+        """Names of a node's outputs with the number of tensors in each; None for an unknown operation."""
         definition = tensorflow_private.op_definition(node.op, self._stored.get(node.op))
         if definition is None:
             return None
         return [(argument.name, _length(argument, node)) for argument in definition.output_arg]
 
     def function(self, name: str) -> Any:
-        """A function of the library, None if it is not there."""
+        """A function of the library, None for an unknown name."""
         return self._functions.get(name)
 
 
@@ -129,7 +129,7 @@ def _length(argument: Any, node: Any) -> int:
 
 
 class _Scope:
-    """The nodes of a graph or of a function's body, with the values found so far."""
+    """The nodes of a graph or of a function's body, with the computed values."""
 
     def __init__(self, analysis: RowAnalysis, nodes: Any, place: str, depth: int = 0) -> None:
         self.analysis = analysis
@@ -140,7 +140,7 @@ class _Scope:
         self._carried: dict[str, Value] = {}
 
     def tensor(self, reference: str) -> Value:
-        """The value of a tensor; loops of TensorFlow 1 are turned until nothing changes."""
+        """The value of a tensor; loops of TensorFlow 1 turn until no value changes."""
         for _ in range(_MAX_TURNS):
             value = self._computed(reference)
             if not self._turn():
@@ -150,7 +150,7 @@ class _Scope:
         return Value(Kind.UNPROVEN, obstacle=Obstacle("NextIteration", reference, "does not come to rest"))
 
     def _turn(self) -> bool:
-        """Carry what the loops' bodies gave to their next turn; whether anything is new."""
+        """Carry results of the loops' bodies to the next turn; return whether a value changed."""
         changed = False
         for name in list(self._carried):
             node = self.nodes[name]
@@ -199,7 +199,7 @@ class _Scope:
         raise NotImplementedError
 
     def found(self, reference: str) -> Value:
-        """A tensor whose node has been computed, or that was given."""
+        """A tensor that is given, or whose node has been computed."""
         given = self.given(reference)
         if given is not None:
             return given
@@ -207,7 +207,7 @@ class _Scope:
         return values[min(self.index(reference), len(values) - 1)] if values else constant()
 
     def index(self, reference: str) -> int:
-        """Which output of its node a reference means."""
+        """The index of the node's output that a reference means."""
         raise NotImplementedError
 
     def producer(self, name: str) -> tuple[str, str]:
@@ -225,7 +225,7 @@ class _Scope:
 
 
 class _GraphScope(_Scope):
-    """The main graph, some of whose tensors are fed."""
+    """The main graph, with some fed tensors."""
 
     def __init__(self, analysis: RowAnalysis, fed: Mapping[str, Value]) -> None:
         super().__init__(analysis, analysis._graph.node, "")
@@ -250,11 +250,11 @@ class _FunctionScope(_Scope):
         self._results = [function.ret[argument.name] for argument in function.signature.output_arg]
 
     def results(self) -> list[Value]:
-        """What the function returns."""
+        """The values that the function returns."""
         return [self.tensor(reference) for reference in self._results]
 
     def passed_on(self, index: int) -> str | None:
-        """The argument that result `index` simply is."""
+        """The argument that result `index` equals, or None."""
         reference = self._results[index]
         while True:
             name = _node_of(reference)
@@ -284,7 +284,7 @@ def _unproven(obstacle: Obstacle) -> Value:
 
 
 class _Evaluation:
-    """One node on the values of its inputs."""
+    """The evaluation of a node on the values of its inputs."""
 
     def __init__(self, scope: _Scope, node: Any, inputs: Sequence[Value]) -> None:
         self._scope = scope
@@ -352,7 +352,7 @@ class _Evaluation:
                 join(a, b, f"{self._place}.{index}", node.op, node.name)
                 for index, (a, b) in enumerate(zip(found, other, strict=True))
             ]
-        # What is known of a branch's elements is not known of the choice.
+        # Known elements of a branch are unknown after the choice.
         return found
 
     def _outputs(self) -> int:
@@ -380,7 +380,7 @@ class _Evaluation:
         return _apply(call)
 
     def _of_item(self, call: Call) -> Sequence[Value]:
-        """One row's own: whatever a deterministic operation does with it stays that row's."""
+        """A row's own value: the result of a deterministic operation belongs to the same row."""
         own = _own(call.inputs, call.outputs, call.obstacle("mixes one row with all of them"))
         if own[0].kind is not Kind.ITEM:
             return own
@@ -400,7 +400,7 @@ def _own(inputs: Sequence[Value], outputs: int, otherwise: Obstacle) -> Sequence
 
 
 def _is_own_list(value: Value) -> bool:
-    """Whether a list holds nothing of other rows."""
+    """Whether a list holds no value of further rows."""
     if value.kind is not Kind.LIST or value.length is None or value.length.counter is not None or value.element is None:
         return False
     return value.element.kind in (Kind.BOTTOM, Kind.CONST, Kind.ITEM)
@@ -425,18 +425,18 @@ def _apply(call: Call) -> Sequence[Value]:
 
 
 def _mixed(values: Sequence[Value]) -> Value | None:
-    """The first of the values that is mixed."""
+    """The first mixed value."""
     return next((value for value in values if value.kind is Kind.MIXED), None)
 
 
 def _groups_rows(call: Call) -> bool:
-    """Whether entries are combined by data of the requests; a run could only tell if its rows shared a number."""
+    """Whether data of the requests combines entries; a run can only tell if the rows share a number."""
     numbers = call.inputs[GROUPED_BY.get(call.op, slice(0))]
     return any(value.kind in (Kind.ROWS, Kind.PLACES) for value in numbers)
 
 
 def _reduces_unknown(call: Call) -> bool:
-    """Whether dimension 0 of what is not known is reduced; a run need not tell, as where only large rows count."""
+    """Whether a reduction drops dimension 0 of an unproven value; a run may miss effects that only large rows show."""
     if call.op == "MatMul":
         summed = call.flag("transpose_a"), not call.flag("transpose_b")
         return any(value.kind is Kind.UNPROVEN and one for value, one in zip(call.inputs, summed, strict=True))
@@ -447,7 +447,7 @@ def _reduces_unknown(call: Call) -> bool:
 
 
 def _condition_problem(condition: Value, whole_batch: Obstacle) -> Value | None:
-    """What a branch gives whose condition is not the same in every batch."""
+    """The result of a branch whose condition varies between batches; None for a condition equal in every batch."""
     if condition.kind in (Kind.CONST, Kind.BOTTOM):
         return None
     return Value(Kind.MIXED, obstacle=whole_batch)
@@ -467,7 +467,7 @@ def _scope_of(scope: _Scope, name: str, arguments: Sequence[Value], place: str) 
 
 
 class _Loop:
-    """A `While`: along time, with the same number of turns in every batch, or over the rows, with a turn for each."""
+    """A `While`: along time, with equally many turns in every batch, or over the rows, with a turn for each row."""
 
     def __init__(self, scope: _Scope, node: Any, inputs: Sequence[Value]) -> None:
         self._scope = scope
@@ -478,7 +478,7 @@ class _Loop:
         self._body = node.attr["body"].func.name
 
     def values(self) -> Sequence[Value]:
-        """What the loop leaves."""
+        """The values after the loop."""
         over_rows = self._over_rows()
         if over_rows is not None:
             return over_rows
@@ -513,7 +513,7 @@ class _Loop:
         ]
 
     def _over_rows(self) -> Sequence[Value] | None:
-        """What a loop leaves that takes one row in each turn, as `tf.map_fn`; None if this is no such loop."""
+        """The values after a loop with one row per turn, like `tf.map_fn`; None for any loop of another kind."""
         counters = [i for i, value in enumerate(self._inputs) if value.kind is Kind.CONST and value.number == 0]
         lengths = {value.length for value in self._inputs if value.kind is Kind.LIST and value.length is not None}
         spaces = [length for length in lengths if length.counter is not None]
@@ -538,7 +538,7 @@ class _Loop:
         return self._left(state, given, counters, space)
 
     def _inside(self, index: int, value: Value) -> Value:
-        """A carried value as the body sees it: a list, or what no turn changes."""
+        """A carried value inside the body: a list, or a value that no turn changes."""
         if value.kind is Kind.LIST:
             return value
         body = self._scope.analysis.function(self._body)
