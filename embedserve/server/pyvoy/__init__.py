@@ -1,4 +1,4 @@
-"""The standalone server with REST and gRPC on one port, through Envoy and the package pyvoy (`--server=pyvoy`).
+"""The standalone server with REST and gRPC on a single port, through Envoy and the package pyvoy (`--server=pyvoy`).
 
-`server` is the process that users start; `application` runs inside the Envoy that it spawns.
+`server` is the process started by users. `application` runs inside the spawned Envoy.
 """

@@ -1,7 +1,7 @@
-"""What runs inside Envoy: the registry and one ASGI application of REST and gRPC, which live in pyvoy's lifespan.
+"""The process inside Envoy: a registry and an ASGI application of REST and gRPC, alive during pyvoy's lifespan.
 
-Pyvoy imports `app` and calls it on an event loop in a thread of its own. Knows its parent process by the link alone:
-no signal, no port, no exit status other than that of a start that failed.
+Pyvoy imports `app` and calls the application on an event loop in a separate thread. The module knows the parent process
+by the link alone: no signal and no port. The only exit status set here is for a failed start.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ EXIT_BUG = EXIT_ABANDONED = 1
 
 
 class PyvoyApp:
-    """The application of one process; its registry lives on the event loop of the first lifespan.
+    """The application of a process; the registry lives on the event loop of the first lifespan.
 
-    Pyvoy has one loop for TCP and another one for HTTP/3, each with a lifespan; the adapters carry the calls of
-    the other one over.
+    Pyvoy has a loop for TCP and a second loop for HTTP/3, each with a lifespan. The adapters carry calls from the
+    second loop to the first.
     """
 
-    _asgi_single_callable = True  # What pyvoy asks for of an application that is no coroutine function itself.
+    _asgi_single_callable = True  # Pyvoy requires the mark for an application without a coroutine function.
 
     def __init__(self) -> None:
         self._has_begun = False
         self._route: Any = None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        """Answer one ASGI connection, in the coroutine that this gives: one around it would cost each call."""
+        """Return the coroutine to answer an ASGI connection; a wrapping coroutine would cost time in each call."""
         if scope["type"] == "lifespan":
             return self._lifespan(receive, send)
         answering: Coroutine[Any, Any, None] = self._route(scope, receive, send)
@@ -75,7 +75,7 @@ class PyvoyApp:
             await _follow_the_first(receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """From the start of the process to its end."""
+        """Run from the start of the process to the end."""
         await receive()
         configure_logging()
         told = json.loads(os.environ.pop(LINK_VARIABLE))
@@ -99,15 +99,15 @@ class PyvoyApp:
             await link.flush()
             if registry is not None:
                 await leave(registry, EXIT_FAILED_START)
-            # Not through Envoy, which would log its whole configuration.
+            # Not through Envoy: Envoy would log its whole configuration.
             exit_now(EXIT_FAILED_START)
         except* Exception:
-            # Pyvoy would go on without whatever has ended here: the drain, or the config file.
+            # Pyvoy would go on without the failed task: the drain, or the config file.
             logger.exception("A bug ends the server")
             exit_now(EXIT_BUG)
         assert registry is not None
         await leave(registry, 0)
-        # Envoy has let go of its connections by now, and exit handlers of TensorFlow's libraries complain inside it.
+        # Envoy has closed its connections by now, and exit handlers of TensorFlow's libraries complain inside Envoy.
         exit_now(0)
 
     async def _serve(
@@ -122,7 +122,7 @@ class PyvoyApp:
         receive: Receive,
         send: Send,
     ) -> None:
-        """From the first load to the end of the last request."""
+        """Serve from the first load to the end of the last request."""
         ending = asyncio.ensure_future(receive())
         ending.add_done_callback(lambda _: stop.set())
         if config.models is not None:
@@ -171,13 +171,13 @@ def _application(registry: ModelRegistry, config: ServerConfig, applied: Applied
 
 
 def overlook_late_events(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Exception handler of a loop: pyvoy gives an event to a `receive` that was cancelled, and the loop complains."""
+    """Ignore a loop's complaint about pyvoy, which delivers events to a cancelled `receive`."""
     if not isinstance(context.get("exception"), asyncio.InvalidStateError):
         loop.default_exception_handler(context)
 
 
 async def _follow_the_first(receive: Receive, send: Send) -> None:
-    """The lifespan of another loop: pyvoy begins it when the first one has started."""
+    """Run the lifespan of the second loop; pyvoy begins the lifespan after the start of the first loop."""
     await receive()
     await send({"type": "lifespan.startup.complete"})
     await receive()
@@ -192,7 +192,7 @@ async def _obey(
     tasks: asyncio.TaskGroup,
     directory: str,
 ) -> None:
-    """Do what the parent says, and end when it has ended."""
+    """Follow the parent's orders, and leave at once when the parent has ended."""
     while (said := await link.heard()) is not None:
         if said == "reread":
             tasks.create_task(applied.reread())
@@ -211,4 +211,4 @@ def _abandon(directory: str) -> NoReturn:
 
 
 app = PyvoyApp()
-"""What pyvoy is told to serve."""
+"""The application for pyvoy to serve."""

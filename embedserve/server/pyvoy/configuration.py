@@ -1,6 +1,6 @@
-"""What Envoy is told: pyvoy's own configuration, changed where its defaults do not fit a model server.
+"""Writes Envoy's configuration files: pyvoy's configuration, with defaults changed for a model server.
 
-Called by `envoy` before it spawns the process. Writes the files that Envoy reads; knows no process.
+The module knows no process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEY, _CERT, _CA = "key.pem", "cert.pem", "ca.pem"
 
 
 def write_configuration(config: PyvoyConfig, directory: Path, hosts: Sequence[str]) -> None:
-    """Write all that Envoy reads into `directory`, which only this user can enter; `hosts` are the addresses it takes.
+    """Write all files for Envoy into `directory`, private to the user; Envoy listens on the addresses `hosts`.
 
     Raises:
         ConfigError: Envoy could not use the certificates.
@@ -41,26 +41,26 @@ def write_configuration(config: PyvoyConfig, directory: Path, hosts: Sequence[st
         tls_cert=None if tls is None else tls.cert,
         tls_ca_cert=None if tls is None else tls.client_ca,
         tls_enable_http3=config.http3,
-        worker_threads=1,  # One event loop, because a registry belongs to one.
+        worker_threads=1,  # A single event loop, because a registry belongs to a single loop.
         lifespan=True,
     )
     configuration = server.get_envoy_config()
-    # Pyvoy's admin port lets any local user end the server; a socket in this directory does not.
+    # Pyvoy's admin port lets any local user end the server; a socket in the private directory does not.
     configuration["admin"] = {"address": {"pipe": {"path": str(directory / ADMIN_SOCKET), "mode": 0o600}}}
     for listener in configuration["static_resources"]["listeners"]:
-        # With it a second server on the same port starts, and each gets half of the connections. Envoy's workers cannot
-        # share a port of UDP without it; but who has the one of TCP has that too.
+        # With port reuse a second server on the same port would start, and each server would get half of the
+        # connections. Envoy's workers need reuse to share a UDP port; the owner of the TCP port has the UDP port too.
         listener["enable_reuse_port"] = "udp_listener_config" in listener
         addresses = [_with_host(listener["address"], host) for host in hosts]
         listener["address"] = addresses[0]
         if more := addresses[1:]:
             listener["additional_addresses"] = [{"address": address} for address in more]
         for manager in _connection_managers(listener):
-            # Watches of health, and long runs, are silent for longer than Envoy's five minutes.
+            # Health watches and long runs are silent for longer than Envoy's default of five minutes.
             manager["stream_idle_timeout"] = "0s"
             manager["generate_request_id"] = False
             manager["server_header_transformation"] = "PASS_THROUGH"
-            # Otherwise a client says in X-Forwarded-For where it is, and `Access` would believe it.
+            # Otherwise clients could forge an address in X-Forwarded-For, and `Access` would believe the address.
             manager["use_remote_address"] = True
     (directory / CONFIG_FILE).write_text(json.dumps(configuration))
 
@@ -79,7 +79,7 @@ def _connection_managers(listener: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _tls_files(tls: TlsFiles | TlsContents | None, directory: Path) -> TlsFiles | None:
-    """Files for Envoy, which would write inline keys into its log when it cannot start."""
+    """Files for Envoy: Envoy would write inline keys into its log after a failed start."""
     if isinstance(tls, TlsContents):
         written = TlsFiles(
             cert=_secret(directory / _CERT, tls.server_cert),
@@ -110,18 +110,18 @@ def _check(tls: TlsFiles, flags: str) -> None:
 
 
 def forget_secrets(directory: Path) -> None:
-    """Remove what Envoy has read by now, so that nothing is left of it if this process is killed."""
+    """Remove the files already read by Envoy, so no secret is left after a kill."""
     for name in (_KEY, _CERT, _CA, CONFIG_FILE):
         (directory / name).unlink(missing_ok=True)
 
 
 def envoy_environment() -> dict[str, str]:
-    """This process's environment with what Envoy needs to run this Python.
+    """The environment of the process, with additions for running this Python inside Envoy.
 
     Raises:
         ConfigError: There is no libpython to load into Envoy.
     """
-    # The only way to it in Python; `pyvoy --print-envoy-entrypoint` prints the same.
+    # The only way in Python; `pyvoy --print-envoy-entrypoint` prints the same environment.
     from pyvoy._server import get_envoy_environ
 
     environment: dict[str, str] = get_envoy_environ()
@@ -132,5 +132,5 @@ def envoy_environment() -> dict[str, str]:
             "on Debian apt install libpython3-dev; with pyenv build Python with --enable-shared"
         )
     if libpython is not None and (own := os.environ.get("LD_PRELOAD")):
-        environment["LD_PRELOAD"] = f"{libpython} {own}"  # An allocator, most likely.
+        environment["LD_PRELOAD"] = f"{libpython} {own}"  # The existing value is an allocator, most likely.
     return {**os.environ, **environment}

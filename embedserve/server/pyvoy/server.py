@@ -1,6 +1,6 @@
-"""The process that users start with `--server=pyvoy`: it spawns Envoy, passes signals on and returns the exit status.
+"""The process started by users with `--server=pyvoy`: spawns Envoy, passes signals on and returns the exit status.
 
-`run_pyvoy` reads from top to bottom as the process lives. Called by `cli`; loads no model and answers no request.
+`run_pyvoy` reads from top to bottom as the process lives. The process loads no model and answers no request.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["run_pyvoy"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds that Envoy may take to end, on top of what its application may take to unload the models.
+# Seconds for Envoy to end, in addition to the application's time to unload the models.
 ENVOY_GRACE = 5.0
-# Of the 107 bytes that the path of a socket may have, what a directory may take.
+# Bytes for the directory in a socket's path; Linux allows 107 bytes for the whole path.
 SHORT_PATH = 75
 
 
@@ -62,7 +62,7 @@ async def run_pyvoy(config: ServerConfig) -> int:
 
 
 def _directory_for_sockets() -> str:
-    """The directory of temporary files, unless its name leaves no room for a socket's: paths of sockets are short."""
+    """The directory of temporary files, or `/tmp` when a socket's path would be too long there."""
     usual = gettempdir()
     return usual if len(os.fsencode(usual)) < SHORT_PATH else "/tmp"
 
@@ -78,7 +78,7 @@ def _check_installed() -> None:
 
 
 def _check_port_is_free(config: PyvoyConfig) -> list[str]:
-    """Find a port that cannot be had before the models are loaded; the addresses that Envoy is to take are returned."""
+    """Find an unavailable port before the models are loaded; return the addresses for Envoy to listen on."""
     hosts: list[str] = []
     try:
         for each in bound_sockets(config.hosts, config.port):
@@ -93,13 +93,13 @@ def _check_port_is_free(config: PyvoyConfig) -> list[str]:
 
 
 def _without_keys(config: ServerConfig) -> ServerConfig:
-    """The application needs no key, so it gets none."""
+    """Remove the keys, because the application needs no key."""
     assert config.pyvoy is not None
     return config.model_copy(update={"pyvoy": config.pyvoy.model_copy(update={"tls": None})})
 
 
 async def _serve(envoy: Envoy, config: ServerConfig, directory: Path, stop: asyncio.Event) -> int:
-    """From the first load to the last answer; the exit status.
+    """Serve from the first load to the last answer; return the exit status.
 
     Raises:
         ServingError: The server did not start.
@@ -128,7 +128,7 @@ async def _serve(envoy: Envoy, config: ServerConfig, directory: Path, stop: asyn
 
 
 async def _start(envoy: Envoy, config: ServerConfig, directory: Path) -> None:
-    """Follow the application until its models serve, and log it in the lines that tools look for."""
+    """Follow the application until the models serve, and log progress in the lines known to tools."""
     assert config.pyvoy is not None
     stage = await envoy.heard()
     while stage != "ready":

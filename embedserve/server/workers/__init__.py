@@ -1,5 +1,5 @@
-"""`--workers=N`: several processes on one set of ports, and a supervisor that decides for all of them.
+"""`--workers=N`: several processes on the same ports, and a supervisor deciding for all workers.
 
-`supervisor` is the parent's life, `worker` a child's; between them are a control channel (`channel`, `messages`) and
-shared memory that tells at any moment which version answers (`shared_value`).
+`supervisor` is the parent's life, `worker` a child's. A control channel (`channel`, `messages`) connects the two.
+Shared memory (`shared_value`) tells the serving versions at any moment.
 """

@@ -1,4 +1,4 @@
-"""A worker process, started by its supervisor with the descriptors it inherits."""
+"""A worker process, started by a supervisor with inherited descriptors."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from embedserve.server.standalone import outlive_hangups, run
 from embedserve.server.workers.worker import run_worker
 
 if __name__ == "__main__":
-    outlive_hangups()  # They are the supervisor's business.
+    outlive_hangups()  # The supervisor handles hang-ups.
     raise SystemExit(run(run_worker(*map(int, sys.argv[1:]))))

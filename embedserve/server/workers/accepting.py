@@ -1,7 +1,7 @@
-"""Shares the connections of listening sockets among processes: each takes one when no other has fewer.
+"""Shares the connections of listening sockets among processes: the process with the fewest connections accepts next.
 
-Left to the kernel, whoever wakes first takes all that come at once, and connections that are kept alive stay where they
-are. Used by a worker's REST port; knows no HTTP.
+Without sharing, the first process awake accepts all connections of a burst, and kept-alive connections stay there. The
+module knows no HTTP.
 """
 
 from __future__ import annotations
@@ -21,39 +21,38 @@ __all__ = ["Acceptor", "ConnectionCounts", "may_accept", "surplus"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds that a connection is left to a process that has fewer; then it is taken by whoever looks again.
+# Seconds for which a connection is left to a process with fewer connections; afterwards any process accepts.
 GRACE = 0.005
-# Seconds between two attempts while no descriptor is to be had.
+# Seconds between two attempts while no descriptor is free.
 EXHAUSTED = 1.0
-# Seconds that a TLS handshake may take once the port is closed.
+# Seconds for a TLS handshake after the port is closed.
 HANDSHAKE = 1.0
-# Seconds between two looks for connections that have ended.
+# Seconds between two counts of open connections.
 TELL_INTERVAL = 0.1
 
 _NONE = 2**64 - 1
 
 
 def may_accept(own: int, others: Iterable[int]) -> bool:
-    """Whether a process with `own` connections takes the next one at once, given those that others have."""
+    """Whether a process with `own` connections accepts at once, given the counts of the remaining processes."""
     return all(own <= count for count in others)
 
 
 def surplus(own: int, others: Sequence[int]) -> int:
-    """How many of its `own` connections a process should give up, so that they are opened anew where there are fewer.
+    """The number of connections for a process to give up; clients then reconnect to processes with fewer connections.
 
-    None while the difference is small: a process that was replaced has none, and would have none for as long as clients
-    keep their connections.
+    Zero for small differences. Without surplus a replaced process would stay empty as long as clients keep connections.
     """
     mean = (own + sum(others)) / (1 + len(others))
     return own - math.ceil(mean) if own > 1.2 * mean + 1 else 0
 
 
 class ConnectionCounts:
-    """How many connections each of several processes has, in shared memory; each writes its own number only.
+    """The number of connections per process, in shared memory; each process writes only its own number.
 
     Args:
-        workers: How many processes there are.
-        fd: The descriptor that another process made, or None to make one.
+        workers: The number of processes.
+        fd: The descriptor from another process, or None to create the file.
     """
 
     def __init__(self, workers: int, fd: int | None = None) -> None:
@@ -70,15 +69,15 @@ class ConnectionCounts:
         return f"<ConnectionCounts {self.accepting()}>"
 
     def set(self, worker: int, count: int | None) -> None:
-        """So many connections has this process; None while it takes none."""
+        """Set a process's number of connections; None for a process not accepting."""
         self._counts[worker] = _NONE if count is None else count
 
     def accepting(self, *, but: int | None = None) -> Sequence[int]:
-        """The numbers of those that take connections."""
+        """The numbers of all accepting processes."""
         return [count for worker, count in enumerate(self._counts) if count != _NONE and worker != but]
 
     def close(self) -> None:
-        """Give the memory and the descriptor back."""
+        """Release the memory and the descriptor."""
         self._counts.release()
         self._bytes.release()
         self._map.close()
@@ -86,15 +85,15 @@ class ConnectionCounts:
 
 
 class Acceptor:
-    """Takes connections for one process, from construction to `close`; in place of an `asyncio.Server`.
+    """Accepts connections for a process, from construction to `close`; replaces an `asyncio.Server`.
 
     Args:
-        counts, worker: Where to write how many connections there are, and as whom.
-        listeners: Bound; other processes listen on them too.
+        counts, worker: The shared counts and the index of the process.
+        listeners: Bound sockets, shared with further processes.
         protocol: Makes a connection's protocol.
-        backlog: How many connections the kernel keeps until one is taken.
-        tls: Encrypts them, or None.
-        connections: How many there are now.
+        backlog: Connections queued by the kernel.
+        tls: The TLS context, or None for plain text.
+        connections: Returns the current number of connections.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class Acceptor:
         self._pausing: asyncio.TimerHandle | None = None
         self._closed = False
         self.surplus = 0
-        """How many connections should be closed after their next answer."""
+        """Connections to close after the next answer."""
         for listener in listeners:
             listener.setblocking(False)
             listener.listen(backlog)
@@ -136,7 +135,7 @@ class Acceptor:
             self._counts.set(self._worker, self._own())
 
     def _keep_telling(self) -> None:
-        """Nobody says when a connection has ended, so look."""
+        """Count connections every `TELL_INTERVAL` seconds, because no event tells the end of a connection."""
         self._tell()
         self.surplus = surplus(self._own(), self._counts.accepting(but=self._worker))
         self._telling = self._loop.call_later(TELL_INTERVAL, self._keep_telling)
@@ -150,7 +149,7 @@ class Acceptor:
             self._loop.remove_reader(listener.fileno())
 
     def _arrived(self, listener: socket.socket) -> None:
-        """Connections are waiting. One is taken per turn of the loop, for others look as well."""
+        """Accept a waiting connection. A single connection is accepted per turn of the loop, for all processes look."""
         self._tell()
         if may_accept(self._own(), self._counts.accepting(but=self._worker)):
             self._accept(listener)
@@ -189,7 +188,7 @@ class Acceptor:
     async def _open(self, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
-        except Exception as error:  # A handshake that failed: the client knows.
+        except Exception as error:  # The handshake failed, and the client knows.
             logger.debug("a connection was not opened: %s", error)
             connection.close()
         except asyncio.CancelledError:
@@ -197,7 +196,7 @@ class Acceptor:
             raise
 
     def close(self) -> None:
-        """Take no more connections; if nobody else does, those that the kernel has already are taken before."""
+        """Stop accepting; the last accepting process first accepts the connections queued in the kernel."""
         if self._closed:
             return
         self.abandon()
@@ -207,7 +206,7 @@ class Acceptor:
             listener.close()
 
     def abandon(self) -> None:
-        """Take no more connections; those that the kernel has stay for another process."""
+        """Stop accepting; connections queued in the kernel stay for another process."""
         self._closed = True
         self._counts.set(self._worker, None)
         self._telling.cancel()
@@ -217,7 +216,7 @@ class Acceptor:
             self._look_away()
 
     async def wait_closed(self) -> None:
-        """Return when every connection that was taken has been opened; a handshake that drags on is given up."""
+        """Return when every accepted connection is open; handshakes longer than `HANDSHAKE` seconds are cancelled."""
         if self._opening:
             await asyncio.wait(self._opening, timeout=HANDSHAKE)
         for task in self._opening:

@@ -1,6 +1,6 @@
-"""Messages between a supervisor and one worker: pickles with their length before them, over a socket pair.
+"""Messages between a supervisor and one worker: length-prefixed pickles over a socket pair.
 
-Sending never waits; what the other side does not read is kept. Knows no message.
+Sending never waits: messages are buffered until the peer reads. The channel does not know the types of messages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Self
 
 __all__ = ["Channel"]
 
-# Bytes that nobody has read yet.
+# Bytes in the send buffer above which the channel counts as congested: 1 MiB.
 CONGESTED = 2**20
 
 _LENGTH = struct.Struct("=Q")
 
 
 class Channel:
-    """One end of a connection; iterate over it for what the other end says, until that is gone."""
+    """One end of a connection. Iteration yields the peer's messages until the peer is gone."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -30,18 +30,18 @@ class Channel:
 
     @classmethod
     async def over(cls, end: socket.socket) -> Self:
-        """The channel over one end of a socket pair, which belongs to it from here on."""
+        """Open a channel over one end of a socket pair; the channel owns the socket from here on."""
         return cls(*await asyncio.open_connection(sock=end))
 
     def send(self, message: Any) -> None:
-        """Say something; nothing happens where nobody is left to hear it."""
+        """Send a message; a closing channel drops the message."""
         if not self._writer.is_closing():
             data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
             self._writer.write(_LENGTH.pack(len(data)) + data)
 
     @property
     def congested(self) -> bool:
-        """Whether the other end has not read for a while: what is said regularly need not be said now."""
+        """Whether more than `CONGESTED` bytes wait for the peer, so that periodic messages may be skipped."""
         return self._writer.transport.get_write_buffer_size() > CONGESTED
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -51,5 +51,5 @@ class Channel:
                 yield pickle.loads(await self._reader.readexactly(length))
 
     def close(self) -> None:
-        """Hang up, after what was said."""
+        """Close the channel after buffered messages are sent."""
         self._writer.close()

@@ -1,7 +1,7 @@
-"""Keeps worker processes alive, tells them what to do and hears what they say, and drains them one by one.
+"""Keeps worker processes alive, sends orders, handles messages, and drains workers in order.
 
-One coroutine per worker is its life, restarts included (`_keep`); what comes next is decided in `plan`. Runs on the
-supervisor's loop. Which versions they load is `rollout`'s business.
+The coroutine `_keep` is a worker's life, restarts included. `plan` decides the next step, and `rollout` the versions to
+load. The fleet runs on the supervisor's loop.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ __all__ = ["Fleet", "FleetHooks"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds between two looks for silent workers.
+# Seconds between two checks for silent workers.
 WATCH_INTERVAL = 1.0
-# Seconds that workers may take to say what they have counted; who is busy for longer counts with what it said last.
+# Seconds to wait for the workers' metrics. A worker that is busy for longer counts with its last report.
 MEASURE_PATIENCE = 1.0
-# Seconds in which a process must end after it has hung up, and beyond `drain_timeout` when it drains.
+# Seconds in which a process must end after closing its channel; a draining process has `drain_timeout` more.
 END_PATIENCE = 15.0
-# Seconds of silence in which a process may import TensorFlow, which stops all else in it.
+# Seconds of silence allowed at the start of a process: the import of TensorFlow blocks all else in the process.
 START_PATIENCE = 300.0
 
 
 @dataclass
 class _Seat:
-    """The place of one worker, whichever process has it."""
+    """The place of a worker, kept across the worker's processes."""
 
     index: int
     process: WorkerProcess | None = None
@@ -73,12 +73,12 @@ class _Seat:
 
 @dataclass(frozen=True)
 class FleetHooks:
-    """What a fleet asks of its owner.
+    """The fleet's calls to its owner.
 
     Attributes:
-        answer: Answers a worker's question for all.
-        lost: A published version cannot be loaded again, and nobody serves it any more.
-        buried: A process has ended, with all it had counted.
+        answer: Answers a worker's question for all workers.
+        lost: Called when no worker serves a published version and a new load of the version failed.
+        buried: Called with an ended process, whose last metrics are kept.
     """
 
     answer: Callable[[Any], Awaitable[Any]]
@@ -87,14 +87,14 @@ class FleetHooks:
 
 
 class Fleet:
-    """The worker processes of one server.
+    """The worker processes of a server.
 
     Args:
-        setup: What worker number `index` is told first.
-        count: How many there are.
-        listeners: The REST port, bound at each address; none without REST.
-        worker_timeout: Seconds of silence after which a worker is killed.
-        hooks: What is asked of the owner.
+        setup: Makes the first message to the worker with the given index.
+        count: The number of workers.
+        listeners: Sockets of the REST port for each address; empty without REST.
+        worker_timeout: Seconds of silence before a worker is killed.
+        hooks: Calls to the owner.
     """
 
     def __init__(
@@ -131,11 +131,11 @@ class Fleet:
     # Processes.
 
     def processes(self) -> list[WorkerProcess]:
-        """Those that run now."""
+        """The running processes."""
         return [seat.process for seat in self._seats if seat.process is not None]
 
     def workers(self) -> tuple[WorkerStatus, ...]:
-        """Every worker's state."""
+        """The state of every worker."""
         return tuple(
             WorkerStatus(seat.index, None, "restarting", seat.restarts, seat.ended)
             if (process := seat.process) is None
@@ -147,7 +147,7 @@ class Fleet:
         """Keep every worker alive until `drain`.
 
         Raises:
-            StartError: Workers end again and again, or cannot have their ports, before the ports have ever been open.
+            StartError: Before the ports first opened, a worker ended three times in a row or could not open its ports.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -162,7 +162,7 @@ class Fleet:
             self._changed()
 
     async def _keep(self, seat: _Seat) -> None:
-        """One worker's life: a process after the other."""
+        """Run a worker's life: process after process."""
         while not self._stopping.is_set():
             try:
                 process = await WorkerProcess.start(
@@ -194,12 +194,12 @@ class Fleet:
             await self._stopped_within(delay)
 
     async def _converse(self, process: WorkerProcess) -> None:
-        """Hear what a process says until it hangs up.
+        """Handle a process's messages until the process closes the channel.
 
         Raises:
-            StartError: It cannot go on, and the start not without it.
+            StartError: The process cannot go on, and the server has not opened its ports yet.
         """
-        if self._stopping.is_set():  # Since it was begun.
+        if self._stopping.is_set():  # The stop came while the process started.
             process.kill()
         process.channel.send(self._configs)
         self._changed()
@@ -214,7 +214,7 @@ class Fleet:
             process.kill()
 
     async def _end_of(self, process: WorkerProcess) -> str:
-        """It has hung up: normally because it has ended."""
+        """Wait for the end of a process after the process closed the channel; normally the process has ended."""
         try:
             async with asyncio.timeout(END_PATIENCE):
                 return await process.ended()
@@ -228,7 +228,8 @@ class Fleet:
         since = process.serving_since
         if since is not None and asyncio.get_running_loop().time() - since >= plan.STEADY:
             seat.short_lives = 0
-        # A version that ends processes is given up by itself; it neither ends the start nor delays the next process.
+        # A version that ends processes fails its own load. The version neither ends the start nor delays the next
+        # process.
         if not self.rollout.died(process, f"worker {seat.index} {seat.ended}"):
             seat.short_lives += 1
             seat.failed_starts += 1
@@ -238,7 +239,7 @@ class Fleet:
         await self.changes.wait_until(self._stopping.is_set, delay)
 
     async def _watch(self) -> None:
-        """Kill whoever is silent for too long: it hangs, and holds what was sent to it."""
+        """Kill workers after too long a silence: a hanging worker holds requests."""
         loop = asyncio.get_running_loop()
         looked_before = loop.time()
         while True:
@@ -305,7 +306,10 @@ class Fleet:
             raise StartError(failure.message, code=failure.code)
 
     def _cannot_catch_up(self, process: WorkerProcess, key: Key, failure: Failure) -> None:
-        """What the others answer with cannot be had any more: it is tried in a new process while others serve."""
+        """Kill a new worker that failed to load a published version; the version is lost when no worker serves.
+
+        A new process retries the load while serving workers answer.
+        """
         logger.error("Worker %d cannot load %s again: %s", process.index, key, failure.message)
         if any(other.serving for other in self.processes()):
             process.kill()
@@ -313,7 +317,7 @@ class Fleet:
             self._hooks.lost(key)
 
     def _changed(self) -> None:
-        """Let workers that come up catch up, and open their ports when they have."""
+        """Let new workers catch up and open ports; replace a worker in trouble."""
         for process in self.processes():
             caught_up = self.rollout.catch_up(process)
             if caught_up and (self._ports.rest or self._ports.grpc):
@@ -331,7 +335,7 @@ class Fleet:
             process.drain()
 
     def stuck_in(self) -> dict[str, list[int]]:
-        """Models that workers refuse for their stuck runs, and which workers those are."""
+        """Models refused because of stuck runs, with the indices of the refusing workers."""
         found: dict[str, list[int]] = {}
         for process in self.processes():
             for name in process.stuck.models:
@@ -341,12 +345,12 @@ class Fleet:
     # What the owner decides.
 
     def open(self, *, rest: bool, grpc: bool) -> None:
-        """Have these ports opened by every worker that has what is published, now and after a restart."""
+        """Order all workers with the published versions to open the given ports, now and after a restart."""
         self._ports = Open(rest, grpc)
         self._changed()
 
     async def opened(self) -> None:
-        """Wait until every worker has opened its ports."""
+        """Wait until every worker has opened the ports."""
 
         def opened() -> bool:
             return all(seat.process is not None and seat.process.opened == self._ports for seat in self._seats)
@@ -355,12 +359,12 @@ class Fleet:
         self._has_opened = True
 
     def set_configs(self, models: dict[str, ModelConfig]) -> None:
-        """Tell every worker, now and after a restart, how models are configured."""
+        """Send the models' configurations to every worker, now and after a restart."""
         self._configs = Configs(models)
         self._tell_all(self._configs)
 
     def post(self, serving_table: ServingTable) -> None:
-        """Let these versions answer from now on; every one of them has been loaded."""
+        """Let the versions in the table answer from now on; every worker has loaded the versions."""
         self.serving_table.post(serving_table)
         self._tell_all(Look())
 
@@ -369,7 +373,7 @@ class Fleet:
             process.channel.send(message)
 
     async def measure(self) -> None:
-        """Have every worker say what it has counted."""
+        """Ask every worker for metrics, and wait at most `MEASURE_PATIENCE` seconds."""
         number = next(self._measures)
         asked = [process for process in self.processes() if process.up]
         for process in asked:
@@ -382,9 +386,10 @@ class Fleet:
         await self.changes.wait_until(measured, MEASURE_PATIENCE)
 
     async def drain(self, drain_timeout: float) -> None:
-        """End every worker in order: one finishes what it has in flight while the others still answer.
+        """End the workers in order: a worker finishes requests while the next workers still answer.
 
-        Each has `drain_timeout` seconds; one that takes longer than its part of that is not waited for by the next.
+        Each worker has `drain_timeout` seconds. After `drain_timeout / count` seconds the next worker begins to drain
+        too.
         """
         self._stopping.set()
         self.rollout.close()

@@ -1,7 +1,7 @@
-"""One metrics page of many processes: what workers have counted, ended ones included, is added up.
+"""One metrics page for many processes: the sum of the workers' metrics, ended workers included.
 
-Counters and histograms never go back when a worker is replaced: what it had said last stays in the sum. Made by the
-supervisor; knows no process.
+Counters and histograms never go back when a worker is replaced: the last report of an ended process stays in the sum.
+The module knows no process.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ _REQUESTS = ":tensorflow:serving:request_count"
 
 @dataclass(frozen=True)
 class Measurement:
-    """A running worker and what it has counted; None if it has not said yet."""
+    """A running worker and the worker's metrics; None before the first report."""
 
     worker: WorkerStatus
     cells: Cells | None
 
 
 class _EndedMetrics(Metrics):
-    """What ended processes had counted. It hears of versions, to forget those that ended long ago, and counts no load:
-    workers do."""
+    """The metrics of ended processes.
+
+    As an observer it hears of versions, so that long-ended versions are forgotten. Loads are not counted here: the
+    workers count loads.
+    """
 
     def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
         pass
@@ -41,24 +44,24 @@ class _EndedMetrics(Metrics):
 
 
 class FleetMetrics:
-    """The sums, and a few lines about the workers themselves."""
+    """Sums of the workers' metrics, and a few lines per worker."""
 
     def __init__(self) -> None:
         self.ended = _EndedMetrics()
-        """What ended processes had counted, as an observer of the supervisor's registry."""
+        """The metrics of ended processes, as an observer of the supervisor's registry."""
         self._ended_requests: Counter[int] = Counter()
 
     def __repr__(self) -> str:
         return f"<FleetMetrics, {sum(self._ended_requests.values())} requests of ended workers>"
 
     def bury(self, worker: int, cells: Cells | None) -> None:
-        """Keep what a process had counted when it said so for the last time."""
+        """Keep the last report of an ended process."""
         if cells is not None:
             self.ended.add_cells(cells)
             self._ended_requests[worker] += _requests(cells)
 
     def total(self, running: Iterable[Measurement]) -> Metrics:
-        """What all have counted, those that ended included."""
+        """The metrics of all processes, ended processes included."""
         total = Metrics()
         total.add_cells(self.ended.cells())
         for measurement in running:
@@ -66,7 +69,7 @@ class FleetMetrics:
         return total
 
     def page(self, running: Iterable[Measurement]) -> bytes:
-        """The page as one process would show it, and the workers' own lines at its end."""
+        """The metrics page of a single process, with lines per worker at the end."""
         running = sorted(running, key=lambda measurement: measurement.worker.index)
         lines = [
             *header(
@@ -99,7 +102,7 @@ def _requests(cells: Cells) -> int:
 
 
 def _resident_bytes(pid: int | None) -> int | None:
-    """The process's resident memory, where the system tells."""
+    """The process's resident bytes, where the system tells."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):

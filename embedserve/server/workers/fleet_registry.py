@@ -1,6 +1,7 @@
-"""The supervisor's registry: a real one in what it decides, whose versions are loaded by workers, not by itself.
+"""The supervisor's registry: a `ModelRegistry` in its decisions; the workers load its versions.
 
-So versions, retries, labels, reloads, readiness and status are what they are in one process. It answers no request.
+Versions, retries, labels, reloads, readiness and status therefore behave as in a single process. The registry answers
+no request.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ __all__ = ["FleetRegistry"]
 
 T = TypeVar("T")
 
-# A process may end by chance while it loads a version; a second one is the version's fault.
+# A process may end by chance while a version loads. A second end counts as the version's fault.
 CRASHES = 2
 
 
 class FleetRegistry(ModelRegistry):
-    """Decides for all workers of `fleet`, which publish and withdraw in one step.
+    """Decides for all workers of `fleet`; the workers publish and withdraw in a single step.
 
     Args:
         config: The server's configuration.
-        fleet: Who loads.
-        observer: Hears of versions' states.
+        fleet: The workers.
+        observer: Hears of the states of versions.
     """
 
     def __init__(self, config: ServerConfig, fleet: Fleet, observer: Observer | None) -> None:
@@ -60,19 +61,19 @@ class FleetRegistry(ModelRegistry):
         return _FleetRuntime(self._fleet, self.options, self._root, self._models, self.observers)
 
     async def changed(self) -> None:
-        """Wait until something of the status has changed."""
+        """Wait until the status has changed."""
         assert self._runtime is not None
         await self._runtime.monitor.changed()
 
     def lose(self, key: Key) -> None:
-        """A version that was published cannot be had any more: withdraw it, and try to load it anew."""
+        """Withdraw a published version after a failed reload in the workers, and retry the load."""
         runtime = self._runtime
         if isinstance(runtime, _FleetRuntime):
             runtime.lose(key)
 
 
 class _FleetRuntime(Runtime):
-    """One entry of the registry; posts what serves whenever that changes."""
+    """An entry of the registry; posts the serving table after every change."""
 
     def __init__(
         self,
@@ -102,10 +103,10 @@ class _FleetRuntime(Runtime):
         """
         raise UnsupportedError("the supervisor of workers answers no request")
 
-    # The coordinator of its own manager (lifecycle/coordinator.py).
+    # The runtime is the coordinator of its own manager (lifecycle/coordinator.py).
 
     async def hold(self, version: ManagedVersion, servable: Servable) -> None:
-        """Nothing to wait for: a load returns when every worker is ready."""
+        """Return at once: a load has returned only after every worker was ready."""
 
     def serving_changed(self) -> None:
         """Let all workers switch at once."""
@@ -117,20 +118,20 @@ class _FleetRuntime(Runtime):
         self._fleet.post(ServingTable(serving, {name: dict(labels) for name, labels in self.models.labels.items()}))
 
     def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
-        """As `Runtime`, and the workers hear of it."""
+        """As `Runtime.on_models`; also sends the configurations to the workers."""
         super().on_models(configs)
         self._fleet.set_configs(dict(configs))
         self.serving_changed()
 
     def lose(self, key: Key) -> None:
-        """As `FleetRegistry`."""
+        """As `FleetRegistry.lose`."""
         for version in self.manager.serving():
             if isinstance(version.loader, _FleetLoader) and version.loader.key == key:
                 self.manager.withdraw(version)
 
 
 class _FleetLoader:
-    """Has one generation of a version loaded by every worker. Its methods block; they are called in load threads."""
+    """Loads a generation of a version in every worker. The methods block, so load threads call the loader."""
 
     batching = None
     note = ""
@@ -159,7 +160,7 @@ class _FleetLoader:
         """Return when every worker has loaded and warmed up the version.
 
         Raises:
-            LoadError: One of them could not, or the version ends the processes that load it.
+            LoadError: A worker could not load the version, or the version ended two processes that loaded it.
         """
         alone = self._crashes > 0
         while True:
@@ -172,20 +173,21 @@ class _FleetLoader:
             try:
                 loaded = self._on_loop(self._rollout.load(self._id.name, self._directory, self._config, alone))
             except CrashedError as crash:
-                self._crashes += crash.alone  # One of several may be innocent: then each is loaded by itself.
+                # Several versions loaded, so the version may be innocent: load each version alone.
+                self._crashes += crash.alone
                 alone = True
             else:
                 self.key, self.note = loaded.key, loaded.note
                 return _FleetServable(loaded)
 
     def warm_up(self, servable: Servable) -> None:
-        """The workers have."""
+        """Return at once: the workers have warmed up."""
 
     def warm_up_thread(self, servable: Servable) -> None:
-        """The workers have, in each of their threads."""
+        """Return at once: the workers have warmed up each of their threads."""
 
     def unchanged(self) -> bool:
-        """Each worker has compared what it loaded."""
+        """Return True: each worker has compared the loaded files."""
         return True
 
     def unload(self, servable: Servable | None) -> None:
@@ -193,10 +195,10 @@ class _FleetLoader:
         self._on_loop(self.dropped())
 
     def give_back(self) -> None:
-        """The workers hold the memory, and give it back themselves."""
+        """Return at once: the workers free the memory themselves."""
 
     async def dropped(self) -> None:
-        """Have every worker answer what it holds and unload the version."""
+        """Let every worker answer pending requests and unload the version."""
         if self.key is not None:
             await self._rollout.drop(self.key)
 
@@ -205,7 +207,7 @@ class _FleetLoader:
 
 
 class _FleetServable:
-    """What the supervisor has of a version: what a worker said of it."""
+    """A version in the supervisor: the facts reported by a worker."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.kind = loaded.kind
@@ -214,29 +216,29 @@ class _FleetServable:
         self.signature_defs: Mapping[str, Any] = {}
 
     def run(self, *args: Any, **options: Any) -> Any:
-        """Never called."""
+        """Raise an AssertionError: requests go to the workers."""
         raise AssertionError("requests go to the workers")
 
 
 class _FleetPredictor:
-    """Stands for the requests that workers still answer with a version that was withdrawn."""
+    """Stands for the workers' pending requests to a withdrawn version."""
 
     def __init__(self, loader: _FleetLoader) -> None:
         self._loader = loader
 
     def submit(self, *args: Any, **options: Any) -> Any:
-        """Never called."""
+        """Raise an AssertionError: requests go to the workers."""
         raise AssertionError("requests go to the workers")
 
     submit_call = submit
     trouble = None
 
     def abort(self, error: Any = None) -> None:
-        """The workers end their requests themselves."""
+        """Return at once: the workers end their requests."""
 
     async def aclose(self) -> None:
         """Wait until the last request has been answered."""
         await self._loader.dropped()
 
     def statistics(self) -> None:
-        """Each worker has its own."""
+        """Return None: each worker has its own statistics."""

@@ -1,7 +1,7 @@
-"""What the run threads of each worker have in their hands, in shared memory that outlives their process.
+"""Notes of each worker's current runs, in shared memory; the notes outlive the process.
 
-A run writes its model, signature, dtypes and shapes, never contents, before it calls TensorFlow, and clears that
-afterwards. Two deaths with the same request in hand make it a suspect. Knows no process.
+Before TensorFlow is called, a run notes model, signature, dtypes and shapes, never contents. The note is cleared after
+the run. Two deaths with the same request in hand make the request a suspect. The module knows no process.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["Hands", "NotedServable", "Places", "Suspect", "Suspects"]
 
 logger = logging.getLogger("embedserve")
 
-# Runs of one worker at a time, and bytes of descriptions of all that it ever ran; what is beyond is not written down.
+# Noted runs per worker at a time, and bytes of all descriptions of a worker (256 KiB). Runs beyond are not noted.
 PLACES = 64
 TABLE_BYTES = 2**18
-# Shapes whose descriptions one version keeps at hand.
+# Shapes per version whose descriptions are cached.
 MOST_SHAPES = 1000
-# Different requests that suspicion remembers.
+# Different requests whose deaths are counted.
 MOST_SUSPECTS = 1000
-# Deaths with the same request in hand that make it a suspect.
+# Deaths with the same request in hand before the request is a suspect.
 DEATHS = 2
 
 _LENGTH = 2
@@ -39,13 +39,13 @@ _WORKER_BYTES = 8 * PLACES + TABLE_BYTES
 
 
 class Hands:
-    """What all workers write, in a file that they inherit: for each a word per place, and a table of descriptions.
+    """The notes of all workers in an inherited file: for each worker a word per place, and a table of descriptions.
 
-    A place holds where in the table its description begins, counted from 1; 0 is a place without a run.
+    A place holds the position of the run's description in the table, counted from 1; 0 is a place without a run.
 
     Args:
-        workers: How many workers there are.
-        fd: The descriptor that another process made, or None to make one.
+        workers: The number of workers.
+        fd: The descriptor from another process, or None to create the file.
     """
 
     def __init__(self, workers: int, fd: int | None = None) -> None:
@@ -58,12 +58,12 @@ class Hands:
         return f"<Hands of {len(self._bytes) // _WORKER_BYTES} workers>"
 
     def of(self, worker: int) -> tuple[memoryview, memoryview]:
-        """The places of one worker, as words, and its table, as bytes."""
+        """A worker's places as words, and the worker's table as bytes."""
         own = self._bytes[worker * _WORKER_BYTES : (worker + 1) * _WORKER_BYTES]
         return own[: 8 * PLACES].cast("Q"), own[8 * PLACES :]
 
     def take(self, worker: int) -> list[Suspect]:
-        """What a worker that is dead had in its hands; its places are empty then."""
+        """Read and clear the notes of a dead worker."""
         places, table = self.of(worker)
         taken = []
         for index, place in enumerate(places):
@@ -76,12 +76,12 @@ class Hands:
 
 
 class Suspect(NamedTuple):
-    """Requests that cannot be told apart by what is written down of them.
+    """Requests with equal descriptions.
 
     Attributes:
-        model, version, signature: What they ask for.
-        inputs: Dtype and shape of each input by name. Dimension 0 is `?` where the signature leaves it open, because
-            requests that share a run have one together.
+        model, version, signature: The target of the requests.
+        inputs: Dtype and shape of each input by name. An open dimension 0 is `?`, because requests in a shared run have
+            a common dimension 0.
     """
 
     model: str
@@ -94,7 +94,7 @@ class Suspect(NamedTuple):
 
 
 class Suspects:
-    """Counts deaths by what was in hand, and says once which requests were there each time."""
+    """Counts deaths by noted request, and logs each new suspect once."""
 
     def __init__(self) -> None:
         self._deaths: Counter[Suspect] = Counter()
@@ -103,7 +103,7 @@ class Suspects:
         return f"<Suspects {len(self.listed())}>"
 
     def died(self, held: Iterable[Suspect]) -> None:
-        """A process died with this in its hands."""
+        """Count the death of a process with the given requests in hand."""
         for request in set(held):
             if request not in self._deaths and len(self._deaths) >= MOST_SUSPECTS:
                 continue
@@ -116,17 +116,18 @@ class Suspects:
                 )
 
     def listed(self) -> tuple[tuple[Suspect, int], ...]:
-        """Suspects with their numbers of deaths, the most deaths first."""
+        """Suspects with the numbers of deaths, the most deaths first."""
         return tuple((request, deaths) for request, deaths in self._deaths.most_common() if deaths >= DEATHS)
 
 
 class Places:
-    """This worker's part: places for its runs, and its table.
+    """A worker's places for runs, and the worker's table.
 
     Attributes:
-        words: One for each place.
-        free: Indices of places without a run. A list's pop and append are single steps of the interpreter, so that run
-            threads need no lock.
+        words: A word for each place.
+        free: Indices of places without a run. A list's pop and append are single steps of the interpreter, so run
+            threads
+            need no lock.
     """
 
     def __init__(self, hands: Hands, worker: int) -> None:
@@ -142,7 +143,7 @@ class Places:
         return f"<Places {len(self.free)} free>"
 
     def describe(self, suspect: Suspect) -> int:
-        """The word that stands for a description; 0 where the table is full."""
+        """The word for a description; 0 when the table is full."""
         text = json.dumps(suspect)
         with self._writing:
             word = self._known.get(text)
@@ -158,7 +159,7 @@ class Places:
 
 
 class NotedServable:
-    """A servable whose runs are written down while they last; everything else is the servable's own."""
+    """A servable whose runs are noted while running; all else is delegated to the servable."""
 
     def __init__(self, servable: Servable, id: ServableId, places: Places) -> None:
         self._servable = servable

@@ -1,6 +1,6 @@
-"""What supervisor and worker say to each other, and what is on the shared values. Plain values without behaviour.
+"""The messages between supervisor and workers, and the shared values. Plain data without behaviour.
 
-They are pickled between a parent and its own children only, over descriptors that nobody else has.
+The messages are pickled between a parent and its children only, over private descriptors.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class Key(NamedTuple):
-    """One attempt to load one version; `attempt` is unique for the supervisor's life."""
+    """An attempt to load a version; `attempt` is unique for the supervisor's life."""
 
     name: str
     version: int
@@ -63,7 +63,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class ServingTable:
-    """What answers requests: the attempt that serves by model and version, and what each model's labels mean."""
+    """The serving attempt by model and version, and the version of each model's labels."""
 
     serving: Mapping[str, Mapping[int, int]]
     labels: Mapping[str, Mapping[str, int]]
@@ -71,14 +71,14 @@ class ServingTable:
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """One worker process as its supervisor sees it.
+    """A worker process as seen by the supervisor.
 
     Attributes:
-        index: Which of the workers; a restarted one keeps it.
-        pid: Its process, or None while there is none.
+        index: The worker's number; a restarted worker keeps the number.
+        pid: The process number, or None between two processes.
         state: `starting`, `loading`, `serving`, `draining` or `restarting`.
-        restarts: How often its process was replaced.
-        ended: How the process before this one ended.
+        restarts: Number of replaced processes.
+        ended: The end of the previous process, in words.
     """
 
     index: int
@@ -90,7 +90,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """What any worker answers when it is asked about all."""
+    """The state of all workers, for a worker's answers about the whole server."""
 
     versions: Mapping[str, tuple[VersionStatus, ...]]
     readiness: Mapping[str, str | None]
@@ -105,7 +105,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Setup:
-    """The first message: who the worker is, and the server's configuration, with the worker's share of threads."""
+    """The first message: the worker's index and the server's configuration, with the worker's share of threads."""
 
     index: int
     workers: int
@@ -114,14 +114,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Configs:
-    """All models, as they are configured now."""
+    """The current configuration of all models."""
 
     models: Mapping[str, ModelConfig]
 
 
 @dataclass(frozen=True)
 class Load:
-    """Load and warm up this version; hold it until the serving table names it."""
+    """Load and warm up a version; hold the version until the serving table names the attempt."""
 
     key: Key
     directory: VersionDirectory
@@ -130,7 +130,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Drop:
-    """Unload this version after its last request."""
+    """Unload a version after the last request."""
 
     key: Key
 
@@ -142,7 +142,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Open:
-    """Open these ports, as far as they are not open yet."""
+    """Open the given ports, unless open already."""
 
     rest: bool
     grpc: bool
@@ -150,14 +150,14 @@ class Open:
 
 @dataclass(frozen=True)
 class Measure:
-    """Say what you have counted."""
+    """Ask for the metrics counted so far."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A ServingError on its way to another process."""
+    """A ServingError on the way to another process."""
 
     code: Code
     message: str
@@ -168,13 +168,13 @@ class Failure:
         return cls(Code(error.code), error.message)
 
     def error(self) -> ServingError:
-        """The error again."""
+        """The error, made anew."""
         return ServingError(self.message, code=self.code)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """To the `Ask` of that number; a value or a failure."""
+    """The answer to the `Ask` with the same number: a value or a `Failure`."""
 
     number: int
     value: Any
@@ -190,18 +190,18 @@ class Drain:
 
 @dataclass(frozen=True)
 class Alive:
-    """Sent regularly, with all that the process has counted so far."""
+    """Sent every second, with the metrics counted so far."""
 
     cells: Any = None
 
 
 @dataclass(frozen=True)
 class Stuck:
-    """Sent when it has changed.
+    """Sent after each change of the stuck runs.
 
     Attributes:
-        models: Models that this worker refuses, because runs of theirs never ended.
-        trouble: Why only another process can help; None while that is not so.
+        models: Models refused by the worker because of stuck runs.
+        trouble: The reason to replace the process; None without need.
     """
 
     models: frozenset[str] = frozenset()
@@ -226,7 +226,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Failed:
-    """The version could not be loaded; or, without a key, the worker cannot go on."""
+    """The version could not be loaded; without a key, the worker cannot go on."""
 
     key: Key | None
     failure: Failure
@@ -249,7 +249,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Measured:
-    """To the `Measure` of that number."""
+    """The answer to the `Measure` with the same number."""
 
     number: int
     cells: Any
@@ -257,7 +257,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ask:
-    """A question that the supervisor answers for all: `Reload`, `MetricsPage` or `MetricOf`."""
+    """A question answered by the supervisor for all workers: `Reload`, `MetricsPage` or `MetricOf`."""
 
     number: int
     question: Any
@@ -265,7 +265,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reload:
-    """Apply this serialized `ModelServerConfig`; the answer is None."""
+    """Apply the serialized `ModelServerConfig`; the answer is None."""
 
     config: bytes
 

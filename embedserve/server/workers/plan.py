@@ -1,4 +1,4 @@
-"""What a fleet of workers does next: functions over plain values, without clock, process or await; for `fleet`."""
+"""Decides the next step of a fleet of workers: functions over plain values, without clock, process or await."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = [
     "silent",
 ]
 
-# So many deaths of one worker before the ports have opened end the start.
+# Deaths of a single worker before the ports have opened; at this number the start fails.
 DEATHS_AT_START = 3
-# A process that has served for so many seconds is replaced at once when it dies.
+# Seconds of service after which a dead process is replaced at once.
 STEADY = 10.0
 LONGEST_DELAY = 60.0
 
 
 @dataclass(frozen=True)
 class WorkerView:
-    """One worker, as decisions see it.
+    """The facts for decisions about a single worker.
 
     Attributes:
-        index: Which one.
-        up: Versions can be loaded in it.
-        serving: It was told to open its ports: its answers count.
-        told: What it was told to load and not to drop.
-        loaded: What it has loaded.
-        draining: It was told to end.
-        in_trouble: It cannot help itself any more: stuck runs have its threads.
+        index: The worker's number.
+        up: Versions can be loaded in the worker.
+        serving: The worker was told to open ports, so the worker's answers count.
+        told: Versions ordered to be loaded, without versions ordered to be dropped.
+        loaded: Versions in the worker's memory.
+        draining: The worker was told to end.
+        in_trouble: Stuck runs hold the worker's threads, so only a new process helps.
     """
 
     index: int
@@ -49,11 +49,11 @@ class WorkerView:
 
 
 def next_to_load(key: Key, workers: Sequence[WorkerView]) -> tuple[int, ...] | None:
-    """Which workers are told to load `key` now; nobody while somebody is at it; None when it may be published.
+    """Choose the workers to load `key` now: an empty tuple means wait, None means `key` may be published.
 
-    While workers serve, one of them goes first: a version that ends the process takes one worker with it, not all. A
-    worker that comes up meanwhile loads what is published before it serves (`catching_up`), so that it need not be
-    waited for. While none serves, at the start, all load side by side.
+    While workers serve, a single worker loads first: a version fatal to processes then costs a single worker, not all.
+    A worker started meanwhile loads published versions before serving (`catching_up`), so the rollout does not wait for
+    the new worker. While no worker serves, at the start, all workers load side by side.
     """
     serving = [worker for worker in workers if worker.serving]
     lacking = [worker for worker in serving or workers if key not in worker.loaded]
@@ -68,10 +68,10 @@ def next_to_load(key: Key, workers: Sequence[WorkerView]) -> tuple[int, ...] | N
 
 
 def catching_up(worker: WorkerView, ready: Collection[Key]) -> list[Key]:
-    """What a worker that does not serve yet has to be told to load: all that is published, or about to be.
+    """The versions for a worker to load before serving: all published versions, and versions about to be published.
 
-    Of two generations of a version the newer: a worker keeps the older only where that serves. It then waits until the
-    older is dropped (`may_serve`), which is a matter of moments.
+    Of two generations of a version, the newer is chosen: only a serving worker keeps the older generation. The worker
+    then waits until the older generation is dropped (`may_serve`), usually for moments.
     """
     if not worker.up or worker.serving:
         return []
@@ -82,14 +82,14 @@ def catching_up(worker: WorkerView, ready: Collection[Key]) -> list[Key]:
 
 
 def may_serve(worker: WorkerView, ready: Collection[Key]) -> bool:
-    """Whether a worker has everything that the others answer with."""
+    """Whether a worker has loaded every version in `ready`."""
     return worker.up and all(key in worker.loaded for key in ready)
 
 
 def next_to_replace(workers: Sequence[WorkerView]) -> int | None:
-    """Which worker is told to end and make room for a new process; None for nobody now.
+    """The index of the worker to drain and replace by a new process; None to replace no worker now.
 
-    One after the other: all others serve meanwhile, be they in trouble as well.
+    Workers are replaced singly: all remaining workers serve meanwhile, even workers in trouble.
     """
     if not all(worker.serving and not worker.draining for worker in workers):
         return None
@@ -97,14 +97,17 @@ def next_to_replace(workers: Sequence[WorkerView]) -> int | None:
 
 
 def restart_delay(short_lives: int) -> float:
-    """Seconds before a process is replaced, after so many in a row that did not serve for `STEADY` seconds."""
+    """Seconds before a process is replaced.
+
+    The delay doubles from 1 s up to `LONGEST_DELAY` with each of `short_lives` consecutive processes that served for
+    less than `STEADY` seconds.
+    """
     return min(2.0 ** (short_lives - 1), LONGEST_DELAY) if short_lives else 0.0
 
 
 def silent(now: float, looked_before: float, heard: float, limit: float) -> bool:
-    """Whether a worker has said nothing for `limit` seconds.
+    """Whether a worker has sent no message for `limit` seconds.
 
-    A supervisor that has not run itself for a while (`looked_before` is long ago) has not listened either, so it does
-    not judge.
+    A paused supervisor (`looked_before` is long ago) has not read messages either, so the answer is no.
     """
     return now - heard > limit and now - looked_before < limit / 2

@@ -1,6 +1,6 @@
-"""One worker process as its supervisor has it: how it is started, what it was told, what it has reported.
+"""A worker process as seen by the supervisor: start, orders sent and reports received.
 
-Made and used by `fleet`, on the supervisor's loop. Decides nothing.
+Lives on the supervisor's loop. Decides nothing.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["WorkerProcess"]
 
 
 class WorkerProcess:
-    """From its start to its end; a worker that is restarted gets another one.
+    """A worker's process from start to end; a restarted worker gets a new `WorkerProcess`.
 
     Attributes:
-        up: TensorFlow is imported.
-        told: What it was told to load; a key leaves when the version is out of its memory.
-        opened: The ports that it said are open.
-        serving_since: When it was told to open its ports; None before.
-        heard: When it last said something.
-        cells: What it has counted.
-        measured: The number of the `Measure` it answered last.
-        stuck: What it said of its stuck runs.
+        up: Whether TensorFlow is imported.
+        told: The load orders sent, by key. A key leaves when the version is out of the worker's memory.
+        opened: The ports reported as open.
+        serving_since: Loop time of the order to open ports; None before.
+        heard: Loop time of the last message from the worker.
+        cells: The metrics last reported.
+        measured: The number of the `Measure` answered last.
+        stuck: The last report of stuck runs.
     """
 
     def __init__(self, index: int, process: asyncio.subprocess.Process, channel: Channel, now: float) -> None:
@@ -56,7 +56,7 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, setup: Setup, shared_values: Sequence[int], listeners: Sequence[socket.socket]) -> Self:
-        """Spawn a process that inherits these descriptors, and tell it who it is."""
+        """Spawn a process with the given descriptors, and send `setup` to the process."""
         ours, theirs = socket.socketpair()
         with theirs:
             inherited = [theirs.fileno(), *shared_values, *(listener.fileno() for listener in listeners)]
@@ -64,7 +64,8 @@ class WorkerProcess:
                 *(sys.executable, "-m", "embedserve.server.workers", *map(str, inherited)),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=inherited,
-                start_new_session=True,  # A terminal's ctrl-C is for the supervisor, which drains one after the other.
+                # A terminal's ctrl-C goes to the supervisor alone. The supervisor drains one worker after another.
+                start_new_session=True,
             )
         channel = await Channel.over(ours)
         channel.send(setup)
@@ -77,12 +78,12 @@ class WorkerProcess:
 
     @property
     def serving(self) -> bool:
-        """Whether it was told to open ports: what it answers counts."""
+        """Whether the worker was told to open ports, so the worker's answers count."""
         return self.serving_since is not None
 
     @property
     def state(self) -> str:
-        """In a word."""
+        """The process's phase in a single word."""
         if self.draining:
             return "draining"
         if self.serving:
@@ -90,7 +91,7 @@ class WorkerProcess:
         return "loading" if self.up else "starting"
 
     def view(self) -> WorkerView:
-        """As decisions see it."""
+        """The facts that decisions in `plan` need."""
         return WorkerView(
             self.index,
             self.up,
@@ -102,7 +103,10 @@ class WorkerProcess:
         )
 
     def load(self, order: Load) -> None:
-        """Tell it to load a version, in place of an older generation that does not serve there."""
+        """Order the load of a version.
+
+        Before the worker serves, the new generation replaces an older generation of the same version.
+        """
         if not self.serving:
             for key in [key for key in self.loaded if key[:2] == order.key[:2]]:
                 del self.loaded[key]
@@ -110,44 +114,44 @@ class WorkerProcess:
         self.channel.send(order)
 
     def has_loaded(self, loaded: Loaded) -> None:
-        """It said that it has a version; what it was told to drop or replace since, it has no more."""
+        """Note a loaded version, unless the version was dropped or replaced since the order."""
         key = loaded.key
         replaced = not self.serving and any(k[:2] == key[:2] and k.attempt > key.attempt for k in self.told)
         if key in self.told and key not in self._dropping and not replaced:
             self.loaded[key] = loaded
 
     def drop(self, key: Key) -> None:
-        """Tell it to unload a version, if it has it and was not told so before."""
+        """Order the unload of a version, unless the worker lacks the version or has the order already."""
         if key in self.told and key not in self._dropping:
             self._dropping.add(key)
             self.loaded.pop(key, None)
             self.channel.send(Drop(key))
 
     def dropped(self, key: Key) -> None:
-        """It said that the version is out of memory."""
+        """Note that the version is out of the worker's memory."""
         self._dropping.discard(key)
         self.told.pop(key, None)
         self.failed.pop(key, None)
 
     def open(self, ports: Open, now: float) -> None:
-        """Tell it to open these ports, unless it has been told."""
+        """Order the worker to open `ports`; a repeated order is not sent."""
         if ports != self._ports:
             self._ports = ports
             self.serving_since = now if self.serving_since is None else self.serving_since
             self.channel.send(ports)
 
     def drain(self) -> None:
-        """Tell it to finish what is in flight and end."""
+        """Order the worker to finish requests in flight and to end."""
         self.draining = True
         self.channel.send(Drain())
 
     def kill(self) -> None:
-        """End it at once; nothing happens if it has ended."""
+        """Kill the process, unless the process has ended."""
         if self._process.returncode is None:
             self._process.kill()
 
     async def ended(self) -> str:
-        """Wait for its end, and say how it was."""
+        """Wait for the end of the process, and describe the exit."""
         status = await self._process.wait()
         self.channel.close()
         if status >= 0:

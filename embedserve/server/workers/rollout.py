@@ -1,7 +1,6 @@
-"""Has a version loaded by every worker, or by none: loads, drops, and what a worker that comes up must catch up with.
+"""Loads a version in every worker or in none; also drops versions and lets new workers catch up.
 
-Used by `fleet` and `fleet_registry`, on the supervisor's loop. Which worker is next is decided in `plan`, whether a
-version is published by the registry.
+`plan` decides the next worker to load in. The registry decides whether a version is published.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = ["CrashedError", "Rollout"]
 
 
 class CrashedError(Exception):
-    """A worker ended while it loaded a version; `alone` says whether it loaded no other."""
+    """A worker ended during a load; `alone` says whether the version was the only version loading in the worker."""
 
     def __init__(self, message: str, alone: bool) -> None:
         super().__init__(message)
@@ -31,12 +30,12 @@ class CrashedError(Exception):
 
 @dataclass
 class _Attempt:
-    """A version that is being loaded; `problem` is why it cannot be.
+    """A version on the way to all workers; `problem` is the reason of a failed load.
 
     Attributes:
-        alone: No other version is loaded meanwhile, since one of several has ended a worker.
-        crashed: A worker ended while it loaded this version.
-        shared: It loaded others as well.
+        alone: Other loads wait meanwhile, because a worker ended while several versions loaded.
+        crashed: A worker ended while the version loaded.
+        shared: The ended worker was loading further versions.
     """
 
     order: Load
@@ -47,11 +46,11 @@ class _Attempt:
 
 
 class Rollout:
-    """The versions that workers have or are to have.
+    """The versions in the workers, and the versions on their way.
 
     Args:
-        processes: The process of each worker; None for one that is being replaced.
-        changes: Notified after everything that a worker says.
+        processes: Returns the process of each worker; None for a worker between two processes.
+        changes: Notified after every message from a worker.
     """
 
     def __init__(self, processes: Callable[[], Sequence[WorkerProcess | None]], changes: Changes) -> None:
@@ -66,11 +65,13 @@ class Rollout:
         return f"<Rollout {len(self._ready)} ready, {len(self._loading)} loading>"
 
     async def load(self, name: str, directory: VersionDirectory, config: ModelConfig, alone: bool = False) -> Loaded:
-        """Have a version loaded by every worker, while no other is if `alone`; when this returns it may be published.
+        """Load a version in every worker; afterwards the version may be published.
+
+        With `alone`, the load waits until no version loads, and later loads wait for the end of the load.
 
         Raises:
-            LoadError: One of them could not load it, and the others have dropped it.
-            CrashedError: One of them ended while it did, and the others have dropped it.
+            LoadError: A worker could not load the version; all workers have dropped the version.
+            CrashedError: A worker ended during the load; all workers have dropped the version.
         """
         await self._changes.wait_until(lambda: self._closed or self._may_begin(alone))
         key = Key(name, directory.version, next(self._attempts))
@@ -81,7 +82,7 @@ class Rollout:
             del self._loading[key]
             self._changes.notify()
         if attempt.problem is None:
-            # In the step that saw every worker ready: one that comes up after it must catch up.
+            # No await lies between the check of all workers and this line, so later workers catch up with the version.
             self._ready[key] = attempt.order
             return next(process.loaded[key] for process in self._processes() if key in process.loaded)
         await self.drop(key)
@@ -91,7 +92,7 @@ class Rollout:
         return not self._loading if alone else not any(other.alone for other in self._loading.values())
 
     async def _follow(self, attempt: _Attempt) -> None:
-        """Tell one worker after the other, until all have loaded the version or one of them has not."""
+        """Order the load in one worker after another, until all have the version or a load failed."""
         while not self._closed and attempt.problem is None:
             indices = plan.next_to_load(attempt.order.key, self._views())
             if indices is None:
@@ -112,27 +113,27 @@ class Rollout:
         ]
 
     async def drop(self, key: Key) -> None:
-        """Have a version unloaded everywhere; returns when its last request is answered and its memory is free."""
+        """Unload a version everywhere; return when the last request is answered and the memory is free."""
         self._ready.pop(key, None)
         for process in self._processes():
             process.drop(key)
         await self._changes.wait_until(lambda: not any(key in process.told for process in self._processes()))
 
     def catch_up(self, process: WorkerProcess) -> bool:
-        """Tell a worker that comes up what the others have; whether it has it, too."""
+        """Order a new worker to load the serving workers' versions; return whether the worker may serve."""
         view = process.view()
         for key in plan.catching_up(view, self._ready):
             process.load(self._ready[key])
         return view.serving or plan.may_serve(view, self._ready)
 
     def failed(self, process: WorkerProcess, key: Key, failure: Failure) -> bool:
-        """A worker could not load a version; True if the others have it already and so cannot give it up."""
+        """Note a failed load; return whether a new worker failed to load a version of the serving workers."""
         if (attempt := self._loading.get(key)) is not None:
             attempt.problem = attempt.problem or LoadError(failure.message, code=failure.code)
         return key in self._ready and not process.serving
 
     def died(self, process: WorkerProcess, how: str) -> bool:
-        """A worker has ended; what it was loading may be the reason. Whether there was such a version."""
+        """Note the end of a worker; return whether the worker was loading a version, perhaps the reason of the end."""
         keys = process.told.keys() - process.loaded.keys() - process.failed.keys()
         attempts = [attempt for key, attempt in self._loading.items() if key in keys]
         for attempt in attempts:
@@ -141,6 +142,6 @@ class Rollout:
         return bool(attempts)
 
     def close(self) -> None:
-        """Nothing more is loaded."""
+        """Stop further loads."""
         self._closed = True
         self._changes.notify()

@@ -1,7 +1,7 @@
-"""One value that one process posts and others read, in shared memory: what is posted holds everywhere from that moment.
+"""A single value in shared memory, posted by one process and read by many; a post takes effect everywhere at once.
 
-This is how a switch of versions reaches every worker at once: a reader compares one number per request, and reads the
-value only when it has changed. Knows nothing of what is posted.
+A switch of versions reaches every worker through a shared value. A reader compares a number per request and reads the
+value only after a change. The module does not know the meaning of the value.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from embedserve.errors import ServingError
 
 __all__ = ["SharedValue", "shared_file"]
 
-# Address space, not memory: a page counts once it has been written.
+# Bytes of address space for each of two values: 32 MiB. A page takes memory only once written.
 _SLOT_BYTES = 32 * 2**20
 _HEADER_BYTES = mmap.PAGESIZE
 _SLOT_HEADER = struct.Struct("=QQI")
 
 
 class SharedValue:
-    """A numbered value in a shared file without a name, which children inherit by its descriptor.
+    """A numbered value in a shared, nameless file; children inherit the file's descriptor.
 
-    Values n and n + 1 lie in different slots, so a reader of n is disturbed by n + 2 at the earliest; a checksum tells
-    it so, whatever order the processor makes the writes visible in.
+    Values n and n + 1 lie in different halves of the file, so value n + 2 is the first to overwrite value n. A checksum
+    reveals the overwriting, in whatever order the processor makes the writes visible.
 
     Args:
-        fd: The descriptor of a shared value that another process posts to, or None to make one.
+        fd: The descriptor of a shared value that another process posts to, or None to create a shared value.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -47,14 +47,14 @@ class SharedValue:
 
     @property
     def number(self) -> int:
-        """Counts what was posted; 0 while nothing was."""
+        """The number of posts so far; 0 before the first."""
         return self._number[0]
 
     def post(self, value: Any) -> None:
-        """Let this value hold, in place of the one before.
+        """Replace the value for all readers.
 
         Raises:
-            ServingError: It is too large; the one before still holds.
+            ServingError: The value is larger than 32 MiB; the previous value stays.
         """
         data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         number = self.number + 1
@@ -63,10 +63,10 @@ class SharedValue:
             raise ServingError(f"{len(data)} bytes are more than workers can be told at once")
         _SLOT_HEADER.pack_into(self._map, start, number, len(data), zlib.crc32(data))
         self._bytes[start + _SLOT_HEADER.size :][: len(data)] = data
-        self._number[0] = number  # One aligned word, stored at once.
+        self._number[0] = number  # A single store of an aligned word.
 
     def read(self) -> tuple[int, Any]:
-        """What was posted last, and its number; None while nothing was."""
+        """The number and the content of the last post; `(0, None)` before the first."""
         while (number := self.number) != 0:
             start = self._slot(number)
             written, length, checksum = _SLOT_HEADER.unpack_from(self._map, start)
@@ -76,7 +76,7 @@ class SharedValue:
         return 0, None
 
     def close(self) -> None:
-        """Give the memory and the descriptor back."""
+        """Release the memory and the descriptor."""
         self._number.release()
         self._bytes.release()
         self._map.close()
@@ -88,7 +88,7 @@ class SharedValue:
 
 
 def shared_file(size: int) -> int:
-    """The descriptor of a file without a name, of so many zeros; whoever inherits it may map it."""
+    """Create a nameless file of `size` zero bytes for child processes to map; return its descriptor."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("embedserve")
     else:

@@ -1,6 +1,6 @@
-"""The parent process of `--workers=N`: watches the disk, decides, keeps workers alive; answers no request itself.
+"""The parent process of `--workers=N`: watches the disk, decides, keeps workers alive; answers no request.
 
-`run_supervisor` reads from top to bottom as the process lives, beside `server.run_server`. Called by `cli`.
+`run_supervisor` reads from top to bottom as the process lives, like `process.run_server`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["run_supervisor"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds after which the workers hear of what changes without anybody saying so, such as a base path that is gone.
+# Seconds between posts of the status to the workers, for changes without notice, such as a vanished base path.
 STATUS_INTERVAL = 1.0
 
 
@@ -68,10 +68,10 @@ async def run_supervisor(config: ServerConfig) -> int:
 
 @contextmanager
 def _reserved_port(config: GrpcConfig) -> Iterator[None]:
-    """Keep the port that the workers share from everybody else, also while none of them has it.
+    """Keep the workers' gRPC port from further processes, even while no worker holds the port.
 
     Raises:
-        StartError: It is taken, or an address is not this machine's.
+        StartError: The port is taken, or an address is not this machine's.
     """
     check_port_is_free(config)
     with contextlib.ExitStack() as stack:
@@ -85,7 +85,7 @@ def _reserved_port(config: GrpcConfig) -> Iterator[None]:
 
 
 class _Supervisor:
-    """What the parent process has: workers, a registry that decides for them, and what is said of them."""
+    """The parent's state: the workers, the deciding registry, and the posted status."""
 
     def __init__(self, config: ServerConfig, listeners: list[socket.socket]) -> None:
         self._config = config
@@ -103,7 +103,7 @@ class _Supervisor:
         self._applied = AppliedConfig(self.registry, config)
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """From the first process to the last answer."""
+        """Serve from the first process to the last answer."""
         if self._config.models is not None:
             log_models(self._config.models)
         rest, ports = bool(self._listeners), self._config.grpc
@@ -128,11 +128,11 @@ class _Supervisor:
                 following.cancel()
             self._post_status()
             for listener in self._listeners:
-                listener.close()  # Else connections would wait for a worker that never comes.
+                listener.close()  # Open listeners would let connections wait for a worker in vain.
             await self.fleet.drain(self._config.options.drain_timeout)
             posting.cancel()
 
-    # What workers ask, for all of them.
+    # Questions of workers, answered for all workers.
 
     async def _answer(self, question: Any) -> Any:
         match question:
@@ -156,7 +156,7 @@ class _Supervisor:
         try:
             await self._applied.reload(ModelServerConfig.FromString(config))
         finally:
-            self._post_status()  # Whoever hears that it is done may ask another worker.
+            self._post_status()  # After the answer a client may ask any worker.
 
     async def _measured(self) -> list[Measurement]:
         await self.fleet.measure()
@@ -167,7 +167,7 @@ class _Supervisor:
         if self._metrics is not None:
             self._metrics.bury(process.index, process.cells)
 
-    # What workers are told, about all of them.
+    # Messages to all workers about all workers.
 
     async def _keep_status_posted(self) -> None:
         while True:
@@ -196,7 +196,7 @@ class _Supervisor:
         )
         if status != self._posted:
             self._posted = status
-            with suppress(ServingError):  # Larger than any page: the last one stays.
+            with suppress(ServingError):  # The status is larger than a shared value can hold, so the last status stays.
                 self.fleet.status.post(status)
 
     _posted: Status | None = None

@@ -1,6 +1,6 @@
-"""A worker process: a registry that does what the supervisor says, and both adapters on ports that it shares.
+"""A worker process: a registry under the supervisor's orders, and both adapters on shared ports.
 
-`run_worker` reads from top to bottom as the process lives. Called by `python -m embedserve.server.workers`.
+`run_worker` reads from top to bottom as the process lives.
 """
 
 from __future__ import annotations
@@ -65,41 +65,41 @@ logger = logging.getLogger("embedserve")
 
 # Seconds between two signs of life.
 BEAT = 1.0
-# Seconds for which a run is stuck before the worker asks to be replaced, for the sake of the model that is refused.
+# Seconds of a stuck run before the worker asks to be replaced, because the run's model is refused meanwhile.
 REPLACED_AFTER = 60.0
-# Seconds that the supervisor may take to put a metrics page together.
+# Seconds for the supervisor to make a metrics page.
 PAGE_PATIENCE = 10.0
 
-# Seconds in which the requests that a dying process has must be answered, and then for the bytes to leave.
+# Seconds to answer the requests of a dying process, and then to send the bytes.
 LAST_ANSWERS = 0.5
 LAST_BYTES = 0.1
 
 _GONE = Failure(Code.UNAVAILABLE, "the supervisor of the workers is gone")
 
-# Above most connections of a worker, and cheap to reach.
+# A descriptor number above most connections of a worker, and cheap to reach.
 _HIGH_DESCRIPTOR = 4096
-# What has to fit below the limit.
+# Descriptor numbers kept free below the system's limit.
 _DESCRIPTORS_ABOVE = 128
 
-# Seconds that the loop has for its last answers; then the process ends whatever the loop does.
+# Seconds for the loop's last answers; afterwards the process ends in any case.
 ABORT_PATIENCE = 2.0
-# What kernels end a process by on purpose, or by a division. After a bad access to memory nothing is to be trusted.
+# Signals of kernels ending a process on purpose or by a division. After a bad memory access no state can be trusted.
 _ABORTS = (signal.SIGABRT, signal.SIGFPE)
 
 _handlers_kept: list[Any] = []
-"""The C function that the signals call, for as long as the process lives."""
+"""The C signal handler, kept for the life of the process."""
 
 
 async def run_worker(
     control: int, serving_table: int, status: int, connections: int, hands: int, *listeners: int
 ) -> int:
-    """Load and serve as told until told to leave, or until the supervisor is gone; return the exit status.
+    """Load and serve on orders until told to leave, or until the supervisor is gone; return the exit status.
 
     Args:
-        control: Descriptor of this end of the channel.
+        control: Descriptor of the worker's end of the channel.
         serving_table, status: Descriptors of the shared values.
-        connections: Descriptor of the workers' numbers of connections.
-        hands: Descriptor of what the workers' run threads have in their hands.
+        connections: Descriptor of the workers' connection counts.
+        hands: Descriptor of the notes of the workers' runs.
         listeners: Descriptors of the REST port, bound at each address.
     """
     channel = await Channel.over(socket.socket(fileno=control))
@@ -130,17 +130,17 @@ async def run_worker(
 
 
 class _Supervised(Metrics):
-    """Counts for this process; the page is the whole server's."""
+    """Metrics of the process; the page is the whole server's."""
 
     def __init__(self, ask: Any) -> None:
         super().__init__()
         self._ask = ask
 
     async def page(self) -> bytes:
-        """The supervisor's sums.
+        """The page with the supervisor's sums.
 
         Raises:
-            ServingError: There is no supervisor any more, or it does not answer.
+            ServingError: The supervisor is gone, or does not answer within `PAGE_PATIENCE` seconds.
         """
         try:
             async with asyncio.timeout(PAGE_PATIENCE):
@@ -151,7 +151,7 @@ class _Supervised(Metrics):
 
 
 class _Worker:
-    """What the process has; `run` is its life."""
+    """The state of the process; `run` is the process's life."""
 
     def __init__(
         self,
@@ -187,10 +187,10 @@ class _Worker:
         )
 
     async def run(self, messages: AsyncIterator[Any]) -> None:
-        """From the import of TensorFlow to the last answer.
+        """Live from the import of TensorFlow to the last answer.
 
         Raises:
-            ServingError: In a group; a port cannot be had.
+            ServingError: In a group; a port cannot be opened.
         """
         with self._stopped_by_signals():
             async with asyncio.TaskGroup() as background:
@@ -211,7 +211,7 @@ class _Worker:
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
-        """SIGTERM ends this worker in order, and the supervisor replaces it; SIGINT is the supervisor's business."""
+        """SIGTERM ends the worker in order, and the supervisor replaces the worker; SIGINT is for the supervisor."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
@@ -222,7 +222,7 @@ class _Worker:
             loop.remove_signal_handler(signal.SIGINT)
 
     async def _beat(self) -> None:
-        """Show that the loop turns, and what it has counted, which is lost when the process is killed."""
+        """Send signs of life and metrics, because unsent metrics are lost when the process is killed."""
         while True:
             if not self._channel.congested:
                 self._channel.send(Alive(self._cells()))
@@ -245,7 +245,7 @@ class _Worker:
     def _cells(self) -> Any:
         return None if self._metrics is None else self._metrics.cells()
 
-    # What the supervisor says.
+    # Orders of the supervisor.
 
     async def _listen(self, messages: AsyncIterator[Any], ports: asyncio.TaskGroup) -> None:
         async for message in messages:
@@ -270,7 +270,7 @@ class _Worker:
             case Configs():
                 runtime.set_configs(message)
             case Open():
-                # At once: the supervisor counts this worker among those that answer from here on.
+                # At once: from here on the supervisor counts the worker among the serving workers.
                 runtime.follow_routes()
                 self._start(self._open(message, ports))
             case Measure(number):
@@ -305,7 +305,7 @@ class _Worker:
             self._channel.send(Opened(wanted.rest, wanted.grpc))
 
     async def _answer_the_last(self) -> None:
-        """A kernel aborts this process: leave what has not been taken to others, and answer the rest with an error."""
+        """Before a kernel's abort: leave queued connections to another worker, and fail the remaining requests."""
         logger.critical("TensorFlow aborts this process: requests in flight are answered with UNAVAILABLE")
         if self._acceptor is not None:
             self._acceptor.abandon()
@@ -328,13 +328,13 @@ class _Worker:
 
         return serve_rest(self.registry, self._config.rest, self._listeners, self._metrics, wrap=wrap, accept=accept)
 
-    # What it asks the supervisor.
+    # Questions to the supervisor.
 
     async def _ask(self, question: Any) -> Any:
         """The supervisor's answer, for all workers.
 
         Raises:
-            ServingError: What went wrong there, or UNAVAILABLE when there is no supervisor any more.
+            ServingError: The supervisor's error, or UNAVAILABLE without a supervisor.
         """
         if self._alone:
             raise _GONE.error()
@@ -358,12 +358,12 @@ class _Worker:
 
 @contextmanager
 def high_descriptors() -> Iterator[None]:
-    """Whatever is opened in the body gets a descriptor above those of most that is opened after it.
+    """Give descriptors opened in the body higher numbers than most descriptors opened later.
 
-    So gRPC's listening sockets close before its connections when the process is killed. Clients whose connection ends
-    connect anew at once; a socket that is about to be closed too would reset them, and gRPC clients then fail for a
-    second before they try again. Linux closes the descriptors of a process that ends from the highest to the lowest
-    (measured).
+    When the process is killed, gRPC's listening sockets then close before gRPC's connections. Clients reconnect at once
+    after a lost connection. A listening socket about to close would reset the new connections, and gRPC clients would
+    then fail for a second before the next attempt. Linux closes the descriptors of an ending process from the highest
+    to the lowest (measured).
     """
     import resource
 
@@ -380,9 +380,9 @@ def high_descriptors() -> Iterator[None]:
 
 
 def stop_listening(port: int) -> None:
-    """Take this process's sockets out of those among which the kernel chooses for a connection to `port`.
+    """Remove the process's sockets from the kernel's choice for new connections to `port`.
 
-    Connections that it has are not touched. Nothing happens where the system does not list descriptors.
+    Open connections stay. Without a list of descriptors in `/proc/self/fd`, the call does nothing.
     """
     with suppress(FileNotFoundError):
         for name in os.listdir("/proc/self/fd"):
@@ -400,19 +400,18 @@ def _stop_listening(descriptor: int, port: int) -> None:
 
 
 def answer_before_an_abort(speak: Callable[[], Awaitable[None]]) -> None:
-    """Have `speak` awaited on the running loop once a thread aborts, and end the process when it returns.
+    """Await `speak` on the running loop once a thread aborts, and end the process when `speak` returns.
 
-    TensorFlow's checks call `abort` in the thread that runs the kernel. A handler of that signal keeps that thread for
-    ABORT_PATIENCE at most, while the event loop answers what is in flight on every transport. Then the process ends by
-    the same signal.
-    A signal that comes while the loop's own thread is in a kernel ends the process at once.
+    TensorFlow's checks call `abort` in the thread of the kernel. The signal's handler keeps the thread for at most
+    `ABORT_PATIENCE` seconds, while the event loop answers requests in flight on every transport. Then the process ends
+    by the same signal. A signal during a kernel in the loop's own thread ends the process at once.
     """
     loop, own = asyncio.get_running_loop(), threading.get_ident()
     set_handler = ctypes.CDLL(None).signal
     set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
 
     def end(number: int) -> None:
-        os.kill(os.getpid(), number)  # `os.abort` would wait for the thread that is aborting.
+        os.kill(os.getpid(), number)  # `os.abort` would wait for the aborting thread.
 
     async def speak_and_end(number: int) -> None:
         try:

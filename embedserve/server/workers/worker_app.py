@@ -1,7 +1,7 @@
-"""What a worker's REST port has besides the REST API: `GET /-/workers`, and an end to connections others should have.
+"""A worker's additions to the REST API: `GET /-/workers`, and an end to surplus connections.
 
-The page says which processes there are, how they are, which of them has answered, and which requests are suspected to
-have ended some; any worker answers for all.
+The page lists processes, states, the answering worker, and suspect requests of dead workers. Any worker answers for all
+workers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class WorkerApp:
-    """ASGI application: the page, and everything else that the REST API answers.
+    """ASGI application: serves `/-/workers`, and passes all else to the REST API.
 
     Attributes:
-        acceptor: Knows whether connections are to be given up; None before the port is open.
+        acceptor: Knows the surplus of connections; None before the port is open.
     """
 
     def __init__(self, app: RestApp, registry: WorkerRegistry, index: int) -> None:
@@ -46,7 +46,7 @@ class WorkerApp:
         receive: Callable[[], Awaitable[dict[str, Any]]],
         send: Send,
     ) -> None:
-        """Answer one ASGI connection."""
+        """Answer an ASGI connection."""
         if self.acceptor is not None and self.acceptor.surplus > 0:
             self.acceptor.surplus -= 1
             send = _closing(send)
@@ -70,7 +70,7 @@ class WorkerApp:
 
 
 def _closing(send: Send) -> Send:
-    """The same, and the client connects anew after the answer."""
+    """Wrap `send` so that the client reconnects after the answer."""
 
     async def closing(event: dict[str, Any]) -> None:
         if event["type"] == "http.response.start":

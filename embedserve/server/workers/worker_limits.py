@@ -1,4 +1,4 @@
-"""What each of several workers gets of what flags give the whole server: threads and memory. Called by `supervisor`."""
+"""Computes a worker's share of the whole server's limits: threads and memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from embedserve.server.config import ServerConfig
 
 __all__ = ["can_share_ports", "check_supported", "share", "worker_config"]
 
-# The kernel deals connections out once, by chance. Of several workers, one that was replaced gets its share because
-# connections that end in good order now and then are dealt anew.
+# The kernel assigns a connection once, by chance. Ending connections in good order every 60 s lets the kernel assign
+# the connections anew, so a replaced worker gets a share.
 _CONNECTIONS = {"grpc.max_connection_age_ms": 60_000}
 
 
 def check_supported(config: ServerConfig) -> None:
-    """Refuse what cannot be served by several processes.
+    """Refuse configurations that several processes cannot serve.
 
     Raises:
-        ConfigError: This system or configuration cannot; the message says why, and what to do.
+        ConfigError: The system or the configuration does not allow workers; the message says why, and the remedy.
     """
     if not can_share_ports():
         raise ConfigError("--workers needs a system whose processes can share a port (SO_REUSEPORT), such as Linux")
@@ -38,16 +38,16 @@ def can_share_ports() -> bool:
 
 
 def share(whole: int, workers: int) -> int:
-    """One worker's part of something that each must have at least one of."""
+    """A worker's part of a total; at least 1."""
     return max(1, whole // workers)
 
 
 def worker_config(config: ServerConfig, cpus: int) -> ServerConfig:
-    """The configuration of one worker: what is served is told it later, and how often a load is tried is not its own.
+    """A worker's configuration, without models and retries: the supervisor sends the models and decides retries.
 
     Args:
-        config: The server's.
-        cpus: Processors of the machine, which TensorFlow's threads are divided over where nobody has said how many.
+        config: The server's configuration.
+        cpus: Processors of the machine, divided among the workers for unset TensorFlow thread counts.
     """
     workers, options = config.workers, config.options
     inflight = options.max_inflight_bytes or default_limit()
@@ -78,7 +78,7 @@ def worker_config(config: ServerConfig, cpus: int) -> ServerConfig:
 
 
 def session_config_share(session_config: bytes, workers: int, cpus: int) -> bytes:
-    """A serialized `tensorflow.ConfigProto` with one worker's part of the threads; negative numbers are left alone."""
+    """A serialized `tensorflow.ConfigProto` with a worker's part of the threads; negative numbers stay."""
     from tensorflow.core.protobuf.config_pb2 import ConfigProto
 
     config: Any = ConfigProto.FromString(session_config)

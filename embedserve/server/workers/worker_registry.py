@@ -1,6 +1,6 @@
-"""A worker's registry: loads what it is told, answers by the serving table, and shows the whole server's status.
+"""A worker's registry: loads on orders, answers by the serving table, and shows the whole server's status.
 
-Used by `worker`; adapters see a `ModelRegistry` like any other. It watches no directory and decides nothing.
+Adapters see a `ModelRegistry` as in a single process. The registry watches no directory and decides nothing.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ _NOTHING = Status({}, {}, "the supervisor has not said anything yet", False, ())
 
 
 class WorkerRegistry(ModelRegistry):
-    """Serves what the serving table says, and is asked for all workers.
+    """Serves the versions in the serving table, and answers status questions for all workers.
 
     Args:
-        options: The worker's share.
-        serving_table: Which versions answer; posted by the supervisor.
-        status: What is known of all workers' versions; posted by the supervisor.
-        send: Says something to the supervisor.
+        options: Options with the worker's share of the limits.
+        serving_table: The serving versions; posted by the supervisor.
+        status: The status of all workers; posted by the supervisor.
+        send: Sends a message to the supervisor.
         observers: As `ModelRegistry`.
-        make_loader: Makes loaders, where not of SavedModels.
-        places: Where runs are written down while they last; None writes nothing.
+        make_loader: Makes loaders; None for loaders of SavedModels.
+        places: Places for notes of current runs; None notes no runs.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class WorkerRegistry(ModelRegistry):
 
     @property
     def runtime(self) -> _WorkerRuntime:
-        """The entry, for the supervisor's orders."""
+        """The current entry, for the supervisor's orders."""
         assert isinstance(self._runtime, _WorkerRuntime)
         return self._runtime
 
     @property
     def whole(self) -> Status:
-        """What is known of all workers, as it is now."""
+        """The latest status of all workers."""
         if self._status.number != self._seen[0]:
             number, status = self._status.read()
             self._seen = number, status
@@ -104,32 +104,32 @@ class WorkerRegistry(ModelRegistry):
 
     @property
     def draining(self) -> bool:
-        """Whether the server, or this worker, is shutting down."""
+        """Whether the server or the worker is shutting down."""
         return super().draining or self.whole.draining
 
     def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
-        """As `ModelRegistry`, of all workers together."""
+        """As `ModelRegistry`, for all workers together."""
         return {model: found for model, found in self.whole.versions.items() if name is None or model == name}
 
     def models(self) -> tuple[str, ...]:
-        """As `ModelRegistry`, of all workers together."""
+        """As `ModelRegistry`, for all workers together."""
         return tuple(sorted(self.whole.readiness))
 
     def readiness(self) -> dict[str, str | None]:
-        """As `ModelRegistry`, of all workers together."""
+        """As `ModelRegistry`, for all workers together."""
         return dict(self.whole.readiness)
 
     def refused(self) -> frozenset[str]:
-        """Models that this worker refuses for their stuck runs."""
+        """Models refused by the worker because of stuck runs."""
         return frozenset(name for name in self.runtime.models.configs if self.runtime.models.trouble(name) is not None)
 
     def unready(self) -> str | None:
-        """As `ModelRegistry`, of all workers together, or of this one when it leaves."""
+        """As `ModelRegistry`, for all workers together, or for a leaving worker alone."""
         return self.whole.unready or super().unready()
 
 
 def ending_error() -> ServingError:
-    """The error of requests that a process has when a kernel aborts it."""
+    """The error of pending requests when a kernel aborts the process."""
     return ServingError(
         "the worker process that had this request ends: TensorFlow aborted it while it ran this or another request",
         code=Code.UNAVAILABLE,
@@ -141,52 +141,52 @@ def _key_of(version: ManagedVersion) -> Key:
 
 
 class _ToldSource:
-    """In place of a source: what is aspired is told by the supervisor."""
+    """Replaces a source: the supervisor tells the aspired versions."""
 
     diagnosis = None
     misused = False
     unread = False
 
     async def start(self) -> None:
-        """Nothing to look at."""
+        """Return at once: a worker has no directory to watch."""
 
     async def aclose(self) -> None:
-        """Nothing to stop."""
+        """Return at once: a worker watches no directory."""
 
     async def scan_now(self, names: Collection[str] | None = None) -> None:
-        """Nothing to look at."""
+        """Return at once: a worker has no directory to scan."""
 
     def hint(self) -> None:
-        """Nothing to look at."""
+        """Ignore the hint: a worker has no directory to scan."""
 
     def problem(self, name: str) -> str | None:
-        """The supervisor knows."""
+        """Return None: the supervisor knows the problems."""
         return None
 
     def coming(self, name: str) -> bool:
-        """The supervisor knows."""
+        """Return False: the supervisor knows the directories."""
         return False
 
     def misplaced(self, name: str) -> bool:
-        """The supervisor knows."""
+        """Return False: the supervisor knows the directories."""
         return False
 
     def set_models(self, models: Sequence[ModelConfig]) -> None:
-        """The supervisor tells."""
+        """Ignore the models: the supervisor sends orders."""
 
     def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """The supervisor decides."""
+        """Ignore the policy: the supervisor decides."""
 
     def stores(self) -> dict[str, StoreStatistics]:
-        """The supervisor asks them."""
+        """Return no statistics: the supervisor asks the stores."""
         return {}
 
     def release(self) -> None:
-        """The supervisor keeps the files."""
+        """Return at once: the supervisor keeps the files."""
 
 
 class _WorkerRuntime(Runtime):
-    """One entry; coordinates its own manager by the serving table."""
+    """An entry of the registry; coordinates its manager by the serving table."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class _WorkerRuntime(Runtime):
         super().__init__(options, None, (), observers, make_loader, make_source, policy=as_told, coordinator=self)
 
     def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
-        """As `Runtime`, after all that has been posted: from the moment of a post no worker answers otherwise."""
+        """As `Runtime`, after adopting the last post: from the moment of a post all workers answer alike."""
         if self._following and self._serving_table.number != self._adopted:
             self.adopt()
         if self._ending:
@@ -226,19 +226,19 @@ class _WorkerRuntime(Runtime):
         return super()._predictor_of(version, noted)
 
     async def fail_all(self, patience: float) -> None:
-        """The process ends: answer every request with UNAVAILABLE; returns when all are, or after `patience` s."""
+        """Answer every request with UNAVAILABLE; return when all are answered, or after `patience` seconds."""
         self._ending = True
         deadline = self.loop.time() + patience
         while self.manager.abort(lambda id: ending_error()) and self.loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     def follow_routes(self) -> None:
-        """Answer with what the serving table names from now on; all of it has been loaded."""
+        """Answer by the serving table from now on; all versions in the table are loaded."""
         self._following = True
         self.adopt()
 
     def adopt(self) -> None:
-        """Publish and withdraw what the serving table says; synchronous, so that a request sees them whole."""
+        """Publish and withdraw by the serving table; synchronous, so a request sees the whole change."""
         if not self._following or self._serving_table.number == self._adopted:
             return
         self._adopted, serving_table = self._serving_table.read()
@@ -260,7 +260,8 @@ class _WorkerRuntime(Runtime):
     def _publish(self, key: Key) -> None:
         held = self._held.pop(key, None)
         if held is None:
-            # The supervisor posts what all have loaded. Whoever has not must not answer: it would answer with the past.
+            # The supervisor posts only versions loaded by all workers. A worker without the version would answer with
+            # the past.
             logger.critical("%s is to be served and is not loaded here: this worker ends", key)
             exit_now(1)
         else:
@@ -272,12 +273,12 @@ class _WorkerRuntime(Runtime):
     # Orders.
 
     def set_configs(self, configs: Configs) -> None:
-        """Know how models are configured."""
+        """Note the models' configurations."""
         self.models.configs = dict(configs.models)
         self.request_logs.set_models(self.models.configs)
 
     async def load(self, order: Load) -> None:
-        """Load and warm up, hold until the serving table names it, and report."""
+        """Load and warm up a version, hold the version until the serving table names the attempt, and report."""
         key, config = order.key, order.config
         self.models.configs.setdefault(key.name, config)
 
@@ -298,11 +299,11 @@ class _WorkerRuntime(Runtime):
             servable = self._held[key][1]
             verdicts = {name: signature.batching for name, signature in servable.signatures.items()}
             self._send(Loaded(key, servable.kind, servable.reads_files_at_run_time, version.loader.note, verdicts))
-        elif version.error is not None and version.aspired:  # Else it was dropped, or replaced.
+        elif version.error is not None and version.aspired:  # Otherwise the version was dropped or replaced.
             self._send(Failed(key, Failure.of(version.error)))
 
     async def drop(self, key: Key) -> None:
-        """Unload after the last request, and report."""
+        """Unload a version after the last request, and report."""
         self.adopt()
         self._told.get(key.name, {}).pop(key.attempt, None)
         self._aspire(key.name)
@@ -310,21 +311,21 @@ class _WorkerRuntime(Runtime):
         self._send(Dropped(key))
 
     def _aspire(self, name: str) -> None:
-        """Aim for what was told and not dropped; of several generations of a version, for the last."""
+        """Aim for all versions ordered and not dropped; of several generations of a version, for the last."""
         told = self._told.get(name, {})
         self.manager.set_aspired_versions(name, {told[attempt][0]: told[attempt][1] for attempt in sorted(told)})
 
     def _version_of(self, key: Key) -> ManagedVersion | None:
-        """What the manager still has of it."""
+        """The manager's version for the key, unless at its end."""
         for version in self.manager.versions_of(key.name):
             if version.fingerprint == key.attempt and version.state is not State.END:
                 return version
         return None
 
-    # The coordinator of its own manager (lifecycle/coordinator.py).
+    # The runtime is the coordinator of its own manager (lifecycle/coordinator.py).
 
     async def hold(self, version: ManagedVersion, servable: Servable) -> None:
-        """Wait until the serving table names the version, or it is dropped."""
+        """Wait until the serving table names the version, or the version is dropped."""
         if not version.aspired:
             return
         key, published = _key_of(version), self.loop.create_future()
@@ -336,4 +337,4 @@ class _WorkerRuntime(Runtime):
         self._held.pop(key, None)
 
     def serving_changed(self) -> None:
-        """The serving table said so."""
+        """Return at once: the serving table told the change."""
