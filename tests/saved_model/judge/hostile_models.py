@@ -96,7 +96,9 @@ def _lstm(op: Any, steps: Any, x: Any) -> Any:
 
 
 def _transposed(image: Any, size: Any) -> Any:
-    return tf.nn.conv2d_transpose(image, tf.ones([2, 2, 1, 1]), size, 2, "SAME")
+    # From TensorFlow 2.22 on, `tf.nn.conv2d_transpose` puts a check of the sizes into the graph.
+    kernel = {"filter": tf.ones([2, 2, 1, 1]), "strides": [1, 2, 2, 1], "padding": "SAME"}
+    return raw.Conv2DBackpropInput(input_sizes=size, out_backprop=image, **kernel)
 
 
 _SPLITS = {"splits": (_L, [None]), "values": (_F, [None])}
