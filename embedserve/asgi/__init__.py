@@ -1,1 +1,1 @@
-"""What the ASGI adapters share: the life of a call, the lifespan, compressed bodies. Knows no route and no message."""
+"""Common parts of the ASGI adapters: the life of a call, the lifespan, compressed bodies. Knows no route or message."""

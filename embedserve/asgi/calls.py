@@ -1,6 +1,6 @@
-"""Ends a call early when its client goes away or its deadline passes, at almost no cost to calls that end soon.
+"""Ends a call early when the client goes away or the deadline passes, at almost no cost to short calls.
 
-The applications wrap the work of each call in it. Knows ASGI's receive channel and nothing of what is cancelled.
+The module knows ASGI's receive channel, and not the work that is cancelled.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ Receive: TypeAlias = Callable[[], Awaitable[Any]]
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
 
 
-# Seconds between two questions to a host that does not wait with its answer.
+# Seconds between two calls of a `receive` that returns at once.
 _FIRST_PAUSE = 0.03
 _LAST_PAUSE = 0.25
 
 
 class ClientDisconnected(ServingError):
-    """The client went away before its answer was there; nobody reads what is sent now."""
+    """The client went away before the answer was ready; an answer has no reader now."""
 
     code = Code.CANCELLED
 
 
 class Calls:
-    """The calls of one application that are being worked on.
+    """The calls of an application that are under way.
 
-    Listening for a client costs a task, a deadline costs a timer, and most calls have ended before either is of use: so
-    one timer for all of them looks again and again, and watches the calls that it sees twice.
+    Listening for a client costs a task, a deadline costs a timer, and most calls end before either is of use. A single
+    timer for all calls ticks every `patience` seconds, and watches each call at the second tick after the call's start.
     """
 
     def __init__(self, patience: float = 0.02) -> None:
@@ -47,9 +47,9 @@ class Calls:
         return f"<Calls {len(self._new) + len(self._seen)} not watched yet>"
 
     def enter(self, receive: Receive | None = None, deadline: float | None = None) -> Call:
-        """Context of one call, whose body has been read; without `receive` it is read inside, up to `Call.listen`.
+        """Context of a call whose body has been read; without `receive` the body is read inside, up to `Call.listen`.
 
-        It is watched after `patience` to twice `patience` seconds; the task that is in the context is cancelled once
+        Watching starts after `patience` to twice `patience` seconds. The task in the context is cancelled as soon as
         `receive` says `http.disconnect`, or the loop's clock reads `deadline`.
 
         Raises:
@@ -60,7 +60,7 @@ class Calls:
     def _add(self, call: Call) -> None:
         loop = asyncio.get_running_loop()
         if self._ticking_on is not loop:
-            if self._ticking_on is not None:  # Closed before its time: an application may go on on another loop.
+            if self._ticking_on is not None:  # The old loop was closed; an application may continue on a new loop.
                 self._seen, self._new = set(), set()
             self._ticking_on = loop
             loop.call_later(self._patience, self._tick)
@@ -81,7 +81,7 @@ class Calls:
 
 
 class Call:
-    """One call; made by `Calls.enter`."""
+    """A call under way; made by `Calls.enter`."""
 
     __slots__ = (
         "_calls",
@@ -113,13 +113,13 @@ class Call:
         return self
 
     def listen(self, receive: Receive) -> None:
-        """The body has been read: what else `receive` says is that the client goes."""
+        """Listen for the client's end: the body has been read, so `receive` has no further news."""
         self._receive = receive
         if self._watched:
             self._listener = asyncio.create_task(self._until_gone(receive))
 
     def deafen(self) -> None:
-        """The answer is being sent: a host that says that the client goes may mean that it has all of it."""
+        """Stop listening, as the answer is being sent: a host may report a disconnect after a complete answer."""
         self._receive = None
         if self._listener is not None:
             self._listener.cancel()
@@ -134,7 +134,7 @@ class Call:
 
     async def _until_gone(self, receive: Receive) -> None:
         pause = _FIRST_PAUSE
-        # Most hosts wait here until the client goes. Some answer at once that the body has ended, again and again.
+        # Most hosts wait here until the client goes. Some hosts report the body's end at once, again and again.
         while (await receive())["type"] != "http.disconnect":
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LAST_PAUSE)
@@ -155,7 +155,7 @@ class Call:
             self._listener.cancel()
         if self._reason is None:
             return
-        # A task is cancelled while it waits, so the CancelledError has come by now, whatever the work made of it.
+        # Cancellation reaches a waiting task, so the CancelledError has come by now, handled by the work or not.
         mine = self._task.uncancel() <= self._cancelling
         if mine and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise self._reason from None

@@ -1,6 +1,6 @@
-"""Calls of a host on another event loop than its registry's: carried over to that loop, and their events back.
+"""Carries the calls of a host on a foreign event loop over to the registry's loop, and their events back.
 
-Called by the applications. Knows ASGI and nothing of what is served.
+The module knows ASGI, and not the work of the calls.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def is_elsewhere(registry: ModelRegistry) -> bool:
-    """Whether the caller is on another loop than the registry's, which can be reached from here.
+    """Whether the caller runs on a loop other than the registry's, and can reach the registry's loop.
 
-    False too where it cannot: then the call goes on here, and `check_usable` says why it ends.
+    False also for an unreachable loop: the call then continues here, and `check_usable` reports the reason.
     """
     if asyncio._get_running_loop() is None or registry.loop is None:
         return False
@@ -40,10 +40,10 @@ def is_elsewhere(registry: ModelRegistry) -> bool:
 async def carry_over(
     registry: ModelRegistry, application: Application, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Answer one ASGI call on the registry's loop, while its events are those of the running loop.
+    """Answer an ASGI call on the registry's loop; `receive` and `send` run on the caller's loop.
 
-    Cancellation crosses over either way, and so does the wait for a client that reads slowly. Costs two changes of
-    threads for the call and two for each event.
+    Cancellation crosses over either way, as does the wait for a client that reads slowly. A call costs two changes of
+    threads, and each event two more.
 
     Raises:
         RegistryStateError: The registry was left before the call ended.
@@ -76,7 +76,7 @@ async def _on(loop: asyncio.AbstractEventLoop, call: Callable[[], Awaitable[T]])
     work = awaited()
     try:
         future = asyncio.run_coroutine_threadsafe(work, loop)
-    except RuntimeError:  # Closed.
+    except RuntimeError:  # The loop is closed.
         work.close()
         raise ClientDisconnected("the event loop of the host has ended before the answer was there") from None
     return await asyncio.wrap_future(future)

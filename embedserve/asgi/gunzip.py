@@ -7,14 +7,15 @@ import zlib
 __all__ = ["Gunzip"]
 
 _SLICE = 256 * 1024
-# What zlib calls a window of 32 KiB, and a header of gzip or of either kind.
+"""Compressed bytes given to zlib at once."""
+# zlib's `wbits` for a window of 32 KiB with a header of gzip, or of gzip or zlib.
 _GZIP, _EITHER = 31, 47
 
 
 class Gunzip:
     """Decompresses gzip, or zlib's own format, in steps of bounded size.
 
-    Several members are one stream, as `gunzip` reads them.
+    Several members form a single stream, as for `gunzip`.
     """
 
     def __init__(self, body: bytes, slice_size: int = _SLICE, *, or_zlib: bool = False) -> None:
@@ -27,7 +28,7 @@ class Gunzip:
         self.done = False
 
     def step(self, size: int) -> bytes:
-        """The next bytes, `size` of them unless the stream ends before.
+        """The next bytes of the stream: `size` bytes, or fewer at the stream's end.
 
         Raises:
             zlib.error: Corrupt or truncated.

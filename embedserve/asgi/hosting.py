@@ -1,6 +1,6 @@
-"""A registry and the ASGI host it runs in: may it be used here, who enters it, and which path was sent.
+"""A registry and its ASGI host: whether the host may use the registry, the lifespan, and the path as sent.
 
-Called by the applications. Knows no route.
+The module knows no route.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _SLASHES = (b"/", b"%2F", b"%2f")
 
 
 def check_usable(registry: ModelRegistry) -> None:
-    """Refuse, with what to change, a call on a loop that is not the registry's and from which it cannot be reached.
+    """Refuse a call on a loop that cannot reach the registry's loop; the message says how to change the host.
 
     Raises:
         NotReadyError: Not entered.
-        RegistryStateError: trio runs the host, this is a forked child, or the registry's loop has ended.
+        RegistryStateError: The host runs on trio, the process is a forked child, or the registry's loop has ended.
     """
     loop = registry.loop
     if loop is None:
@@ -54,10 +54,10 @@ def path_as_sent(scope: Scope) -> str:
 
 
 async def run_lifespan(registry: ModelRegistry, app: Any, receive: Receive, send: Send) -> None:
-    """Enter the registry where nobody else did, on whichever loop: `app` is the whole application, not a mounted one.
+    """Enter the registry, unless entered already, on any loop: `app` is the whole application, not a mounted part.
 
     Raises:
-        Exception: What went wrong, once the host has been told: some hosts (test clients) wait for it.
+        Exception: The failure, after a message to the host: some hosts (test clients) wait for the message.
     """
     await receive()
     step = "startup"

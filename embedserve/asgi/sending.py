@@ -1,7 +1,7 @@
-"""Sends a large body piece by piece, so that it is known when the client has it, and that the client reads at all.
+"""Sends a large body piece by piece, so that the server knows about the client's progress.
 
-Hosts take what they are given and wait before the next piece only. A body in one piece would lie in the socket's buffer
-after its call has ended, in nobody's account.
+A host accepts any piece at once, and waits before the next piece only. A whole body would lie in the socket's buffer
+after the end of the call, and outside the account of bytes in flight.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from embedserve.asgi.calls import ClientDisconnected, Send
 __all__ = ["PIECE", "send_body"]
 
 PIECE = 1 << 20
-"""Bytes that are given to the host at once: what a connection may hold outside the account."""
+"""Bytes given to the host at once: a connection may hold as many outside the account of bytes in flight."""
 
 PATIENCE = 60.0
-"""Seconds that a client has to take one piece: 17 kB/s."""
+"""Seconds for a client to take a piece: 17 kB/s at the least."""
 
 
 async def send_body(send: Send, body: bytes, *, more_body: bool = False) -> None:
-    """Send a body whose start has been sent; returns when no more than a piece of it is left to send.
+    """Send a body after its start; returns when at most a piece of the body is still in the host's buffer.
 
     Args:
         send: The scope's send callable.
         body: Of any length.
-        more_body: Other pieces follow.
+        more_body: Further pieces follow.
 
     Raises:
-        ClientDisconnected: The client does not take what is sent.
+        ClientDisconnected: The client does not read.
     """
     if len(body) <= PIECE:
         await send({"type": "http.response.body", "body": body, "more_body": more_body})

@@ -1,7 +1,7 @@
 """TensorFlow Serving's gRPC API over a registry: on grpc.aio in the registry's own loop, or as an ASGI application.
 
-Importing it imports grpc and no TensorFlow; `serve`, `GrpcApp` and `GrpcMiddleware` import TensorFlow when they are
-called, for its messages.
+The package imports grpc and no TensorFlow. Calls of `serve`, `GrpcApp` and `GrpcMiddleware` import TensorFlow for the
+messages.
 """
 
 from embedserve.config import Access

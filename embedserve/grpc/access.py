@@ -1,4 +1,4 @@
-"""Which clients a method answers, by where their connections come from. Knows no transport and no message."""
+"""The clients that a method answers, by the origin of their connections. Knows no transport and no message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["answering", "is_loopback"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an IP address, with or without brackets, is one of this machine's own loopback addresses."""
+    """Whether an IP address, with or without brackets, is a loopback address."""
     try:
         address = ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -24,11 +24,11 @@ def is_loopback(host: str) -> bool:
 
 
 def answering(clients: Clients, what: str, option: str, methods: Mapping[str, Unary]) -> dict[str, Unary]:
-    """The methods as they answer `clients` only.
+    """The methods, limited to some clients.
 
     Args:
-        clients: Who is answered.
-        what: What the methods are, for the message of those who are not.
+        clients: The clients to answer.
+        what: Subject of the refusal's message, such as the service's name.
         option: The flag that decides.
         methods: By path.
     """

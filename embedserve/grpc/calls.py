@@ -1,7 +1,7 @@
-"""One RPC from request bytes to response bytes, on whichever transport: limits, parsing, the handler, the status.
+"""An RPC from request bytes to response bytes, on any transport: limits, parsing, the handler, the status.
 
-Every service makes its methods here, and every transport (`server` over grpcio, `asgi`) calls them. Transports hand raw
-bytes both ways, so that large messages can be parsed and built in a thread. Knows no service and no transport.
+Transports hand raw bytes both ways, so that a thread can parse and build large messages. The module knows no service
+and no transport.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ __all__ = [
 ]
 
 LARGE = 256 * 1024
-"""Bytes from which parsing and building a message leave the event loop."""
+"""Bytes of a message above which a thread parses and builds the message."""
 
 
 class Context(Protocol):
-    """What a call may ask of its transport."""
+    """The transport's side of a call."""
 
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline, or None without one."""
 
     def metadata_value(self, key: str) -> str | bytes | None:
-        """What the client sent as metadata under a key, in lower case; the first where there are several."""
+        """The client's metadata under a key in lower case; the first value of several."""
 
     def is_local(self) -> bool:
-        """Whether the client is known to be on this machine: at a loopback address or behind a Unix socket."""
+        """Whether the client is known to be on the same machine: at a loopback address or behind a Unix socket."""
 
     @property
     def held(self) -> Reservation:
-        """The bytes that the call holds; the transport releases them when the answer is sent."""
+        """The bytes that the call holds; the transport releases the bytes after sending the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unary:
-    """A method that takes one message and gives one.
+    """A method with one request message and one response message.
 
     Attributes:
-        answer: Takes request bytes and context, gives response bytes, which `context.held` holds then.
+        answer: Takes request bytes and context, and gives response bytes. `context.held` then holds the response.
 
     Raises:
         StatusError: From `answer`, in place of any error.
@@ -101,11 +101,11 @@ Method = TypeVar("Method", Unary, Streaming, "Unary | Streaming")
 Handler: TypeAlias = Callable[..., Awaitable[bytes]]
 """Takes the request message, the `Context` and whether the request is large; gives response bytes.
 
-One that `unary` makes `logged_as` something takes a `Log` besides.
+A handler of a method with `logged_as` also takes a `Log`.
 """
 
 Log: TypeAlias = "Callable[[ModelHandle, str, bytes], bytes]"
-"""Takes handle, signature name and response bytes of a request that was answered; gives the response bytes back."""
+"""Takes handle, signature name and response bytes of an answered request; gives the response bytes back."""
 
 
 def unary(
@@ -120,12 +120,12 @@ def unary(
     """Make a unary method.
 
     Args:
-        registry: Whose limits and observers count.
+        registry: The registry whose limits and observers count.
         request_type: Message class of the request.
-        handler: Answers one parsed request.
-        observed_as: API name under which observers hear of each call; None for calls that are not counted.
-        logged_as: What a request log calls such an exchange; None for calls that are not logged.
-        forms: Known forms of requests, which the handler takes in place of messages.
+        handler: Answers a parsed request.
+        observed_as: API name of each call for the observers; None leaves the calls uncounted.
+        logged_as: Kind of the exchange in a request log; None leaves the calls unlogged.
+        forms: Known forms of requests; the handler takes a `KnownRequest` in place of a message.
     """
 
     async def answer(body: bytes, context: Context) -> bytes:
@@ -135,7 +135,7 @@ def unary(
         size = len(body)
         held = context.held
         try:
-            if held.sent:  # The transport has counted what came over the wire.
+            if held.sent:  # The transport has counted the bytes of the wire.
                 held.add(size, "the request")
             else:
                 held.receive(size, "the request")
@@ -171,7 +171,7 @@ def unary(
 
 
 def streaming(stream: Callable[[AsyncIterator[bytes], Context], AsyncGenerator[bytes, None]]) -> Streaming:
-    """Make a method with any number of messages either way; whatever `stream` raises becomes its status."""
+    """Make a method with any number of messages either way; an error of `stream` becomes the status."""
 
     async def guarded(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
         try:
@@ -185,11 +185,11 @@ def streaming(stream: Callable[[AsyncIterator[bytes], Context], AsyncGenerator[b
 
 
 async def one_of(requests: AsyncIterator[bytes], request_type: Any) -> Any:
-    """The message of a stream that must hold exactly one.
+    """The message of a stream that must hold exactly one message.
 
     Raises:
-        InvalidInputError: The bytes are not such a message.
-        UnsupportedError: None, or more than one.
+        InvalidInputError: The bytes are no message of the type.
+        UnsupportedError: The stream has no message, or several.
     """
     found: list[bytes] = []
     async for body in requests:
@@ -197,13 +197,13 @@ async def one_of(requests: AsyncIterator[bytes], request_type: Any) -> Any:
         if len(found) > 1:
             break
     if len(found) != 1:
-        # gRPC's own code where a method takes another number of requests than the client sent.
+        # gRPC's own code for a wrong number of requests.
         raise UnsupportedError(f"the method takes one message, {'none' if not found else 'more than one'} came")
     return parse(request_type, found[0])
 
 
 def paths(service: str, methods: Mapping[str, Method]) -> dict[str, Method]:
-    """Methods of one service by path instead of by name."""
+    """Methods of a service by path instead of by name."""
     return {f"/{service}/{name}": method for name, method in methods.items()}
 
 
@@ -216,10 +216,10 @@ def _log(kind: Kind, request: bytes, handle: ModelHandle, signature_name: str, r
 
 
 def priority_of(context: Context) -> PriorityName:
-    """The priority that the client asks for in its metadata.
+    """The priority in the client's metadata.
 
     Raises:
-        InvalidInputError: There is no such priority.
+        InvalidInputError: The name is no priority.
     """
     value = context.metadata_value(PRIORITY_KEY)
     return "normal" if value is None else sent_priority(value)
@@ -229,7 +229,7 @@ def parse(request_type: Any, body: bytes) -> Any:
     """The message in `body`.
 
     Raises:
-        InvalidInputError: There is none.
+        InvalidInputError: The bytes are no message of the type.
     """
     try:
         return request_type.FromString(body)
@@ -242,7 +242,7 @@ def acquire(registry: ModelRegistry, request: Any) -> ModelHandle:
 
     Raises:
         InvalidModelSpecError: No model spec, no name, or an unknown label.
-        ServableNotFoundError: No available version answers it.
+        ServableNotFoundError: No available version fits the model spec.
     """
     if not request.HasField("model_spec"):
         raise InvalidModelSpecError("Missing ModelSpec")

@@ -1,6 +1,6 @@
-"""From any error to the gRPC status a client sees: the code of a ServingError 1:1, everything else a hidden INTERNAL.
+"""From an error to the gRPC status for the client: a ServingError keeps its code, any further error is hidden.
 
-Called once per failed call by `calls.py`; knows no service and no transport.
+Hidden errors are INTERNAL. The module knows no service and no transport.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ __all__ = ["StatusError", "status_of", "truncated"]
 logger = logging.getLogger("embedserve")
 
 MAX_MESSAGE_BYTES = 1024
+"""Bytes of UTF-8 kept of a message, as in TensorFlow Serving."""
 
 
 class StatusError(Exception):
-    """What a call ends with instead of an answer; the transport writes it as it stands."""
+    """The status of a call that ends without an answer; the transport writes code and message unchanged."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(f"{code.name}: {message}")
@@ -28,9 +29,9 @@ class StatusError(Exception):
 def truncated(message: str) -> str:
     """Cut a message as TensorFlow Serving does: 1024 bytes of UTF-8, then `...TRUNCATED`.
 
-    Bytes and not characters: they travel percent-encoded in a trailer, and clients refuse trailers over 8 KiB.
+    Bytes count, not characters: messages travel percent-encoded in a trailer, and clients refuse trailers over 8 KiB.
     """
-    # A message may quote what a client sent, lone surrogates included; the trailer must be encodable.
+    # A message may quote a client's text, lone surrogates included; the trailer must be encodable.
     data = message.encode("utf-8", "replace")
     if len(data) <= MAX_MESSAGE_BYTES:
         return data.decode()
@@ -38,7 +39,7 @@ def truncated(message: str) -> str:
 
 
 def status_of(error: Exception) -> tuple[Code, str]:
-    """Code and message for the client. Anything that is not a ServingError is a bug: logged, and not shown."""
+    """Code and message for the client. An error that is no ServingError is a bug: logged, and not shown."""
     if isinstance(error, ServingError):
         return error.code, truncated(error.message)
     logger.error("a gRPC call failed with an unexpected error", exc_info=error)

@@ -1,7 +1,7 @@
-"""How much memory will a protobuf message take once it is parsed? Asked before it is, of its bytes alone.
+"""Bytes of memory that a protobuf message takes after parsing, estimated from the unparsed bytes alone.
 
-Two bytes of a map entry become 170 of memory, so a small body may hold a flood. The walk counts every field on the way
-to the values and skips the values themselves; of a message with very many fields the rest is taken for the worst.
+Two bytes of a map entry become 170 of memory, so a small body may fill the memory. The walk counts every field on the
+way to the values, and skips the values themselves. After very many fields the rest counts as the worst case.
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ from embedserve.tensors.proto import read_varint
 __all__ = ["parsed_bytes"]
 
 _SMALL = 4096
-"""Bytes of a body that is not looked at: the most that it could become is less than what a call costs anyway."""
+"""Bytes of a body up to which no walk is made: even the worst case is smaller than the cost of a call."""
 
 _MOST_FIELDS = 20_000
-"""Fields that are counted one by one, in some 20 ms."""
+"""Fields that are counted singly; the number takes some 20 ms."""
 
 _MESSAGE, _MEMBER, _STRING, _NUMBER = 48, 8, 32, 16
-"""Bytes that a message takes, each of the fields that it may have, a string beside its text, and a number.
+"""Bytes of a message, of each possible field of a message, of a string beside its text, and of a number.
 
-Measured with empty ones, as growth of the process; lists that grow are copied, so each is counted about twice.
+Measured with empty values, as growth of the process. Lists are copied as they grow, so each value counts about twice.
 """
 
 _WORST, _WORST_WITH_TENSORS = 50, 96
-"""Bytes that one byte on the wire may become, at the most; measured as `_MESSAGE`."""
+"""Most bytes of memory per byte on the wire, without and with tensors; measured as `_MESSAGE`."""
 
 _LENGTH_DELIMITED = 2
 _FIXED = {1: 8, 5: 4}
 
 
 class _Kind(NamedTuple):
-    """What a field of some length holds: a message of so many bytes, or values at so many for each byte."""
+    """The memory of a length-delimited field: `size` bytes for the field, `each` bytes per byte on the wire.
+
+    `message` is the descriptor of a message to walk, or None.
+    """
 
     message: Any
     size: int
@@ -45,7 +48,7 @@ def parsed_bytes(request_type: Any, body: bytes) -> int:
 
     Args:
         request_type: The message's class.
-        body: Its bytes.
+        body: The message's bytes.
     """
     if len(body) <= _SMALL:
         return 0
@@ -53,17 +56,17 @@ def parsed_bytes(request_type: Any, body: bytes) -> int:
     walk = _Walk(body)
     try:
         size = walk.bytes_of(descriptor)
-    except IndexError:  # Cut off: the parser says so, after it has made what was counted.
+    except IndexError:  # A truncated body: the parser builds the counted part before its error.
         return walk.size
     return size + walk.unseen * (_WORST_WITH_TENSORS if _holds_tensors(descriptor) else _WORST)
 
 
 class _Walk:
-    """One pass over one body, without recursion.
+    """A single pass over a body, without recursion.
 
     Attributes:
         size: Bytes counted so far.
-        unseen: Bytes of the body that were not looked at, because it has too many fields.
+        unseen: Bytes of the body left out, because the body has too many fields.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -83,7 +86,7 @@ class _Walk:
         return self.size
 
     def _message(self, kinds: dict[int, _Kind], at: int, end: int, inner: list[tuple[Any, int, int]]) -> None:
-        """Count one message without those in it, which are put on `inner`."""
+        """Count a message without its inner messages; `inner` receives the inner messages."""
         body = self._body
         while at < end:
             if self._fields_left <= 0:
@@ -106,9 +109,9 @@ class _Walk:
                 at = self._strings(tag, at, end)
 
     def _strings(self, tag: int, at: int, end: int) -> int:
-        """Count the short strings of the same field that follow, in a loop of its own, and return where they end."""
+        """Count the short strings of the same field that follow, in a faster loop, and return their end."""
         body, count = self._body, 0
-        most = self._fields_left * 16  # As long as so many other fields take.
+        most = self._fields_left * 16  # A string of this loop takes a sixteenth of a field's time.
         while at < end and body[at] == tag and body[at + 1] < 0x80 and count < most:
             at += 2 + body[at + 1]
             count += 1
@@ -122,14 +125,14 @@ _STRINGS = _Kind(None, _STRING, 0)
 
 @cache
 def _kinds(descriptor: Any) -> dict[int, _Kind]:
-    """Of each field that holds something of a length, by its number."""
+    """The kinds of the message's fields by field number, read as length-delimited."""
     kinds = {}
     for field in descriptor.fields:
         inner = field.message_type
         if inner is not None:
             kinds[field.number] = _Kind(inner, _size(inner), 0)
         elif field.cpp_type in (field.CPPTYPE_STRING, field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
-            kinds[field.number] = _STRINGS  # As long in memory as on the wire.
+            kinds[field.number] = _STRINGS  # Values have the same size in memory and on the wire.
         else:
             kinds[field.number] = _Kind(None, _STRING, _NUMBER)
     return kinds
@@ -137,7 +140,7 @@ def _kinds(descriptor: Any) -> dict[int, _Kind]:
 
 def _size(descriptor: Any) -> int:
     size = _MESSAGE + _MEMBER * len(descriptor.fields)
-    if descriptor.GetOptions().map_entry:  # Its value is made even where the entry has none.
+    if descriptor.GetOptions().map_entry:  # The parser makes a value even for an entry without a value.
         size += sum(_size(field.message_type) for field in descriptor.fields if field.message_type is not None)
     return size
 

@@ -1,8 +1,8 @@
-"""Forms of Predict requests: what stays the same between requests that differ in their values only.
+"""Forms of Predict requests: the constant part of requests that differ in their values only.
 
-Most clients send the same request again and again with other numbers in it. Once one has been parsed, its bytes before
-the numbers say everything about the next one: names, version, dtype and shape. A request that starts with the bytes of
-a known form and has the same length needs no parsing. Every other request is parsed. Knows no registry.
+Most clients repeat a request with new numbers. The bytes before the numbers determine names, version, dtype and shape.
+A request with the length and the first bytes of a known form needs no parsing. All further requests are parsed. The
+module knows no registry.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from embedserve.tensors.proto import read_varint
 __all__ = ["Forms", "KnownRequest"]
 
 _MAX_FORMS = 256
+"""Forms kept; at the bound all forms are dropped."""
 _MAX_HEAD = 1024
+"""Bytes before the values of the longest head that is kept."""
 _MAX_LENGTHS = 4
+"""Positions of values kept per length of request; each position costs a lookup."""
 
 # Field numbers of PredictRequest, its map entries, and TensorProto.
 _MODEL_SPEC, _INPUTS = 1, 2
 _KEY, _VALUE = 1, 2
 _DTYPE, _SHAPE, _VERSION, _CONTENT = 1, 2, 3, 4
-# Packed fields that are the array's memory, for the one dtype that each of them belongs to.
+# Packed fields that are the array's memory, with the dtype of each field.
 _PACKED = {5: 1, 6: 2}  # float_val: DT_FLOAT, double_val: DT_DOUBLE
 _LENGTH_DELIMITED = 2
 
 
 class KnownSpec(NamedTuple):
-    """A `ModelSpec` that has been read: attributes of the message cost a call each."""
+    """A `ModelSpec` read into Python values: each attribute of the message costs a call."""
 
     name: str
     version: int | None
@@ -43,7 +46,7 @@ class KnownSpec(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What every request of one form says: its model spec, one input, and where the values start."""
+    """The common part of a form's requests: model spec, a single input, and the position of the values."""
 
     model_spec: KnownSpec
     alias: str
@@ -53,7 +56,7 @@ class Form(NamedTuple):
 
 
 class KnownRequest:
-    """A request of a known form: what a `PredictRequest` says, without having been parsed."""
+    """A request of a known form: the content of a `PredictRequest`, without parsing."""
 
     __slots__ = ("_body", "_form", "model_spec")
 
@@ -67,18 +70,18 @@ class KnownRequest:
     def decode(self) -> dict[str, Array]:
         """The input by its name: read-only, in the form's dtype and shape."""
         form = self._form
-        # A slice, and not an offset: arrays are expected to be aligned.
+        # A slice, not an offset: users of arrays expect aligned memory.
         return {form.alias: np.frombuffer(self._body[form.start :], form.dtype).reshape(form.shape)}
 
 
 class Forms:
-    """The forms seen so far; bounded, and forgotten all at once when there are too many.
+    """The forms seen so far, bounded in number; at the bound all forms are dropped at once.
 
-    A form is kept when it is seen for the second time, so that clients that never repeat one cost next to nothing.
+    A form is kept at its second sight, so that clients without repetition cost next to no memory.
     """
 
     def __init__(self) -> None:
-        # By length and head. The head alone is not enough: fields may follow the input, an `output_filter` for one.
+        # By length and head. The head alone is not enough: fields may follow the input, as an `output_filter` does.
         self._forms: dict[tuple[int, bytes], Form] = {}
         self._starts: dict[int, tuple[int, ...]] = {}  # By the length of the request.
         self._candidate: tuple[int, bytes] = 0, b""
@@ -87,7 +90,7 @@ class Forms:
         return len(self._forms)
 
     def find(self, body: bytes) -> KnownRequest | None:
-        """The request, if one of the same length with the same bytes before its values is known."""
+        """The request, if a form has the same length and the same bytes before the values."""
         size = len(body)
         for start in self._starts.get(size, ()):
             form = self._forms.get((size, body[:start]))
@@ -96,7 +99,7 @@ class Forms:
         return None
 
     def learn(self, body: bytes, request: Any) -> None:
-        """Look at a request that was parsed, and found good; `request` is the message that `body` holds."""
+        """Consider the form of a parsed and answered request; `request` is the message in `body`."""
         start = _start_of_values(body)
         if start is None or start > _MAX_HEAD:
             return
@@ -123,7 +126,7 @@ def _form(request: Any, start: int, size: int) -> Form | None:
     dtype = by_number(tensor.dtype)
     fits = dtype.numpy.itemsize * math.prod(shape) == size - start > 0
     if not fits or dtype.numpy.kind not in "fiuc":
-        return None  # Bytes of other dtypes need a look at each; fewer or more values than elements need a rule.
+        return None  # Bool and string need checks of their values; a wrong number of values needs a rule.
     spec = request.model_spec
     choice = spec.WhichOneof("version_choice")
     version = spec.version.value if choice == "version" else None
@@ -133,9 +136,9 @@ def _form(request: Any, start: int, size: int) -> Form | None:
 
 
 def _start_of_values(body: bytes) -> int | None:
-    """Where the values of the only input start, if the request ends with them and they are the array's memory.
+    """The position of the only input's values, if the values end the request and are the array's memory.
 
-    The lengths before that place say how far each message reaches, so whatever bytes follow it, they are values.
+    The lengths before the position fix the extent of each message, so any following bytes are values.
     """
     try:
         top = _few_fields(body, 0, len(body))
@@ -158,7 +161,7 @@ def _start_of_values(body: bytes) -> int | None:
 
 
 def _few_fields(body: bytes, at: int, end: int) -> list[tuple[int, int, int, int]]:
-    """The first fields of a message; more than a form can have says enough."""
+    """The first six fields of a message; a form has fewer."""
     return list(islice(_fields(body, at, end), 6))
 
 
@@ -166,7 +169,7 @@ def _fields(body: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
     """Number, wire type, start and end of each field of a message; varints start at their value.
 
     Raises:
-        ValueError, IndexError: Not a message that this reader knows.
+        ValueError, IndexError: The bytes are no message, or have wire types unknown to the reader.
     """
     while at < end:
         tag, at = read_varint(body, at)

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST API for any ASGI or WSGI host; imports no web framework until one is needed."""
+"""TensorFlow Serving's REST API for any ASGI or WSGI host; imports no web framework before the first need."""
 
 from __future__ import annotations
 

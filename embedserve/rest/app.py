@@ -1,8 +1,8 @@
-"""The REST API as an ASGI application that runs by itself or below any prefix of another one.
+"""The REST API as an ASGI application, run alone or mounted below any prefix of a host application.
 
-Decides what each HTTP request is (section 1.2 of TF Serving's contract) and writes the answer; what a route does is in
-`handlers`, what it means is in the registry. A plain ASGI callable, because a framework's request and response objects
-would cost more than the rest of a small request.
+The module decides the kind of each HTTP request (section 1.2 of TF Serving's contract) and writes the answer.
+`handlers` holds the work of each route, and the registry holds the models. The application is a plain ASGI callable:
+a framework's request and response objects would cost more than the rest of a small request.
 """
 
 from __future__ import annotations
@@ -97,26 +97,26 @@ def create_app(
     metrics_path: str = DEFAULT_METRICS_PATH,
     health: bool = True,
 ) -> RestApp | GrpcMiddleware:
-    """The REST API of a registry, and its gRPC API too if asked for, as one ASGI application.
+    """The REST API of a registry, with the gRPC API on request, as a single ASGI application.
 
-    Mounted in a host application, the host enters the registry, because no framework runs a mounted application's
-    lifespan: `Starlette(routes=[Mount("/ml", create_app(registry))], lifespan=registry.lifespan)`. Run by itself
-    (`uvicorn module:app`) it enters the registry in its own lifespan, unless that has happened.
+    A host that mounts the application enters the registry, because frameworks run no lifespan of mounted applications:
+    `Starlette(routes=[Mount("/ml", create_app(registry))], lifespan=registry.lifespan)`. An application that runs alone
+    (`uvicorn module:app`) enters a registry that is not yet entered in its own lifespan.
 
     Args:
-        registry: Entered or not yet; calls on another loop than its own are carried over, which costs a little.
-        grpc: Answer gRPC and gRPC-Web calls on the same port, as `embedserve.grpc.GrpcMiddleware` does before an
-            application of your own. Below a prefix only gRPC-Web clients reach it.
+        registry: Entered or not yet. Calls on a loop other than the registry's are carried over, at a small cost.
+        grpc: Answer gRPC and gRPC-Web calls on the same port, as `embedserve.grpc.GrpcMiddleware` does in front of a
+            host application. Below a prefix only gRPC-Web clients reach the gRPC API.
         cors: Add TF Serving's CORS headers to every answer of the REST API, and let any origin make gRPC-Web calls.
-        timeout: Seconds that a run of predict, classify or regress may take; None or 0 waits as long as it takes.
-        metrics: Serve this exposition at `metrics_path`, and let it observe the registry.
+        timeout: Seconds allowed for a run of predict, classify or regress; None or 0 sets no limit.
+        metrics: Serve the exposition at `metrics_path`, and register `metrics` as an observer of the registry.
         metrics_path: Exact path of the exposition, below the mount point.
         health: Serve `/-/live`, `/-/ready` and `/-/ready/NAME`, and gRPC's health service.
     """
     app = RestApp(registry, cors=cors, timeout=timeout, metrics=metrics, metrics_path=metrics_path, health=health)
     if not grpc:
         return app
-    # The only word that REST has with gRPC: one application of both, for users who want nothing else.
+    # The only reference from REST to gRPC: an application of both APIs.
     from embedserve.grpc import GrpcMiddleware
 
     metric = None if metrics is None else metrics.read
@@ -132,10 +132,10 @@ def routes(
     metrics_path: str = DEFAULT_METRICS_PATH,
     health: bool = True,
 ) -> list[BaseRoute]:
-    """The REST API as Starlette routes that sit beside a host's own; arguments as `create_app`.
+    """The REST API as Starlette routes beside a host's own routes; arguments as `create_app`.
 
-    They take `/v1/...`, the health paths and the metrics path, and nothing else: `Starlette(routes=[*own,
-    *routes(registry)])`, `Mount("/ml", routes=routes(registry))`, `fastapi_app.router.routes.extend(routes(registry))`.
+    The routes take only `/v1/...`, the health paths and the metrics path: `Mount("/ml", routes=routes(registry))`,
+    `Starlette(routes=[*own, *routes(registry)])`, `fastapi_app.router.routes.extend(routes(registry))`.
     """
     from embedserve.rest.starlette_route import RestRoute
 
@@ -144,11 +144,11 @@ def routes(
 
 
 class RestApp:
-    """ASGI application over one registry; holds no state of its own but which calls are under way.
+    """ASGI application over a registry; the only state is the set of calls under way.
 
     Attributes:
-        ending: Whether a cancellation means that the time of a drain is over, so that the request is answered with 503.
-            Set by a server that cancels for no other reason.
+        ending: Whether a cancellation means that a drain has run out of time, so that the request gets 503. Set by a
+            server that cancels requests for no further reason.
     """
 
     def __init__(
@@ -175,14 +175,14 @@ class RestApp:
 
     @property
     def registry(self) -> ModelRegistry:
-        """Whose models it serves."""
+        """The registry whose models the application serves."""
         return self._registry
 
     def __repr__(self) -> str:
         return f"<RestApp of {self._registry!r}>"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one ASGI connection."""
+        """Answer an ASGI connection."""
         if scope["type"] == "http":
             if asyncio._get_running_loop() is not self._registry.loop and self._is_to_be_carried(scope):
                 await carry_over(self._registry, self, scope, receive, send)
@@ -207,7 +207,7 @@ class RestApp:
                     with suppress(ClientDisconnected):
                         await send_body(send, body)
             except asyncio.CancelledError:
-                if not self.ending:  # Else the client did not read on, and the server closes the connection.
+                if not self.ending:  # At the end of a drain the client has not read on; the server closes.
                     raise
             finally:
                 if response.held is not None:
@@ -219,13 +219,13 @@ class RestApp:
             await send({"type": "websocket.close", "code": 1000})
 
     def _is_to_be_carried(self, scope: Scope) -> bool:
-        """Whether a request is for the registry's loop, another one; health is answered on any, should that hang."""
+        """Whether a request on a foreign loop goes to the registry's loop; health must answer even if the latter hangs."""
         if self._health and _is_health(path_of(raw_target(scope))):
             return False
         return is_elsewhere(self._registry)
 
     def takes(self, scope: Scope) -> bool:
-        """Whether a request is one of ours, whatever its answer; the rest is the host's."""
+        """Whether the application answers a request, be it with an error; the host has the rest."""
         target = raw_target(scope)
         return is_rest(target) or self._is_metrics(target) or (self._health and _is_health(path_of(target)))
 
@@ -233,7 +233,7 @@ class RestApp:
         return self._metrics is not None and path_of(target) == self._metrics_path
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
-        """TF Serving's order: method, URI, metrics, REST; ours before what is left: health, and what this is."""
+        """Dispatch in TF Serving's order (method, URI, metrics, REST), then to health and to the page at `/`."""
         method = scope["method"]
         if method not in METHODS:
             return self._html(scope, 501)
@@ -262,7 +262,7 @@ class RestApp:
         return html_page(status, close=scope.get("http_version", "1.1").startswith("1"))
 
     async def _rest(self, scope: Scope, receive: Receive, target: str | Route) -> Response:
-        """Answer a request under `/v1/`, whose route may be known, and tell the observers."""
+        """Answer a request under `/v1/`, given by target or by known route, and tell the observers."""
         started = perf_counter()
         observers = self._registry.observers
         method = scope["method"]
@@ -332,14 +332,14 @@ def _preflight(scope: Scope) -> Response:
 
 
 def _is_health(path: str) -> bool:
-    """Whether the path is one of `/-/live`, `/-/ready` and `/-/ready/NAME`."""
+    """Whether the path is `/-/live`, `/-/ready` or `/-/ready/NAME`."""
     return path in ("/-/live", "/-/ready") or (path.startswith("/-/ready/") and len(path) > len("/-/ready/"))
 
 
 def _health(registry: ModelRegistry, method: str, path: str) -> Response:
-    """Answer a health request: 200, or 503 with the reason; the body of the process's tells of every model as well.
+    """Answer a health request with 200, or with 503 and the reason; the process's readiness lists every model.
 
-    Read from the registry's snapshots, so that it answers before the first load has ended, during a drain, on any loop.
+    The answer reads the registry's snapshots: before the first load has ended, during a drain, and on any loop.
     """
     if method not in ("GET", "HEAD"):
         response = _uncached({"error": f"Method {method} is not allowed for {path}"}, 405)

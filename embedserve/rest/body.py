@@ -1,7 +1,6 @@
-"""Reads one request body within its bounds: size, bytes in flight, gzip.
+"""Reads a request body within the bounds on size, bytes in flight and gzip.
 
-Called by the application once per POST, on the loop; large bodies are decompressed in threads, in bounded steps. Knows
-no JSON.
+Reading happens on the loop. Threads decompress large bodies in bounded steps. The module knows no JSON.
 """
 
 from __future__ import annotations
@@ -23,8 +22,11 @@ MAX_UNZIPPED = 100 * 1024 * 1024
 """TF Serving's bound on a gzip body, in decompressed bytes."""
 
 _SMALL = 16 * 1024
+"""Compressed bytes up to which the first step runs on the loop."""
 _FIRST_STEP = 64 * 1024
+"""Decompressed bytes of a step on the loop."""
 _STEP = 4 * 1024 * 1024
+"""Decompressed bytes of a step in a thread; the sizes are checked between steps."""
 
 
 async def read_body(
@@ -35,25 +37,25 @@ async def read_body(
     check_size: Callable[[int], None],
     run_in_thread: RunInThread,
 ) -> bytes:
-    """The body of a request, decompressed where its `Content-Encoding` says gzip.
+    """The body of a request, decompressed if `Content-Encoding` says gzip.
 
     Args:
         headers: The scope's headers.
         receive: The scope's receive callable; read up to the end of the body.
-        held: Reserves each piece as it arrives.
+        held: Reserves each piece on arrival.
         check_size: Raises RequestTooLargeError for a body over `max_request_bytes`, before and after decompression.
         run_in_thread: Takes decompression off the loop.
 
     Raises:
-        RequestTooLargeError: Over `max_request_bytes`, or over the bytes in flight. TF Serving knows neither bound; of
-            the statuses in its table RESOURCE_EXHAUSTED (429) fits, so there is no 413. The rest is not read.
+        RequestTooLargeError: Over `max_request_bytes`, or over the bytes in flight. TF Serving has neither bound. The
+            status is RESOURCE_EXHAUSTED (429) from TF Serving's table, not 413. The rest of the body is not read.
         InvalidInputError: The gzip body is corrupt, or over TF Serving's 100 MiB.
         ClientDisconnected: The connection ended inside the body.
     """
     zipped = False
     for name, value in headers:
         if name == b"content-length":
-            # Some hosts pass on what the client wrote; without digits the pieces below are counted all the same.
+            # Some hosts pass on a malformed length; the pieces below are counted in any case.
             if value.isdigit() and len(value) < 20:
                 check_size(int(value))
         elif name == b"content-encoding" and b"gzip" in value.lower():
@@ -78,7 +80,7 @@ async def read_body(
 async def _unzip(
     body: bytes, held: Reservation, check_size: Callable[[int], None], run_in_thread: RunInThread
 ) -> bytes:
-    """Decompress step by step, so that a bomb is found out before it has filled memory."""
+    """Decompress step by step, so that a gzip bomb is found before the memory is full."""
     stream = Gunzip(body)
     pieces: list[bytes] = []
     size = 0
@@ -106,5 +108,5 @@ async def _unzip(
 
 
 def _unreadable(reason: str) -> InvalidInputError:
-    # TF Serving goes on with an empty body, and clients know the error that this ends in.
+    # TF Serving goes on with an empty body, so clients know the error of an empty document.
     return InvalidInputError(f"JSON Parse error: The document is empty: {reason}")

@@ -1,6 +1,6 @@
-"""Answers as values, and the one table from canonical codes to HTTP statuses.
+"""Answers as values, and the table from canonical codes to HTTP statuses.
 
-Knows no registry and no route: the application decides what went wrong, this says how it looks on the wire.
+The module turns an error into bytes for the wire, and knows no registry and no route.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from embedserve.rest.payload import encode_error
 
 __all__ = ["HTTP_STATUS", "Response", "error_response", "html_page", "json_response", "wire_code"]
 
-# TF Serving: http_server.cc. Codes that are not here are 500.
+# TF Serving: http_server.cc. Codes missing in the table are 500.
 HTTP_STATUS: dict[Code, int] = {
     Code.OK: 200,
     Code.CANCELLED: 499,
@@ -39,7 +39,7 @@ TIMED_OUT = "Timed out waiting for notification"
 
 
 class Response(NamedTuple):
-    """A whole answer: status, headers without `content-length`, body; what it holds is released when it is sent."""
+    """A whole answer: status, body, headers without `content-length`; `held` is released after sending."""
 
     status: int
     body: bytes
@@ -57,7 +57,7 @@ def json_response(body: bytes, status: int = 200) -> Response:
 
 
 def wire_code(error: ServingError) -> Code:
-    """The code a client sees. A registry that cannot be used here is the server's fault, not the client's."""
+    """The code for the client. A registry that cannot be used here is the server's fault, not the client's."""
     return Code.UNAVAILABLE if isinstance(error, RegistryStateError) else error.code
 
 
@@ -70,7 +70,7 @@ def error_response(error: ServingError) -> Response:
 
 
 def html_page(status: int, *, close: bool = True) -> Response:
-    """libevent's error page, for what is not part of the REST API; `close` ends an HTTP/1 connection as it does."""
+    """The error page of libevent for paths outside the REST API; `close` ends an HTTP/1 connection, as in libevent."""
     phrase = HTTPStatus(status).phrase
     page = f"<HTML><HEAD>\n<TITLE>{status} {phrase}</TITLE>\n</HEAD><BODY>\n<H1>{phrase}</H1>\n</BODY></HTML>\n"
     return Response(status, page.encode(), (*_HTML, (b"connection", b"close")) if close else _HTML)

@@ -1,6 +1,6 @@
-"""What each REST route does, from a body to a JSON document, through the registry's public API only.
+"""The work of each REST route, from a body to a JSON document, through the registry's public API only.
 
-Called by the application with a matched route; raises ServingError and leaves statuses and headers to its caller.
+The functions take a matched route and raise ServingError. The module knows no statuses and no headers.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ __all__ = ["about_document", "get", "post"]
 T = TypeVar("T")
 
 _LARGE_BODY = 64 * 1024
+"""Bytes of a body above which a thread reads the body."""
 _LARGE_OUTPUTS = 32 * 1024
-# Strings are counted by what an element costs to write, not by the pointer that numpy counts.
+"""Bytes of outputs above which a thread writes the answer."""
 _STRING_COST = 64
+"""Bytes counted for a string of the outputs: the cost of writing, not numpy's pointer of 8 bytes."""
 _MANY_RESULTS = 500
+"""Results of classify or regress above which a thread writes the answer."""
 
 
 def post(
@@ -43,17 +46,17 @@ def post(
     timeout: float | None,
     priority: PriorityName = "normal",
 ) -> Awaitable[bytes]:
-    """Answer `:predict`, `:classify` or `:regress` under one handle.
+    """Answer `:predict`, `:classify` or `:regress` under a single handle.
 
-    The body is parsed before the model is looked up, so malformed JSON for an unknown model is malformed JSON.
-    `held` holds the body, and then what it becomes.
+    The body is parsed before the model lookup, so malformed JSON for an unknown model is reported as malformed JSON.
+    `held` reserves the body, and then the parsed request and the answer.
     """
     answer = _predict if route.action == "predict" else _run_examples
     return answer(registry, route, body, held, timeout, priority)
 
 
 async def get(registry: ModelRegistry, route: Route) -> bytes:
-    """Answer a request for the list of models, for a model's status or for its metadata."""
+    """Answer a request for the list of models, or for a model's status or metadata."""
     if route.action == "list":
         return list_document(registry)
     if route.action == "metadata":
@@ -69,14 +72,14 @@ def _acquire(registry: ModelRegistry, route: Route) -> ModelHandle:
 
 
 async def _reserve_document(registry: ModelRegistry, body: bytes, held: Reservation) -> None:
-    """Hold what reading a document may take, before it is read."""
+    """Reserve the bytes that reading a document may take, before the reading."""
     large = len(body) > _LARGE_BODY
     size = await registry.run_in_thread(sizes.json_document_bytes, body) if large else sizes.json_document_bytes(body)
     held.grow(size, "reading the JSON document")
 
 
 async def _in_time(reading: Awaitable[T], timeout: float | None) -> T:
-    """Wait for a thread that reads a body; one that takes too long is told to give up.
+    """Wait for a thread that reads a body; a thread over the time is told to give up.
 
     Raises:
         DeadlineExceededError: `timeout` seconds have passed.
@@ -180,7 +183,7 @@ def _spec(handle: ModelHandle, signature_name: str) -> tuple[str, int, str]:
 
 
 def list_document(registry: ModelRegistry) -> bytes:
-    """Every model that is known, with its versions and their states; ours, for TensorFlow Serving has no such list."""
+    """Every known model with its versions and their states; an addition to TensorFlow Serving's API."""
     models = [
         {
             "name": name,
@@ -192,9 +195,9 @@ def list_document(registry: ModelRegistry) -> bytes:
 
 
 def about_document(registry: ModelRegistry) -> bytes:
-    """What answers here, and where to go on. No version: a stranger need not know for which one to look up faults.
+    """The server's name and the paths of its API. The version is left out: strangers would look up its faults.
 
-    `status` is what KServe's V1 client reads: `alive`, unless the process should be replaced.
+    KServe's V1 client reads `status`: `alive`, unless the process should be replaced.
     """
     paths = {
         "models": "v1/models",
@@ -210,11 +213,10 @@ def about_document(registry: ModelRegistry) -> bytes:
 def status_document(registry: ModelRegistry, route: Route) -> bytes:
     """`ModelService.GetModelStatus` as JSON; a label is ignored, as TF Serving does.
 
-    Of a whole model the document has, after TF Serving's field, what KServe's V1 client reads: `ready`, whether the
-    model answers now.
+    The document of a whole model has a second field, `ready`, for KServe's V1 client: whether the model answers now.
 
     Raises:
-        ServableNotFoundError: No such model or version was ever known.
+        ServableNotFoundError: The model or version was never known.
     """
     statuses = registry.status(route.name).get(route.name, ())
     if route.version is not None:
@@ -252,5 +254,5 @@ def metadata_document(name: str, version: int, signature_defs: Mapping[str, Any]
 
 
 def _dump(document: Any) -> bytes:
-    # TF Serving writes non-ASCII as it is, and one blank per level.
+    # TF Serving writes non-ASCII characters unescaped, and a blank per level.
     return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape")

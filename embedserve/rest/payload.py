@@ -1,7 +1,7 @@
 """REST bodies ⇄ tensors: `:predict` in row and columnar format, `:classify`, `:regress`, errors.
 
-Follows TF Serving's json_tensor.cc in what it takes, in which error it reports first, and in its words. Called by the
-handlers, for large bodies in a thread; knows no HTTP and no model, only the signature it is given.
+The accepted forms, the order of errors and the words follow TF Serving's json_tensor.cc. The functions run in threads
+as well. The module knows no HTTP and no model, only a signature.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ __all__ = [
 ]
 
 _NUMBERS_FROM = 4096
-"""Bytes from which a body may be worth the fast path for numbers."""
+"""Bytes of a body from which the fast path for numbers is tried."""
 
 _BASE64_SUFFIX = "_bytes"
-"""Of the names of outputs whose strings are written in base64."""
+"""End of an output's name whose strings are written in base64."""
 
 _MANY_QUOTES = 64
-"""Strings at the beginning of a body that is not mostly numbers."""
+"""Quotes in the first `_NUMBERS_FROM` bytes from which a body counts as text, not as numbers."""
 
 
 class PredictPayload:
-    """A `:predict` body whose inputs wait for the signature that says what they are."""
+    """A `:predict` body whose inputs wait for the signature with their dtypes."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class PredictPayload:
     ) -> None:
         self.signature_name = signature_name
         self.output_filter = output_filter
-        """Names of the outputs to answer, all if empty; TensorFlow Serving's REST API knows no such key."""
+        """Names of the outputs to answer, all if empty; an addition to TensorFlow Serving's REST API."""
         self._body = body
         self._numbers = numbers
         self._document = document
@@ -74,12 +74,12 @@ class PredictPayload:
         """Read the inputs.
 
         Returns:
-            Arrays by input name, without those that the signature's defaults stand for. And whether they came as rows,
-            which the answer then must be too.
+            Arrays by input name, without the inputs left to the signature's defaults; and whether the inputs are rows.
+            The answer to rows is rows.
 
         Raises:
-            InvalidInputError: What does not fit the signature's names and dtypes, or is no tensor.
-            UnsupportedError: An input of a dtype that JSON cannot carry, in columnar format.
+            InvalidInputError: A value fits no name or dtype of the signature, or is no tensor.
+            UnsupportedError: An input has a dtype that JSON cannot carry, in columnar format.
         """
         dtypes = signature.input_dtypes
         if not dtypes:
@@ -103,7 +103,7 @@ class PredictPayload:
         raise InvalidInputError("Missing 'inputs' or 'instances' key")
 
     def _without_inputs(self, signature: Signature) -> tuple[dict[str, Array], bool]:
-        """For a signature without inputs, which TensorFlow Serving's REST API cannot call at all."""
+        """Read the body for a signature without inputs; TensorFlow Serving's REST API cannot call such signatures."""
         document = self._document if self._document is not None else _object(loads(self._body))
         if document.get("inputs") == {} and "instances" not in document:
             return {}, False
@@ -117,11 +117,11 @@ class PredictPayload:
 
 
 def parse_predict(body: bytes) -> PredictPayload:
-    """Read a `:predict` body as far as that goes without the signature.
+    """Read the parts of a `:predict` body that need no signature.
 
     Raises:
         InvalidInputError: No JSON, no object, a `signature_name` that is no string, or an `output_filter` that is
-            neither a string nor a list of them.
+            neither a string nor a list of strings.
     """
     if len(body) >= _NUMBERS_FROM and body.count(b'"', 0, _NUMBERS_FROM) < _MANY_QUOTES and not is_deep(body):
         numbers = json_numbers.parse(body)
@@ -140,7 +140,7 @@ def parse_predict(body: bytes) -> PredictPayload:
 
 
 def _names(value: Any) -> list[str] | None:
-    """One name or several as a list; None for what is neither."""
+    """A name or a list of names as a list; None for any other value."""
     names = [value] if isinstance(value, str) else value
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
@@ -207,7 +207,7 @@ def _rows(document: dict[str, Any], dtypes: Mapping[str, DType], defaulted: Set[
 
 
 def _given_in_rows(instances: list[Any], dtypes: Mapping[str, DType], defaulted: Set[str]) -> Mapping[str, DType]:
-    """The inputs without those that the first row leaves to their defaults, which then each row must."""
+    """The inputs that the first row gives; every row must leave the same inputs to their defaults."""
     left_out = defaulted - instances[0].keys()
     for i, row in enumerate(instances):
         if isinstance(row, dict) and not left_out.isdisjoint(row):
@@ -226,7 +226,7 @@ def _quick_plain_rows(instances: list[Any], dtypes: Mapping[str, DType]) -> dict
 
 
 def _quick_rows(instances: list[Any], dtypes: Mapping[str, DType]) -> dict[str, Array] | None:
-    """Read rows that are all objects with exactly the signature's names."""
+    """Read rows that are all objects with exactly the signature's names; None asks for the slow way."""
     if set(map(type, instances)) != {dict} or set(map(len, instances)) != {len(dtypes)}:
         return None
     if list(dtypes) == ["b64"] and any(map(is_base64, instances)):
@@ -295,9 +295,9 @@ def encode_predict(outputs: Mapping[str, Array], signature: Signature, row_forma
     """Write the answer to `:predict`.
 
     Args:
-        outputs: By output name; a single one is written without its name.
-        signature: Whose outputs they are.
-        row_format: `predictions`, one element per row; else `outputs`.
+        outputs: Arrays by output name; a single output is written without its name.
+        signature: The signature of the outputs.
+        row_format: Write `predictions`, with an element per row; else `outputs`.
 
     Raises:
         InvalidInputError: The outputs cannot be rows, or have a dtype that JSON cannot carry.
@@ -345,7 +345,7 @@ def _check_rows(outputs: Mapping[str, Array], signature: Signature) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ExamplesPayload:
-    """A `:classify` or `:regress` body: serialized `tf.Example`s, and the context that they share, if any."""
+    """A `:classify` or `:regress` body: serialized `tf.Example`s, and their common context, if any."""
 
     signature_name: str
     examples: list[bytes]
@@ -360,7 +360,7 @@ def parse_examples(body: bytes) -> ExamplesPayload:
     """Read a `:classify` or `:regress` body.
 
     Raises:
-        InvalidInputError: No JSON, or not examples; in TF Serving's words and order.
+        InvalidInputError: No JSON, or no examples; in TF Serving's words and order.
     """
     document = _object(loads(body))
     name = _signature_name(document)
@@ -378,7 +378,7 @@ def parse_examples(body: bytes) -> ExamplesPayload:
 
 
 def encode_classify(result: Sequence[Sequence[tuple[bytes, float]]]) -> bytes:
-    """Write the answer to `:classify`: per example its (label, score) pairs."""
+    """Write the answer to `:classify`: (label, score) pairs per example."""
     if not result:
         raise InvalidInputError("Cannot convert empty ClassificationResults to JSON")
     pairs = [pair for classes in result for pair in classes]
@@ -392,7 +392,7 @@ def encode_classify(result: Sequence[Sequence[tuple[bytes, float]]]) -> bytes:
 
 
 def encode_regress(result: Array) -> bytes:
-    """Write the answer to `:regress`: one value per example."""
+    """Write the answer to `:regress`: a value per example."""
     if len(result) == 0:
         raise InvalidInputError("Cannot convert empty RegressionResults to JSON")
     return b'{"results": %b}' % array_text(np.asarray(result, np.float32))
@@ -404,10 +404,10 @@ def encode_error(message: str) -> bytes:
 
 
 def example_bytes(value: Any) -> bytes:
-    """Make a `tf.Example` of an object of feature values: scalars or flat lists, of one kind each.
+    """Make a `tf.Example` of an object of feature values: scalars or flat lists, each of a single kind.
 
     Raises:
-        InvalidInputError: Not such an object.
+        InvalidInputError: The value is no object, or a feature is of no kind of `tf.Example`.
     """
     from tensorflow.core.example.example_pb2 import Example
 
@@ -420,7 +420,7 @@ def example_bytes(value: Any) -> bytes:
             feature = example.features.feature[name]
         except ValueError:
             raise InvalidInputError(f"Feature: {_printable(name)} has a name that is not UTF-8") from None
-        feature.Clear()  # A repeated name: the last one counts.
+        feature.Clear()  # Of a repeated name the last value counts.
         elements = given if isinstance(given, list) else [given]
         kind, values = _values(name, elements)
         if kind == "bytes":

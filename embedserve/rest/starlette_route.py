@@ -1,6 +1,6 @@
-"""One Starlette route that takes exactly what the REST application answers, and leaves the rest to the host.
+"""A Starlette route that takes exactly the requests of the REST application, and leaves the rest to the host.
 
-A module of its own because it is the only part of REST that needs Starlette.
+The module is the only part of REST that needs Starlette.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ __all__ = ["RestRoute"]
 
 
 class RestCallable(Protocol):
-    """The REST application, as far as a route knows it."""
+    """The part of the REST application that a route needs."""
 
     def takes(self, scope: Scope) -> bool:
-        """Whether the request is one for the application."""
+        """Whether the application answers the request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer a request."""
 
 
 class RestRoute(BaseRoute):
-    """Matches on the raw target: model names may hold escaped slashes, which path patterns cannot see."""
+    """Matches on the raw target: path patterns cannot see escaped slashes in model names."""
 
     def __init__(self, app: RestCallable) -> None:
         self.app = app
@@ -34,15 +34,15 @@ class RestRoute(BaseRoute):
         return f"<RestRoute to {self.app!r}>"
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Full or no match; methods are the application's business, which never answers 405."""
+        """Full or no match; the application decides about methods, and never answers 405."""
         if scope["type"] == "http" and self.app.takes(scope):
             return Match.FULL, {"endpoint": self.app}
         return Match.NONE, {}
 
     def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
-        """The routes have no names."""
+        """Raise NoMatchFound, because the routes have no names."""
         raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer a request."""
         await self.app(scope, receive, send)

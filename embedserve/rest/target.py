@@ -1,7 +1,7 @@
-"""Where a REST request goes: the raw request target of an ASGI scope, and the route it names.
+"""The destination of a REST request: the raw request target of an ASGI scope, and the route of a target.
 
-TF Serving matches routes on the target as it was sent, query included and percent-escapes intact; an ASGI host gives
-its parts, below whatever prefix the application is mounted. Pure functions; nothing here reads a body or a registry.
+TF Serving matches routes on the target as sent, query included and percent-escapes intact. An ASGI host gives the parts
+of the target, below the prefix of a mount. All functions are pure, and know no body and no registry.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ _GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_SPEC}(?:/(metadata))?", re.IGNORE
 _STRICT_URI = re.compile(r"(?:[\w\-.~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*", re.ASCII)
 _INT64_MAX = 2**63 - 1
 _CACHED_TARGET = 256
+"""Characters of the longest target whose route is remembered; the bound keeps the cache small."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a request asks for.
+    """The operation and the model of a request.
 
     Attributes:
         action: `predict`, `classify`, `regress`, `metadata`, `status` or `list`.
         name: Model name, percent-decoded; empty for `list`.
-        version, label: Which version; never both.
+        version, label: The version by number or by label; never both.
     """
 
     action: str
@@ -64,8 +65,8 @@ def path_of(target: str) -> str:
 def raw_target(scope: Mapping[str, Any]) -> str:
     """The request target below the application's mount point, as sent: escapes intact, query included.
 
-    `raw_path` is believed where it agrees with `path`, which a host or a middleware may have rewritten; without it the
-    target is rebuilt from `path`, and an escaped slash in a model name is lost.
+    `raw_path` counts only if `path` agrees, because hosts and middleware may rewrite `path`. Otherwise the target is
+    rebuilt from `path`, and an escaped slash in a model name is lost.
     """
     path, query = scope["path"], scope.get("query_string")
     raw = scope.get("raw_path")
@@ -83,11 +84,11 @@ def _below_mount(scope: Mapping[str, Any], raw: str) -> str:
         if path == prefix or path.startswith(prefix + "/"):
             below = path[len(prefix) :]
             break
-    # Hosts differ: `raw_path` is that of the whole request, or cut like `path`.
+    # Hosts differ: `raw_path` is whole, or cut like `path`.
     for candidate in (*(_cut(raw, prefix) for prefix in prefixes), raw):
         if candidate and unquote(candidate) == below:
             return candidate
-    # Litestar cuts `path` and says nowhere of what.
+    # Litestar cuts `path` and does not name the prefix.
     sent = unquote(raw)
     if len(below) > 1 and sent.endswith(below) and (candidate := _cut(raw, sent[: -len(below)])) is not None:
         return candidate
@@ -95,18 +96,18 @@ def _below_mount(scope: Mapping[str, Any], raw: str) -> str:
 
 
 def _prefixes(scope: Mapping[str, Any]) -> Iterator[str]:
-    """Mount points that `path` may start with, the longest first."""
+    """Mount points at the start of `path`, the longest first."""
     root = scope.get("root_path", "").rstrip("/")
     if root:
         yield root
-    # Starlette keeps what a proxy has already cut off `path` (`FastAPI(root_path=...)`) in front of its mounts.
+    # Starlette keeps a proxy's prefix (`FastAPI(root_path=...)`), already cut off `path`, in front of its mounts.
     outer = scope.get("app_root_path", "").rstrip("/")
     if outer and root.startswith(outer + "/"):
         yield root[len(outer) :]
 
 
 def _cut(raw: str, prefix: str) -> str | None:
-    """`raw` without the leading part that percent-decodes to `prefix`, or None where it does not start with that."""
+    """`raw` without the leading part that percent-decodes to `prefix`; None if `raw` has no such part."""
     at = 0
     for byte in prefix.encode():
         if raw[at : at + 1] == chr(byte):
@@ -138,7 +139,7 @@ def route(method: str, target: str) -> Route:
             return Route("list", "")
         raise InvalidInputError("Missing model name in request.")
     if method == "POST":
-        # The pattern ignores case, TF Serving's comparison of the verb does not.
+        # The pattern ignores case; TF Serving compares the verb with its case.
         if action not in ("predict", "classify", "regress"):
             raise InvalidInputError(f"Malformed request: {method} {target}")
     else:
@@ -147,10 +148,10 @@ def route(method: str, target: str) -> Route:
 
 
 def known_route(scope: Mapping[str, Any]) -> Route | None:
-    """The route of a request that is in order: what the other functions here come to, remembered as a whole.
+    """The route of a valid request, remembered as a whole: target, strictness, API and route in a single lookup.
 
     Returns:
-        None for any other request, and for a long one: then it takes a closer look.
+        None for an invalid request and for a long target; the caller then takes the steps one by one.
     """
     path, query = scope["path"], scope.get("query_string", b"")
     root, outer = scope.get("root_path", ""), scope.get("app_root_path", "")
@@ -185,7 +186,7 @@ def _version(digits: str | None) -> int | None:
     if digits is None:
         return None
     significant = digits.lstrip("0") or "0"
-    # Python refuses to convert very long digit strings with an error of its own.
+    # Python has a different error for very long digit strings.
     if len(significant) > len(str(_INT64_MAX)) or int(significant) > _INT64_MAX:
         raise InvalidInputError(f"Failed to convert version: {digits} to numeric.")
     return int(significant)

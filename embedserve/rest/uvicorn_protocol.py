@@ -1,7 +1,7 @@
-"""uvicorn's HTTP/1.1 protocol for the standalone server: an `Upgrade` is ignored, whatever else is uvicorn's.
+"""uvicorn's HTTP/1.1 protocol for the standalone server, except that an `Upgrade` is ignored.
 
-llhttp ends a request that asks for another protocol at its headers, and takes its body for that protocol. HTTP lets a
-server answer as if it had not been asked. A module of its own because nothing else of REST needs uvicorn.
+llhttp ends a request for an upgrade after its headers, and takes the body for the new protocol. HTTP lets a server
+answer as if the client had not asked for an upgrade. The module is the only part of REST that needs uvicorn.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _TLS_HANDSHAKE = b"\x16\x03"
 
 
 class Http1Protocol(HttpToolsProtocol):
-    """One connection; requests that ask for another protocol are read anew without that wish."""
+    """A connection; the parser reads a request for an upgrade a second time, without its `Upgrade` header."""
 
     def data_received(self, data: bytes) -> None:
-        """Read what came; a request that is no HTTP is answered 400 and ends the connection."""
+        """Feed bytes to the parser; malformed HTTP gets 400 and ends the connection."""
         self._unset_keepalive_if_required()
         while True:
             try:
@@ -30,7 +30,7 @@ class Http1Protocol(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 if self.parser.get_method() == b"CONNECT":
-                    return  # Nothing follows: the answer, 501, closes the connection.
+                    return  # The answer, 501, closes the connection.
                 data = self._plain_head() + data[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -41,12 +41,12 @@ class Http1Protocol(HttpToolsProtocol):
                 return
 
     def on_headers_complete(self) -> None:
-        """Begin to answer, unless the request will be read anew."""
+        """Begin to answer, unless the parser is about to read the request again."""
         if not self._is_read_anew():
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """End the body, unless the request will be read anew."""
+        """End the body, unless the parser is about to read the request again."""
         if not self._is_read_anew():
             super().on_message_complete()
 
@@ -54,7 +54,7 @@ class Http1Protocol(HttpToolsProtocol):
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def _plain_head(self) -> bytes:
-        """The request's line and headers without `Upgrade`, and with `Connection: close` where it was said."""
+        """The request's line and headers without `Upgrade`; of `Connection` only `close` and `keep-alive` stay."""
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         for name, value in self.headers:

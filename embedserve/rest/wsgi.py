@@ -1,7 +1,7 @@
 """The REST API as a WSGI application: for Flask, Django and other hosts that have threads and no event loop.
 
-Runs the ASGI application on the registry's loop for a thread of the host, which reads the body and writes the answer.
-Knows no route.
+The ASGI application runs on the registry's loop. A thread of the host reads the body and writes the answer. The module
+knows no route.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _OF_THE_HOST = frozenset({b"connection"})
 class WsgiApp:
     """WSGI application over the REST application of a registry.
 
-    The registry is entered in the process that answers, after its fork: `registry.ensure_started_sync()`. Before that,
-    requests get 503 with this advice. Mounted below a prefix by whatever sets `SCRIPT_NAME`.
+    The process that answers enters the registry after its fork: `registry.ensure_started_sync()`. Before the start,
+    requests get 503 with the same advice. `SCRIPT_NAME` sets the prefix of a mounted application.
 
-    WSGI cannot tell that a client has gone while it waits, so its run goes on; while the answer is written it can.
+    WSGI reports a lost client only while the answer is written, so the run of a client that has gone continues.
 
     Args:
-        app: What `create_app(registry)` makes.
+        app: The result of `create_app(registry)`.
     """
 
     def __init__(self, app: RestApp) -> None:
@@ -51,11 +51,11 @@ class WsgiApp:
         return f"<WsgiApp of {self._app!r}>"
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
-        """Answer one request; the iterator writes it, and must be closed as WSGI demands."""
+        """Answer a request; the host iterates the pieces of the answer, and closes the iterator as WSGI demands."""
         registry = self._app.registry
         try:
             registry.check_reachable()
-        except RegistryStateError:  # The application says so, on a loop for this one answer.
+        except RegistryStateError:  # A loop for a single answer lets the application report the state.
             exchange = _Exchange(environ)
             asyncio.run(self._app(_scope_of(environ), exchange.receive, exchange.send))
             exchange.end()
@@ -67,17 +67,17 @@ class WsgiApp:
 
 
 class _Exchange:
-    """One request: coroutines of the loop on one side, the host's thread on the other, events between them."""
+    """A request: coroutines of the loop on one side, the host's thread on the other, events between the two."""
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         self._input = environ["wsgi.input"]
         length = environ.get("CONTENT_LENGTH") or ""
-        # Without a length the body ends where the host says so, or there is none.
+        # Without a length the host may mark the end of the body; else the body is empty.
         self._left = int(length) if length.isdigit() else None if environ.get("wsgi.input_terminated") else 0
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._call: Future[None] | None = None
         self._body_ended = False
-        # A small body is read before the loop is asked, which saves two changes of threads.
+        # Reading a small body before the call saves two changes of threads.
         self._first = self._read() if self._left is not None and self._left <= PIECE else None
 
     def run_on(self, loop: asyncio.AbstractEventLoop, app: RestApp, scope: Scope) -> None:
@@ -86,7 +86,7 @@ class _Exchange:
         self._call.add_done_callback(lambda _: self.end())
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Tell the host's thread that the call has ended."""
         self._events.put(None)
 
     # On the loop.
@@ -97,7 +97,7 @@ class _Exchange:
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             if not self._body_ended:
                 self._events.put(({"type": "read"}, future))
-            message = await future  # Past the body nothing comes, for WSGI tells of no disconnect.
+            message = await future  # Past the body the future stays open: WSGI reports no disconnect.
         self._body_ended = not message.get("more_body", False)
         return message
 
@@ -112,7 +112,7 @@ class _Exchange:
     # In the thread.
 
     def answer(self, start_response: StartResponse) -> Iterator[bytes]:
-        """Do what the loop asks for, and give the pieces of the answer."""
+        """Serve the loop's events in the host's thread, and give the pieces of the answer."""
         started = False
         try:
             while (event := self._events.get()) is not None:
@@ -126,7 +126,7 @@ class _Exchange:
                 elif message["body"]:
                     yield message["body"]
                 if asked is not None:
-                    with suppress(RuntimeError):  # The loop has ended; so has the call.
+                    with suppress(RuntimeError):  # The loop has ended, and the call with the loop.
                         asked.get_loop().call_soon_threadsafe(_resolve, asked, result)
             if self._call is not None and self._call.cancelled():
                 raise RegistryStateError("the registry was left before this request was answered")
@@ -140,7 +140,7 @@ class _Exchange:
             yield refused.body
         finally:
             if self._call is not None:
-                self._call.cancel()  # The client has gone, if anything is left to be done.
+                self._call.cancel()  # A call that is still running has lost its client.
 
     def _read(self) -> dict[str, Any]:
         size = PIECE if self._left is None else min(PIECE, self._left)
@@ -163,7 +163,7 @@ def _resolve(future: asyncio.Future[Any], result: Any) -> None:
 
 def _scope_of(environ: WSGIEnvironment) -> dict[str, Any]:
     root = _text(environ.get("SCRIPT_NAME", ""))
-    # What was sent, where the host has kept it: gunicorn and werkzeug by one name, uWSGI and mod_wsgi by the other.
+    # The raw target, if the host keeps it: gunicorn and werkzeug as RAW_URI, uWSGI and mod_wsgi as REQUEST_URI.
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
     headers = [
         (name.removeprefix("HTTP_").lower().replace("_", "-").encode("latin-1"), value.encode("latin-1"))
@@ -186,7 +186,7 @@ def _scope_of(environ: WSGIEnvironment) -> dict[str, Any]:
 
 
 def _text(path: str) -> str:
-    """A path whose bytes WSGI has put into characters one by one."""
+    """A path from WSGI's form, with a latin-1 character per byte."""
     return path.encode("latin-1").decode("utf-8", "replace")
 
 
