@@ -1,6 +1,6 @@
-"""One request as ASGI (HTTP connection scope 2.3, with trailers): a scope, `receive` and `send` on a connection.
+"""A request as ASGI (HTTP connection scope 2.3, with trailers): a scope, `receive` and `send` on a connection.
 
-Decides nothing of the wire: what is sent goes to the connection of either version by the same calls.
+The module decides nothing about the wire: connections of both versions take the same calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger("uvicorn.error")
 
 
 class Link(Protocol):
-    """What a request needs of the protocol whose connection brought it."""
+    """The request's view of the protocol with its connection."""
 
     connection: Http1Connection | Http2Connection
     default_fields: Sequence[Field]
@@ -38,7 +38,7 @@ class Link(Protocol):
         """The application asks for a body that the client holds back."""
 
     def after_send(self, request: AsgiRequest) -> None:
-        """Something was given to the connection."""
+        """The connection has new bytes to send."""
 
     def finished(self, request: AsgiRequest) -> None:
         """The application is done."""
@@ -48,7 +48,7 @@ class Link(Protocol):
 
 
 def scope_of(head: RequestHead, root_path: str) -> dict[str, Any]:
-    """The part of a scope that equal heads share; made once per head."""
+    """The common part of the scopes of equal heads; made once per head."""
     memo = head.memo
     if isinstance(memo, dict) and memo.get("root_path") == root_path:
         return memo
@@ -70,7 +70,7 @@ def scope_of(head: RequestHead, root_path: str) -> dict[str, Any]:
 
 
 class AsgiRequest:
-    """One request between its head and the end of its answer."""
+    """A request between its head and the end of its answer."""
 
     __slots__ = (
         "_body",
@@ -113,10 +113,10 @@ class AsgiRequest:
 
     @property
     def waits_for_body(self) -> bool:
-        """Whether the application has everything that came, and more is to come."""
+        """Whether the application has taken all received bytes, and further bytes are due."""
         return not self.ended and not self._body and not self._expects and not self.complete
 
-    # What the connection tells.
+    # Events of the connection.
 
     def feed(self, data: bytes | bytearray, ended: bool, now: float) -> None:
         """Bytes of the body came."""
@@ -127,25 +127,25 @@ class AsgiRequest:
         self._changed.set()
 
     def end(self) -> None:
-        """The body ended with its trailers, which ASGI has no message for."""
+        """The body ended with trailers; ASGI has no message for trailers of a request."""
         self._body.append(b"")
         self.ended = True
         self._changed.set()
 
     def sent(self, ended: bool) -> None:
-        """What waited of the answer has left."""
+        """The waiting bytes of the answer have left."""
         self._sending = False
         self._changed.set()
 
     def disconnect(self) -> None:
-        """Nothing more comes, and nothing can be sent."""
+        """The client is gone: no bytes come, and no bytes can be sent."""
         self.disconnected = True
         self._changed.set()
 
-    # What the application calls.
+    # Calls of the application.
 
     async def receive(self) -> Message:
-        """The next piece of the body, or word of the request's end."""
+        """The next piece of the body, or `http.disconnect` after the request's end."""
         while True:
             if self._body and not self.disconnected:
                 body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -161,7 +161,7 @@ class AsgiRequest:
             await self._changed.wait()
 
     async def send(self, message: Message) -> None:
-        """Send what an ASGI message says; returns when the client has room for more."""
+        """Send the content of an ASGI message; returns when the client has room for more."""
         kind = message["type"]
         if self.disconnected:
             return
@@ -231,7 +231,7 @@ class AsgiRequest:
             connection.send_head(self.stream_id, connection.encode_head(self._fields))
 
     async def run(self, app: App) -> None:
-        """Call the application, and end the answer if it does not."""
+        """Call the application, and end an answer that the application left open."""
         try:
             await app(self.scope, self.receive, self.send)
         except Exception as error:

@@ -1,6 +1,6 @@
 """A body in chunks (RFC 9112, section 7.1) → its bytes. Strict: no bare line feed, no sign, no space.
 
-An own reader because `httptools` does not tell where in its input a message ends.
+The reader exists because `httptools` does not tell the position of a message's end in its input.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from embedserve.http.limits import Limits
 __all__ = ["ChunkReader"]
 
 MAX_LINE = 256
-"""Bytes of the line before a chunk: sixteen digits, and extensions, which nobody sends and which are ignored."""
+"""Bytes of the line before a chunk: sixteen digits, and extensions. Extensions are rare, and ignored."""
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?").fullmatch
 
 
 class ChunkReader:
-    """One body in chunks; `read` is called with what is there until `ended`.
+    """A body in chunks; call `read` with the available bytes until `ended`.
 
     Attributes:
         ended: The body and its trailers are complete.
-        trailers: The fields after it.
+        trailers: The fields after the body.
     """
 
     __slots__ = ("_left", "_limits", "_lines", "ended", "trailers")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._left: int | None = None  # Bytes of the chunk and its line end that are missing; None before a size.
+        self._left: int | None = None  # Missing bytes of the chunk and its line end; None before a size.
         self._lines = 0
         self.ended = False
         self.trailers: tuple[Field, ...] = ()
 
     def read(self, data: bytes, at: int) -> tuple[list[bytes], int]:
-        """The pieces of the body from `at` on, and where the next message, or what is not complete, begins.
+        """The pieces of the body from `at` on, and the position of the next message or of an incomplete part.
 
         Raises:
             RefusedError: The framing is wrong or over a limit.

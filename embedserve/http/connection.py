@@ -1,7 +1,8 @@
 """The server's side of an HTTP/2 connection (RFC 9113): bytes in, events and bytes out.
 
-Decides what is valid in which state, who may send how much, and what a client may cost. Knows no loop, no socket and no
-clock: whoever drives it says what time it is. Priorities, unknown frames and unknown settings are read over.
+The module decides about validity by state, flow control both ways, and the costs that a client may cause. The module
+knows no loop, no socket and no clock: callers pass the time. Priorities, unknown frames and unknown settings are
+ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _DRAIN_PING = b"embed\0go"
 """Payload of the PING between the two GOAWAY frames of a drain."""
 
 _SMALL_INCREMENT = 256
-"""Bytes of a window update below which the frame counts as one that brings nothing forward."""
+"""Bytes of a window update below which the frame counts against the rate of control frames."""
 
 _RANGES = {
     Setting.ENABLE_PUSH: (0, 1, ErrorCode.PROTOCOL_ERROR),
@@ -47,14 +48,14 @@ _read_settings = struct.Struct(">HI").iter_unpack
 
 
 class Http2Connection:
-    """One connection. `receive` takes what came, `take` gives what is due; the other methods answer requests.
+    """An HTTP/2 connection: `receive` takes bytes, `take` gives bytes, and the further methods answer requests.
 
     A stream ends exactly once for its user: by the end of its answer (a send that returns True, or `Sent` with
-    `ended`), by `Reset`, or by a call of `reset`. What is sent on a stream that is over is dropped silently, as streams
+    `ended`), by `Reset`, or by a call of `reset`. Sends on a stream that is over are dropped silently, because streams
     may end while their events wait.
 
     Args:
-        limits: What the client may cost.
+        limits: The costs that the client may cause.
     """
 
     encode_head = staticmethod(encode_fields)
@@ -110,20 +111,20 @@ class Http2Connection:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to do but to send what `take` returns: after an error, or at the end of a drain."""
+        """Whether only the bytes of `take` are left to send: after an error, or at the end of a drain."""
         return self._over or (self._draining and self._last_allowed != MAX_STREAM_ID and not self._open)
 
-    # What comes in.
+    # Receiving.
 
     def receive(self, data: bytes, now: float) -> list[Event]:
-        """Take what the client sent, in pieces of any size.
+        """Take the client's bytes, in pieces of any size.
 
         Args:
-            data: The bytes; DATA events hold slices of it.
+            data: The bytes; DATA events hold slices of `data`.
             now: Seconds of a steady clock.
 
         Returns:
-            What happened, in order. Violations are events too; nothing is raised.
+            Events in order. Violations are events too; the method raises no error.
         """
         self._now = now
         if not self._over:
@@ -134,12 +135,12 @@ class Http2Connection:
         return self.events()
 
     def events(self) -> list[Event]:
-        """What happened since they were last asked for: `take` and the sending methods can cause some too."""
+        """The events since the last call: `take` and the sending methods can cause events too."""
         events, self._events = self._events, []
         return events
 
     def _nuisance(self) -> None:
-        """Count a frame that brings nothing forward."""
+        """Count a frame that brings no request forward."""
         if not self._control_rate.take(self._now):
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that bring nothing forward")
 
@@ -188,7 +189,7 @@ class Http2Connection:
             self._credit_stream(stream)
 
     def consume(self, stream_id: int, size: int) -> None:
-        """Say that `size` bytes of told Data are no longer held, so that the client may send as many more.
+        """Release `size` bytes of Data events, so that the client may send as many more.
 
         Raises:
             ValueError: The stream did not bring as many.
@@ -249,7 +250,7 @@ class Http2Connection:
             self._events.append(Request(stream_id, head, ended))
 
     def _refuse_head(self, stream_id: int, status: int, ended: bool) -> None:
-        """Answer a head that is over a limit; its block was decoded, so the connection goes on."""
+        """Answer a head that is over a limit; the block was decoded, so the connection goes on."""
         if stream_id > self._last_allowed:
             self._streams.remember_reset(stream_id, ours=True)
             return
@@ -285,7 +286,7 @@ class Http2Connection:
                 self._events.append(Trailers(stream_id, fields))
 
     def _discard_block(self, block: bytes) -> None:
-        """Decode a block of a stream that is over, for the table that all blocks share."""
+        """Decode a block of a stream that is over, for the connection's common table."""
         try:
             self._blocks.fields(block)
         except TooLargeError:
@@ -370,7 +371,7 @@ class Http2Connection:
         self._out.control(frames.frame(frames.SETTINGS, ACK, 0))
 
     def _on_settings_ack(self) -> None:
-        """The client knows our windows from here on; before, it may have used the protocol's own."""
+        """Apply the server's windows: until the ACK, the client may have used the protocol's defaults."""
         self._nuisance()
         change = self._limits.stream_window - self._initial_window
         if change:
@@ -444,7 +445,7 @@ class Http2Connection:
         self._events.append(Ended(code, reason))
         self._reader.clear()
 
-    # What goes out.
+    # Sending.
 
     def take(self) -> bytes:
         """The bytes that are due, at most some 300 KiB of answers; call again while `wants_write`."""
@@ -466,7 +467,7 @@ class Http2Connection:
             trailers: Header block of the trailers; empty for none.
 
         Returns:
-            Whether nothing waits: if False, `Sent` or `Reset` follows.
+            Whether all bytes are due at once. After False, `Sent` or `Reset` follows.
         """
         stream = self._open.get(stream_id)
         if stream is None:
@@ -478,7 +479,7 @@ class Http2Connection:
         return True
 
     def send_informational(self, stream_id: int, block: bytes) -> None:
-        """Send a head with a 1xx status, before the answer's own."""
+        """Send a head with a 1xx status, before the answer's own head."""
         stream = self._open.get(stream_id)
         if stream is not None:
             if stream.head_sent:
@@ -486,10 +487,10 @@ class Http2Connection:
             self._out.headers(stream_id, block, 0)
 
     def send_head(self, stream_id: int, block: bytes, *, ended: bool = False) -> None:
-        """Send the head of an answer; `ended`: the whole of it.
+        """Send the head of an answer; with `ended` the head is the whole answer.
 
         Raises:
-            RuntimeError: The stream has one already.
+            RuntimeError: The stream has a head already.
         """
         stream = self._open.get(stream_id)
         if stream is None:
@@ -503,7 +504,7 @@ class Http2Connection:
             self._finish(stream)
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, ended: bool = False) -> bool:
-        """Send bytes of an answer's body, which are kept unchanged until they have left.
+        """Send bytes of an answer's body; the memory must stay unchanged until the bytes have left.
 
         Returns:
             As `answer`.
@@ -541,13 +542,13 @@ class Http2Connection:
         return sent
 
     def _drop_answer(self, stream: Stream) -> None:
-        """Drop an answer that a client which reads nothing would have the server keep."""
+        """Drop the answer to a client that does not read, over the bound on queued bytes."""
         self._end_early(stream.id, ErrorCode.ENHANCE_YOUR_CALM)
         self._streams.remember_reset(stream.id, ours=True)
         self._out.put(frames.rst_stream(stream.id, ErrorCode.ENHANCE_YOUR_CALM))
 
     def _finish(self, stream: Stream) -> None:
-        """The answer has left with its end; the rest of a request that is still being sent is not wanted."""
+        """Close a stream after its whole answer; the rest of an unfinished request is not wanted."""
         self._forget(stream)
         if not stream.remote_ended and not self._streams.linger(stream.id, stream.receive_window):
             self._out.put(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
@@ -561,14 +562,14 @@ class Http2Connection:
             self._out.put(frames.rst_stream(stream_id, code))
 
     def ping(self, payload: bytes) -> None:
-        """Send a PING of 8 bytes; `Pong` tells of its answer."""
+        """Send a PING of 8 bytes; `Pong` reports the client's answer."""
         self._out.put(frames.frame(frames.PING, 0, 0, payload))
 
     def drain(self) -> None:
-        """Begin to leave: streams that are open, or on their way, are answered, later ones are not.
+        """Begin to leave: streams that are open or on their way are answered, later streams are not.
 
-        First every stream is still welcome (GOAWAY with the highest identifier) and a PING asks for the client's
-        answer; with it, or a second call, the last stream is named. `is_over` tells the end.
+        The first GOAWAY has the highest identifier, so all streams are still welcome. A PING follows. The client's
+        answer to the PING, or a second call, sends the GOAWAY with the last stream. `is_over` reports the end.
         """
         if self._over:
             return
@@ -585,7 +586,7 @@ class Http2Connection:
             self._out.put(frames.goaway(self._streams.highest, ErrorCode.NO_ERROR, "the server leaves"))
 
     def lost(self) -> list[Event]:
-        """The transport is gone: the streams that were open, each as `Reset`."""
+        """End after the transport's loss; returns a `Reset` for each open stream."""
         self._over = True
         for stream_id in list(self._open):
             self._end_early(stream_id, ErrorCode.CANCEL)

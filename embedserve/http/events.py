@@ -1,4 +1,4 @@
-"""What a connection tells its user, in the order in which it happened."""
+"""Events of a connection for its user, in the order of their causes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Request:
 
 @dataclass(slots=True)
 class Data:
-    """Bytes of a body. `ended`: the last ones, and no trailers follow. `consume` makes room for as many new ones."""
+    """Bytes of a body. `ended`: the last bytes, without trailers. `consume` makes room for as many new bytes."""
 
     stream_id: int
     data: bytes | bytearray
@@ -30,7 +30,7 @@ class Data:
 
 @dataclass(slots=True)
 class Trailers:
-    """The fields after a body, which end the request."""
+    """The fields after a body; the request ends with the trailers."""
 
     stream_id: int
     fields: tuple[Field, ...]
@@ -38,7 +38,7 @@ class Trailers:
 
 @dataclass(slots=True)
 class Reset:
-    """A stream whose Request was told is over before its end: nothing can be sent on it, and nothing more comes."""
+    """A stream with a Request is over early: sends are dropped, and no further event of the stream follows."""
 
     stream_id: int
     code: int
@@ -46,7 +46,7 @@ class Reset:
 
 @dataclass(slots=True)
 class Sent:
-    """What had to wait of a stream's answer has left. `ended`: with its end, so that the stream is over."""
+    """The waiting bytes of a stream's answer have left. `ended`: the answer and the stream are over."""
 
     stream_id: int
     ended: bool
@@ -61,14 +61,14 @@ class Pong:
 
 @dataclass(slots=True)
 class ClientLeaves:
-    """The client sent GOAWAY: streams that are open go on, and the client begins no more."""
+    """The client sent GOAWAY: open streams go on, and the client begins no more streams."""
 
     code: int
 
 
 @dataclass(slots=True)
 class Ended:
-    """The connection is over. What `take` returns still has to be sent, then the transport is to be closed."""
+    """The connection is over. Send the bytes of `take`, then close the transport."""
 
     code: int
     reason: str

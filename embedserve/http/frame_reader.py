@@ -1,6 +1,6 @@
 """Bytes → whole frames and whole header blocks (RFC 9113, sections 3.4, 4 and 6.10). Knows no stream.
 
-The hot path of the receiving side: many frames in one pass over what came, without an object per frame.
+The hot path of the receiving side: a single pass over the received bytes, without an object per frame.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ OnFrame: TypeAlias = Callable[[int, int, bytes, int, int], None]
 """Called with flags, stream, and the payload as buffer, start and end."""
 
 OnBlock: TypeAlias = Callable[[int, bool, bytes], None]
-"""Called with stream, whether it ends, and the whole header block."""
+"""Called with stream, whether the stream ends, and the whole header block."""
 
 _read_header = FRAME_HEADER.unpack_from
 
 
 class FrameReader:
-    """Cuts what a client sends into frames, from the preface on.
+    """Cuts a client's bytes into frames, from the preface on.
 
     Args:
         limits: Bounds of frames and header blocks.
-        handlers: What to call for each known type, by number; HEADERS and CONTINUATION are handled here.
-        on_block: What to call for a header block.
-        on_unknown: What to call for a frame of an unknown type.
+        handlers: Callbacks for the known types, by number; the reader itself handles HEADERS and CONTINUATION.
+        on_block: Callback for a header block.
+        on_unknown: Callback for a frame of an unknown type.
     """
 
     __slots__ = (
@@ -76,10 +76,10 @@ class FrameReader:
         self._block_bytes = 0
 
     def read(self, data: bytes) -> None:
-        """Call the handlers for each frame that is complete; keep the rest.
+        """Call the handlers for each complete frame; keep the rest.
 
         Raises:
-            ProtocolError: A violation, found here or by a handler. Nothing more can be read.
+            ProtocolError: A violation, found here or by a handler. No more bytes can be read.
         """
         if self._pieces:
             self._pieces.append(data)
@@ -114,11 +114,11 @@ class FrameReader:
             self._pieces, self._have, self._missing = [data[at:]], size - at, missing
 
     def clear(self) -> None:
-        """Forget what was kept."""
+        """Forget the kept bytes."""
         self._pieces, self._block = [], None
 
     def _read_preface(self, data: bytes) -> int:
-        """Where frames begin in `data`; its end where the preface is not complete."""
+        """The position of the first frame in `data`; the end of `data` if the preface is not complete."""
         preface = self._preface
         size = min(len(data), len(preface))
         if data[:size] != preface[:size]:
@@ -159,7 +159,7 @@ class FrameReader:
 
 
 def without_padding(data: bytes, start: int, end: int, flags: int, skipped: int) -> tuple[int, int]:
-    """Where the payload begins and ends without its padding and `skipped` bytes at its start.
+    """The bounds of a payload without its padding and without `skipped` bytes at its start.
 
     Raises:
         ProtocolError: The frame is too short for its fields, or for its padding.

@@ -30,7 +30,7 @@ _pack = FRAME_HEADER.pack
 
 
 class ErrorCode(IntEnum):
-    """Why a stream or a connection ends (RFC 9113, section 7)."""
+    """The reason for the end of a stream or a connection (RFC 9113, section 7)."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -60,7 +60,7 @@ class Setting(IntEnum):
 
 
 class ProtocolError(Exception):
-    """A violation that ends the connection: `code` is what the client is told, with the reason."""
+    """A violation that ends the connection; the client gets `code` and the reason."""
 
     def __init__(self, code: ErrorCode, reason: str) -> None:
         super().__init__(reason)
@@ -68,7 +68,7 @@ class ProtocolError(Exception):
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """One frame; `payload` is at most 2**24 - 1 bytes."""
+    """A frame; `payload` is at most 2**24 - 1 bytes."""
     size = len(payload)
     return _pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
 
@@ -89,5 +89,5 @@ def rst_stream(stream_id: int, code: int) -> bytes:
 
 
 def goaway(last_stream_id: int, code: int, reason: str = "") -> bytes:
-    """A GOAWAY frame; `reason` is for whoever reads the client's log."""
+    """A GOAWAY frame; `reason` is for readers of the client's log."""
     return frame(GOAWAY, 0, 0, struct.pack(">II", last_stream_id, code) + reason.encode()[:1024])

@@ -1,6 +1,6 @@
 """Header blocks ⇄ fields (RFC 7541): decoded once and remembered, encoded without the dynamic table and remembered.
 
-Knows no streams. Compression itself is the `hpack` package's.
+The `hpack` package does the compression. The module knows no streams.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from embedserve.http.limits import Limits
 __all__ = ["NO_DYNAMIC_TABLE", "BlockReader", "encode_fields"]
 
 EXPANSION = 4
-"""A list this many times over `max_header_bytes` is still decoded, so that the connection survives the refusal."""
+"""Factor over `max_header_bytes` up to which a list is still decoded, so that the connection survives the refusal."""
 
 REMEMBERED_BLOCKS = 64
-"""Blocks that a connection remembers. Clients send a handful of different ones as long as the table is unchanged."""
+"""Blocks that a connection remembers. Clients send a handful of different blocks while the table is unchanged."""
 
 REMEMBERED_BYTES = 1_024
-"""Bytes of the largest block that is remembered: with the number of blocks a bound on memory."""
+"""Bytes of the largest remembered block: with the number of blocks a bound on memory."""
 
 NO_DYNAMIC_TABLE = b"\x20"
-"""A table size of zero. Sent before the first block of a connection: no block of this server uses the table."""
+"""A table size of zero, sent before the first block of a connection: the server's blocks do not use the table."""
 
 _TableState: TypeAlias = tuple[int, int, Field | None]
 
 
 class BlockReader:
-    """Decodes the header blocks of one connection, in the order in which they came."""
+    """Decodes the header blocks of a connection, in the order received."""
 
     __slots__ = ("_decoder", "_heads", "_limits")
 
@@ -48,10 +48,10 @@ class BlockReader:
     def head(self, block: bytes) -> RequestHead:
         """The request head in `block`.
 
-        A block that leaves the table unchanged means the same until another one changes the table.
+        A block that leaves the table unchanged keeps its meaning until another block changes the table.
 
         Raises:
-            ProtocolError: The block cannot be decoded, which loses the table and so the connection.
+            ProtocolError: The block cannot be decoded; the connection ends, because its table is lost.
             MalformedError: The block is no valid request; the connection goes on.
             TooLargeError: The head is over a limit; the connection goes on.
         """
@@ -100,17 +100,17 @@ class BlockReader:
         return pairs
 
     def _table_state(self) -> _TableState:
-        """Differs whenever the table does: what enters it becomes its first entry, and what leaves it shortens it."""
+        """A value that changes with the table: a new entry becomes the first, a removed entry shortens the table."""
         table = self._decoder.header_table
         entries = table.dynamic_entries
         return table.maxsize, len(entries), entries[0] if entries else None
 
 
 def _plain_fields(block: bytes, table: HeaderTable, most: int) -> list[Field] | None:
-    """The fields of a block that leaves the table as it is; None for any other, or one that is not quite plain.
+    """The fields of a block that leaves the table unchanged; None for a block with further forms.
 
     A field that differs in each request, as a trace identifier does, makes every block new. Such blocks consist of
-    indices and of literals that enter no table: reading them here takes a tenth of the general decoder's time.
+    indices and of literals that enter no table. Reading the fields here takes a tenth of the general decoder's time.
     """
     static, dynamic = HeaderTable.STATIC_TABLE, table.dynamic_entries
     fixed, known = len(static), len(static) + len(dynamic)
@@ -141,22 +141,22 @@ def _plain_fields(block: bytes, table: HeaderTable, most: int) -> list[Field] | 
             else:
                 return None
     except (IndexError, hpack.HPACKError):
-        return None  # The general decoder says what is wrong.
+        return None  # The general decoder explains the error.
     return found if len(found) <= most else None
 
 
 _huffman_steps: dict[int, tuple[int, bytes, bool]] = {}
-"""From state and byte to the next state, what is emitted, and whether the string may end there."""
+"""From state and byte to the next state, the emitted bytes, and whether the string may end there."""
 
 HUFFMAN_STEPS = 16_384
-"""Steps that are remembered, of 65,536: text needs some thousand."""
+"""Steps that are remembered, of 65,536 possible steps: text needs some thousand."""
 
 
 def decode_huffman(data: bytes) -> bytes:
     """A Huffman-coded string (RFC 7541, section 5.2), by `hpack`'s table of half bytes in steps of a whole byte.
 
     Raises:
-        HPACKDecodingError: A code that does not exist, or padding that is wrong.
+        HPACKDecodingError: An unknown code, or wrong padding.
     """
     state, complete, pieces = 0, True, []
     steps = _huffman_steps
@@ -185,10 +185,10 @@ def _huffman_step(key: int) -> tuple[int, bytes, bool]:
 
 
 def _read_string(block: bytes, at: int) -> tuple[bytes, int]:
-    """The string at `at`, and where what follows it begins.
+    """The string at `at`, and the position behind the string.
 
     Raises:
-        IndexError: The block ends before it, or it is longer than 16 KiB.
+        IndexError: The block ends too early, or the string is longer than 16 KiB.
     """
     head = block[at]
     length = head & 0x7F
@@ -215,7 +215,7 @@ def _string(value: bytes) -> bytes:
 
 
 CACHED_VALUE_BYTES = 128
-"""Bytes of the longest value whose encoded field is remembered: names and short values repeat, long ones seldom."""
+"""Bytes of the longest value whose encoded field is remembered: short values repeat, long values seldom."""
 
 
 @lru_cache(maxsize=1024)
@@ -238,9 +238,10 @@ def _check_status(name: bytes, value: bytes) -> None:
 
 
 def encode_fields(fields: Iterable[Field]) -> bytes:
-    """A header block of `fields`, valid on every connection of this server.
+    """A header block of `fields`, valid on every connection of the server.
 
-    Names are put in lower case; fields of an HTTP/1.1 connection are left out, as applications send them unasked.
+    Names become lower case. The fields of an HTTP/1.1 connection are left out, because applications send such fields
+    unasked.
 
     Raises:
         MalformedError: A name or a value has a forbidden byte.

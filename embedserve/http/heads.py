@@ -1,4 +1,4 @@
-"""The head of a request, whatever HTTP version brought it, and the rules for its fields (RFC 9110, RFC 9113)."""
+"""The head of a request in either HTTP version, and the rules for its fields (RFC 9110, RFC 9113)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AUTHORITY = re.compile(rb"[\x21-\x2e\x30-\x3e\x41-\x7e\x80-\xff]*").fullmatch
 _DIGITS = re.compile(rb"[0-9]{1,18}").fullmatch
 
 OF_A_CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
-"""Fields that speak of an HTTP/1.1 connection, which HTTP/2 has no use for (RFC 9113, section 8.2.2)."""
+"""Fields of an HTTP/1.1 connection, forbidden in HTTP/2 (RFC 9113, section 8.2.2)."""
 
 _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
 
@@ -29,7 +29,7 @@ class MalformedError(Exception):
 
 
 class TooLargeError(Exception):
-    """A request's head is over a limit: `status` says which kind, 414 or 431."""
+    """A request's head is over a limit: `status` is 414 for the target, 431 for the fields."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -37,16 +37,16 @@ class TooLargeError(Exception):
 
 
 class RequestHead:
-    """What a request says before its body. Shared between equal requests of a connection, and so never changed.
+    """The content of a request before its body. Equal requests of a connection share a head, so heads never change.
 
     Attributes:
         method: As sent, as in `b"POST"`.
         scheme: `b"http"` or `b"https"`; empty for CONNECT.
-        authority: Host and port as the client named them; empty if it named none.
+        authority: Host and port as the client named them; empty for none.
         target: Path and query as sent; empty for CONNECT.
         fields: Names in lower case, and values, in the order sent.
-        content_length: Declared bytes of the body; None where nothing is declared.
-        memo: Place for what the receiver made of this head, to be found again with the next equal request.
+        content_length: Declared bytes of the body; None without a declaration.
+        memo: The receiver's own value for the head, found again with the next equal request.
     """
 
     __slots__ = ("authority", "content_length", "fields", "memo", "method", "scheme", "target")
@@ -72,7 +72,7 @@ class RequestHead:
         return f"<RequestHead {self.method!r} {self.target!r}, {len(self.fields)} fields>"
 
     def get(self, name: bytes) -> bytes | None:
-        """The first value of the field `name`, which is in lower case."""
+        """The first value of the field `name` (lower case)."""
         for found, value in self.fields:
             if found == name:
                 return value
@@ -80,7 +80,7 @@ class RequestHead:
 
 
 def http2_head(pairs: Iterable[Field]) -> RequestHead:
-    """The head that a decoded header list says.
+    """The head of a decoded header list.
 
     Raises:
         MalformedError: RFC 9113, section 8, is broken.
@@ -145,7 +145,7 @@ def check_field(name: bytes, value: bytes) -> None:
 
 
 def content_length(fields: Iterable[Field]) -> int | None:
-    """The declared length of a body; None where nothing is declared.
+    """The declared length of a body; None without a declaration.
 
     Raises:
         MalformedError: A value is no plain number of up to 18 digits, or two values differ.

@@ -1,7 +1,7 @@
 """The server's side of an HTTP/1.x connection (RFC 9112): bytes in, events and bytes out, as for HTTP/2.
 
-Requests are told one after the other: bytes behind a request wait until it is answered, and `wants_read` bounds them.
-Knows no loop, no socket and no clock.
+Requests are served one after another. Bytes behind a request wait for its answer, and `wants_read` bounds the waiting
+bytes. The module knows no loop, no socket and no clock.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _NO_BODY = (b"204", b"304")
 
 
 class Http1Connection:
-    """One connection; `stream_id` is the number of a request, from 1.
+    """An HTTP/1.x connection; `stream_id` is the number of a request, from 1.
 
-    A request ends exactly once for its user: by the end of its answer, by `Reset`, or by a call of `reset`. What is
-    sent for a request that is over is dropped silently.
+    A request ends exactly once for its user: by the end of its answer, by `Reset`, or by a call of `reset`. Sends for a
+    request that is over are dropped silently.
 
     Args:
-        limits: What the client may cost.
-        heads: Reads heads; connections that share one share what it remembers.
-        wants_whole: Asked for each declared body of `direct_body_bytes` or more. True: the memory is reserved, and the
-            body is to be received into one buffer of its size, which comes as one Data event.
+        limits: The costs that the client may cause.
+        heads: Reads heads; connections with the same reader share its memory of heads.
+        wants_whole: Called for each declared body of `direct_body_bytes` or more. True means that the memory is
+            reserved. The connection then receives the body into a single buffer, and reports a single Data event.
     """
 
     encode_head = staticmethod(encode_head)
@@ -65,7 +65,7 @@ class Http1Connection:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to do but to send what `take` returns."""
+        """Whether only the bytes of `take` are left to send."""
         return self._over or (self._draining and self._request is None)
 
     @property
@@ -75,12 +75,12 @@ class Http1Connection:
 
     @property
     def version(self) -> str:
-        """The version of the request that is being answered."""
+        """The version of the current request."""
         return "1.0" if self._request is not None and self._request.is_1_0 else "1.1"
 
     @property
     def open_streams(self) -> int:
-        """Requests that are not over: one or none."""
+        """Requests that are not over: 0 or 1."""
         return int(self._request is not None and not self._ended and not self._over)
 
     @property
@@ -90,7 +90,7 @@ class Http1Connection:
 
     @property
     def wants_read(self) -> bool:
-        """Whether more bytes may come; if not, the transport is to be paused."""
+        """Whether more bytes may come; if not, pause the transport."""
         return (
             not self._over
             and len(self._buffer) <= self._limits.max_header_bytes
@@ -102,13 +102,13 @@ class Http1Connection:
         """Whether `take` would return bytes."""
         return bool(self._out)
 
-    # What comes in.
+    # Receiving.
 
     def receive(self, data: bytes, now: float = 0.0) -> list[Event]:
-        """Take what the client sent, in pieces of any size; `now` is HTTP/2's, and not used.
+        """Take the client's bytes, in pieces of any size; only HTTP/2 uses `now`.
 
         Returns:
-            What happened, in order. Violations are events too; nothing is raised.
+            Events in order. Violations are events too; the method raises no error.
         """
         if not self._over and not self._eof:
             self._buffer = self._buffer + data if self._buffer else data
@@ -116,12 +116,12 @@ class Http1Connection:
         return self.events()
 
     def events(self) -> list[Event]:
-        """What happened since they were last asked for: the end of an answer may bring the next request."""
+        """The events since the last call: the end of an answer may bring the next request."""
         events, self._events = self._events, []
         return events
 
     def eof(self) -> list[Event]:
-        """The client sends nothing more: requests that are complete are still answered."""
+        """Note the client's last byte: complete requests are still answered."""
         self._eof = True
         if self._request is None or not self._received:
             self._end_early(400)
@@ -129,7 +129,7 @@ class Http1Connection:
         return self.events()
 
     def lost(self) -> list[Event]:
-        """The transport is gone: a request that was not answered, as `Reset`."""
+        """End after the transport's loss; returns a `Reset` for an unanswered request."""
         self._end_early(400)
         self._over = True
         self._out.clear()
@@ -137,13 +137,13 @@ class Http1Connection:
         return self.events()
 
     def body_buffer(self) -> memoryview | None:
-        """Where the bytes that come next are to be put, if they are those of a body in one buffer."""
+        """The memory for the next bytes of a body in a single buffer; None for any other bytes."""
         if self._whole is None or self._received:
             return None
         return memoryview(self._whole)[len(self._whole) - self._body_left :]
 
     def body_filled(self, size: int) -> list[Event]:
-        """Say that `size` bytes were put where `body_buffer` said."""
+        """Note that the caller has put `size` bytes into `body_buffer`."""
         self._body_left -= size
         self._whole_body()
         self._received = not self._body_left
@@ -151,18 +151,18 @@ class Http1Connection:
         return self.events()
 
     def refuse(self, status: int, reason: str) -> list[Event]:
-        """End the connection for the client's fault, with an answer of `status` where none has begun."""
+        """End the connection for the client's fault; the answer has `status`, unless an answer has begun."""
         if not self._over:
             self._refuse(RefusedError(status, reason))
         return self.events()
 
     def consume(self, stream_id: int, size: int) -> None:
-        """Say that `size` bytes of told Data are no longer held."""
+        """Release `size` bytes of Data events."""
         if stream_id == self._id:
             self._unconsumed = max(0, self._unconsumed - size)
 
     def _advance(self) -> None:
-        """Read as much of what is there as its turn has come for."""
+        """Read the buffered bytes as far as the order of requests allows."""
         try:
             while not self._over:
                 if self._request is None:
@@ -208,7 +208,7 @@ class Http1Connection:
         return True
 
     def _read_body(self) -> bool:
-        """Whether anything was read."""
+        """Whether any byte was read."""
         data = self._buffer
         if self._chunks is not None:
             return self._read_chunks(self._chunks)
@@ -252,7 +252,7 @@ class Http1Connection:
             self._events.append(Data(self._id, data, ended))
 
     def _next(self) -> None:
-        """The request was answered: the next one's turn, or the end."""
+        """Go on to the next request, or to the end of the connection."""
         self._request = None
         self._unconsumed = 0
         self._over = self._over or self._close
@@ -263,7 +263,7 @@ class Http1Connection:
             self._events.append(Reset(self._id, code))
 
     def _refuse(self, error: RefusedError) -> None:
-        """Answer what is no valid request, and end the connection."""
+        """Answer an invalid request, and end the connection."""
         fresh = self._request is None or (not self._head_sent and not self._ended)
         self._end_early(error.status)
         if fresh:
@@ -274,7 +274,7 @@ class Http1Connection:
         self._buffer = b""
         self._events.append(Ended(error.status, str(error)))
 
-    # What goes out.
+    # Sending.
 
     def take(self) -> bytes:
         """The bytes that are due."""
@@ -289,10 +289,10 @@ class Http1Connection:
             stream_id: Number of the request.
             head: Status line and fields (`encode_head`).
             body: All bytes of the body.
-            trailers: Trailer section (`encode_trailers`); empty for none. HTTP/1.0 has none, and they are left out.
+            trailers: Trailer section (`encode_trailers`); empty for none. Dropped for HTTP/1.0, which has no trailers.
 
         Returns:
-            True: nothing waits for the client's permission, as HTTP/1.x knows none.
+            True: HTTP/1.x has no windows to wait for.
 
         Raises:
             RuntimeError: The answer has a head already.
@@ -306,7 +306,7 @@ class Http1Connection:
         return True
 
     def send_informational(self, stream_id: int, head: bytes) -> None:
-        """Send a head with a 1xx status, before the answer's own; HTTP/1.0 clients get none."""
+        """Send a head with a 1xx status, before the answer's own head; HTTP/1.0 clients get none."""
         request = self._live(stream_id)
         if request is not None and not request.is_1_0:
             if self._head_sent:
@@ -315,10 +315,10 @@ class Http1Connection:
             self._out += (head, b"\r\n")
 
     def send_head(self, stream_id: int, head: bytes, *, ended: bool = False) -> None:
-        """Send the head of an answer; `ended`: the whole of it.
+        """Send the head of an answer; with `ended` the head is the whole answer.
 
         Raises:
-            RuntimeError: The answer has one already.
+            RuntimeError: The answer has a head already.
         """
         request = self._live(stream_id)
         if request is not None:
@@ -357,14 +357,14 @@ class Http1Connection:
         return True
 
     def reset(self, stream_id: int, code: int = 0) -> None:
-        """Break off an answer; the connection ends with it, as HTTP/1.x has no other way to say so."""
+        """Break off an answer by ending the connection, the only way in HTTP/1.x."""
         if self._live(stream_id) is not None:
             self._ended = True
             self._over = True
             self._buffer = b""
 
     def drain(self) -> None:
-        """Begin to leave: the request that is being received or answered is the last; `is_over` tells the end."""
+        """Begin to leave: the current request is the last; `is_over` reports the end."""
         self._draining = self._close = True
         if self._request is None:
             self._over = True
@@ -377,7 +377,7 @@ class Http1Connection:
             raise RuntimeError(f"request {stream_id} has no head yet")
 
     def _send_head(self, request: Http1Head, head: bytes, length: int | None) -> None:
-        """Send a head with what frames its body: the length of a whole answer, or None for one in parts."""
+        """Send a head with the framing of its body: the length of a whole answer, or None for an answer in parts."""
         if self._head_sent:
             raise RuntimeError(f"request {self._id} has a head already")
         self._head_sent = True
@@ -423,11 +423,11 @@ class Http1Connection:
         if self._out_chunked and not self._out_no_body:
             self._out.append(b"0\r\n" + (trailers or b"\r\n"))
         elif self._out_left and not self._out_no_body:
-            self._close = True  # The client waits for bytes that do not come, and learns of it by the end.
+            self._close = True  # The client waits for missing bytes; the end of the connection ends the wait.
             self._over = True
         if not self._received:
             assert self._request is not None
             self._whole = None
             if self._request.expects_continue and not self._continued:
-                self._over = True  # The body was never asked for.
+                self._over = True  # The client still holds the body back.
         self._advance()

@@ -1,7 +1,7 @@
 """Heads of HTTP/1.x messages (RFC 9112): a request's parsed once and remembered, an answer's made once and remembered.
 
-`httptools` reads the syntax. Decides what it leaves open: framing that two readers could understand differently is
-refused, never repaired. Knows no connection.
+`httptools` reads the syntax. The module decides the cases left open: ambiguous framing is refused, never repaired,
+because a second reader could understand the framing differently. The module knows no connection.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from embedserve.http.limits import Limits
 __all__ = ["Http1Head", "Http1HeadReader", "RefusedError", "encode_head", "encode_trailers", "read_trailers"]
 
 REMEMBERED_HEADS = 256
-"""Heads that a reader remembers: a few per client program, as equal requests of one program have equal heads."""
+"""Heads that a reader remembers: a few per client program, as equal requests of a program have equal heads."""
 
 REMEMBERED_BYTES = 2_048
-"""Bytes of the largest head that is remembered: with the number of heads a bound on memory."""
+"""Bytes of the largest remembered head: with the number of heads a bound on memory."""
 
 _LINE_MARGIN = 32
 """Bytes of a request's line besides its target: the longest method and the version."""
@@ -36,7 +36,7 @@ _FRAMING = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"upgr
 
 
 class RefusedError(Exception):
-    """A request that is answered by the protocol itself, after which the connection ends: `status` and reason."""
+    """A request that the protocol itself answers before the connection ends: `status` and reason."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -44,13 +44,13 @@ class RefusedError(Exception):
 
 
 class Http1Head(NamedTuple):
-    """A head with what it says of the connection.
+    """A head with its consequences for the connection.
 
     Attributes:
-        head: What the application sees.
+        head: The application's view.
         chunked: The body comes in chunks.
         keep_alive: The client will read a further answer.
-        expects_continue: The client waits for status 100 before it sends the body.
+        expects_continue: The client waits for status 100 before the body.
         is_1_0: The client speaks HTTP/1.0, and knows no chunks.
     """
 
@@ -62,7 +62,7 @@ class Http1Head(NamedTuple):
 
 
 class _Collector:
-    """What `httptools` calls back while it reads one head."""
+    """Callbacks of `httptools` for a single head."""
 
     def __init__(self) -> None:
         self.url = b""
@@ -76,7 +76,7 @@ class _Collector:
 
 
 class Http1HeadReader:
-    """Reads heads within the limits. One may serve many connections.
+    """Reads heads within the limits; a reader may serve many connections.
 
     Args:
         limits: Bounds of heads.
@@ -91,7 +91,7 @@ class Http1HeadReader:
         self._heads: dict[bytes, Http1Head] = {}
 
     def check_partial(self, data: bytes) -> None:
-        """Refuse a head that is not complete and can no more become valid.
+        """Refuse an incomplete head that can no more become valid.
 
         Raises:
             RefusedError: With 414 or 431.
@@ -117,7 +117,7 @@ class Http1HeadReader:
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # The wish for another protocol may be ignored, and is: the body is this protocol's.
+            pass  # HTTP lets a server ignore an upgrade: the body is HTTP/1's.
         except httptools.HttpParserInvalidMethodError as error:
             raise RefusedError(501, str(error)) from None
         except httptools.HttpParserError as error:
@@ -196,7 +196,7 @@ def read_trailers(data: bytes, limits: Limits) -> tuple[Field, ...]:
     """The fields of a trailer section, without its empty line.
 
     Raises:
-        RefusedError: A line is no field, or there are too many.
+        RefusedError: A line is no field, or the section has too many fields.
     """
     fields = []
     for line in data.split(b"\r\n") if data else ():
@@ -218,7 +218,7 @@ def encode_head(fields: Iterable[Field]) -> bytes:
 
     Raises:
         MalformedError: A name or a value has a forbidden byte.
-        ValueError: The first is no `:status`.
+        ValueError: The first field is no `:status`.
     """
     return _encode_head(tuple(fields))
 

@@ -1,4 +1,4 @@
-"""What one connection may cost the server: every limit of the state machines, with unit, meaning and origin."""
+"""The costs that a connection may cause: every limit of the state machines, with unit, meaning and origin."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ __all__ = ["Limits", "RateLimit"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one connection; the defaults suit a server that faces unknown clients.
+    """The limits of a connection; the defaults suit a server that faces unknown clients.
 
     Attributes:
-        max_header_bytes: Bytes of a header list as RFC 9113 counts them: names, values and 32 per field. Announced as
-            SETTINGS_MAX_HEADER_LIST_SIZE. A larger list is answered with 431; a compressed block of more bytes, or a
+        max_header_bytes: Bytes of a header list as RFC 9113 counts: names, values and 32 per field. Announced as
+            SETTINGS_MAX_HEADER_LIST_SIZE. A larger list is answered with 431. A compressed block of more bytes, or a
             list of more than four times as many, ends the connection. For HTTP/1.1 the bytes of the request's line
             and fields. Origin: uvicorn's and hpack's own bound.
-        max_headers: Fields of one request, trailers counted by themselves; more are answered with 431. Origin:
+        max_headers: Fields of a request, trailers counted separately; more fields are answered with 431. Origin:
             Envoy's and Apache's default.
-        max_url_bytes: Bytes of a request target; more are answered with 414. Origin: RFC 9110 asks for 8,000.
-        max_streams: Streams that a client has open at once, announced; further ones get REFUSED_STREAM. Origin: some
+        max_url_bytes: Bytes of a request target; a longer target is answered with 414. Origin: RFC 9110 asks for 8,000.
+        max_streams: Streams that a client has open at once, announced; further streams get REFUSED_STREAM. Origin: some
             times the largest useful batch.
         stream_window: Bytes of a request body that a client may send ahead of the application. Origin: ten round
             trips of a second's traffic at 10 MB/s.
-        connection_window: The same for all streams of a connection together: bounds what one client makes the server
-            hold of bodies. Origin: sixteen bodies at full window.
+        connection_window: The same bytes for all streams of a connection together, a bound on the bodies that a client
+            makes the server hold. Origin: sixteen bodies at full window.
         max_frame_bytes: Largest frame that a client may send, announced. Origin: a socket is read 64 to 256 KiB at a
             time, and larger frames cost less per byte.
-        max_continuations: CONTINUATION frames of one header block. Origin: a block of `max_header_bytes` in frames of
+        max_continuations: CONTINUATION frames of a header block. Origin: a block of `max_header_bytes` in frames of
             16 KiB needs 4.
-        max_settings: Entries of one SETTINGS frame. Origin: nghttp2.
-        settings_per_second: SETTINGS frames, each of which touches every open stream. Origin: clients send one or two
+        max_settings: Entries of a SETTINGS frame. Origin: nghttp2.
+        settings_per_second: SETTINGS frames; each frame touches every open stream. Origin: clients send one or two
             in a connection's life.
         settings_burst: SETTINGS frames at once, before the rate counts.
-        resets_per_second: Streams that end early by the client's doing: RST_STREAM, or a violation that the server
-            has to answer with RST_STREAM. Origin: six times nghttp2's default, for callers whose deadlines pass.
+        resets_per_second: Streams that the client ends early: by RST_STREAM, or by a violation whose answer is
+            RST_STREAM. Origin: six times nghttp2's default, for callers whose deadlines pass.
         resets_burst: Early ends at once, before the rate counts. Origin: nghttp2's default; `max_streams` calls can be
             cancelled together.
         control_frames_per_second: Frames that bring no request forward: PING, PRIORITY, unknown types, DATA without
-            bytes, window updates of less than 256 bytes. Origin: one costs about a microsecond; gRPC clients send some
-            hundred PING frames per second to measure a connection.
-        control_frames_burst: Such frames at once, before the rate counts.
-        max_unread_control_bytes: Bytes of answers to control frames that wait because the client reads nothing.
+            bytes, window updates of less than 256 bytes. Origin: a frame costs about a microsecond, and gRPC clients
+            send some hundred PING frames per second to measure a connection.
+        control_frames_burst: Control frames at once, before the rate counts.
+        max_unread_control_bytes: Bytes of answers to control frames that wait because the client does not read.
             Origin: some thousand PING answers.
-        max_queued_bytes: Bytes of answers that wait for the client's windows, over which further answers are dropped
-            and their streams reset. A single answer may be larger. Origin: a batch of images.
-        head_timeout: Seconds from the first byte of a head, or from the connection's begin, to the head's end; 408.
-            Origin: Apache's mod_reqtimeout.
-        body_timeout: Seconds without a byte of a body that the application waits for; 408. Origin: as above.
-        body_rate: Bytes per second that a body brings on average after `body_timeout` seconds, while the application
-            waits for it. Origin: as above.
-        half_closed_timeout: Seconds that a request goes on whose HTTP/1.x client has sent its end: a client that waits
-            for its answer and one that has gone look the same. Origin: an inference takes less.
-        write_timeout: Seconds that a client may leave answers unread; the connection is cut. Origin: nginx.
-        direct_body_bytes: Bytes of a declared HTTP/1.1 body from which it is received into one buffer of its size.
-            Origin: below it a join costs less than a second buffer.
+        max_queued_bytes: Bytes of answers that wait for the client's windows. Over the bound, further answers are
+            dropped and their streams reset. A single answer may be larger. Origin: a batch of images.
+        head_timeout: Seconds from the first byte of a head, or from the connection's begin, to the head's end; then
+            408. Origin: Apache's mod_reqtimeout.
+        body_timeout: Seconds without a byte of a body, while the application waits; then 408. Origin: as above.
+        body_rate: Bytes per second of a body on average after `body_timeout` seconds, while the application waits.
+            Origin: as above.
+        half_closed_timeout: Seconds that a request goes on after the end of its HTTP/1.x client: a waiting client and
+            a lost client look the same. Origin: an inference takes less.
+        write_timeout: Seconds that a client may leave answers unread; then the connection is cut. Origin: nginx.
+        direct_body_bytes: Bytes of a declared HTTP/1.1 body from which the body gets a single buffer of its size.
+            Origin: for a smaller body a join costs less than a second buffer.
     """
 
     max_header_bytes: int = 65_536
@@ -82,7 +82,7 @@ class Limits:
     direct_body_bytes: int = 16_384
 
     def __post_init__(self) -> None:
-        """Refuse what the protocols cannot say.
+        """Refuse values that the protocols cannot express.
 
         Raises:
             ValueError: A limit is out of its range.
@@ -114,7 +114,7 @@ class RateLimit:
         return f"<RateLimit {self._tokens:.0f} of {self._burst:.0f}>"
 
     def take(self, now: float) -> bool:
-        """Whether one more event is within the limit; `now` in seconds of any steady clock."""
+        """Whether a further event is within the limit; `now` in seconds of any steady clock."""
         gained = (now - self._seen) * self._per_second
         self._seen = now
         self._tokens = min(self._burst, self._tokens + gained) - 1.0

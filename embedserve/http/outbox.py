@@ -1,6 +1,6 @@
-"""What a connection still has to send: frames that are due, and answers that wait for the client's windows.
+"""The sending side of a connection: due frames, and answers waiting for the client's windows.
 
-Decides who sends next and how much. Knows no request.
+The module decides about the order of streams and the sizes of frames. The module knows no request.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ from embedserve.http.streams import Stream
 __all__ = ["Outbox", "greeting"]
 
 TURN_BYTES = 262_144
-"""Bytes of answers that one turn of the loop takes: four socket buffers of 64 KiB, so that no stream keeps another out
-for long."""
+"""Bytes of answers per turn of the loop: four socket buffers of 64 KiB, so that no stream blocks the rest for long."""
 
 _header = FRAME_HEADER.pack
 
 
 def greeting(limits: Limits) -> bytes:
-    """What a server sends first: its settings, and the window of the connection, which no setting speaks of."""
+    """The first bytes of a server: its settings, and the window of the connection, for which no setting exists."""
     settings = {
         Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
         Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
@@ -49,14 +48,14 @@ def greeting(limits: Limits) -> bytes:
 
 
 class Outbox:
-    """The sending side of one connection.
+    """The queue of a connection's frames and waiting answers.
 
     Attributes:
         window: Bytes of bodies that the client takes on all streams together.
-        initial_window: The same for a new stream.
+        initial_window: Bytes of bodies that the client takes on a new stream.
         max_frame: Largest payload that the client takes.
         queued_bytes: Bytes of answers that wait.
-        waiting: Streams that can send as soon as there is room, the next one first.
+        waiting: Streams that can send as soon as the connection has room, the next stream first.
     """
 
     __slots__ = (
@@ -83,18 +82,18 @@ class Outbox:
         self.waiting: dict[int, Stream] = {}
 
     def __bool__(self) -> bool:
-        """Whether `take` would return anything."""
+        """Whether `take` would return bytes."""
         return bool(self._pieces) or (bool(self.waiting) and self.window > 0)
 
     def put(self, frame_bytes: bytes) -> None:
-        """Send a whole frame, whatever the windows are."""
+        """Send a whole frame, regardless of the windows."""
         self._pieces.append(frame_bytes)
 
     def control(self, frame_bytes: bytes) -> None:
         """Send a frame that a client provoked.
 
         Raises:
-            ProtocolError: Too many wait, because the client reads nothing.
+            ProtocolError: Too many bytes wait, because the client does not read.
         """
         self._pieces.append(frame_bytes)
         self._control_bytes += len(frame_bytes)
@@ -102,7 +101,7 @@ class Outbox:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "answers to control frames are not read")
 
     def headers(self, stream_id: int, block: bytes, end_stream: int) -> None:
-        """Send a header block, in as many frames as the client needs."""
+        """Send a header block, split at the client's frame size."""
         if not self._table_announced:
             self._table_announced = True
             block = NO_DYNAMIC_TABLE + block
@@ -117,7 +116,7 @@ class Outbox:
             self._pieces.append(frame(CONTINUATION, flags, stream_id, block[at : at + limit]))
 
     def answer(self, stream: Stream, head: bytes, body: bytes, trailers: bytes) -> bool:
-        """Send a whole answer that fits into every window and one frame; False if it does not, and nothing was sent."""
+        """Send a whole answer that fits into every window and a single frame; else return False and send no byte."""
         size = len(body)
         if (
             size > self.max_frame
@@ -146,7 +145,7 @@ class Outbox:
         return True
 
     def data(self, stream: Stream, data: bytes | memoryview) -> bool:
-        """Send bytes of a body, and the end of the answer if it was given; False if some have to wait."""
+        """Send bytes of a body, and the end of a complete answer; False if some bytes have to wait."""
         size = len(data)
         if not stream.queue:
             if not size or (
@@ -167,7 +166,7 @@ class Outbox:
         return False
 
     def _frame(self, stream: Stream, data: bytes | memoryview, size: int) -> None:
-        """The next DATA frame, and what ends the stream after the last one."""
+        """Send the next DATA frame, and the end of the stream after the last frame."""
         last = stream.local_ended and not stream.queue
         if size or (last and stream.trailers is None):
             self.window -= size
@@ -179,10 +178,10 @@ class Outbox:
             self.headers(stream.id, stream.trailers, END_STREAM)
 
     def fill(self) -> list[Stream]:
-        """Turn waiting bytes into frames, one of each stream in turn, while windows and the turn's bound allow.
+        """Turn waiting bytes into frames, a frame per stream in turn, while windows and the turn's bound allow.
 
         Returns:
-            The streams of which nothing waits any more.
+            The streams without waiting bytes.
         """
         sent = []
         waiting = self.waiting
@@ -190,7 +189,7 @@ class Outbox:
             stream = waiting.pop(next(iter(waiting)))
             queue = stream.queue
             if not queue or stream.send_window <= 0:
-                continue  # SETTINGS took the window away meanwhile; the next update of it brings the stream back.
+                continue  # SETTINGS closed the window meanwhile; the next window update brings the stream back.
             room = min(stream.send_window, self.window, self.max_frame)
             piece = queue[0]
             if len(piece) > room:
@@ -206,19 +205,19 @@ class Outbox:
         return sent
 
     def widened(self, stream: Stream) -> None:
-        """The stream's window grew: what waits may go on."""
+        """Note that the stream's window grew: waiting bytes may go on."""
         if stream.queue and stream.send_window > 0:
             self.waiting[stream.id] = stream
 
     def drop(self, stream: Stream) -> None:
-        """Forget what waits of a stream that is over."""
+        """Forget the waiting bytes of a finished stream."""
         if stream.queue:
             self.queued_bytes -= sum(map(len, stream.queue))
             stream.queue = None
             self.waiting.pop(stream.id, None)
 
     def take(self) -> bytes:
-        """The frames that are due, as one piece."""
+        """The due frames, as a single piece."""
         pieces = self._pieces
         self._pieces = []
         self._size = self._control_bytes = 0

@@ -1,7 +1,7 @@
-"""HTTP/1.x and HTTP/2 on one port as an asyncio protocol for uvicorn, whose sockets, TLS, signals and lifespan stay.
+"""HTTP/1.x and HTTP/2 on a port as an asyncio protocol for uvicorn, with uvicorn's sockets, TLS, signals and lifespan.
 
 `uvicorn --http embedserve.http.protocol:HttpProtocol`, or `Config(http=HttpProtocol)`. HTTP/2 comes by ALPN under TLS,
-and by prior knowledge without. Decides when a connection has waited long enough; what is valid the connections decide.
+and by prior knowledge without TLS. The module decides about time limits; the connections decide about validity.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ logger = logging.getLogger("uvicorn.error")
 access_logger = logging.getLogger("uvicorn.access")
 
 TURN_BYTES = 65_536
-"""Bytes of HTTP/1.x answers that wait for the end of the loop's turn: as many as asyncio's transports hold gladly."""
+"""Bytes of HTTP/1.x answers that wait for the end of the loop's turn: the high-water mark of asyncio's transports."""
 
 CHECK_SECONDS = 1.0
-"""Seconds between two looks at a busy connection's time limits, which are all much longer."""
+"""Seconds between two checks of a connection's time limits; the limits are much longer."""
 
 
 @lru_cache(maxsize=16)
 def _heads(limits: Limits, scheme: bytes) -> Http1HeadReader:
-    """What is remembered of heads is shared by all connections of a process."""
+    """The reader of heads, whose memory all connections of a process share."""
     return Http1HeadReader(limits, scheme)
 
 
 class HttpProtocol(asyncio.Protocol):
-    """One connection of either version; a subclass may set other `limits`."""
+    """A connection of either version; a subclass may set different `limits`."""
 
     alpn_protocols: ClassVar[list[str]] = ["h2", "http/1.1"]
     limits: ClassVar[Limits] = Limits()
@@ -79,10 +79,10 @@ class HttpProtocol(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._addresses: dict[str, Any] = {}
 
-    # What the transport calls.
+    # Calls of the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin; under TLS the version is known."""
+        """Begin; under TLS the version is known already."""
         self.transport = cast(asyncio.Transport, transport)
         self.connections.add(self)
         tls = transport.get_extra_info("ssl_object")
@@ -103,7 +103,7 @@ class HttpProtocol(asyncio.Protocol):
             self.connection = Http1Connection(self.limits, _heads(self.limits, self._scheme))
 
     def data_received(self, data: bytes) -> None:
-        """Read what came."""
+        """Read the received bytes."""
         now = self._active = self.loop.time()
         if not hasattr(self, "connection"):
             data = self._begun + data
@@ -115,7 +115,7 @@ class HttpProtocol(asyncio.Protocol):
         self._flush()
 
     def eof_received(self) -> bool:
-        """The client sends nothing more; over plain TCP it may still read its answers."""
+        """Note the client's last byte; over plain TCP the client may still read its answers."""
         if not hasattr(self, "connection") or isinstance(self.connection, Http2Connection):
             return False
         self._eof_at = self.loop.time()
@@ -134,19 +134,19 @@ class HttpProtocol(asyncio.Protocol):
             request.disconnect()
 
     def pause_writing(self) -> None:
-        """The client reads slower than answers are made."""
+        """Note that the client reads slower than answers are made."""
         self.write_paused = True
         self._waiting_since = self.loop.time()
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """Go on writing, as the client has read."""
         self.write_paused = False
         for request in list(self.requests.values()):
             request.wake()
         self._flush()
 
     def shutdown(self) -> None:
-        """Leave when the requests that are there are answered (uvicorn calls this)."""
+        """Leave after the answers to the current requests (uvicorn's name)."""
         self._leaving = True
         if not hasattr(self, "connection"):
             self.transport.close()
@@ -154,7 +154,7 @@ class HttpProtocol(asyncio.Protocol):
         self.connection.drain()
         self._flush()
 
-    # What requests call.
+    # Calls of requests.
 
     def consumed(self, stream_id: int, size: int) -> None:
         """The application has taken `size` bytes of a body."""
@@ -167,7 +167,7 @@ class HttpProtocol(asyncio.Protocol):
         self._flush_soon()
 
     def after_send(self, request: AsgiRequest) -> None:
-        """Something was sent: write it with whatever else this turn of the loop brings."""
+        """Write the new bytes together with all further bytes of the loop's turn."""
         if request.complete and self.requests.get(request.stream_id) is request:
             self.server_state.total_requests += 1
         if self.connection.queued_bytes > TURN_BYTES:
@@ -257,7 +257,7 @@ class HttpProtocol(asyncio.Protocol):
         )
 
     def _hand_on(self, head: RequestHead) -> None:
-        """Give the connection to uvicorn's WebSocket protocol, with the head as it came."""
+        """Give the connection to uvicorn's WebSocket protocol, with the unchanged head."""
         self.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -275,7 +275,7 @@ class HttpProtocol(asyncio.Protocol):
             self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Write what is due, once per turn of the loop; then close, or read on."""
+        """Write the due bytes, once per turn of the loop; then close, or read on."""
         self._flush_due = False
         transport = self.transport
         if not hasattr(self, "connection") or transport.is_closing():
@@ -294,7 +294,7 @@ class HttpProtocol(asyncio.Protocol):
     # Time.
 
     def _check_time(self) -> None:
-        """Look whether the client has been waited for too long."""
+        """End requests and connections whose client has exceeded a time limit."""
         now, limits = self.loop.time(), self.limits
         if self.write_paused and now - self._waiting_since > limits.write_timeout:
             self.transport.abort()
@@ -303,7 +303,7 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.abort()
             return
         if self._leaving:
-            self.connection.drain()  # Whether or not the client has answered the first GOAWAY's PING.
+            self.connection.drain()  # A second call ends the wait for the answer to the PING.
             self._flush()
         elif not self.requests:
             idle = hasattr(self, "connection") and self._is_idle()

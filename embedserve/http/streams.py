@@ -1,4 +1,4 @@
-"""Which streams of a connection are open, and what is remembered of those that are not (RFC 9113, section 5.1)."""
+"""The open streams of a connection, and the memory of streams that are over (RFC 9113, section 5.1)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from embedserve.http.frames import ErrorCode, ProtocolError
 __all__ = ["Stream", "Streams"]
 
 _GAPS = 64
-"""Ranges of skipped stream identifiers that are remembered, to say rightly how a frame on one of them is wrong."""
+"""Ranges of skipped stream identifiers that are remembered, so that frames on skipped streams get the right error."""
 
 
 class Stream:
-    """One open stream, from its head until both sides have ended it or either has reset it.
+    """An open stream, from its head until both sides have ended it or either side has reset it.
 
     Attributes:
         receive_window: Bytes that the client may still send; below zero while a smaller window takes effect.
-        unconsumed: Bytes that were told and not yet consumed.
-        credit: Consumed bytes of which the client was not told.
-        remaining: Bytes of the declared body that are missing; None where nothing was declared.
+        unconsumed: Bytes reported in events and not yet consumed.
+        credit: Consumed bytes without a window update so far.
+        remaining: Missing bytes of the declared body; None without a declaration.
         remote_ended: The client has ended its side.
-        send_window: Bytes that the client takes; below zero after its SETTINGS made it so.
+        send_window: Bytes that the client takes; below zero after smaller SETTINGS of the client.
         head_sent: The head of the answer was given.
         local_ended: The end of the answer was given.
-        queue: Pieces of the answer that wait.
-        trailers: The block that follows them.
+        queue: Waiting pieces of the answer.
+        trailers: The block of trailers after the waiting pieces.
     """
 
     __slots__ = (
@@ -61,10 +61,10 @@ class Stream:
 
 
 class Streams:
-    """The streams of one connection, by identifier.
+    """The streams of a connection, by identifier.
 
     Attributes:
-        open: Those that are not over.
+        open: Streams that are not over.
         highest: The highest identifier that a client used.
     """
 
@@ -79,13 +79,13 @@ class Streams:
         self._remembered = remembered
 
     def begin(self, stream_id: int) -> None:
-        """Note that a client uses `stream_id` for the first time, which closes all lower ones that it did not use."""
+        """Note the first use of `stream_id` by the client; all lower unused streams are closed by the use."""
         if stream_id > self.highest + 2:
             self._gaps.append(range((self.highest + 1) | 1, stream_id, 2))
         self.highest = stream_id
 
     def is_idle(self, stream_id: int) -> bool:
-        """Whether the stream never began; streams of even identifiers never do, as nothing is pushed."""
+        """Whether the stream never began; streams with even identifiers never begin, because the server pushes none."""
         return stream_id > self.highest or not stream_id & 1
 
     def was_reset(self, stream_id: int) -> bool:
@@ -93,7 +93,11 @@ class Streams:
         return stream_id in self._resets
 
     def remember_reset(self, stream_id: int, *, ours: bool) -> None:
-        """Note who reset a stream. A client cannot know of our reset at once, but knows of its own."""
+        """Note the side that reset a stream.
+
+        After the server's reset, frames of the client may still be on their way. After the client's own reset, no frame
+        may follow.
+        """
         resets = self._resets
         resets[stream_id] = ours
         if len(resets) > self._remembered:
@@ -102,10 +106,10 @@ class Streams:
             self._lingering.pop(oldest, None)
 
     def linger(self, stream_id: int, window: int) -> bool:
-        """Note that a stream was answered before its request ended; False if it has to be reset at once.
+        """Note an answer before the end of its request; False asks for a reset at once.
 
-        Some clients take a reset that follows an answer at once for a failure of the call. So what is on its way is
-        discarded, and the reset is due when half of the window is used up.
+        Some clients take a reset directly after an answer for a failure of the call. DATA on its way is therefore
+        discarded, and the reset is due after half of the window.
         """
         self.remember_reset(stream_id, ours=True)
         if window > 1:
@@ -113,7 +117,7 @@ class Streams:
         return window > 1
 
     def discard(self, stream_id: int, size: int, ended: int) -> bool:
-        """Count DATA on a stream that is not open; True if the stream lingers and is to be reset now."""
+        """Count DATA on a stream that is not open; True if the stream lingers and its reset is due."""
         left = self._lingering.get(stream_id)
         if left is None:
             return False
@@ -124,10 +128,10 @@ class Streams:
         return not ended
 
     def judge_closed(self, stream_id: int, what: str) -> bool:
-        """Whether the frame `what` on a stream that is not open is to be ignored; if not, STREAM_CLOSED answers it.
+        """Whether to ignore a frame (named `what`) on a closed stream; else the answer is STREAM_CLOSED.
 
         Raises:
-            ProtocolError: The stream never began, or the client itself had ended it.
+            ProtocolError: The stream never began, or the client had ended the stream.
         """
         ours = self._resets.get(stream_id)
         if ours is not None:

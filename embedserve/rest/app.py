@@ -219,7 +219,7 @@ class RestApp:
             await send({"type": "websocket.close", "code": 1000})
 
     def _is_to_be_carried(self, scope: Scope) -> bool:
-        """Whether a request on a foreign loop goes to the registry's loop; health must answer even if the latter hangs."""
+        """Whether a request on a foreign loop goes to the registry's loop; health answers even if that loop hangs."""
         if self._health and _is_health(path_of(raw_target(scope))):
             return False
         return is_elsewhere(self._registry)

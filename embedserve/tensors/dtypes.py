@@ -1,6 +1,6 @@
 """The dtype table: TensorFlow `DataType` ↔ numpy dtype ↔ `TensorProto` field ↔ kind of JSON value.
 
-Everything that names, reads or writes a tensor looks its dtype up here. Knows no TensorFlow and no wire format.
+All code that names, reads or writes a tensor uses the table. The module knows no TensorFlow and no wire format.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ __all__ = ["DTYPES", "Array", "DType", "JsonKind", "Tensors", "by_name", "by_num
 
 Array: TypeAlias = npt.NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
-"""Arrays by input or output name: the only type that crosses layers. String tensors are object arrays of `bytes`."""
+"""Arrays by input or output name: the only tensor type between layers. String tensors are object arrays of `bytes`."""
 JsonKind: TypeAlias = Literal["number", "int32", "int64", "uint32", "uint64", "bool", "string", "unsupported"]
-"""What a JSON value must be to become an element; `int32` also stands for the narrower integers, as on the wire."""
+"""Kind of a JSON value that can become an element; `int32` also stands for the narrower integers, as on the wire."""
 
 _FIRST_REFERENCE = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """One row of the table; there is one object per dtype, so rows compare by identity.
+    """A row of the table; each dtype has a single object, so rows compare by identity.
 
     Attributes:
         name: TensorFlow's short name (`float`, `int64`, `string`), as in messages.
         enum_name: Name in `types.proto` (`DT_FLOAT`).
         number: Number in `types.proto`.
         numpy: dtype of arrays; object for strings, whose elements are `bytes`.
-        field: `TensorProto` field that carries the values when `tensor_content` does not.
-        json: What JSON values must be; `unsupported` where the JSON API has no such values.
+        field: `TensorProto` field of the values, if `tensor_content` is empty.
+        json: Kind of JSON values; `unsupported` for a dtype without values in the JSON API.
         limits: Least and greatest value of an integer dtype, else None.
     """
 
@@ -56,18 +56,18 @@ class DType:
         return by_number, (self.number,)
 
     def convert(self, value: object) -> Array:
-        """Bring a value to this dtype.
+        """Bring a value to the dtype.
 
-        Python numbers and lists take this dtype where their kind allows it (ints for floats, never floats for ints).
-        Arrays, tensors and columns are cast where `np.can_cast(..., "same_kind")` allows it. `str` becomes UTF-8;
-        `bytearray` and `memoryview` are bytes.
+        Python numbers and lists take the dtype if their kind allows (ints for floats, never floats for ints). Arrays,
+        tensors and columns are cast if `np.can_cast(..., "same_kind")` allows. `str` becomes UTF-8; `bytearray` and
+        `memoryview` are bytes.
 
         Returns:
-            The value itself if it is already such an array, else a new one.
+            The value itself if already an array of the dtype, else a new array.
 
         Raises:
-            TypeError: The values are of another kind; its only argument is the short name of their dtype.
-            MissingValueError: A masked element, None, NA, a null of a column; NaN where the dtype has none.
+            TypeError: The values are of a wrong kind; the only argument is the short name of their dtype.
+            MissingValueError: A masked element, None, NA, a null of a column; NaN for a dtype without NaN.
             ValueError: A ragged list, or a number out of range.
         """
         if type(value) is not np.ndarray:
@@ -82,7 +82,7 @@ class DType:
                 return array
             if not array.dtype.hasobject:
                 return self._cast(array)
-            value = array.tolist()  # A column of Python objects: what they are decides.
+            value = array.tolist()  # A column of Python objects: the objects' types decide.
         return self._from_python(value)
 
     def _from_python(self, value: object) -> Array:
@@ -95,7 +95,7 @@ class DType:
         if target.fields:
             return _integers_of(target)._from_python(value).view(target)
         if given.hasobject or (given.kind == "f" and self.limits):
-            # Ints that fit no 64-bit dtype are discovered as objects, and as floats where some of them are negative.
+            # numpy reads ints beyond 64 bits as objects, and as floats if some of the ints are negative.
             array = _discovered(value, object)
             elements = array.ravel().tolist()
             kinds = set(map(type, elements))
@@ -139,7 +139,7 @@ class DType:
 
 
 def _ragged(value: Any) -> str:
-    """That a list is ragged, and the first element that shows it."""
+    """The message that a list is ragged, with the first element out of shape."""
     told = "the list is ragged: lists at the same depth must have the same length and depth"
     level: list[tuple[tuple[int, ...], Any]] = [((), value)]
     while level:
@@ -162,7 +162,7 @@ def _count(size: int | None) -> str:
 
 
 def _integers_of(quantized: np.dtype[Any]) -> DType:
-    """The integer dtype inside a quantized one, which numpy knows as a structure of one field."""
+    """The integer dtype inside a quantized dtype; numpy has a structure with a single field for the latter."""
     assert quantized.fields is not None
     return by_numpy(next(iter(quantized.fields.values()))[0])
 
@@ -189,7 +189,7 @@ def _check_range(array: Array, dtype: DType) -> None:
 
 
 def _check_overflow(array: Array, finite: Array, dtype: DType) -> None:
-    """Refuse what was finite and is not so in the narrower dtype; infinity stays infinity."""
+    """Refuse finite values that overflow the narrower dtype; infinity stays infinity."""
     overflown = np.isfinite(array) & ~finite
     if overflown.any():
         greatest = float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
@@ -226,7 +226,7 @@ def _strings(value: object) -> Array:
 
 
 def _as_bytes(value: Any) -> Any:
-    """The value with each `bytearray` and `memoryview` in it as bytes; itself where it has none."""
+    """The value with each inner `bytearray` and `memoryview` as bytes; the same object if the value has none."""
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
     if isinstance(value, np.ndarray) and value.dtype.hasobject:
@@ -239,7 +239,7 @@ def _as_bytes(value: Any) -> Any:
 
 
 def _kind_of(array: Array) -> str:
-    """Word for what an object array holds, judged by the first element that is no string."""
+    """Name of the elements' type in an object array, judged by the first element that is no string."""
     for element in array.ravel().tolist():
         if not isinstance(element, bytes | str):
             return short_name(np.asarray(element).dtype) if isinstance(element, _NUMBERS) else type(element).__name__
@@ -291,7 +291,7 @@ def _rows() -> list[DType]:
     floats = ["float8_e5m2", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e4m3b11fnuz", "float8_e5m2fnuz"]
     small = [*((name, "float8_val") for name in floats), *((name, "int_val") for name in _SMALL_INTEGERS)]
     for number, (name, field) in enumerate(small, start=24):
-        scalar = getattr(ml_dtypes, name, None)  # Older ml_dtypes has fewer of these.
+        scalar = getattr(ml_dtypes, name, None)  # Older ml_dtypes has fewer dtypes.
         if scalar is not None:
             rows.append(_row(number, name, scalar, field))
     return rows
@@ -300,7 +300,7 @@ def _rows() -> list[DType]:
 _SMALL_INTEGERS = ("int4", "uint4", "int2", "uint2")
 
 DTYPES: tuple[DType, ...] = tuple(_rows())
-"""Every dtype embedserve knows, by number."""
+"""Every known dtype, by number."""
 
 _BY_NUMBER: Mapping[int, DType] = MappingProxyType({row.number: row for row in DTYPES})
 _BY_NAME: Mapping[str, DType] = MappingProxyType({row.name: row for row in DTYPES})
@@ -310,7 +310,7 @@ _BY_NUMPY: Mapping[np.dtype[Any], DType] = MappingProxyType(
 
 
 def by_number(number: int) -> DType:
-    """Row of a `DataType`; a reference dtype (101...) means the dtype it refers to.
+    """Row of a `DataType`; a reference dtype (101...) means the dtype behind the reference.
 
     Raises:
         KeyError: Not in the table.
@@ -340,7 +340,7 @@ def by_numpy(dtype: np.dtype[Any]) -> DType:
 
 
 def short_name(dtype: np.dtype[Any]) -> str:
-    """TensorFlow's short name of a numpy dtype, or numpy's own name where TensorFlow has none."""
+    """TensorFlow's short name of a numpy dtype; numpy's own name if TensorFlow has no such dtype."""
     try:
         return by_numpy(dtype).name
     except KeyError:

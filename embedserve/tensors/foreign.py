@@ -1,7 +1,7 @@
-"""Arrays, columns and tables of other libraries → what numpy reads, with no missing value hidden.
+"""Arrays, columns and tables of foreign libraries → values for numpy, with no missing value hidden.
 
-numpy reads the data under a mask, and a null of pandas, polars or pyarrow as NaN. Called where a value is no plain
-ndarray; each library is recognised by its methods, so that none needs to be installed.
+numpy reads the data under a mask, and reads a null of pandas, polars or pyarrow as NaN. Each library is recognised by
+its methods, so none needs to be installed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_DEPTH = 64
 """Dimensions that an array of numpy may have."""
 
 _QUANTIZED = frozenset(("qint8", "quint8", "qint16", "quint16", "qint32"))
-"""Names of the one field that a quantized dtype is for numpy; no table."""
+"""Names of the single field of a quantized dtype in numpy; an array with a quantized dtype is no table."""
 
 _MISSING_TYPES = frozenset(("NoneType", "NAType", "NaTType", "MaskedConstant"))
 
@@ -28,7 +28,7 @@ class MissingValueError(ValueError):
     """An element has no value.
 
     Attributes:
-        index: Where it is; empty for a scalar.
+        index: Position of the element; empty for a scalar.
     """
 
     def __init__(self, index: tuple[int, ...], what: object) -> None:
@@ -43,7 +43,7 @@ def columns_of(value: Any) -> dict[str, Any] | None:
     Records are a list of mappings, or numpy's structured array.
 
     Raises:
-        ValueError: A name stands for two columns, or records differ in their keys.
+        ValueError: Two columns have the same name, or records differ in their keys.
     """
     if hasattr(value, "column_names") and hasattr(value, "column"):
         names = list(value.column_names)
@@ -80,7 +80,7 @@ def _columns_of_records(rows: Any) -> dict[str, Any]:
 
 
 def without_hidden_nulls(value: Any) -> Any:
-    """The value itself, or nested lists in which what is missing stands as None or NA.
+    """The value itself, or nested lists with None or NA for missing elements.
 
     Raises:
         MissingValueError: A masked element.
@@ -98,7 +98,7 @@ def without_hidden_nulls(value: Any) -> Any:
         return _listed(value) if _has_nulls(value) else value
     if hasattr(value, "column_names"):
         return _rows_if_null(value, [value.column(i) for i in range(len(value.column_names))])
-    if hasattr(value, "isna"):  # pandas: in its numpy dtypes NaN is a number like others.
+    if hasattr(value, "isna"):  # pandas: in its numpy dtypes NaN is an ordinary number.
         if hasattr(value, "columns"):
             return _rows_if_null(value, [value.iloc[:, i] for i in range(len(value.columns))])
         if not isinstance(value.dtype, np.dtype) and bool(np.any(value.isna())):
@@ -107,7 +107,7 @@ def without_hidden_nulls(value: Any) -> Any:
 
 
 def _checked_list(value: Any) -> Any:
-    """Nested lists, of which arrays and columns at any depth are looked into."""
+    """Nested lists, with arrays and columns at any depth checked for nulls."""
     level: Any = value
     depth = 0
     while level:
@@ -138,7 +138,7 @@ def _nested(value: Any) -> Any:
 
 
 def _rows_if_null(table: Any, columns: list[Any]) -> Any:
-    """The table, or its rows as lists if a column of it holds nulls."""
+    """The table, or its rows as lists if a column holds nulls."""
     found = [without_hidden_nulls(column) for column in columns]
     if all(one is column for one, column in zip(found, columns, strict=True)):
         return table
@@ -151,7 +151,7 @@ def _has_nulls(column: Any) -> bool:
     if count() if callable(count) else count:
         return True
     if hasattr(column, "explode"):
-        # Empty lists explode to nulls as well; their rows are ragged, or the column is read element by element.
+        # Empty lists explode to nulls too; their rows are ragged, or the column is read element by element.
         return bool(column.dtype.is_nested()) and bool(column.explode().null_count())
     while hasattr(column.type, "value_type") and hasattr(column.type, "value_field"):  # Lists of any kind.
         column = importlib.import_module("pyarrow.compute").list_flatten(column)
@@ -166,12 +166,12 @@ def _listed(column: Any) -> list[Any]:
 
 
 def first_missing(elements: list[Any], shape: tuple[int, ...], *, nan: bool) -> MissingValueError | None:
-    """The error for the first of the flattened elements of an array that has no value, if there is one.
+    """The error for the first missing value among the flattened elements of an array; None without a missing value.
 
     Args:
         elements: In order.
-        shape: The array's.
-        nan: Whether NaN is no value either, as for integers and strings, into which pandas puts it.
+        shape: The array's shape.
+        nan: Whether NaN also counts as missing: pandas writes missing integers and strings as NaN.
     """
     for i, element in enumerate(elements):
         kind = type(element)

@@ -1,6 +1,6 @@
 """Writes a JSON value into an error message as TensorFlow Serving does: pretty, and cut after about 256 bytes.
 
-Called only when something is wrong with a request, so it may be slow, but not deep: there is no recursion.
+The functions serve error messages only, so they may be slow. Values may be deep, so there is no recursion.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from embedserve.tensors.json_parser import Repeated
 __all__ = ["dump", "type_name"]
 
 _LIMIT = 256
+"""Bytes of UTF-8 from which the text is cut, as in TF Serving."""
 _STOP: Any = object()
 
 
@@ -29,7 +30,7 @@ def type_name(value: Any) -> str:
 
 
 def dump(value: Any) -> str:
-    """Text of a value. What would start at or after the 256th byte is left out; what started before is whole."""
+    """Text of a value, without tokens that start at or after the 256th byte; the last token stays whole."""
     text: list[str] = []
     size = 0
     for token in _tokens(value):
@@ -45,8 +46,8 @@ def _members(value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _tokens(value: Any) -> Iterator[str | None]:
-    """Pieces in order; None where the writer gives up (a value that is no number)."""
-    stack: list[tuple[Iterator[Any], str]] = []  # Open containers: what is left of them, and their closing bracket.
+    """Pieces in order; None if the writer gives up (NaN or infinity)."""
+    stack: list[tuple[Iterator[Any], str]] = []  # Open containers: remaining items and the closing bracket.
     prefix = ""
     while True:
         if isinstance(value, list) and value:
@@ -95,7 +96,7 @@ def _quoted(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Shortest decimal form, laid out as RapidJSON does: plain from 1e-6 up to 1e21."""
+    """Shortest decimal form in RapidJSON's layout: plain from 1e-6 up to 1e21."""
     mantissa, _, exponent = f"{value!r}e0".partition("e")
     sign, digits = ("-", mantissa[1:]) if mantissa.startswith("-") else ("", mantissa)
     whole, _, fraction = digits.partition(".")

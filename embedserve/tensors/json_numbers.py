@@ -1,7 +1,7 @@
 """The fast path for JSON requests that are mostly numbers: simdjson's buffers instead of a Python object per number.
 
-It answers, or it declines with None; it never differs from the slow way, so whatever is odd in any sense is declined.
-Called by `rest/payload.py`; knows no signature.
+The path answers exactly as the slow way, or declines with None. Unusual documents of any sort are declined. The module
+knows no signature.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from embedserve.tensors.json_values import MAX_RANK, narrowed, quick_array, with
 __all__ = ["Document", "parse"]
 
 _COUNT_LIMIT = 0xFFFFFF
-"""simdjson counts the elements of a list no further than this."""
+"""Greatest count of a list's elements in simdjson; longer lists have the same count."""
 
 _SMALL_ROW = 512
 """Bytes per row below which building Python objects for all rows at once is faster."""
 
 _BYTES_PER_LIST = 256
-"""Bytes of text that are compared in the time in which one list is looked at."""
+"""Bytes of text compared in the time that checking a list takes."""
 
 _BUFFERS: Mapping[str, tuple[Any, type]] = {
     "number": ("d", np.float64),
@@ -46,14 +46,14 @@ class _DeclinedError(Exception):
 
 
 _KEPT_BYTES = 8 * 2**20
-"""Longest text whose parser is kept; with its memory, which is about three times as much."""
+"""Bytes of the longest text whose parser is kept, with memory of about three times the text."""
 
-# Most of the time that a megabyte takes goes into memory that the process does not have yet.
+# Reuse of parsers: most of the time for a megabyte goes into new memory of the process.
 _idle_parsers: deque[simdjson.Parser] = deque(maxlen=2)
 
 
 def parse(body: bytes) -> Document | None:
-    """Parse a document, or decline: it is no strict JSON, or no object."""
+    """Parse a document; None (declined) for a document that is no strict JSON, or no object."""
     try:
         parser = _idle_parsers.pop()
     except IndexError:
@@ -72,7 +72,7 @@ def _give_back(parser: simdjson.Parser, body: bytes) -> None:
 
 
 class Document:
-    """A `:predict` document, in the memory of a parser that is used again once it has been read."""
+    """A `:predict` document, in the memory of a parser that is reused after the reading."""
 
     def __init__(self, body: bytes, parser: simdjson.Parser, root: simdjson.Object) -> None:
         self._body = body
@@ -80,7 +80,7 @@ class Document:
         self._root = root
 
     def get(self, key: str, default: Any) -> Any:
-        """A member, or the default where there is none; a list as one of Python's."""
+        """A member, or the default for a missing member; a list as a Python list."""
         value = self._root.get(key, default)
         return value.as_list() if isinstance(value, simdjson.Array) else value
 
@@ -91,10 +91,11 @@ class Document:
             dtypes: By input name.
 
         Returns:
-            Arrays by input name and whether they came as rows; None if the slow way must read, or refuse, the document.
+            Arrays by input name, and whether the inputs are rows; None if the slow way must read or refuse the
+            document.
         """
         found = self._read(dtypes)
-        del self._root  # No parser is used again while anything points into its document.
+        del self._root  # A parser cannot be reused while an object points into its document.
         _give_back(self._parser, self._body)
         return found
 
@@ -120,16 +121,16 @@ def _keys(node: simdjson.Object) -> list[str]:
 
 
 class _Reader:
-    """Reads one document, and shows that none of its lists is ragged.
+    """Reads a document, and proves that none of its lists is ragged.
 
-    Numbers of elements and of lists do not show it: `[[1,2],[3],[4,5,6]]` has those of a regular array. A few lists are
-    looked at one by one; for many, `parts` collects what the text must be without its numbers and white space.
+    Counts of elements and lists are no proof: `[[1,2],[3],[4,5,6]]` has the counts of a regular array. A few lists are
+    checked singly. For many lists, `parts` collects the expected text without numbers and white space.
     """
 
     def __init__(self, body: bytes, dtypes: Mapping[str, DType]) -> None:
         self.body = body
         self.dtypes = dtypes
-        self.parts: list[bytes | tuple[int, ...]] = [b"{"]  # A shape stands for the brackets and commas of its array.
+        self.parts: list[bytes | tuple[int, ...]] = [b"{"]  # A shape stands for its array's brackets and commas.
         self.lists = 0
         self.looks_left = len(body) // _BYTES_PER_LIST
 
@@ -148,7 +149,7 @@ class _Reader:
         return arrays
 
     def _other(self, node: Any) -> None:
-        """A member that is no input: a scalar, or a list of strings."""
+        """Read a member that is no input: a scalar, or a list of strings."""
         if not isinstance(node, simdjson.Array):
             self.parts.append(_scalar_text(node))
             return
@@ -159,11 +160,11 @@ class _Reader:
         self.parts.append(b"[%b]" % b",".join(map(_scalar_text, values)))
 
     def is_regular(self) -> bool:
-        """Whether the text has no list but those of regular arrays of the shapes found."""
-        if self.looks_left >= 0:  # All lists were looked at, and had the right lengths; there must be no others.
+        """Whether all lists of the text belong to regular arrays of the found shapes."""
+        if self.looks_left >= 0:  # All lists were checked and have the right lengths; the text must have no more.
             return int(np.count_nonzero(np.frombuffer(self.body, np.uint8) == _BRACKET)) == self.lists
-        # Equal skeletons mean equal structure: all parts but the arrays are the document's own, and where the brackets
-        # of one array are closed, another cannot go on.
+        # Equal skeletons mean equal structure: all parts but the arrays are the document's own, and an array cannot
+        # go on after its closing bracket.
         rebuilt = b"".join([part if isinstance(part, bytes) else _brackets(part) for part in self.parts])
         text = self.body.removeprefix(b"\xef\xbb\xbf")
         return rebuilt.translate(None, _NO_STRUCTURE) == text.translate(None, _NO_STRUCTURE)
@@ -228,14 +229,14 @@ class _Reader:
         kind, scalar = _BUFFERS[dtype.json]
         try:
             flat: Array = np.frombuffer(node.as_buffer(of_type=kind), scalar)
-        except (TypeError, ValueError, RuntimeError):  # Not a number, no integer, or not within 64 bits.
+        except (TypeError, ValueError, RuntimeError):  # An element is no number, no integer, or not within 64 bits.
             raise _DeclinedError from None
         if flat.size != math.prod(shape) or (kind != "d" and not within(flat, dtype)):
             raise _DeclinedError
         lists = sum(itertools.accumulate(shape[:-1], operator.mul, initial=1))
         self.lists += lists
         self.looks_left -= lists
-        # As many lists as dimensions: each holds the next one alone, and `_shape` has looked at them all.
+        # With as many lists as dimensions, each list holds only the next list, and `_shape` has checked all lists.
         if self.looks_left >= 0 and lists > len(shape):
             _look(node, shape)
         self.parts.append(shape)
@@ -256,7 +257,7 @@ def _shape(node: simdjson.Array) -> tuple[int, ...]:
 
 
 def _look(node: simdjson.Array, shape: tuple[int, ...]) -> None:
-    """Look at the lists of an array one by one; lists deeper than its rank are not seen."""
+    """Check the lists of an array singly; lists deeper than the array's rank are not seen."""
     level: list[Any] = [node]
     for depth, size in enumerate(shape, start=1):
         if any(not isinstance(inner, simdjson.Array) or len(inner) != size for inner in level):
@@ -266,7 +267,7 @@ def _look(node: simdjson.Array, shape: tuple[int, ...]) -> None:
 
 
 def _brackets(shape: tuple[int, ...]) -> bytes:
-    """What an array of numbers leaves without them: `[[,],[,]]` for 2 by 2."""
+    """The text of an array without its numbers: `[[,],[,]]` for 2 by 2."""
     text = b"[%b]" % (b"," * (shape[-1] - 1))
     for size in reversed(shape[:-1]):
         text = b"[%b]" % b",".join([text] * size)
@@ -278,7 +279,7 @@ def _label(key: str) -> bytes:
 
 
 def _scalar_text(value: Any) -> bytes:
-    """What the text of a scalar leaves in a skeleton; numbers leave nothing."""
+    """The part of a scalar's text that a skeleton keeps; empty for numbers."""
     if isinstance(value, str):
         return b'"%b"' % value.encode()
     if value is None:

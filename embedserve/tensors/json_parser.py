@@ -1,9 +1,9 @@
-"""Reads a JSON document as TensorFlow Serving's parser does, and explains what is wrong with it.
+"""Reads a JSON document as TensorFlow Serving's parser does, and explains errors in the document.
 
-Three readers of one language, fast to slow: orjson for strict documents, the standard library's scanner for those with
-`NaN` and `Infinity`, and a tolerant parser without recursion for the rest and for every error. What each gives must be
-the same tree: dict, list, str, int, float, bool, None. Bytes that are no UTF-8 are kept as lone surrogates
-(`surrogateescape`). Knows no tensor.
+Three readers, fast to slow: orjson for strict documents, the standard library's scanner for documents with `NaN` and
+`Infinity`, and a tolerant parser without recursion for the rest and for every error. All readers give the same tree:
+dict, list, str, int, float, bool, None. Bytes that are no UTF-8 become lone surrogates (`surrogateescape`). The module
+knows no tensor.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from embedserve.errors import InvalidInputError
 __all__ = ["Repeated", "is_deep", "loads", "parse"]
 
 MAX_DEPTH = 68
-"""Lists and objects inside each other: 64 lists of a tensor, and what a request has around them and in them."""
+"""Depth of nested lists and objects: 64 lists of a tensor, with the request's objects around and base64 objects within.
+"""
 
 _DEEP = b"[" * MAX_DEPTH
 _PATIENCE = 4096
-"""Values that are read between two looks at whether anybody still waits for them."""
+"""Values that are read between two checks that the request still waits."""
 
 
 _BOM = b"\xef\xbb\xbf"
@@ -42,12 +43,12 @@ _ESCAPES = {ord(a): b for a, b in zip('"\\/bfnrt', (b'"', b"\\", b"/", b"\b", b"
 _NUMBER_STARTS = frozenset(b"-0123456789")
 _END = 0  # A zero byte reads as the end of the text.
 
-# Where the standard library would read something else: numbers over the range of double or uint64, surrogate escapes.
+# Text that the standard library reads differently: numbers over the range of double or uint64, surrogate escapes.
 _NOT_FOR_STDLIB = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{19}|\\u")
 
 
 class Repeated(dict[str, Any]):
-    """An object with a repeated key: a look-up finds the first, `pairs` has all members in order."""
+    """An object with a repeated key: a look-up finds the first value, `pairs` has all members in order."""
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
         super().__init__(reversed(pairs))
@@ -55,16 +56,16 @@ class Repeated(dict[str, Any]):
 
 
 def is_deep(body: bytes) -> bool:
-    """Whether a document looks nested too deeply: then the tolerant parser reads it, and stops where it is."""
+    """Whether a document looks nested too deeply; the tolerant parser then finds the position of the error."""
     return _DEEP in body
 
 
 def loads(body: bytes) -> Any:
-    """Read the first complete value of a document; what follows it is ignored.
+    """Read the first complete value of a document; further text is ignored.
 
     Raises:
         InvalidInputError: `JSON Parse error: <what> at offset: <byte>`.
-        AbandonedError: Nobody waits for the value any more.
+        AbandonedError: The request that waited for the value is over.
     """
     if is_deep(body):
         return parse(body)
@@ -83,7 +84,7 @@ def loads(body: bytes) -> Any:
         except (ValueError, RecursionError):
             pass
         else:
-            if isinstance(value, dict):  # A bare number may end in the middle of a wrong one: `0e`.
+            if isinstance(value, dict):  # A bare number may be the begin of a malformed number: `0e`.
                 return value
     return parse(body)
 
@@ -97,11 +98,11 @@ _STDLIB = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _repeats_a_key(body: bytes, value: Any) -> bool:
-    """Whether a dict of `value` stands for an object with a repeated key: then the text has more strings than it."""
+    """Whether the document has an object with a repeated key: its text then has more strings than `value`."""
     quotes = body.count(b'"')
     if type(value) is dict and quotes == 2 * len(value):
         return False
-    if b"\\" in body:  # Backslashes stand in strings only, each with the byte it escapes.
+    if b"\\" in body:  # Backslashes stand in strings only, each before an escaped byte.
         quotes -= sum(1 for escape in re.finditer(rb"\\.", body, re.DOTALL) if escape[0] == b'\\"')
     missing, level = quotes // 2, [value]
     while level and missing:
@@ -116,14 +117,14 @@ def _repeats_a_key(body: bytes, value: Any) -> bool:
 
 
 def parse(body: bytes) -> Any:
-    """Do what `loads` does with the tolerant parser alone (RapidJSON 1.1: reader.h, iterative)."""
+    """Read as `loads` does, with the tolerant parser alone (RapidJSON 1.1: reader.h, iterative)."""
     if not body:
         raise InvalidInputError("JSON Parse error: The document is empty.")
     return _Parser(body).parse()
 
 
 class _Parser:
-    """One pass over one document, with the containers that are open on a stack instead of recursion."""
+    """A single pass over a document; a stack of open containers replaces recursion."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -132,7 +133,7 @@ class _Parser:
         self.runs = True
 
     def parse(self) -> Any:
-        # Elements of an array or members of an object, with the key whose value comes next; None in an array.
+        # Elements of an array or members of an object, with the key of the next value; None in an array.
         stack: list[tuple[list[Any], str | None]] = []
         patience = _PATIENCE
         while True:
@@ -177,7 +178,7 @@ class _Parser:
         return self._peek()
 
     def _value(self, stack: list[tuple[list[Any], str | None]]) -> tuple[Any, int]:
-        """Read a value, or the opening bracket of one that is not empty: then the second result is that bracket."""
+        """Read a value, or the opening bracket of a container with content; the second result is the bracket, or 0."""
         byte = self._skip()
         if byte in _NUMBER_STARTS:
             if self.runs and stack and stack[-1][1] is None and self._number_run(stack[-1][0]):
@@ -216,14 +217,14 @@ class _Parser:
         return value
 
     def _number_run(self, items: list[Any]) -> bool:
-        """Take all numbers that a comma follows at once."""
+        """Take all numbers that are followed by a comma, in a single call."""
         run = _NUMBER_RUN.match(self.body, self.at)
         if run is None:
             return False
         try:
             items.extend(orjson.loads(b"[" + run[0].rstrip(b" \t\n\r,") + b"]"))
         except ValueError:
-            self.runs = False  # One of them is over the range: read on one by one, to say which.
+            self.runs = False  # A number is over the range: single reads find its position.
             return False
         self.at = run.end()
         return True

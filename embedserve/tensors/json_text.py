@@ -1,7 +1,7 @@
-"""Arrays → JSON text as the REST API writes it: NaN and Infinity as bare tokens, strings as they are or in base64.
+"""Arrays → JSON text of the REST API: NaN and Infinity as bare tokens, strings as text or in base64.
 
-float32 values are written with the digits that float32 needs, narrower floats as the float32 of the same value. Called
-for answers and for error bodies; knows no signature.
+float32 values have the digits that float32 needs; narrower floats are written as the float32 of the same value. The
+module knows no signature.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["array_text", "row_texts", "string_text", "with_json_form"]
 
 
 def with_json_form(array: Array) -> Array:
-    """An array of the same values in a dtype that `array_text` writes; the array itself where it has one already.
+    """The same values in a dtype that `array_text` writes; the array itself if its dtype is fit.
 
     TensorFlow Serving writes neither the narrow floats nor 16-bit, 4-bit and quantized integers.
 
     Raises:
-        InvalidInputError: JSON has no form for such values: complex numbers.
+        InvalidInputError: JSON has no form for the values: complex numbers.
     """
     dtype = array.dtype
     if dtype.hasobject or (dtype.kind in _SIZES and dtype.itemsize in _SIZES[dtype.kind]):
@@ -54,7 +54,7 @@ def array_text(array: Array, *, base64: bool = False) -> bytes:
     return _numbers(array)
 
 
-# Bytes per item that orjson writes.
+# Bytes per item of the dtypes that orjson writes, by numpy's kind.
 _SIZES = {"f": (4, 8), "i": (1, 2, 4, 8), "u": (1, 4, 8), "b": (1,)}
 
 
@@ -65,14 +65,14 @@ def row_texts(array: Array, *, base64: bool = False) -> list[bytes]:
     text = array_text(array)
     if array.size == 0:
         return [orjson.dumps(row) for row in array.tolist()]
-    # Numbers hold no brackets, so only the end of a row looks like this.
+    # Numbers hold no brackets, so the separator occurs only between rows.
     inner = array.ndim - 1
     rows = text[1 + inner : -1 - inner].split(b"]" * inner + b"," + b"[" * inner)
     return [b"[" * inner + row + b"]" * inner for row in rows] if inner else rows
 
 
 def string_text(text: str) -> bytes:
-    """JSON string; lone surrogates stand for bytes that are no UTF-8 and are written as those bytes."""
+    """JSON string; lone surrogates stand for bytes that are no UTF-8, and are written as the bytes."""
     return _dumped(text)
 
 
@@ -83,7 +83,7 @@ def _numbers(array: Array) -> bytes:
     text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
     if array.dtype.kind != "f" or b"n" not in text:
         return text
-    # orjson writes null where JSON has no number; these are, in order, the values that are not finite.
+    # orjson writes null for each value that is not finite; the order gives the values.
     values = array[~np.isfinite(array)]
     tokens = np.where(np.isnan(values), b"NaN", np.where(values > 0, b"Infinity", b"-Infinity")).tolist()
     parts = text.split(b"null")
@@ -91,7 +91,7 @@ def _numbers(array: Array) -> bytes:
 
 
 def _strings(array: Array, base64: bool) -> Array:
-    """The array with what JSON has in place of bytes."""
+    """The array with text or base64 objects in place of bytes."""
     elements = array.ravel().tolist()
     written = np.empty(len(elements), dtype=object)
     if base64:

@@ -1,8 +1,8 @@
-"""A JSON value that was read ⇄ ndarray: dtype rules, base64, ragged lists, NaN and Infinity.
+"""A parsed JSON value ⇄ ndarray: dtype rules, base64, ragged lists, NaN and Infinity.
 
-The quick way works on whole levels of the nested lists at C speed and gives up on anything odd; then the careful way
-walks the value in document order and words the first error as TensorFlow Serving does (json_tensor.cc). Knows no
-request and no signature.
+The quick way works on whole levels of the nested lists at C speed, and gives up on unusual values. The careful way then
+walks the value in document order and words the first error as TensorFlow Serving does (json_tensor.cc). The module
+knows no request and no signature.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 MAX_RANK = 64
-_PATIENCE = 4096  # Elements that are looked at between two looks at whether anybody still waits.
+"""Dimensions of a tensor at the most: numpy's own bound."""
+_PATIENCE = 4096
+"""Elements checked between two checks that the request still waits."""
 INTEGER_LIMITS = {
     "int32": (-(2**31), 2**31 - 1),
     "int64": (-(2**63), 2**63 - 1),
@@ -45,11 +47,11 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/]*+")
 
 
 def to_array(value: Any, dtype: DType) -> Array:
-    """Read one tensor.
+    """Read a tensor.
 
     Raises:
         InvalidInputError: Wrong type, ragged, out of range, bad base64; in TensorFlow Serving's words.
-        UnsupportedError: The JSON API has no values of this dtype.
+        UnsupportedError: The JSON API has no values of the dtype.
     """
     found = quick_array(value, dtype)
     if found is None:
@@ -59,7 +61,7 @@ def to_array(value: Any, dtype: DType) -> Array:
 
 
 def quick_array(value: Any, dtype: DType) -> Array | None:
-    """Read one tensor, or None if something about it is wrong: then `check` says what."""
+    """Read a tensor; None for a value with any error, for `check` to explain."""
     shape: list[int] = []
     leaves = [value]
     if type(value) is list:
@@ -84,7 +86,7 @@ def _elements(leaves: list[Any], dtype: DType) -> Array | None:
     kinds, wanted = set(map(type, leaves)), dtype.json
     if wanted == "number":
         if kinds <= {int, float}:
-            # Faster than numpy for a few numbers, and what is too large for float32 becomes infinite without a warning.
+            # Faster than numpy for a few numbers, and values too large for float32 become infinite without a warning.
             return np.frombuffer(array.array(dtype.numpy.char, leaves), dtype.numpy)
     elif wanted == "string":
         if kinds <= {str, dict}:
@@ -102,13 +104,13 @@ def _elements(leaves: list[Any], dtype: DType) -> Array | None:
 
 
 def within(integers: Array, dtype: DType) -> bool:
-    """Whether 64-bit integers are what JSON takes for this dtype: the narrow ones take what fits int32, then wrap."""
+    """Whether 64-bit integers are in JSON's range for the dtype: narrow dtypes take the range of int32, then wrap."""
     low, high = INTEGER_LIMITS[dtype.json]
     return dtype.json.endswith("64") or bool(integers.min() >= low and integers.max() <= high)
 
 
 def narrowed(values: Array, dtype: DType) -> Array:
-    """Values at 64 bits in their own dtype: what is too large for float32 becomes infinite, integers wrap."""
+    """Values at 64 bits in their own dtype: values too large for float32 become infinite, integers wrap."""
     if dtype.json != "number":
         return values.astype(dtype.numpy, copy=False)
     with np.errstate(over="ignore"):
@@ -118,7 +120,7 @@ def narrowed(values: Array, dtype: DType) -> Array:
 def _strings(leaves: list[Any], kinds: set[type]) -> Array:
     if dict in kinds:
         strings = [_bytes(leaf) if type(leaf) is str else _from_base64(leaf) for leaf in leaves]
-    else:  # One call for all of them, unless a string holds the separator.
+    else:  # A single call for all strings, unless a string holds the separator.
         strings = "\0".join(leaves).encode("utf-8", "surrogateescape").split(b"\0")
         if len(strings) != len(leaves):
             strings = [_bytes(leaf) for leaf in leaves]
@@ -141,7 +143,7 @@ def _from_base64(value: dict[str, Any]) -> bytes:
 
 
 def decode_base64(text: str) -> bytes:
-    """Decode standard base64; padding may be left out, white space may be anywhere.
+    """Decode standard base64; padding may be left out, white space may stand anywhere.
 
     Raises:
         InvalidInputError: `Unable to base64 decode`.
@@ -179,11 +181,11 @@ def check(value: Any, dtype: DType) -> tuple[list[int], int]:
     """Walk a value in document order and return its shape and number of elements.
 
     Raises:
-        InvalidInputError, UnsupportedError: The first thing wrong with it.
+        InvalidInputError, UnsupportedError: The first error of the value.
     """
     shape = walked_shape(value)
     rank, count = len(shape), 0
-    stack = [iter((value,))]  # One iterator per level above the one that is read.
+    stack = [iter((value,))]  # An iterator per level, the current level last.
     while stack:
         level = len(stack) - 1
         for item in stack[-1]:

@@ -1,7 +1,7 @@
-"""`TensorProto` ⇄ ndarray at memory speed, whichever field carries the values.
+"""`TensorProto` ⇄ ndarray at memory speed, from any field with values.
 
-Follows TensorFlow's C++ `Tensor::FromProto`, not `tf.make_ndarray`, which refuses some messages that TensorFlow Serving
-takes. Called by whatever speaks protobuf; knows no signature and no model.
+The rules are TensorFlow's C++ `Tensor::FromProto`, not `tf.make_ndarray`: the latter refuses some messages that
+TensorFlow Serving takes. The module knows no signature and no model.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ __all__ = [
 
 _BY_NUMBER = {row.number: row for row in DTYPES}
 _MAX_RANK = 64
+"""Dimensions at the most: numpy's own bound."""
 _MAX_ELEMENTS = 1 << 56
+"""Elements of a shape at the most: with 64 bytes per string, the size in bytes still fits into 63 bits."""
 
 
 class _ParseError(Exception):
-    """Why a message is no tensor."""
+    """The reason why a message is no tensor."""
 
 
 class Declared(NamedTuple):
-    """What a message says of its tensor, before any value is read.
+    """A message's declaration of its tensor, read before any value.
 
     Attributes:
         dtype, shape: As declared.
-        size: Bytes of the array that `decode` makes: a few bytes on the wire may declare a large one.
+        size: Bytes of the array that `decode` makes: a few bytes on the wire may declare a large array.
     """
 
     dtype: DType
@@ -57,13 +59,13 @@ class Declared(NamedTuple):
 
 
 def declared(proto: TensorProto, what: str = "") -> Declared:
-    """Read what a tensor will be; nothing is made.
+    """Read dtype, shape and size of a tensor, without making an array.
 
     Args:
         proto, what: As for `decode`.
 
     Raises:
-        InvalidInputError: No dtype that carries values, or no shape that a tensor can have.
+        InvalidInputError: No dtype with values, or no shape of a tensor.
     """
     try:
         dtype, shape = _dtype(proto), _shape(proto.tensor_shape)
@@ -78,25 +80,25 @@ def declared(proto: TensorProto, what: str = "") -> Declared:
 def decode(proto: TensorProto, what: str = "") -> Array:
     """Read a tensor.
 
-    Fewer values than elements repeat the last one, none at all are zeros, surplus values are ignored, and integers wrap
-    into narrower dtypes, all as TensorFlow does. Whoever reads what clients send reserves the size that `declared`
-    tells before.
+    As in TensorFlow, the last value is repeated for missing elements, a message without values is zeros, surplus values
+    are ignored, and integers wrap into narrower dtypes. A reader of clients' messages reserves the size from `declared`
+    before.
 
     Args:
         proto: Any representation: `tensor_content` or the typed field.
         what: Name of the input, for the message.
 
     Returns:
-        An array of the declared dtype and shape; read-only where it shares the memory of `tensor_content`.
+        An array of the declared dtype and shape; read-only if the array shares the memory of `tensor_content`.
 
     Raises:
-        InvalidInputError: Not a valid tensor.
-        RequestTooLargeError: The machine has no memory for it.
+        InvalidInputError: No valid tensor.
+        RequestTooLargeError: The machine has no memory for the tensor.
     """
     try:
         dtype = _dtype(proto)
         shape = _shape(proto.tensor_shape)
-        if 0 in shape:  # Whatever the message carries, TensorFlow does not look.
+        if 0 in shape:  # TensorFlow ignores any values of the message.
             return np.zeros(shape, dtype.numpy)
         content = proto.tensor_content
         if content:
@@ -123,8 +125,8 @@ def encode(array: Array, dtype: DType, *, as_content: bool = False) -> TensorPro
     """Write a tensor.
 
     Args:
-        array: Values; cast if they are not of `dtype`.
-        dtype: What the message declares.
+        array: Values; cast if not of `dtype`.
+        dtype: The dtype that the message declares.
         as_content: Use `tensor_content`; strings always use `string_val`, which every client reads.
     """
     from tensorflow.core.framework.tensor_pb2 import TensorProto
@@ -140,9 +142,9 @@ def encode_into(proto: TensorProto, array: Array, dtype: DType, *, as_content: b
 
 
 def serialized(array: Array, dtype: DType, *, as_content: bool = False) -> tuple[bytes, bytes | memoryview]:
-    """The bytes of the message that `encode` makes, in two parts: what leads up to the values, and the values.
+    """The bytes of the message that `encode` makes, in two parts: the bytes before the values, and the values.
 
-    So that a message around it can be put together without a copy in between: the values may be the array's own memory.
+    The values may be the array's own memory, so that an outer message can be put together without a copy in between.
     """
     array = np.asarray(array)  # A rank-0 output may be a numpy scalar.
     if array.dtype != dtype.numpy:
@@ -179,14 +181,14 @@ def _varints(array: Array, dtype: DType) -> tuple[bytes, bytes]:
         array = array.view(np.uint16)
     elif dtype.numpy.fields:
         array = array.view(dtype.numpy[0])
-    elif dtype.numpy.kind == "V":  # int4 and the like
+    elif dtype.numpy.kind == "V":  # Small integers such as int4.
         array = array.astype(np.int8 if dtype.limits and dtype.limits[0] < 0 else np.uint8)
     number = _VARINT_FIELDS[dtype.field]
     if array.min() >= 0 and array.max() < 128:  # Each value is a varint of one byte.
         return _header_to(dtype.number, array.shape, number, array.size), array.astype(np.uint8).tobytes()
     from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-    # In pieces, which readers of a packed field put together: a Python number takes ten times the memory of an element.
+    # In pieces, joined by readers of a packed field: a Python number takes ten times the memory of an element.
     flat = array.reshape(-1)
     pieces = [
         TensorProto(**{dtype.field: flat[at : at + _PIECE].tolist()}).SerializeToString()
@@ -196,10 +198,10 @@ def _varints(array: Array, dtype: DType) -> tuple[bytes, bytes]:
 
 
 _SMALL = 4096
-"""Bytes up to which a copy costs less than a view."""
+"""Bytes of an array up to which a copy costs less than a view."""
 
 _PIECE = 1 << 18
-"""Numbers that are written at once where each becomes a Python object on the way."""
+"""Numbers per piece, if each number becomes a Python object on the way: a bound on memory."""
 
 _CONTENT = 4
 _RAW_FIELDS = {
@@ -214,7 +216,7 @@ _VARINT_FIELDS = {"int_val": 7, "int64_val": 10, "half_val": 13, "uint32_val": 1
 
 
 def varint(value: int) -> bytes:
-    """A number as protobuf writes it."""
+    """A number in protobuf's form."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -224,10 +226,10 @@ def varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that protobuf has written at a place, and the place behind it.
+    """The varint at a position, and the position behind the varint.
 
     Raises:
-        IndexError: The data ends before it does, or it has more than ten bytes.
+        IndexError: The data ends within the varint, or the varint has more than ten bytes.
     """
     value = data[at]
     at += 1
@@ -263,7 +265,7 @@ def _as_bytes(elements: list[Any]) -> list[bytes]:
 
 
 def _shape(proto: Any) -> tuple[int, ...]:
-    # `unknown_rank` is not looked at, as in TensorFlow: without dimensions it is a scalar.
+    # `unknown_rank` is ignored, as in TensorFlow: a shape without dimensions is a scalar.
     dims = proto.dim
     if len(dims) > _MAX_RANK:
         raise _ParseError(f"rank {len(dims)}; at most {_MAX_RANK} dimensions")
@@ -344,7 +346,7 @@ def _elements(values: Any, dtype: DType) -> Array:
     if field == "scomplex_val" or field == "dcomplex_val":
         parts: Array = np.array(values, np.float32 if field == "scomplex_val" else np.float64)
         return parts[: len(parts) // 2 * 2].view(target)
-    array = np.array(values)  # upb hands out its memory at once; no element becomes a Python object.
+    array = np.array(values)  # upb gives its memory as a whole; no element becomes a Python object.
     if field == "half_val":
         return array.astype(np.uint16).view(target)
     if target.fields:

@@ -1,6 +1,6 @@
-"""How many bytes of memory will this be? Asked before anything is made, so that it can be refused in time.
+"""Bytes of memory for a tensor or a document, estimated in advance so a server can refuse in time.
 
-Each figure is an upper bound, measured as growth of the process and held by tests. Knows no account.
+Each figure is an upper bound, measured as growth of the process and held by tests. The module knows no account.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ __all__ = [
 ]
 
 STRING_BYTES = 64
-"""Bytes of one element of a string tensor beside its text: the Python object, the pointer, TensorFlow's own copy."""
+"""Bytes of a string tensor's element beside its text: the Python object, the pointer, TensorFlow's own copy."""
 
 _COMMA, _QUOTE, _LIST, _OBJECT = 64, 56, 128, 232
 """Bytes that reading JSON may take for each `,`, `"`, `[` and `{`, however the document is nested."""
 
 _RESULT = 320
-"""Bytes of one class or regression: Python objects, the message and its bytes; labels are short."""
+"""Bytes of a class or a regression: Python objects, the message and its bytes; labels are short."""
 
 _ASCII_COPIES, _OTHER_COPIES = 5, 8
-"""Copies of the text that reading may make: one character over U+FFFF makes four bytes of each in its string."""
+"""Copies of the text while reading, for ASCII and else: a character over U+FFFF makes a string four bytes wide."""
 
 _ODD = 192
 """Bytes that writing a NaN or an infinity takes."""
 
 _JSON_ELEMENT = {"f4": 16, "f8": 26, "i1": 6, "i2": 8, "i4": 13, "i8": 22, "u1": 5, "u4": 12, "u8": 22, "b1": 7}
-"""Bytes of the longest number of a dtype in JSON, with what separates it from the next."""
+"""Bytes of the longest number of a dtype in JSON, with the separator."""
 
 
 def tensor_bytes(dtype: DType, shape: Iterable[int], given: int | None = None) -> int:
-    """Bytes of a tensor of this dtype and shape, of which `given` elements are values of their own (None: all)."""
+    """Bytes of a tensor by dtype and shape; `given` elements have their own values (None: all elements)."""
     count = math.prod(shape)
     if not dtype.numpy.hasobject:
         return count * dtype.numpy.itemsize
     own = count if given is None else min(given, count)
-    return own * STRING_BYTES + (count - own) * STRING_BYTES // 2  # The others share one Python object.
+    return own * STRING_BYTES + (count - own) * STRING_BYTES // 2  # Repeated elements share a Python object.
 
 
 def array_bytes(array: Array) -> int:
@@ -61,19 +61,19 @@ def array_bytes(array: Array) -> int:
 
 
 def repeated_examples(count: int, context: int) -> int:
-    """Bytes of `count` serialized Examples, with a context of `context` bytes in front of each, beside their own."""
+    """Bytes that copies of a context of `context` bytes add to `count` serialized Examples."""
     return count * (STRING_BYTES + context)
 
 
 def results_bytes(results: Iterable[Any]) -> int:
-    """Bytes that writing classifications (lists of pairs by example) or regressions (an array) may take."""
+    """Bytes for writing classifications (lists of pairs by example) or regressions (an array)."""
     return _RESULT * sum(len(result) if isinstance(result, list) else max(np.size(result), 1) for result in results)
 
 
 def json_document_bytes(body: bytes) -> int:
-    """Bytes that reading a JSON document may take beside the body itself: buffers, the tree, the arrays of its numbers.
+    """Bytes for reading a JSON document, beside the body: buffers, the tree, the arrays of its numbers.
 
-    Brackets, quotes and commas inside strings count too, so prose is taken for more than it is.
+    Brackets, quotes and commas inside strings count too, so the bound for prose is too high.
     """
     copies = _ASCII_COPIES if body.isascii() else _OTHER_COPIES
     count = body.count
@@ -83,16 +83,16 @@ def json_document_bytes(body: bytes) -> int:
 
 
 def json_text_bytes(arrays: Iterable[Array]) -> int:
-    """Bytes of memory that writing arrays as JSON may take beside the arrays."""
+    """Bytes of memory for writing arrays as JSON, beside the arrays."""
     size = 0
     for array in arrays:
         if array.dtype.hasobject:
-            # Each byte may be written as an escape of six; the Python strings are as long as the text or longer.
+            # A byte may become an escape of six bytes; the Python strings are at least as long as the text.
             size += 8 * array_bytes(array)
             continue
         lists = sum(itertools.accumulate(array.shape[:-1], operator.mul, initial=1))
         text = array.size * _JSON_ELEMENT.get(array.dtype.str[1:], 26) + 3 * lists
-        if array.dtype.kind == "f":  # Each of what JSON has no number for is put in one by one.
+        if array.dtype.kind == "f":  # Values without a number in JSON are inserted singly.
             size += _ODD * (array.size - int(np.count_nonzero(np.isfinite(array))))
-        size += 3 * text  # Rows of several tensors are put together from the text of each.
+        size += 3 * text  # Rows of several tensors are joined from the text of each tensor.
     return size
