@@ -1,6 +1,6 @@
-"""The `ModelServerConfig` in force while a standalone server runs: from its file, reload requests and hang-ups.
+"""Applies the `ModelServerConfig` of a standalone server: from the file, reload requests and hang-ups.
 
-Called by `server`. Knows no port.
+The module knows no port.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("embedserve")
 
 
 class AppliedConfig:
-    """Applies one `ModelServerConfig` after the other, from the file and from HandleReloadConfigRequest."""
+    """Applies successive `ModelServerConfig`s, from the file and from HandleReloadConfigRequest."""
 
     def __init__(self, registry: ModelRegistry, config: ServerConfig) -> None:
         self._registry = registry
@@ -34,7 +34,7 @@ class AppliedConfig:
         self._models: Sequence[ModelConfig] = config.models or ()
 
     async def reload(self, config: Any) -> None:
-        """As `apply`, for a request of a client, who may not ask for everything that the file may.
+        """Apply a client's config; clients may not set every field of the file.
 
         Raises:
             ServingError: As `apply`; ConfigError as `check_reload`.
@@ -44,7 +44,7 @@ class AppliedConfig:
         await self.apply(config)
 
     async def apply(self, config: Any, *, wait: bool = True) -> None:
-        """Check `config` against the one in force, then serve what it says; calls wait for each other in the registry.
+        """Check `config` against the current config, then serve by `config`; concurrent calls queue in the registry.
 
         Raises:
             ServingError: As `models_from_proto` and `ModelRegistry.reconfigure`.
@@ -56,7 +56,7 @@ class AppliedConfig:
         await self._registry.reconfigure(models, wait=wait)
 
     async def follow(self) -> None:
-        """Apply the config file again and again, changed or not: it overrides what a reload request has set."""
+        """Apply the config file every `poll_interval` seconds, changed or not, over earlier reload requests."""
         file = self._file
         if file is None or file.poll_interval is None:
             return
@@ -65,13 +65,13 @@ class AppliedConfig:
             await asyncio.sleep(file.poll_interval)
 
     async def reread(self) -> None:
-        """What SIGHUP asks for: apply the config file again, if there is one, and look for models and versions.
+        """Handle SIGHUP: apply the config file again, if given, and look for models and versions.
 
-        A file that cannot be applied is logged, and changes nothing.
+        A file with errors is logged and changes no model.
         """
         if self._file is not None:
             await self._read(self._file.path)
-        with suppress(NotReadyError):  # Left meanwhile.
+        with suppress(NotReadyError):  # The registry was left meanwhile.
             await self._registry.look_again()
 
     async def _read(self, path: Path) -> None:
@@ -81,14 +81,15 @@ class AppliedConfig:
             logger.error("Failed to read ModelServerConfig file: %s", error)
             return
         try:
-            # Without waiting: a model that cannot load must not keep the next edit, its cure, from being read.
+            # Without waiting: a model that cannot load must not delay the next reading of the file, which may bring the
+            # cure.
             await self.apply(config, wait=False)
         except ServingError as error:
             logger.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", error)
 
 
 def log_models(models: Sequence[ModelConfig]) -> None:
-    """Log what is served from now on, in the lines that tools look for."""
+    """Log the served models, in the lines known to tools."""
     logger.info("Adding/updating models.")
     for model in models:
         logger.info(" (Re-)adding model: %s", model.name)

@@ -1,6 +1,6 @@
-"""The command line: flags and environment → `ServerConfig` → a running server, and its exit status.
+"""The command line: flags and environment → `ServerConfig` → a running server, and the exit status.
 
-`python -m embedserve models/`, or `tensorflow_model_server`'s arguments. The flags themselves are listed in `flags`.
+`python -m embedserve models/`, or `tensorflow_model_server`'s arguments. `flags` lists the flags.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ EXIT_BAD_FLAGS = 255
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start."""
+    """Run the standalone server and return the exit status: 0 after a drain, 255 after a failed start."""
     try:
         flags = parse(arguments)
     except FlagError as error:
         print(usage(PROGRAM), flush=True)
-        print(error, file=sys.stderr)  # After the long usage, where it is seen.
+        print(error, file=sys.stderr)  # After the long usage, at the visible end.
         return EXIT_BAD_FLAGS
     if flags.help:
         print(usage(PROGRAM))
@@ -75,10 +75,10 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerConfig:
-    """Give the flags their meaning, reading every file that they name.
+    """Interpret the flags, and read every file named by a flag.
 
     Raises:
-        ConfigError: A flag or a file says what cannot be; in TensorFlow Serving's words where it has some.
+        ConfigError: A flag or a file has an impossible value; in TensorFlow Serving's words where available.
     """
     grpc, rest, pyvoy = ports(flags)
     session_config = tensorflow_setup.session_config_from_flags(flags)
@@ -110,7 +110,10 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
 
 
 def _workers(flags: ParsedFlags) -> int:
-    """One worker where nobody has said how many, so that a process that dies is replaced; none where that cannot be."""
+    """The number of workers; without the flag 1, or 0 where workers cannot share ports.
+
+    A single worker is the default so that a dead process is replaced.
+    """
     if "workers" not in flags and (flags.text("server") == "pyvoy" or not can_share_ports()):
         return 0
     if (workers := flags.number("workers")) < 0:
@@ -120,13 +123,13 @@ def _workers(flags: ParsedFlags) -> int:
     return workers
 
 
-# What is served.
+# Models.
 
 
 def _models(
     flags: ParsedFlags, environment: Mapping[str, str], platform: Platform, platforms: Mapping[str, Platform]
 ) -> tuple[Path | StoreUrl | None, tuple[ModelConfig, ...] | None, ConfigFile | None]:
-    """The root directory, or the models, or the models and the file they come from."""
+    """The root directory, or the models, or the models and their config file."""
     config_file, base_path = flags.text("model_config_file"), flags.text("model_base_path")
     if flags.directory is not None:
         for name in ("model_config_file", "model_base_path", "saved_model_tags", "platform_config_file"):
@@ -141,7 +144,7 @@ def _models(
         return None, tuple(models_from_proto(proto, platforms=platforms)), file
     name = flags.text("model_name")
     if not base_path and ("MODEL_BASE_PATH" in environment or "MODEL_NAME" in environment):
-        # As the entrypoint of TensorFlow Serving's images does it; a flag that the container was given comes after.
+        # As in the entrypoint of TensorFlow Serving's images. A flag given to the container comes later and wins.
         container_name = environment.get("MODEL_NAME", "model")
         base_path = os.path.join(environment.get("MODEL_BASE_PATH", "/models"), container_name)
         name = name if "model_name" in flags else container_name
@@ -156,7 +159,7 @@ def _models(
 
 
 def _check_labels(models: Sequence[ModelConfig], options: RegistryOptions) -> None:
-    """No version is available before the first load, so like TensorFlow Serving we refuse to start with labels."""
+    """Refuse labels at the start, like TensorFlow Serving: no version is available before the first load."""
     if options.allow_version_labels_for_unavailable_models or options.labels_ahead:
         return
     for model in models:
@@ -172,7 +175,7 @@ def _check_labels(models: Sequence[ModelConfig], options: RegistryOptions) -> No
 
 
 def _platform_from_flags(flags: ParsedFlags) -> Platform:
-    """The batching, warm-up and tag flags, as a platform config file would say the same."""
+    """The batching, warm-up and tag flags, as if set in a platform config file."""
     batched, adaptive = flags.on("enable_batching"), flags.on("adaptive_batching")
     threads: int | None = None
     options: dict[str, Any] = {}
@@ -238,7 +241,7 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         ("remote_cache_max_bytes", flags.number("remote_cache_max_bytes")),
         ("remote_poll_interval", flags.real("remote_poll_wait_seconds")),
     ):
-        if value:  # 0 stands for the default; what is negative is refused.
+        if value:  # 0 means the default; the options refuse negative values.
             options[name] = value
     for name in ("servable", "free_batch", "optimize", "transition", "absent_versions"):
         options[name] = flags.text(name)
@@ -253,7 +256,7 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         "request_log_max_total_bytes",
     ):
         options[name] = flags.number(name)
-    # Events would bring a second scan where one was asked for.
+    # With an infinite poll interval a single scan is wanted; file system events would bring a second scan.
     options["watch"] = flags.on("watch") if "watch" in flags else not math.isinf(options["poll_interval"])
     for name in (
         "allow_version_labels_for_unavailable_models",

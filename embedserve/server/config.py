@@ -1,6 +1,6 @@
-"""Everything the standalone server is told: ports, TLS, the config file, the registry's options.
+"""The configuration of the standalone server: ports, TLS, the config file, the registry's options.
 
-Made by `cli` from flags, read by `server`, and carried to another process as JSON. Knows no flag and does nothing.
+The values can be carried to another process as JSON. The module knows no flag and does nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Config(BaseModel):
 
 
 class TlsFiles(_Config):
-    """PEM files of the REST port's TLS; with `client_ca`, clients must show a certificate signed by it."""
+    """PEM files of the REST port's TLS; with `client_ca`, clients must show a certificate signed by the CA."""
 
     cert: Path
     key: Path
@@ -40,7 +40,7 @@ class TlsFiles(_Config):
 
 
 class TlsContents(_Config):
-    """PEM contents of the gRPC port's TLS, as `SSLConfig` has them."""
+    """PEM contents of the gRPC port's TLS, as in `SSLConfig`."""
 
     server_key: str = Field(repr=False)
     server_cert: str = Field(repr=False)
@@ -52,15 +52,15 @@ class GrpcConfig(_Config):
     """The gRPC port.
 
     Attributes:
-        port: TCP port, or None for none.
-        hosts: IP addresses that the port is opened at; empty for every interface.
-        socket_path: Unix socket, or None for none.
+        port: TCP port, or None.
+        hosts: IP addresses to open the port at; empty for every interface.
+        socket_path: Unix socket, or None.
         tls: Certificates, or None for plain text.
-        alts: Use Google's ALTS credentials.
+        alts: Whether to use Google's ALTS credentials.
         channel_arguments: gRPC channel arguments of the server.
-        health, reflection: Which services there are besides the models'.
-        access: Who may use those that are not for everybody.
-        tensor_content: Answer with `tensor_content`.
+        health, reflection: Whether to offer the health and reflection services.
+        access: Clients allowed to use the restricted services.
+        tensor_content: Whether to answer with `tensor_content`.
     """
 
     port: int | None = 8500
@@ -79,14 +79,14 @@ class RestConfig(_Config):
     """The REST port.
 
     Attributes:
-        port: TCP port, or None for none.
+        port: TCP port, or None.
         hosts: As for gRPC.
-        required: A port that is taken ends the start; else gRPC serves alone.
-        early: Open the port before the first load has ended.
-        cors: Answer CORS requests.
-        timeout: Seconds a request may take, or None.
+        required: Whether a taken port ends the start; otherwise gRPC serves alone.
+        early: Whether to open the port before the end of the first load.
+        cors: Whether to answer CORS requests.
+        timeout: Seconds for a request, or None.
         tls: Certificates, or None for plain text.
-        metrics_path: Path of the Prometheus endpoint, or None for none.
+        metrics_path: Path of the Prometheus endpoint, or None.
     """
 
     port: int | None = 8501
@@ -100,13 +100,13 @@ class RestConfig(_Config):
 
 
 class PyvoyConfig(_Config):
-    """The one port of REST and gRPC through Envoy, instead of a port each.
+    """The single port of REST and gRPC through Envoy, instead of a port each.
 
     Attributes:
         port: TCP port, and UDP port of HTTP/3.
         hosts: As for gRPC.
         tls: Certificates, or None for plain text.
-        http3: Answer HTTP/3 too; needs `tls`.
+        http3: Whether to answer HTTP/3 too; needs `tls`.
     """
 
     port: int
@@ -116,12 +116,12 @@ class PyvoyConfig(_Config):
 
 
 class ConfigFile(_Config):
-    """A ModelServerConfig file that was read at start, and how to follow it.
+    """A ModelServerConfig file read at the start, and the interval of later readings.
 
     Attributes:
         path: The file.
-        poll_interval: Seconds between readings, or None to never read it again.
-        applied: The `ModelServerConfig` that was read.
+        poll_interval: Seconds between readings, or None for a single reading.
+        applied: The `ModelServerConfig` read at the start.
     """
 
     path: Path
@@ -143,19 +143,19 @@ class ConfigFile(_Config):
 
 
 class ServerConfig(_Config):
-    """Everything `run_server` needs.
+    """All settings of a server process.
 
     Attributes:
-        root: Directory of models that are found by themselves, here or in a store, or None.
-        models: Models given one by one, or None.
-        config_file: Where `models` come from, when from a file.
-        platforms: What the models of a `ModelServerConfig` may ask for, by name.
-        options: The registry's.
+        root: Directory of models to discover, local or in a store, or None.
+        models: Models given singly, or None.
+        config_file: The origin of `models`, or None.
+        platforms: Settings by platform name for the models of a `ModelServerConfig`.
+        options: The registry's options.
         grpc, rest: The ports.
-        pyvoy: The one port instead of those, if that is what serves; of `grpc` and `rest` the rest counts.
+        pyvoy: The single port instead of the two; the remaining fields of `grpc` and `rest` still apply.
         session_config: A serialized `tensorflow.ConfigProto` for the whole process; empty for TensorFlow's defaults.
-        workers: Processes that answer requests, under a supervisor; 0 for this process alone.
-        worker_timeout: Seconds without a sign of life after which a worker is replaced.
+        workers: Number of answering processes under a supervisor; 0 for a single process without a supervisor.
+        worker_timeout: Seconds without a sign of life before a worker is replaced.
     """
 
     root: Location | None = None
@@ -171,16 +171,16 @@ class ServerConfig(_Config):
     worker_timeout: float = 30.0
 
     def to_json(self) -> str:
-        """The whole as JSON, keys and certificates included.
+        """The whole configuration as JSON, keys and certificates included.
 
-        The models of a config file are left out: they are many, and `from_json` makes them again from the file's
-        contents, which are there in compressed form.
+        Models of a config file are left out for their number. `from_json` makes the models again from the compressed
+        contents of the file.
         """
         return (self if self.config_file is None else self.model_copy(update={"models": None})).model_dump_json()
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` was called on."""
+        """The configuration whose `to_json` made `text`."""
         config = cls.model_validate_json(text)
         if config.config_file is None:
             return config
@@ -190,7 +190,7 @@ class ServerConfig(_Config):
     @field_validator("platforms", mode="after")
     @classmethod
     def _typed(cls, platforms: Mapping[str, Platform]) -> Mapping[str, Platform]:
-        """JSON has no tuples and no models, but each of a platform's options is one of `ModelConfig`."""
+        """Restore the types lost in JSON: tuples and models, by the options of `ModelConfig` with equal names."""
 
         def typed(options: Mapping[str, Any]) -> Mapping[str, Any]:
             model = ModelConfig(**{"name": "any", "base_path": "/", **options})

@@ -1,7 +1,7 @@
-"""The one table of command-line flags: TensorFlow Serving's 48 and embedserve's own, and how they are parsed.
+"""The table of command-line flags, TensorFlow Serving's 48 and embedserve's own, and the parser.
 
-Called by `cli`, which gives the values their meaning. Knows no option model: a test compares the table with
-`RegistryOptions`, so that an option without a flag, or a flag without an option, is noticed.
+The module knows no option model. A test compares the table with `RegistryOptions` and reports an option without a flag,
+or a flag without an option.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ _INT_BITS = {"int32": 32, "int64": 64}
 
 
 class FlagError(Exception):
-    """The command line cannot be understood; the message says which argument and why."""
+    """The command line cannot be understood; the message says the argument and the reason."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag.
+    """A command-line flag.
 
     Attributes:
-        name: Without the dashes.
-        kind: How the value is read; TensorFlow Serving's word for it.
-        default: The value when the flag is not given.
-        help: One sentence for `--help`.
-        support: `same` does what TensorFlow Serving's does; `differs` reaches the same end in another way; `ignored`
-            is accepted with one warning; `own` is embedserve's.
-        note: What differs, or why it is ignored.
-        repeated: Whether each occurrence adds to a comma-separated list, where else the last one counts.
+        name: Name without the dashes.
+        kind: Type of the value, in TensorFlow Serving's words.
+        default: Value of an absent flag.
+        help: A sentence for `--help`.
+        support: `same` acts as in TensorFlow Serving; `differs` reaches the same end in another way; `ignored` is
+            accepted
+            with a warning; `own` is embedserve's.
+        note: The difference, or the reason for ignoring the flag.
+        repeated: Whether each occurrence adds to a comma-separated list; otherwise the last occurrence counts.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Flag:
         """Convert a flag's text.
 
         Raises:
-            FlagError: The text is not a value of this kind.
+            FlagError: The text is not a value of the flag's kind.
         """
         try:
             match self.kind:
@@ -389,17 +390,17 @@ OPTION_FLAGS: dict[str, tuple[str, ...]] = {
     "remote_timeout": ("remote_timeout",),
     "remote_storage_options": ("remote_storage_options_file",),
 }
-"""Which flags set which field of `RegistryOptions`."""
+"""The flags for each field of `RegistryOptions`."""
 
 
 @dataclass(frozen=True)
 class ParsedFlags:
-    """A command line that was understood.
+    """A parsed command line.
 
     Attributes:
         directory: The positional argument, a directory of models, or None.
-        given: What the command line set, by flag name.
-        help: `--help` was there.
+        given: Values set on the command line, by flag name.
+        help: Whether `--help` was given.
     """
 
     directory: str | None = None
@@ -430,10 +431,10 @@ class ParsedFlags:
 
 
 def parse(arguments: Sequence[str]) -> ParsedFlags:
-    """Read a command line as TensorFlow Serving does: `--flag=value`, `--bool_flag`; the last occurrence counts,
-    but for flags that are lists.
+    """Read a command line as TensorFlow Serving does: `--flag=value`, `--bool_flag`.
 
-    One argument that is no flag is a directory of models. Unlike there, an unknown argument is an error.
+    The last occurrence of a flag counts, except for flags with `repeated`. An argument without dashes is a directory of
+    models. Unlike in TensorFlow Serving, an unknown argument is an error.
 
     Raises:
         FlagError: An unknown argument, with the nearest flag's name, or a bad value.
@@ -473,12 +474,12 @@ def _split(argument: str) -> tuple[Flag, str]:
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
-    """The parts of a flag's value that is a list, without the empty ones."""
+    """The non-empty parts of a list flag's value."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def usage(program: str) -> str:
-    """The text of `--help`, laid out as TensorFlow Serving's."""
+    """The text of `--help`, in TensorFlow Serving's layout."""
     lines = [
         f"usage: {program} MODELS_DIRECTORY [flags]",
         f"       {program} --model_base_path=DIRECTORY [flags]",

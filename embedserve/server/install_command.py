@@ -1,7 +1,7 @@
-"""`python -m embedserve install-command`: makes `tensorflow_model_server` a command of this Python's server.
+"""`python -m embedserve install-command`: makes `tensorflow_model_server` start this Python's server.
 
-For scripts and manifests that start TensorFlow Serving's binary by its name. Installed on request only, because pip's
-console scripts cannot depend on an extra, and a machine may have the real binary.
+The command serves scripts and manifests with TensorFlow Serving's binary name. The installation is explicit, because
+pip's console scripts cannot depend on an extra, and a machine may have the real binary.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MARK = "# Written by `python -m embedserve install-command`."
 
 
 def install_command(arguments: Sequence[str], program: str) -> int:
-    """Write the command into a directory, print its path, and return 0; 1 where it cannot be, 255 for bad arguments.
+    """Write the command into a directory, print the path, and return 0; 1 after a failure, 255 for bad arguments.
 
     Args:
-        arguments: A directory, or none: that of this Python's commands.
-        program: How this program is called, for messages.
+        arguments: A directory, or empty for the directory of this Python's commands.
+        program: The name of the program in messages.
     """
     if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
         print(f"usage: {program} install-command [DIRECTORY]    writes DIRECTORY/{NAME}, which starts embedserve")

@@ -1,4 +1,4 @@
-"""Where a standalone server listens: hosts → IP addresses, and sockets that have a port of them. Knows no protocol."""
+"""Where a standalone server listens: hosts → IP addresses → bound sockets. Knows no protocol."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 def addresses(hosts: Iterable[str]) -> tuple[str, ...]:
-    """The IP addresses of `hosts`, each once, in their order.
+    """The IP addresses of `hosts`, without repetitions, in the order of `hosts`.
 
-    Names are looked up; of a name's addresses those count that this machine has, unless it has none of them. `::` takes
-    IPv4 too, so nothing remains beside it, and `0.0.0.0` leaves addresses of IPv6 only.
+    Names are looked up. Of a name's addresses only the machine's own count, unless the machine has none of the
+    addresses. `::` covers IPv4 too, so `::` remains alone. `0.0.0.0` leaves only addresses of IPv6 beside it.
 
     Args:
         hosts: Addresses, with or without brackets, and names.
 
     Raises:
-        ConfigError: A host is neither an address nor a name that can be looked up.
+        ConfigError: A host is neither an address nor a known name.
     """
     found = dict.fromkeys(address for host in hosts for address in _addresses_of(host))
     if EVERY_IPV6 in found:
@@ -71,19 +71,19 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def bracketed(host: str) -> str:
-    """An address as it stands before a port."""
+    """An address as written before a port."""
     return f"[{host}]" if ":" in host else host
 
 
 def bound_sockets(
     hosts: Sequence[str], port: int, kind: socket.SocketKind = socket.SOCK_STREAM, *, shared: bool = False
 ) -> list[socket.socket]:
-    """A socket for each address of `hosts` that has the port and does not listen; without hosts one for all interfaces.
+    """A bound socket for each address of `hosts`, not listening; without hosts a single socket for all interfaces.
 
-    Those that are `shared` let others that say the same have the port too.
+    With `shared`, further sockets bound with `shared` may have the same port.
 
     Raises:
-        OSError: The port is taken, or not allowed, or an address is not this machine's; `filename` is the place.
+        OSError: The port is taken or not allowed, or an address is not this machine's; `filename` is the place.
     """
     if not hosts:
         try:
@@ -104,10 +104,10 @@ def bound_sockets(
 
 
 def dual_stack_socket(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """A socket that has the port and does not listen: of IPv6 and IPv4, or of IPv4 alone where that is all there is.
+    """A bound socket of IPv6 and IPv4, not listening; of IPv4 alone where IPv6 is missing.
 
     Raises:
-        OSError: The port is taken, or not allowed.
+        OSError: The port is taken or not allowed.
     """
     if socket.has_dualstack_ipv6():
         try:
@@ -126,17 +126,17 @@ def bound_socket(
     *,
     shared: bool = False,
 ) -> socket.socket:
-    """A TCP socket, or of another kind, that has the port and does not listen; `shared` with others that say the same.
+    """A bound socket, TCP by default, not listening; `shared` with further sockets bound with `shared`.
 
     Raises:
-        OSError: The port is taken, or not allowed.
+        OSError: The port is taken or not allowed.
     """
     ((*_, address),) = socket.getaddrinfo(host, port, family, kind, flags=socket.AI_NUMERICHOST)
     bound = socket.socket(family, kind)
     try:
         if shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        elif kind == socket.SOCK_STREAM:  # Two of UDP would share the port.
+        elif kind == socket.SOCK_STREAM:  # With the option two UDP sockets would share the port.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

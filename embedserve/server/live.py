@@ -1,7 +1,7 @@
 """`python -m embedserve live`: is the server on this machine alive? For a container's health check, or an exec probe.
 
-Reads the server's own flags, from the command line or from the running server's, and asks `/-/live` where they put the
-REST port. Imports neither TensorFlow nor grpc. Decides nothing about what alive means.
+The command reads the server's flags from its command line or from the running server, and asks `/-/live` at the REST
+port. The module imports neither TensorFlow nor grpc, and does not decide the meaning of alive.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from embedserve.server.port_flags import ports
 
 __all__ = ["SUB_COMMANDS", "live", "server_arguments"]
 
-# Seconds that connecting and the answer may take each; Docker gives a check 30 s, Kubernetes as many as it is told.
+# Seconds for the connection and for the answer each. Docker's default timeout for a check is 30 s.
 PATIENCE = 5.0
 EXIT_ALIVE, EXIT_NOT_ALIVE, EXIT_BAD_FLAGS = 0, 1, 255
 
 SUB_COMMANDS = ("bench", "verify", "live", "install-command")
-"""First arguments that ask for something else than a server."""
+"""First arguments of commands without a server."""
 
 _COMMANDS = ("embedserve", "tensorflow_model_server")
 
 
 def live(arguments: Sequence[str]) -> int:
-    """Print what is found and return 0 when the server is alive, 1 when it is not, 255 for flags that cannot be.
+    """Print the finding and return 0 for a live server, 1 for a dead server, 255 for impossible flags.
 
     Args:
-        arguments: The server's flags. Without any, those of the server that runs here are taken, and its working
-            directory; without such a server the defaults.
+        arguments: The server's flags. Without flags, the flags and the working directory of the running server are
+            taken;
+            without a running server, the defaults.
     """
     try:
         flags = parse(arguments or server_arguments(Path("/proc")))
@@ -50,10 +51,10 @@ def live(arguments: Sequence[str]) -> int:
 
 
 def server_arguments(proc: Path) -> list[str]:
-    """The arguments of the running server with the lowest process number, whose working directory becomes ours.
+    """The arguments of the running server with the lowest process number; also changes to its working directory.
 
     Args:
-        proc: Where processes are listed, as Linux does in `/proc`.
+        proc: The directory of processes, `/proc` on Linux.
     """
     numbers = sorted(int(path.name) for path in proc.glob("[0-9]*")) if proc.is_dir() else []
     for number in numbers:
@@ -61,14 +62,14 @@ def server_arguments(proc: Path) -> list[str]:
             words = (proc / str(number) / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
             found = _arguments_of_server(words)
             if found is not None and number != os.getpid():
-                with suppress(OSError):  # Flags may name files relative to it.
+                with suppress(OSError):  # Flags may name files relative to the server's working directory.
                     os.chdir(proc / str(number) / "cwd")
                 return found
     return []
 
 
 def _arguments_of_server(words: Sequence[str]) -> list[str] | None:
-    """What follows the server's name in a process's command line; None if it is another program, or a sub-command."""
+    """The words after the server's name in a command line; None for another program or a sub-command."""
     for i, word in enumerate(words[:-1]):
         if word == "-m" and words[i + 1] == "embedserve":
             found = list(words[i + 2 :])
@@ -88,7 +89,7 @@ def _is_server(arguments: Sequence[str]) -> bool:
 
 
 def _ask(grpc: GrpcConfig, rest: RestConfig, pyvoy: PyvoyConfig | None) -> tuple[bool, str]:
-    """Whether the server is alive, and a line that says why."""
+    """Whether the server is alive, and a line with the reason."""
     if rest.port is None:
         return _connect(grpc)
     tls = rest.tls if pyvoy is None else pyvoy.tls
@@ -99,7 +100,7 @@ def _ask(grpc: GrpcConfig, rest: RestConfig, pyvoy: PyvoyConfig | None) -> tuple
         connection = http.client.HTTPConnection(host, rest.port, timeout=PATIENCE)
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False  # The server is on this machine, whatever its certificate names.
+        context.check_hostname = False  # The server is on this machine, whatever name the certificate has.
         context.verify_mode = ssl.CERT_NONE
         connection = http.client.HTTPSConnection(host, rest.port, timeout=PATIENCE, context=context)
     with closing(connection):
@@ -108,7 +109,7 @@ def _ask(grpc: GrpcConfig, rest: RestConfig, pyvoy: PyvoyConfig | None) -> tuple
             answer = connection.getresponse()
             return answer.status == 200, f"{where}: {answer.status} {answer.read(1000).decode(errors='replace')}"
         except ssl.SSLError as error:
-            # Who has no certificate to show gets no further, and a server that says so is alive.
+            # Without a client certificate the handshake ends here; a server demanding a certificate is alive.
             asks = _asks_for_certificates(tls)
             return asks, f"{where}: {'asks for a certificate' if asks else f'no TLS: {error}'}"
         except (OSError, http.client.HTTPException) as error:
@@ -124,7 +125,7 @@ def _reachable(hosts: Sequence[str]) -> str:
 
 
 def _connect(config: GrpcConfig) -> tuple[bool, str]:
-    """Without a REST port nothing answers `/-/live`, so an open gRPC port has to do."""
+    """Connect to the gRPC port instead: without a REST port, no server answers `/-/live`."""
     try:
         if config.port is not None:
             place = f"{_reachable(config.hosts)} port {config.port}"

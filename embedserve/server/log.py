@@ -1,7 +1,7 @@
-"""How a standalone server logs: to stderr, in the form of TensorFlow's C++ code, which log collectors know.
+"""Logging of a standalone server: to stderr, in the form of TensorFlow's C++ code, known to log collectors.
 
-A record is one line, whatever texts of clients it holds; a traceback follows it, indented. An embedded registry never
-sets logging up.
+A record is a single line, even with texts of clients; a traceback follows indented. An embedded registry never sets
+logging up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class _LogFormatter(logging.Formatter):
     """`2026-07-01 12:00:00.000000: I embedserve/rest/app.py:12] message`, as TensorFlow's C++ code logs."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record as text."""
+        """Format a record."""
         record.letter = record.levelname[0]
         record.micros = int(record.created % 1 * 1e6)
         _, package, inside = record.pathname.rpartition("/embedserve/")
@@ -27,11 +27,11 @@ class _LogFormatter(logging.Formatter):
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The message as one line."""
+        """Format the message as a single line."""
         return one_line(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """A traceback whose lines cannot be taken for records: a client may have chosen the text of the error."""
+        """Indent a traceback, so that no line looks like a record: a client may have chosen the text of the error."""
         return _indented(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
@@ -44,7 +44,7 @@ def _indented(text: str) -> str:
 
 
 def configure_logging(who: str = "", level: int = logging.INFO) -> None:
-    """Log to stderr, from `level` on; `who` stands before each message where several processes log to one place."""
+    """Log to stderr from `level` on; `who` precedes each message when several processes log to the same place."""
     handler = logging.StreamHandler(sys.stderr)
     line = f"%(asctime)s.%(micros)06d: %(letter)s %(place)s:%(lineno)d] {who}%(message)s"
     handler.setFormatter(_LogFormatter(line, "%Y-%m-%d %H:%M:%S"))

@@ -1,6 +1,6 @@
-"""What the flags say of ports: addresses, TLS, the services behind them → `GrpcConfig`, `RestConfig`, `PyvoyConfig`.
+"""Ports in the flags: addresses, TLS, services → `GrpcConfig`, `RestConfig`, `PyvoyConfig`.
 
-Called by `cli`; reads the files that the flags name. Knows no model.
+The module reads the files named in the flags, and knows no model.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["ports"]
 
 logger = logging.getLogger("embedserve")
 
-# As in `rest.app`, which imports more than a command line needs.
+# As in `rest.app`, whose import would load more modules than a command line needs.
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
-# Flags that are about grpcio's server, which is not there under pyvoy.
+# Flags for grpcio's server, which does not run under pyvoy.
 _NOT_UNDER_PYVOY = {
     "grpc_socket_path": "Envoy listens on a TCP port",
     "use_alts_credentials": "Envoy has no ALTS here",
@@ -34,10 +34,10 @@ _NOT_UNDER_PYVOY = {
 
 
 def ports(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig, PyvoyConfig | None]:
-    """A port for gRPC and one for REST, or, last, one for both.
+    """The ports for gRPC and REST; under pyvoy also the shared port.
 
     Raises:
-        ConfigError: A flag or a file says what cannot be.
+        ConfigError: A flag or a file has an impossible value.
     """
     match flags.text("server"):
         case "uvicorn":
@@ -106,7 +106,10 @@ def _hosts(flags: ParsedFlags) -> tuple[str, ...]:
 
 
 def _access(flags: ParsedFlags) -> Access:
-    """Who may use which service. TensorFlow Serving's flags keep its open reload, which its tools rely on."""
+    """The clients allowed for each restricted service.
+
+    With TensorFlow Serving's flags the reload stays open to all clients, because TensorFlow Serving's tools rely on it.
+    """
     given = {name: flags.text(f"{name}_clients") for name in Access.model_fields}
     given["reload"] = given["reload"] or ("all" if flags.directory is None else "local")
     for name, clients in given.items():
@@ -191,7 +194,10 @@ def _tls_files(flags: ParsedFlags) -> TlsFiles | None:
 
 
 def _metrics_path(file: str, port: int | None) -> str | None:
-    """Where the metrics are: a file may move them or turn them off. TensorFlow Serving has none without a file."""
+    """The path of the metrics: a file may change the path or turn metrics off.
+
+    TensorFlow Serving has no metrics without a file.
+    """
     if not file:
         return None if port is None else DEFAULT_METRICS_PATH
     proto: Any = read_text_proto(file, message_class("MonitoringConfig")())

@@ -1,6 +1,6 @@
-"""The standalone process: a registry, its REST and gRPC ports, the config file poller, signals and the drain.
+"""The standalone process: a registry, REST and gRPC ports, the config file poller, signals and the drain.
 
-`run_server` reads from top to bottom as the process lives. Called by `cli`, which decides every option; knows no flag.
+`run_server` reads from top to bottom as the process lives. The module knows no flag.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def _serve(
     metrics: Metrics | None,
     stop: asyncio.Event,
 ) -> None:
-    """From the first load to the last answer. The adapters drain side by side, each in a task of its own."""
+    """Serve from the first load to the last answer. The adapters drain side by side, each in a separate task."""
     leaving = asyncio.Event()
     applied = AppliedConfig(registry, config)
     if config.models is not None:
@@ -95,7 +95,7 @@ async def _serve(
 
 
 async def enter(tasks: asyncio.TaskGroup, adapter: AbstractAsyncContextManager[None], leaving: asyncio.Event) -> None:
-    """Return when `adapter` is open; it is left when `leaving` is set."""
+    """Return when `adapter` is open; close `adapter` when `leaving` is set."""
     opened = asyncio.Event()
 
     async def life() -> None:
@@ -114,10 +114,10 @@ async def enter(tasks: asyncio.TaskGroup, adapter: AbstractAsyncContextManager[N
 async def serve_grpc(
     registry: ModelRegistry, config: GrpcConfig, reload: Reload, metric: MetricReader | None
 ) -> AsyncIterator[None]:
-    """Answer gRPC while the context lasts; nothing happens without a port and a socket.
+    """Answer gRPC while the context lasts; without a port and a socket the context is empty.
 
     Raises:
-        StartError: The port or socket cannot be had.
+        StartError: The port or socket cannot be opened.
     """
     if config.port is None and config.socket_path is None:
         yield
@@ -157,7 +157,7 @@ def _alts() -> grpc.ServerCredentials:
 
 
 def check_port_is_free(config: GrpcConfig) -> None:
-    """Find a gRPC port that cannot be had before the models are loaded, not after.
+    """Find an unavailable gRPC port before the models are loaded.
 
     Raises:
         StartError: The port is taken, or an address is not this machine's.

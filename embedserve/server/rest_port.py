@@ -1,6 +1,6 @@
-"""The standalone server's REST port: sockets of our own, and uvicorn on them without its signal handlers.
+"""The standalone server's REST port: bound sockets, and uvicorn on the sockets without its signal handlers.
 
-Called by `server`. Knows no route: the application is `embedserve.rest`.
+The module knows no route: the application is `embedserve.rest`.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ __all__ = ["Accept", "listening_sockets", "serve_rest"]
 
 logger = logging.getLogger("embedserve")
 
-# A client's pooled connection should outlive its pauses: closing an idle one races with its next request.
+# Seconds. A pooled connection should outlive a client's pauses: closing an idle connection races with the next request.
 KEEP_ALIVE = 300
-# Seconds that a drain gives busy clients to learn from an answer that they must connect anew.
+# Seconds of a drain for busy clients to receive an answer with `connection: close`.
 LINGER = 0.5
 LOOKS = 50
 
 Accept: TypeAlias = Callable[
     [list[socket.socket], Callable[[], Any], int, ssl.SSLContext | None, Callable[[], int]], Any
 ]
-"""Takes the connections of listeners: makes an `asyncio.Server`, or what can stand for one, of the listeners, the
-connections' protocol, the backlog, the TLS context and how many connections there are."""
+"""Makes an `asyncio.Server`, or a replacement, to accept the connections of listeners.
+
+Arguments: the listeners, the protocol's factory, the backlog, the TLS context, and a function for the number of
+connections.
+"""
 
 
 @asynccontextmanager
@@ -53,10 +56,10 @@ async def serve_rest(
     wrap: Callable[[RestApp], Any] | None = None,
     accept: Accept | None = None,
 ) -> AsyncIterator[None]:
-    """Answer REST on `listeners` while the context lasts; leaving it finishes the requests in flight.
+    """Answer REST on `listeners` while the context lasts; leaving the context finishes the requests in flight.
 
-    They have `drain_timeout` seconds for it. Nothing happens without a listener. `wrap` makes the application that is
-    served of the REST API's; `accept` takes the listeners' connections in place of the loop's own servers.
+    Requests in flight have `drain_timeout` seconds. Without a listener the context is empty. `wrap` makes the served
+    application from the REST API's. `accept` accepts connections in place of the loop's servers.
     """
     if not listeners:
         yield
@@ -69,7 +72,7 @@ async def serve_rest(
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     class Server(uvicorn.Server):
-        """Leaves signals to `run_server`, and says when the port is open."""
+        """Leaves signals to the process, and tells the opening of the port."""
 
         def capture_signals(self) -> Any:
             return contextlib.nullcontext()
@@ -119,21 +122,21 @@ async def serve_rest(
         if not serving.done():
             for each in listeners:
                 host, port, *_ = each.getsockname()
-                where = bracketed(host) if config.hosts else "localhost"  # As in the line that tools look for.
+                where = bracketed(host) if config.hosts else "localhost"  # As in the line known to tools.
                 logger.info("Exporting HTTP/REST API at:%s:%d ...", where, port)
             yield
     finally:
         if not serving.done():
             await _linger(server)
-        app.ending = True  # From here on uvicorn cancels whatever takes longer than `drain_timeout`.
+        app.ending = True  # From here on uvicorn cancels requests longer than `drain_timeout`.
         server.should_exit = True
         await serving
 
 
 async def _linger(server: uvicorn.Server) -> None:
-    """Take no more connections, and have those that are busy end with their next answer.
+    """Stop accepting, and close busy connections after their next answer.
 
-    Closing one between two requests of a client that does not pause would lose the second.
+    Closing a connection between two requests of a busy client would lose the second request.
     """
     for listening in server.servers:
         listening.close()
@@ -148,13 +151,13 @@ async def _linger(server: uvicorn.Server) -> None:
 
 @contextmanager
 def listening_sockets(config: RestConfig) -> Iterator[list[socket.socket]]:
-    """The REST port at each of its addresses, bound but not listening yet; none without a port.
+    """The REST port at each address, bound but not listening yet; an empty list without a port.
 
-    So a taken port is known before the models are loaded.
+    A taken port is therefore known before the models are loaded.
 
     Raises:
-        StartError: The port cannot be had and was asked for, or an address is not this machine's. A taken port that was
-            not asked for is logged, and there is none.
+        StartError: An explicitly requested port cannot be opened, or an address is not this machine's. A taken default
+            port is logged, and the list is empty.
     """
     bound: list[socket.socket] = []
     if config.port is not None:

@@ -1,6 +1,6 @@
-"""What a standalone server process does, whatever speaks HTTP in it: make the registry, start, report, stop, leave.
+"""Steps of every standalone server process: make the registry, start, report, stop, leave.
 
-Called by `server`. Knows no port and no transport.
+The module knows no port and no transport.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ logger = logging.getLogger("embedserve")
 T = TypeVar("T")
 
 EXIT_FAILED_START = 255
-# Seconds between log lines that say which models the start still waits for.
+# Seconds between log lines about models that the start still waits for.
 WAITING_LOG_INTERVAL = 10.0
-# Seconds that unloading may take on top of `drain_timeout`.
+# Seconds for unloading in addition to `drain_timeout`.
 UNLOAD_GRACE = 10.0
 
 
 def run(life: Coroutine[Any, Any, T]) -> T:
-    """Run a process's life on an event loop, the fastest that is installed, and return what it returns."""
+    """Run a process's life on the fastest installed event loop, and return the result."""
     try:
         import uvloop
     except ImportError:
@@ -62,13 +62,13 @@ def run(life: Coroutine[Any, Any, T]) -> T:
 
 
 def make_registry(config: ServerConfig, metrics: Metrics | None) -> ModelRegistry:
-    """The registry that the configuration asks for, not entered yet."""
+    """Make the registry of a configuration, not entered yet."""
     options = {name: getattr(config.options, name) for name in RegistryOptions.model_fields}
     return ModelRegistry(config.root, models=config.models, observers=[metrics] if metrics else [], **options)
 
 
 def make_metrics(config: RestConfig) -> Metrics | None:
-    """Metrics for the observers, if they are served anywhere."""
+    """Metrics for the observers, or None without a metrics page."""
     if config.port is None or config.metrics_path is None:
         return None
     from embedserve.metrics import Metrics
@@ -80,10 +80,10 @@ def make_metrics(config: RestConfig) -> Metrics | None:
 
 
 async def wait_until_ready(registry: ModelRegistry, stop: asyncio.Event) -> bool:
-    """Wait for the first load of as many models as `start_requires` asks for; False when a signal came before.
+    """Wait for the first load of the models in `start_requires`; False when a signal came before.
 
     Raises:
-        StartError: In TensorFlow Serving's words.
+        StartError: A required model did not load; the message is in TensorFlow Serving's words.
     """
     ready, stopped = asyncio.ensure_future(registry.wait_until_ready()), asyncio.ensure_future(stop.wait())
     try:
@@ -108,22 +108,22 @@ async def wait_until_ready(registry: ModelRegistry, stop: asyncio.Event) -> bool
 
 
 def announce_ready() -> None:
-    """Say that the models serve, in the log line that tools look for and to systemd."""
+    """Log a line known to tools, and notify systemd: the models serve."""
     logger.info("[evhttp_server.cc : 250] NET_LOG: Entering the event loop ...")
     notify("READY=1")
 
 
 def notify(state: str) -> None:
-    """Tell systemd a state (`Type=notify`), where it waits for one: a datagram, as sd_notify(3) has it."""
+    """Send systemd a state (`Type=notify`) as a datagram, as in sd_notify(3); without NOTIFY_SOCKET do nothing."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address.startswith(("/", "@")):
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)  # A full queue of systemd's must not hold the loop up.
+            sender.setblocking(False)  # A full queue of systemd must not block the loop.
             sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
 
 
 def _start_error(registry: ModelRegistry, error: StartError) -> StartError:
-    """Say which versions failed as TensorFlow Serving says it (server_core.cc), then what the registry knows."""
+    """List the failed versions as TensorFlow Serving does (server_core.cc), each with the registry's message."""
     failed = []
     for name, reason in registry.readiness().items():
         decisive = next((status for status in registry.status(name).get(name, ()) if status.message), None)
@@ -138,7 +138,7 @@ def _start_error(registry: ModelRegistry, error: StartError) -> StartError:
 
 
 def report_failed_start(error: Exception) -> int:
-    """Print why the server did not start, where and as TensorFlow Serving does; the exit status is returned."""
+    """Print the reason of a failed start, in TensorFlow Serving's place and words; return the exit status."""
     if isinstance(error, ServingError):
         code, message = Code(error.code), error.message
     else:
@@ -148,7 +148,7 @@ def report_failed_start(error: Exception) -> int:
 
 
 def first_failure(failures: BaseExceptionGroup[Any]) -> Exception:
-    """The first error of a group of groups."""
+    """The first error of nested groups."""
     error: BaseException = failures
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -161,7 +161,7 @@ def first_failure(failures: BaseExceptionGroup[Any]) -> Exception:
 
 @contextmanager
 def stop_on_signals(at_once: Callable[[], object] = bool) -> Iterator[asyncio.Event]:
-    """The event that the first SIGTERM or SIGINT sets; the second calls `at_once` and ends the process."""
+    """Give an event set by the first SIGTERM or SIGINT; the second signal calls `at_once` and ends the process."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
@@ -186,13 +186,13 @@ def stop_on_signals(at_once: Callable[[], object] = bool) -> Iterator[asyncio.Ev
 
 
 def outlive_hangups() -> None:
-    """From here on SIGHUP does nothing, and ends nothing; children inherit that."""
+    """Ignore SIGHUP from here on; child processes inherit the setting."""
     if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def obey_hangups(reread: Callable[[], Awaitable[None]]) -> None:
-    """Call `reread` once for all SIGHUPs that came since the last call, until cancelled; then SIGHUP does nothing."""
+    """Call `reread` once for all SIGHUPs since the last call, until cancelled; afterwards SIGHUP is ignored."""
     if not hasattr(signal, "SIGHUP"):
         return
     loop, heard = asyncio.get_running_loop(), asyncio.Event()
@@ -204,7 +204,7 @@ async def obey_hangups(reread: Callable[[], Awaitable[None]]) -> None:
             logger.info("SIGHUP: reading the configuration again, and looking for models and versions")
             await reread()
     finally:
-        # Blocked, because to remove a handler restores the default, which ends the process.
+        # Blocked, because removing a handler restores the default action: the end of the process.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         loop.remove_signal_handler(signal.SIGHUP)
         outlive_hangups()
@@ -212,7 +212,7 @@ async def obey_hangups(reread: Callable[[], Awaitable[None]]) -> None:
 
 
 async def leave(registry: ModelRegistry, status: int) -> None:
-    """Unload every model. A thread that is stuck in TensorFlow cannot be stopped: the process then ends around it."""
+    """Unload every model; end the process if a thread is stuck in TensorFlow, because the thread cannot be stopped."""
     leaving = asyncio.ensure_future(registry.aclose())
     limit = registry.options.drain_timeout + UNLOAD_GRACE
     _, pending = await asyncio.wait({leaving}, timeout=limit)
@@ -223,7 +223,7 @@ async def leave(registry: ModelRegistry, status: int) -> None:
 
 
 def exit_now(status: int) -> NoReturn:
-    """End the process with what it has logged and printed, around threads that do not end."""
+    """End the process after flushing logs and output, without waiting for stuck threads."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)

@@ -1,7 +1,6 @@
-"""What the standalone server sets in TensorFlow for the whole process, before its first use.
+"""Process-wide settings of TensorFlow for the standalone server, made before the first use.
 
-Called by `cli` (which settings) and `server` (apply them). An embedded registry never does this: the process is its
-host's.
+An embedded registry never changes the settings: the process belongs to the host.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ _SESSION_FLAGS = (
 
 
 def session_config_from_flags(flags: ParsedFlags) -> bytes:
-    """The serialized `tensorflow.ConfigProto` that the session flags ask for; empty when none was given.
+    """The serialized `tensorflow.ConfigProto` for the session flags; empty without session flags.
 
-    A flag overrides the file's field only where it was given.
+    Only a given flag overrides the file's field.
 
     Raises:
         ConfigError: The file does not parse, or all three parallelism flags are given.
@@ -70,7 +69,7 @@ def session_config_from_flags(flags: ParsedFlags) -> bytes:
     if cpu or gpu:
         config.graph_options.optimizer_options.global_jit_level = OptimizerOptions.ON_1
     if cpu:
-        # The only way to ask for it: TensorFlow reads these when the first graph is compiled.
+        # The only switch: TensorFlow reads the variable when the first graph is compiled.
         _append_environment("TF_XLA_FLAGS", "--tf_xla_cpu_global_jit")
     serialized: bytes = config.SerializeToString()
     return serialized
@@ -81,10 +80,10 @@ def _append_environment(name: str, value: str) -> None:
 
 
 def apply(session_config: bytes) -> None:
-    """Import TensorFlow, which takes seconds, and give its runtime the `ConfigProto`, which must precede any use.
+    """Import TensorFlow, which takes seconds, and pass the `ConfigProto` to its runtime; must precede any use.
 
-    Where a control group's quota pays for fewer CPUs than the process may run on, TensorFlow's pools are made as large
-    as that, unless the configuration says how large: TensorFlow itself would make a thread for each CPU it sees.
+    A control group's quota may allow fewer CPUs than the process can run on. TensorFlow's pools then get the quota's
+    size, unless the configuration sets a size. TensorFlow alone would make a thread for each visible CPU.
     """
     import tensorflow as tf
 
@@ -94,7 +93,8 @@ def apply(session_config: bytes) -> None:
         config.intra_op_parallelism_threads = config.intra_op_parallelism_threads or cpus
         config.inter_op_parallelism_threads = config.inter_op_parallelism_threads or cpus
     if config.ByteSize():
-        # Enabling takes a configuration, but does nothing in TensorFlow 2, where it is on; so it is turned off first.
+        # Enabling takes a configuration, but has no effect on enabled eager execution, the default in TensorFlow 2. So
+        # eager execution is disabled first.
         tf.compat.v1.disable_eager_execution()
         tf.compat.v1.enable_eager_execution(config=config)
 
@@ -105,11 +105,11 @@ class _TensorFlowStub(ModuleType):
 
 
 def install_stub() -> None:
-    """Make TensorFlow's messages, `tensorflow.core...`, importable without TensorFlow where nothing else is needed.
+    """Make TensorFlow's messages, `tensorflow.core...`, importable without importing TensorFlow.
 
-    `import tensorflow` takes seconds and hundreds of megabytes, and stands before every import of one of its message
-    modules, which need nothing of it. A package with TensorFlow's path and no contents takes its place.
-    Nothing happens where TensorFlow has been imported already, or is not installed.
+    `import tensorflow` takes seconds and hundreds of megabytes, and precedes every import of a message module. Message
+    modules need no other part of TensorFlow, so an empty package with TensorFlow's path replaces TensorFlow. The call
+    does nothing when TensorFlow is imported already or not installed.
     """
     if "tensorflow" in sys.modules:
         return
