@@ -1,4 +1,5 @@
-"""`python -m embedserve bench`: measures one model in process under many settings and says which flags to serve it by.
+"""`python -m embedserve bench`: measures a model in process under many settings and recommends flags.
 
-Uses the registry as any embedding service does. Knows no transport: REST and gRPC add their own cost to each request.
+The command uses the registry as any embedding service does. The package knows no transport: REST and gRPC add a cost to
+each request.
 """

@@ -1,6 +1,6 @@
-"""Arguments that `bench` and `verify` share: a command's own options beside flags of the server, for one model.
+"""Arguments shared by `bench` and `verify`: a command's own options beside flags of the server, for a single model.
 
-Knows no option of either.
+The module knows no option of either command.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ DECIDED = frozenset(
         *("target_latency", "num_batch_threads", "workers", "server", "help", "version"),
     )
 )
-"""Flags that such a command decides itself, or that have no meaning for it; every other flag may be given."""
+"""Flags decided by the command, or without meaning for the command; every other flag may be given."""
 
 
 def arguments_and_flags(
     parser: argparse.ArgumentParser, arguments: Sequence[str], decided: frozenset[str], what: str
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own options, and the server's flags.
+    """Separate the command's options and the server's flags.
 
     Args:
-        parser: Of the command; it ends the process for arguments that are neither.
-        arguments: What was given.
+        parser: The command's parser; ends the process for unknown arguments.
+        arguments: The command line.
         decided: Flags that may not be given.
-        what: What the command does with those, for the message.
+        what: The command's use of the decided flags, for the message.
     """
     options, flags = parser.parse_known_args([_dashed(argument, parser) for argument in arguments])
     for flag in flags:
@@ -41,7 +41,7 @@ def arguments_and_flags(
 
 
 def _dashed(argument: str, parser: argparse.ArgumentParser) -> str:
-    """A command's own options, also where they are written as the server's flags are."""
+    """A command's option with dashes, also if written with underscores like the server's flags."""
     name, equals, value = argument.partition("=")
     dashed = name.replace("_", "-")
     return f"{dashed}{equals}{value}" if dashed in parser._option_string_actions else argument

@@ -1,7 +1,7 @@
-"""The sub-command: arguments → model, requests and plan → sweep → report, and its exit status.
+"""The sub-command: arguments → model, requests and plan → sweep → report, and the exit status.
 
-The model is measured with the server's flags that are not this command's own. The progress bar is drawn between cells
-only, so that it costs nothing that is measured.
+The model is measured with the given flags of the server. The progress bar is drawn only between cells, so that no
+measurement includes the drawing.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def bench(arguments: Sequence[str], program: str, configured: Callable[[Sequence
     """Run the command.
 
     Args:
-        arguments: What follows `bench` on the command line.
-        program: How the server is called, for what is printed.
-        configured: The meaning of the server's flags.
+        arguments: The command line after `bench`.
+        program: The name of the program in messages.
+        configured: Interprets the server's flags.
 
     Returns:
-        0, 1 with the reason on stderr, or 130 after an interruption, which still prints what was measured; bad usage
-        ends with SystemExit(2).
+        0, 1 with the reason on stderr, or 130 after an interruption, with a report of the cells measured so far; bad
+        usage ends with SystemExit(2).
     """
     parser = _parser(program)
     options, flags = arguments_and_flags(parser, arguments, DECIDED, "the bench finds out")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # The report is what this process is to say.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # The report is the only wanted output of the process.
     try:
         _check(options, parser)
         place = find(options.model)
@@ -122,7 +122,7 @@ def _seconds(text: str) -> float:
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """What can be refused before anything is loaded."""
+    """Refuse bad arguments before the load."""
     if options.rows is not None and options.requests:
         parser.error("--rows is for made-up requests, --requests gives recorded ones")
     for file in (options.plot, options.json):
@@ -134,7 +134,7 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
 @dataclass
 class _Sweep:
-    """What one run of the command does, and what it has found so far."""
+    """The work of the command, and the results so far."""
 
     model: BenchedModel
     options: argparse.Namespace
@@ -148,7 +148,7 @@ class _Sweep:
         """Fill in `requests`, `notes` and `results`.
 
         Raises:
-            ServingError: The model cannot be loaded, or no request for it can be had.
+            ServingError: The model cannot be loaded, or no request for the model can be found.
         """
         options = self.options
         pace = Pace(options.seconds_per_cell, options.budget)
@@ -168,7 +168,7 @@ class _Sweep:
 
     async def _requests(self, setting: Setting) -> Requests:
         place, config, options = self.model.place, self.model.config, self.options
-        # Only a registry that may batch judges whether a signature can be.
+        # Only a batching registry judges whether a signature can be batched.
         judging = Setting(setting.run_threads, max(setting.batch_limit, 2))
         async with self.model.registry(judging) as registry, registry.acquire(config.name) as handle:
             signature = chosen_signature(handle.signatures, options.signature)
@@ -187,7 +187,7 @@ class _Sweep:
             return requests
 
     def report(self, interrupted: bool) -> Report:
-        """What was found; there is at least one result."""
+        """The report; needs at least one result."""
         assert self.requests is not None
         notes = list(self.notes)
         place = self.model.place
@@ -213,7 +213,7 @@ def _own_requests(path: Path) -> Path | None:
 
 
 async def _measured(found: _Sweep) -> int:
-    """Measure until the end or the first signal, and return the exit status; the second signal ends the process."""
+    """Measure until the end or the first signal, and return the exit status; a second signal ends the process."""
     with stop_on_signals() as stop:
         measuring, stopped = asyncio.ensure_future(found.measure()), asyncio.ensure_future(stop.wait())
         await asyncio.wait({measuring, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -229,7 +229,7 @@ async def _measured(found: _Sweep) -> int:
 
 
 def _report(found: _Sweep, program: str, interrupted: bool) -> int:
-    """Print and write what was measured, and return the exit status."""
+    """Print and write the results, and return the exit status."""
     status = EXIT_INTERRUPTED if interrupted else 0
     if not any(result.measured.answered for result in found.results):
         reasons = [reason for result in found.results for reason in result.measured.failed]
@@ -251,7 +251,7 @@ def _report(found: _Sweep, program: str, interrupted: bool) -> int:
 
 
 class ProgressBar:
-    """How far a sweep is; implements `sweep.Progress`. Gone from the screen when left."""
+    """Shows the progress of a sweep; implements `sweep.Progress`. The bar disappears at the end."""
 
     def __init__(self) -> None:
         self._bar = Progress(
@@ -277,7 +277,7 @@ class ProgressBar:
         self._bar.stop()
 
     def planned(self, cells: int) -> None:
-        """So many cells are to be measured."""
+        """Set the number of cells."""
         self._bar.update(self._task, total=cells)
 
     def loading(self, setting: Setting) -> None:

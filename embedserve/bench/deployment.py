@@ -1,6 +1,6 @@
-"""A setting as what one gives to the server, its flags and its batching file, or to `ModelRegistry`.
+"""Converts a setting to the server's flags and batching file, and to arguments of `ModelRegistry`.
 
-Called by `report`; `BATCHING_FILE` is written into the directory that the server starts in.
+`BATCHING_FILE` is written into the server's working directory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _FIELDS = ("max_batch_size", "max_execution_batch_size", "enable_large_batch_spl
 
 @dataclass(frozen=True)
 class Deployment:
-    """How to serve with a setting.
+    """Flags, file and code to serve with a setting.
 
     Attributes:
         flags: Arguments of `python -m embedserve`.
-        batching_file: What `BATCHING_FILE` must hold, for `--batching_parameters_file`; None without batching.
-        code: The same in Python, for an embedding service.
+        batching_file: Contents of `BATCHING_FILE`, for `--batching_parameters_file`; None without batching.
+        code: The same options in Python, for an embedding service.
     """
 
     flags: tuple[str, ...]
@@ -34,7 +34,7 @@ class Deployment:
     code: str
 
     def shell(self, program: str) -> str:
-        """Commands that write the file and start the server."""
+        """Commands to write the file and start the server."""
         command = f"{program} {shlex.join(self.flags)}"
         if self.batching_file is None:
             return command
@@ -42,13 +42,13 @@ class Deployment:
 
 
 def deployment(model: BenchedModel, setting: Setting, most_rows: int, flags: Sequence[str]) -> Deployment:
-    """How to serve `model` with `setting`.
+    """Make the deployment of `model` with `setting`.
 
     Args:
-        model: As it was measured.
+        model: The measured model.
         setting: Run threads and batch limit.
-        most_rows: Rows that were waiting at most, for the bound of the queue.
-        flags: The server's flags that it was measured with besides.
+        most_rows: The most rows waiting at once, for the bound of the queue.
+        flags: Further flags of the measurement.
     """
     options = None if setting.batch_limit == ALONE else batching_options(setting, most_rows)
     batching = ("--enable_batching", f"--batching_parameters_file={BATCHING_FILE}") if options else ()
@@ -82,12 +82,12 @@ def _code(model: BenchedModel, setting: Setting, options: BatchingOptions | None
     return _call("ModelRegistry", [models, *(f"{name}={value!r}" for name, value in registry.items())], 1)
 
 
-# What a setting says, and what the command line sets in another way than a registry by itself.
+# Fields given by the setting, and fields with different defaults on the command line and in a registry.
 _NOT_TOLD = frozenset(("batching", "batching_options", "num_batch_threads", "retry", "start_timeout", "gc_freeze"))
 
 
 def _changed(options: ModelConfig | RegistryOptions) -> dict[str, object]:
-    """The fields that are not at their defaults; for a model, where it leaves them open, not at the registry's."""
+    """The fields not at their defaults; for a model's open field, not at the registry's default."""
     defaults = RegistryOptions()
     changed: dict[str, object] = {}
     for name, field in type(options).model_fields.items():
@@ -101,6 +101,6 @@ def _changed(options: ModelConfig | RegistryOptions) -> dict[str, object]:
 
 
 def _call(name: str, arguments: Sequence[str], depth: int) -> str:
-    """A call with one argument on a line."""
+    """A call with each argument on a line."""
     lines = "".join(f"{'    ' * depth}{argument},\n" for argument in arguments)
     return f"{name}(\n{lines}{'    ' * (depth - 1)})"

@@ -1,6 +1,6 @@
-"""Closed-loop callers for a bounded time: each asks again as soon as it has its answer.
+"""Closed-loop callers for a bounded time: each caller asks again right after the answer.
 
-Called by `sweep` for each cell. Knows no model.
+The module knows no model.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from embedserve.errors import Code, ServingError
 __all__ = ["Ask", "Measurement", "measure"]
 
 Ask: TypeAlias = Callable[[int], Awaitable[object]]
-"""Puts the request of that number, modulo how many there are, and returns when it is answered."""
+"""Sends the request with the given number, modulo the number of requests, and returns after the answer."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What callers saw. Failed requests count neither in the throughput nor in the latencies.
+    """Latencies and throughput seen by callers. Failed requests count in neither.
 
     Attributes:
         seconds: From the first request to the last answer.
-        answered: Requests that were answered.
-        failed: Requests that were not, by reason.
-        p50, p95, p99: Percentiles of the latency in seconds; None where nothing was answered.
+        answered: Number of answered requests.
+        failed: Number of failed requests by reason.
+        p50, p95, p99: Percentiles of the latency in seconds; None without an answer.
     """
 
     seconds: float
@@ -48,15 +48,15 @@ class Measurement:
 
     @property
     def failures(self) -> int:
-        """How many requests failed."""
+        """The number of failed requests."""
         return sum(self.failed.values())
 
 
 async def measure(ask: Ask, concurrency: int, seconds: float, warmup: float) -> Measurement:
-    """Let `concurrency` callers ask for `warmup` seconds, which do not count, and then for `seconds`.
+    """Let `concurrency` callers ask for `warmup` seconds, not counted, and then for `seconds`.
 
-    No request is begun later, and every one that was begun is waited for, so it may take longer by one latency; each
-    caller asks at least once.
+    No request begins later. All begun requests are awaited, so the call may take longer by a latency. Each caller asks
+    at least once.
     """
     await _calls(ask, concurrency, warmup)
     return await _calls(ask, concurrency, seconds)
@@ -77,7 +77,7 @@ async def _calls(ask: Ask, concurrency: int, seconds: float) -> Measurement:
                 await ask(turn)
             except ServingError as error:
                 failed[_reason(error)] += 1
-                await asyncio.sleep(0)  # A refusal that comes at once must not keep the loop from the others.
+                await asyncio.sleep(0)  # Instant refusals must not keep the loop from further callers.
                 now = clock()
             else:
                 now = clock()

@@ -1,6 +1,6 @@
-"""The model to measure: where it is, and a registry that serves it under a setting.
+"""Finds the model to measure, and makes registries to serve the model under a setting.
 
-Called by `command`. Knows no request.
+The module knows no request.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from embedserve.store_url import is_url
 
 __all__ = ["BenchedModel", "Place", "batching_options", "check_whole", "find"]
 
-# As TensorFlow Serving's default for requests: what a run takes is `max_execution_batch_size`.
+# Rows; TensorFlow Serving's default for a request. `max_execution_batch_size` bounds the rows of a run.
 _LARGEST_REQUEST = 1000
 _FILES = ("saved_model.pb", "saved_model.pbtxt", "model.tflite")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a version is.
+    """The location of a version.
 
     Attributes:
         base_path: The model's directory.
         version: The version to measure.
-        path: Its directory.
-        newest: The version that the model's directory would be served with.
+        path: The version's directory.
+        newest: The newest version in the model's directory.
     """
 
     base_path: Path
@@ -51,10 +51,10 @@ class Place:
 
 
 def find(directory: str | os.PathLike[str]) -> Place:
-    """The version that a version's or a model's directory stands for; of a model its newest.
+    """The version in a version's or a model's directory; of a model the newest version.
 
     Raises:
-        ConfigError: There is no such directory, or it is neither; what it is instead.
+        ConfigError: The directory is missing, or is no model and no version; the message says the contents.
     """
     if is_url(os.fspath(directory)):
         raise ConfigError(f"{directory} is a URL: only a local directory can be measured")
@@ -81,10 +81,10 @@ def find(directory: str | os.PathLike[str]) -> Place:
 
 
 def check_whole(place: Place) -> None:
-    """See that a registry would load the version, and not wait for the rest of it; imports TensorFlow.
+    """Check that a registry would load the version at once, without missing files; imports TensorFlow.
 
     Raises:
-        ConfigError: What is missing.
+        ConfigError: A file is missing; the message names the file.
     """
     from embedserve.saved_model.files import completeness
 
@@ -103,9 +103,9 @@ def _versions(base_path: Path) -> dict[int, Path]:
 
 
 def batching_options(setting: Setting, most_rows: int) -> BatchingOptions:
-    """How a setting batches, with room for `most_rows` in the queue.
+    """The batching options of a setting, with room for `most_rows` in the queue.
 
-    Requests of more rows than a run takes are cut, so that none is refused for its size that was not before.
+    Requests larger than a run are cut, so that the setting refuses no request for its size.
     """
     return BatchingOptions(
         max_batch_size=max(_LARGEST_REQUEST, setting.batch_limit),
@@ -117,12 +117,12 @@ def batching_options(setting: Setting, most_rows: int) -> BatchingOptions:
 
 @dataclass(frozen=True)
 class BenchedModel:
-    """One version, and the options that it is served with whatever the setting.
+    """A version, with the options common to all settings.
 
     Attributes:
-        place: Where it is.
-        config: Its options.
-        options: The registry's.
+        place: The version's location.
+        config: The model's options.
+        options: The registry's options.
     """
 
     place: Place
@@ -130,11 +130,11 @@ class BenchedModel:
     options: RegistryOptions
 
     def registry(self, setting: Setting, most_rows: int = 0) -> ModelRegistry:
-        """A registry that serves this version alone, not entered yet; batching only what is safe to batch.
+        """Make a registry with the version alone, not entered yet; only signatures safe to batch are batched.
 
         Args:
             setting: Run threads and batch limit.
-            most_rows: Rows that may wait at once.
+            most_rows: The most rows waiting at once.
         """
         alone = setting.batch_limit == ALONE
         model = self.config.model_copy(
@@ -147,7 +147,7 @@ class BenchedModel:
         options: dict[str, Any] = {name: getattr(self.options, name) for name in RegistryOptions.model_fields}
         options |= {
             "num_batch_threads": setting.run_threads,
-            # One scan, one attempt: nothing here changes while it is measured.
+            # A single scan and attempt: the directory does not change during the measurement.
             "poll_interval": math.inf,
             "watch": False,
             "settle": 0.0,

@@ -1,6 +1,6 @@
-"""Which cells a sweep measures, in which order: settings of the server, times numbers of callers.
+"""Decides the cells of a sweep and their order: settings of the server, times numbers of callers.
 
-Pure; called by `command`.
+Pure functions.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from embedserve.signature import BatchingVerdict
 __all__ = ["ALONE", "Cell", "Grid", "Setting", "default_run_threads", "plan"]
 
 ALONE = 1
-"""The batch limit of requests that are not batched."""
+"""The batch limit without batching."""
 
 
 class Setting(NamedTuple):
-    """What a sweep varies of a server; the smaller of two is the simpler one.
+    """The varied part of a server's options; the smaller of two settings is the simpler setting.
 
     Attributes:
-        run_threads: Threads that run the model.
-        batch_limit: Rows that share a run at most; `ALONE` for no batching.
+        run_threads: Number of run threads.
+        batch_limit: Most rows in a run; `ALONE` for no batching.
     """
 
     run_threads: int
@@ -34,7 +34,7 @@ class Setting(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One measurement: a setting under so many callers."""
+    """A measurement: a setting under a number of callers."""
 
     setting: Setting
     concurrency: int
@@ -50,19 +50,19 @@ class Grid:
 
 
 def default_run_threads(cpus: int) -> tuple[int, ...]:
-    """One thread, half of what the process may use, and all of it."""
+    """A single thread, half of the process's CPUs, and all CPUs."""
     return tuple(sorted({1, max(cpus // 2, 1), cpus}))
 
 
 def plan(grid: Grid, batching: BatchingVerdict) -> tuple[list[Cell], list[str]]:
-    """The cells, those of one setting together, simple settings first and few callers first.
+    """Make the cells, grouped by setting, simple settings first and few callers first.
 
     Args:
-        grid: What to combine.
+        grid: The values to combine.
         batching: Whether requests of the signature may share a run.
 
     Returns:
-        The cells, and a sentence for each part of the grid that is left out.
+        The cells, and a sentence for each omitted part of the grid.
     """
     notes = []
     limits = _sorted(grid.batch_limits)

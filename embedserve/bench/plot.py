@@ -1,7 +1,4 @@
-"""Throughput against p99, a curve for each setting: as text, or by matplotlib (`pip install embedserve[plot]`).
-
-Called by `report` and `command`.
-"""
+"""Throughput against p99, a curve for each setting: as text, or by matplotlib (`pip install embedserve[plot]`)."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ _KINDS = (".png", ".svg", ".pdf")
 
 
 def terminal_plot(results: Sequence[Result], choice: Choice | None) -> str:
-    """Both axes logarithmic, a letter for each setting, `*` for what is recommended; empty with nothing to show."""
+    """Plot both axes logarithmic, a letter per setting, `*` for the recommendation; empty without answers."""
     curves = _curves(results)
     if not curves:
         return ""
@@ -55,10 +52,10 @@ def terminal_plot(results: Sequence[Result], choice: Choice | None) -> str:
 
 
 def check_plot_file(file: Path) -> None:
-    """See before the sweep whether a plot can be written after it.
+    """Check before the sweep that the plot can be written.
 
     Raises:
-        ConfigError: matplotlib is not installed, or it is no kind of picture.
+        ConfigError: matplotlib is not installed, or the suffix is no known kind of picture.
     """
     if file.suffix.lower() not in _KINDS:
         raise ConfigError(f"--plot={file}: a plot is written as {', '.join(_KINDS[:-1])} or {_KINDS[-1]}")
@@ -72,10 +69,10 @@ def check_plot_file(file: Path) -> None:
 
 
 def write_plot(file: Path, title: str, results: Sequence[Result], choice: Choice | None) -> None:
-    """Draw what `terminal_plot` shows into a file, with the number of callers at each point.
+    """Draw the plot of `terminal_plot` into a file, with the number of callers at each point.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -1,9 +1,10 @@
-"""Which setting to serve with, from what was measured.
+"""Recommends a setting from the results of a sweep.
 
-With a target for the latency: the highest throughput among the cells whose p99 holds it. Without: the setting with the
-highest power, which is throughput ÷ p99 (Kleinrock's measure of the knee), as the geometric mean over all numbers of
-callers, for a server does not choose its load. Settings within `TIE` of the best are equal, and the simplest of those
-is taken. A setting that failed a request, or was not measured under every load, is not recommended. Pure.
+With a target for the latency: the highest throughput among the cells with a p99 within the target. Without a target:
+the setting with the highest power, throughput ÷ p99 (Kleinrock's measure of the knee). The power is the geometric mean
+over all numbers of callers, for a server does not choose its load. Settings within `TIE` of the best are equal, and the
+simplest of the equal settings wins. A setting with a failed request, or not measured under every load, is never
+recommended. Pure functions.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from embedserve.bench.sweep import Result
 __all__ = ["TIE", "Choice", "recommend"]
 
 TIE = 0.1
-"""Figures that differ by less are the same: runs of some seconds differ by that."""
+"""Relative difference below which figures count as equal: figures of runs of some seconds differ by about 10 %."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting to serve with.
+    """A recommended setting.
 
     Attributes:
         setting: The setting.
-        at: The cell that speaks for it: the one that holds the target, or its knee.
-        reason: Why, in one or two sentences.
-        holds_target: False where a target was given and no cell holds it.
+        at: The decisive cell: the cell within the target, or the knee.
+        reason: The reason, in one or two sentences.
+        holds_target: False if no cell is within a given target.
     """
 
     setting: Setting
@@ -39,11 +40,11 @@ class Choice:
 
 
 def recommend(results: Sequence[Result], target: float | None) -> Choice | None:
-    """The setting to serve with, or None where no setting was measured without a failure.
+    """Choose a setting, or None if every setting has a failure.
 
     Args:
-        results: What was measured.
-        target: Seconds that the p99 may take, if that matters.
+        results: The measured cells.
+        target: Seconds for the p99, or None.
     """
     settings = _sound(results)
     if not settings:
@@ -52,7 +53,7 @@ def recommend(results: Sequence[Result], target: float | None) -> Choice | None:
 
 
 def _sound(results: Iterable[Result]) -> dict[Setting, list[Result]]:
-    """Results by setting, of those that failed no request and were measured under as many loads as any other."""
+    """Results by setting, of the settings without failures and with the most loads measured."""
     settings: dict[Setting, list[Result]] = {}
     for result in results:
         settings.setdefault(result.cell.setting, []).append(result)

@@ -1,6 +1,6 @@
-"""What a sweep found, as text for people and as JSON for programs.
+"""The results of a sweep, as text for people and as JSON for programs.
 
-Called by `command`. The table is Markdown that reads well in a terminal.
+The table is Markdown, readable in a terminal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from embedserve.bench.sweep import Result
 __all__ = ["Report"]
 
 _HEAD = ("run threads", "batch limit", "callers", "requests/s", "p50 ms", "p95 ms", "p99 ms", "failed")
-# Reasons of failures that are told; there may be one for each request.
+# Most reasons of failures in the text; each request may have a different reason.
 _MOST_REASONS = 5
 
 
@@ -32,14 +32,14 @@ class Report:
     """A sweep's outcome.
 
     Attributes:
-        model: What was measured.
-        requests: What it was asked.
-        results: The cells that were measured.
-        notes: What was left out, and why.
-        cpus: How many the process may use.
-        choice: The recommended setting, if there is one.
-        deployment: How to serve with it.
-        interrupted: The sweep was ended by a signal.
+        model: The measured model.
+        requests: The requests sent.
+        results: The measured cells.
+        notes: Omitted parts, with reasons.
+        cpus: CPUs of the process.
+        choice: The recommended setting, or None.
+        deployment: Flags and code for the recommended setting.
+        interrupted: Whether a signal ended the sweep.
     """
 
     model: BenchedModel
@@ -53,7 +53,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=lambda: _versions())
 
     def text(self, program: str) -> str:
-        """For people: what was measured, the table, the plot, the recommendation."""
+        """The report for people: model, table, plot and recommendation."""
         place, named = self.model.place, ", ".join(f"{name} {version}" for name, version in self.versions.items())
         parts = [
             f"Model {self.model.config.name}, version {place.version}, signature {self.requests.signature.name}\n"
@@ -87,7 +87,7 @@ class Report:
         )
 
     def document(self) -> dict[str, Any]:
-        """For programs; seconds and requests per second."""
+        """The report for programs; in seconds and requests per second."""
         place, requests = self.model.place, self.requests
         return {
             "model": {

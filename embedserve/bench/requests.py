@@ -1,6 +1,6 @@
-"""The requests that callers put: made up from the signature, or recorded ones.
+"""The requests of callers: made up from the signature, or recorded.
 
-Called by `command` with the model loaded. Recorded files are those of warm-up requests and of request logs.
+Recorded requests come from warm-up files and request logs.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from embedserve.signature import DEFAULT_SIGNATURE, Signature, rows
 __all__ = ["PATIENCE", "Requests", "check_answered", "chosen_signature", "features_of", "made_up", "recorded"]
 
 PATIENCE = 30.0
-"""Seconds that a request may take, as over REST."""
+"""Seconds for a request, as over REST."""
 
-# As many as a version replays of its warm-up file.
+# Most records read, as in the replay of a version's warm-up file.
 _MOST_RECORDS = 1000
-# How many of them may fail before the first that is answered.
+# Requests that may fail before the first answer.
 _TRIED = 8
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked, in turn.
+    """The requests, sent in turn.
 
     Attributes:
-        signature: The signature that is asked.
-        inputs: Inputs of each request, bound.
-        origin: Where they come from, in words.
+        signature: The requested signature.
+        inputs: Bound inputs of each request.
+        origin: The source of the requests, in words.
     """
 
     signature: Signature
@@ -44,7 +44,7 @@ class Requests:
     origin: str
 
     def rows(self, inputs: Tensors) -> int:
-        """Rows of one request; 1 where its inputs have none."""
+        """Rows of a request; 1 for inputs without rows."""
         shapes = [shape_of(self.signature, self.signature.inputs[name]) for name in inputs]
         return rows(inputs) if shapes and all(shape and shape[0] is None for shape in shapes) else 1
 
@@ -55,7 +55,7 @@ class Requests:
 
     @property
     def mean_rows(self) -> float:
-        """Rows of a request, on average."""
+        """Mean rows of a request."""
         return sum(map(self.rows, self.inputs)) / len(self.inputs)
 
     def __str__(self) -> str:
@@ -67,10 +67,10 @@ class Requests:
 
 
 def chosen_signature(signatures: Mapping[str, Signature], name: str | None) -> Signature:
-    """The signature of that name; without one the default or the only one.
+    """The named signature; without a name the default signature or the only signature.
 
     Raises:
-        ConfigError: There is none of that name, or several and no default.
+        ConfigError: The name is unknown, or the model has several signatures and no default.
     """
     if name is None:
         name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in signatures or len(signatures) != 1 else next(iter(signatures))
@@ -81,17 +81,17 @@ def chosen_signature(signatures: Mapping[str, Signature], name: str | None) -> S
 
 
 async def made_up(handle: ModelHandle, signature: Signature, path: Path, tags: Iterable[str], rows: int) -> Requests:
-    """One request of `rows` rows that the model answers.
+    """Make up a request of `rows` rows that the model answers.
 
     Args:
         handle: The loaded version.
-        signature: One of its signatures.
-        path: Its directory, where the graph tells which `tf.Example`s it parses.
-        tags: Tag set it was loaded by.
-        rows: Rows of the request, where its inputs have rows.
+        signature: A signature of the version.
+        path: The version's directory, for the features parsed from `tf.Example`s by the graph.
+        tags: Tag set of the loaded MetaGraph.
+        rows: Rows of the request, for inputs with rows.
 
     Raises:
-        ConfigError: None can be made up.
+        ConfigError: The model answers no made-up request.
     """
     takes_text = any(spec.dtype.numpy.hasobject for spec in signature.inputs.values())
     features = await asyncio.to_thread(features_of, path, tags, signature) if takes_text else {}
@@ -110,7 +110,7 @@ async def made_up(handle: ModelHandle, signature: Signature, path: Path, tags: I
 
 
 def features_of(path: Path, tags: Iterable[str], signature: Signature) -> Features:
-    """What a signature parses out of `tf.Example`s, if it does."""
+    """The features parsed from `tf.Example`s by a signature; empty without parsing."""
     from embedserve.saved_model.files.graph import GraphReader
     from embedserve.saved_model.files.meta_graph import has_saved_model, read_meta_graph
 
@@ -124,15 +124,15 @@ def features_of(path: Path, tags: Iterable[str], signature: Signature) -> Featur
 
 
 def recorded(files: Sequence[Path], signatures: Mapping[str, Signature], signature: Signature) -> Requests:
-    """The recorded requests that ask `signature`; blocks.
+    """Read the recorded requests for `signature`; blocks.
 
     Args:
         files: TFRecord files of `PredictionLog`s.
-        signatures: All of the model's.
-        signature: The one to measure.
+        signatures: All signatures of the model.
+        signature: The signature to measure.
 
     Raises:
-        ConfigError: A file is missing or cannot be read, or holds nothing that this model can be asked.
+        ConfigError: A file is missing or unreadable, or holds no request for the signature.
     """
     from embedserve.saved_model.load.warmup import read_logs, request_inputs
 
@@ -171,10 +171,10 @@ def recorded(files: Sequence[Path], signatures: Mapping[str, Signature], signatu
 
 
 async def check_answered(handle: ModelHandle, requests: Requests) -> None:
-    """See that the model answers one of the requests at least.
+    """Check that the model answers at least one of the first requests.
 
     Raises:
-        ConfigError: The first few all fail, and with what.
+        ConfigError: The first requests all fail; the message is the first error.
     """
     reason: ServingError | None = None
     for inputs in requests.inputs[:_TRIED]:

@@ -1,6 +1,6 @@
 """Runs the cells of a plan against the model within a budget of time.
 
-Called by `command`, which keeps the list of results, so that what was measured outlives an interruption.
+The caller keeps the list of results, so the results outlive an interruption.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _WARMUP = 0.25
 
 @dataclass(frozen=True)
 class Result:
-    """A cell and what was measured in it."""
+    """A cell and its measurement."""
 
     cell: Cell
     measured: Measurement
 
 
 class Progress(Protocol):
-    """Told how far a sweep is."""
+    """Receives the progress of a sweep."""
 
     def loading(self, setting: Setting) -> None:
         """The model is about to be loaded under a setting."""
@@ -41,15 +41,15 @@ class Progress(Protocol):
         """A cell is about to be measured."""
 
     def measured(self) -> None:
-        """A cell has been."""
+        """A cell has been measured."""
 
 
 class Pace:
-    """How long each cell may take: `seconds_per_cell`, or less where the rest of the budget would not do.
+    """The time for each cell: `seconds_per_cell`, or less to fit all cells into the budget.
 
     Args:
-        seconds_per_cell: Seconds to measure a cell for; its warm-up comes on top.
-        budget: Seconds from now on after which no cell is begun; loads count.
+        seconds_per_cell: Seconds to measure a cell; the warm-up comes in addition.
+        budget: Seconds from now on until the last cell may begin; loads count.
     """
 
     def __init__(self, seconds_per_cell: float, budget: float) -> None:
@@ -57,7 +57,7 @@ class Pace:
         self._end = time.perf_counter() + budget
 
     def seconds(self, cells_left: int) -> float | None:
-        """Seconds to measure the next of so many cells for; None when the budget is used up."""
+        """Seconds to measure the next cell, with `cells_left` cells to go; None when the budget is used up."""
         left = self._end - time.perf_counter()
         return min(self._seconds, left / cells_left / (1 + _WARMUP)) if left > 0 else None
 
@@ -70,9 +70,9 @@ async def sweep(
     results: list[Result],
     progress: Progress,
 ) -> None:
-    """Measure the cells one by one and append each to `results`; returns early when the budget is used up.
+    """Measure the cells in order and append each result to `results`; return early when the budget is used up.
 
-    Another setting needs another registry, so the model is loaded once for each.
+    Each setting needs a separate registry, so the model is loaded once per setting.
 
     Raises:
         StartError: The model cannot be loaded.

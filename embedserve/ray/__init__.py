@@ -1,7 +1,6 @@
 """A registry in every replica of a Ray Serve application: REST and gRPC through Serve's proxies, scaled by Serve.
 
-`build_app` makes the application in Python, `app` from a Serve config file. Ray itself is imported when one of them is
-called.
+`build_app` makes the application in Python, `app` from a Serve config file. Ray itself is imported in the calls.
 """
 
 from embedserve.ray.application import app, build_app

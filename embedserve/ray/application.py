@@ -1,6 +1,6 @@
-"""From models to a Serve application: which deployments there are, and with which options.
+"""Builds a Serve application from models: decides the deployments and their options.
 
-Called by users and, through `app`, by a Serve config file. Runs where the application is built, which has no model.
+The module runs on the building machine, without any model.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["DEPLOYMENT", "app", "build_app", "deployment_options"]
 
 DEPLOYMENT = "embedserve"
-"""Name of the deployment that the proxies call: the only one, or the ingress before one per model."""
+"""Name of the deployment called by the proxies: the only deployment, or the ingress with `per_model`."""
 
-# Ray Serve's own bound for `num_replicas="auto"`; what a cluster has bounds it before.
+# Ray Serve's bound for `num_replicas="auto"`. The cluster's resources usually bound the number earlier.
 MAX_REPLICAS = 100
-# Seconds that unloading may take on top of `drain_timeout`.
+# Seconds for unloading in addition to `drain_timeout`.
 UNLOAD_GRACE = 10.0
-# Requests that one ingress replica may have on their way: they wait there and cost it nothing.
+# Requests in flight per ingress replica. A waiting request costs the ingress next to no CPU time.
 INGRESS_REQUESTS = 1000
 
 
@@ -41,23 +41,23 @@ def build_app(
     session_run: bool = False,
     **options: Any,
 ) -> Application:
-    """A Serve application that answers TensorFlow Serving's REST and gRPC APIs: `serve.run(build_app("/models"))`.
+    """A Serve application with TensorFlow Serving's REST and gRPC APIs: `serve.run(build_app("/models"))`.
 
-    gRPC needs `add_services_to_server` among Serve's `grpc_servicer_functions`; one application per cluster then
-    answers clients that send no `application` metadata.
+    gRPC needs `add_services_to_server` among Serve's `grpc_servicer_functions`. A single application per cluster then
+    answers clients without `application` metadata.
 
     Args:
-        models: A directory of models or the URL of one, or models one by one; every replica reads these.
-        per_model: One deployment per model, named as it, behind an ingress, so that each model scales by itself.
-            Otherwise every replica of one deployment has every model. Models must be given one by one.
-        deployment: Options of `serve.deployment` for the replicas with models, over those made here.
+        models: A directory of models or its URL, or a list of models; every replica reads the models from there.
+        per_model: Whether to make a deployment per model, named like the model, behind an ingress, so that each model
+            scales separately. Otherwise every replica has every model. Requires a list of models.
+        deployment: Options of `serve.deployment` for the replicas with models; override the computed options.
         timeout, cors: As for `embedserve.rest.create_app`.
         tensor_content: As for `embedserve.grpc.serve`.
-        session_run: Answer SessionRun, to every client: replicas do not see where a client is.
+        session_run: Whether to answer SessionRun, to every client: replicas do not see the client's address.
         options: Any field of `RegistryOptions`.
 
     Raises:
-        ConfigError: Ray is not installed, no models, a name twice, an unknown option or a bad value.
+        ConfigError: Ray is not installed, no models, a repeated name, an unknown option or a bad value.
     """
     try:
         from ray import serve
@@ -85,7 +85,8 @@ def build_app(
         replicas[model.name] = serve.deployment(name=model.name, **made)(ReplicaDeployment).bind(own.model_dump_json())
     made = {
         "max_ongoing_requests": INGRESS_REQUESTS,
-        "graceful_shutdown_timeout_s": registry_options.drain_timeout + UNLOAD_GRACE,  # As long as what it waits for.
+        # As long as the replicas behind the ingress need.
+        "graceful_shutdown_timeout_s": registry_options.drain_timeout + UNLOAD_GRACE,
         "autoscaling_config": {"max_replicas": MAX_REPLICAS, "target_ongoing_requests": INGRESS_REQUESTS // 4},
     }
     return serve.deployment(name=DEPLOYMENT, **made)(ingress(IngressDeployment)).bind(
@@ -94,7 +95,7 @@ def build_app(
 
 
 def app(args: Mapping[str, Any]) -> Application:
-    """`build_app` for a Serve config file: `import_path: embedserve.ray:app`, with its arguments as `args`.
+    """`build_app` for a Serve config file: `import_path: embedserve.ray:app`, with arguments as `args`.
 
     Raises:
         ConfigError: As `build_app`; also without `models`.
@@ -118,10 +119,10 @@ def _chosen(models: str | os.PathLike[str] | Sequence[ModelConfig | Mapping[str,
 def deployment_options(
     options: RegistryOptions, models: Sequence[ModelConfig], given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What Serve should know of replicas with these models, under what the user gave.
+    """The options of a deployment with the given models; user options override.
 
-    Serve sends a replica 5 requests at a time unless told otherwise, and batches of 5 are what it would get. Here it
-    takes two full batches, one that runs and one that forms, and is joined by another when it has one on average.
+    By default Serve sends a replica 5 requests at a time, too few to fill batches. Here a replica takes two full
+    batches, a running batch and a forming batch. Serve adds a replica when each replica has a full batch on average.
     """
     batch = largest_batch(options, models)
     scaling = {"min_replicas": 1, "max_replicas": MAX_REPLICAS, "target_ongoing_requests": batch}

@@ -1,6 +1,6 @@
-"""The classes that Serve makes replicas of: one around a `Replica`, and one that finds the right model's.
+"""The classes of Serve's deployments: `ReplicaDeployment` around a `Replica`, and the ingress that picks a model.
 
-Made into deployments by `application`. Serve pickles them by name and calls every method of one on one event loop.
+Serve pickles the classes by name, and calls all methods of an instance on a single event loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READY = RestRequest("GET", "/-/ready", [], b"")
 
 
 class ReplicaDeployment(RpcMethods):
-    """A replica that holds every model given to it; the ingress itself, or behind one.
+    """A replica with every given model; serves as the ingress, or behind the ingress.
 
     Args:
         settings: A `ReplicaSettings` as JSON.
@@ -43,34 +43,34 @@ class ReplicaDeployment(RpcMethods):
         self._replica = Replica(ReplicaSettings.model_validate_json(settings), name, cpus)
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
-        """Serve calls this before the first request, and when `user_config` has changed."""
+        """Apply `user_config`; Serve calls the method before the first request and after each change."""
         await self._replica.configure(user_config)
 
     async def check_health(self) -> None:
-        """Serve replaces a replica for which this raises several times."""
+        """Raise if the replica is unhealthy; Serve replaces a replica after several errors."""
         self._replica.check_health()
 
     async def answer_rpc(self, path: str, body: bytes, metadata: Metadata) -> RpcAnswer:
-        """Answer one gRPC call."""
+        """Answer a gRPC call."""
         return await self._replica.answer_rpc(path, body, metadata)
 
     async def answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request from a proxy."""
+        """Answer an HTTP request from a proxy."""
         await self._replica.answer_http(scope, receive, send)
 
     async def answer_rest(self, request: RestRequest) -> RestAnswer:
-        """Answer one HTTP request from the ingress."""
+        """Answer an HTTP request from the ingress."""
         return await self._replica.answer_rest(request)
 
     async def __del__(self) -> None:
-        """Serve calls this once no request is in flight any more."""
+        """Leave the registry; Serve calls the method after the last request in flight."""
         await self._replica.aclose()
 
 
 class IngressDeployment(RpcMethods):
-    """Passes each request on, in bytes, to the deployment of the model that it names.
+    """Passes each request on, in bytes, to the deployment of the requested model.
 
-    A request that names none of them goes to the first, whose registry knows what to say.
+    A request for an unknown model goes to the first deployment, whose registry makes the error.
 
     Args:
         models: A deployment by model name.
@@ -87,7 +87,7 @@ class IngressDeployment(RpcMethods):
         self._lost = (RayActorError, BackPressureError, DeploymentUnavailableError)
 
     async def answer_rpc(self, path: str, body: bytes, metadata: Metadata) -> RpcAnswer:
-        """Answer one gRPC call."""
+        """Answer a gRPC call."""
         model = self._models.get(model_name(path, body), self._first)
         try:
             with self._inflight.holding(len(body)):
@@ -96,7 +96,7 @@ class IngressDeployment(RpcMethods):
             return RpcAnswer(error.code, error.message, b"", "")
 
     async def answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request from a proxy, as an ASGI application."""
+        """Answer an HTTP request from a proxy, as an ASGI application."""
         from embedserve.rest.errors import error_response
 
         try:
@@ -118,7 +118,7 @@ class IngressDeployment(RpcMethods):
             return await self._readiness()
         body = b""
         if scope["method"] == "POST":
-            # Without headers it is not decompressed here: the replica does that.
+            # Without headers, `read_body` does not decompress: the replica decompresses.
             body = await read_body(
                 (), receive, held, check_size=self._inflight.check_request, run_in_thread=asyncio.to_thread
             )
@@ -127,7 +127,7 @@ class IngressDeployment(RpcMethods):
         return await self._answer(model.answer_rest.remote(request))
 
     async def _readiness(self) -> RestAnswer:
-        """Of all models together, each asked at one replica of its own."""
+        """Readiness of all models together; each deployment asks a single replica."""
         calls = (self._answer(model.answer_rest.remote(_READY)) for model in self._models.values())
         reasons: dict[str, str] = {}
         ready = True
@@ -142,10 +142,10 @@ class IngressDeployment(RpcMethods):
         return RestAnswer(200 if ready else 503, headers, body)
 
     async def _answer(self, response: Awaitable[T]) -> T:
-        """Await a deployment; one that cannot answer is UNAVAILABLE, which tells clients that they may try again.
+        """Await a deployment's answer; a lost or missing replica is UNAVAILABLE, so clients may retry.
 
         Raises:
-            ServingError: The replica died with the request in its hands, or there is none that could take it.
+            ServingError: The replica died with the request, or no replica could take the request.
         """
         try:
             return await response
@@ -154,7 +154,7 @@ class IngressDeployment(RpcMethods):
 
 
 def _named_in(path: str) -> str:
-    """The model that a REST path is about, or an empty string."""
+    """The model in a REST path, or an empty string."""
     for prefix in ("/v1/models/", "/-/ready/"):
         if path[: len(prefix)].lower() == prefix:
             return unquote(path[len(prefix) :].partition("/")[0].partition(":")[0])
@@ -162,7 +162,7 @@ def _named_in(path: str) -> str:
 
 
 def build_rest_app() -> Any:
-    """What `serve.ingress` takes: called in each replica, so that no application is ever pickled."""
+    """Return the application for `serve.ingress`; each replica makes the application, so none is pickled."""
     return _rest
 
 

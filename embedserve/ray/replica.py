@@ -1,6 +1,6 @@
-"""One replica's registry: entered by the first configuration, changed by the next ones, asked over REST and gRPC.
+"""A replica's registry: entered by the first configuration, changed by later ones, queried over REST and gRPC.
 
-Called by `deployments`, on the loop that Serve runs user code on; everything here happens on that loop. Knows no Ray.
+All code runs on the loop of Serve's user code. The module knows no Ray.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger("embedserve")
 
 
 class RestRequest(NamedTuple):
-    """An HTTP request as one deployment gives it to another; `target` is as it was sent, below the mount point."""
+    """An HTTP request between deployments; `target` is the raw target below the mount point."""
 
     method: str
     target: str
@@ -40,7 +40,7 @@ class RestRequest(NamedTuple):
 
 
 class RestAnswer(NamedTuple):
-    """The whole answer to it."""
+    """The whole answer to a `RestRequest`."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -48,12 +48,12 @@ class RestAnswer(NamedTuple):
 
 
 class Replica:
-    """A registry and its adapters in one process of a cluster.
+    """A registry and its adapters in a single process of a cluster.
 
     Args:
-        settings: What it serves.
-        name: What answers say of who gave them.
-        cpus: CPUs that this replica may use, for run threads and TensorFlow; None leaves both at their defaults.
+        settings: Models and options to serve with.
+        name: The replica's name, sent with every answer.
+        cpus: CPUs for run threads and TensorFlow; None leaves both at their defaults.
     """
 
     def __init__(self, settings: ReplicaSettings, name: str, cpus: float | None = None) -> None:
@@ -72,15 +72,15 @@ class Replica:
     # Life.
 
     async def configure(self, user_config: Mapping[str, Any] | None) -> None:
-        """Enter the registry, or serve other versions from now on; returns when they are available.
+        """Enter the registry, or change the served versions; return when all wanted versions are available.
 
-        A version that a `specific` policy adds is available before those that it drops go, so there is no gap.
+        A version added by a `specific` policy is available before dropped versions go, so there is no gap.
 
         Raises:
-            StartError: A model did not become available in a registry that was to be entered.
-            ConfigError: This is no `UserConfig`, or has models that are not here.
-            ServingError: A wanted version is not in the store (NOT_FOUND) or cannot be loaded, or a label is for a
-                version that is not available. This replica should be replaced: its peers may have succeeded.
+            StartError: A model did not become available during the entry.
+            ConfigError: The value is no `UserConfig`, or names unknown models.
+            ServingError: A wanted version is not in the store (NOT_FOUND) or cannot be loaded, or a label is for an
+                unavailable version. The replica should be replaced: other replicas may have succeeded.
         """
         configured = self._settings.configured(user_config)
         async with self._changing:
@@ -94,7 +94,7 @@ class Replica:
         options = dict(self._settings.options)
         if self._threads is not None:
             options.setdefault("num_batch_threads", self._threads)
-        # Replicas that start with different models would answer differently.
+        # Replicas with different models would give different answers.
         options.setdefault("start_requires", "all")
         registry = ModelRegistry(self._settings.root, models=configured, **options)
         await asyncio.to_thread(_prepare_process, self._threads)
@@ -107,7 +107,7 @@ class Replica:
         from embedserve.rest import create_app
 
         rest = create_app(registry, cors=self._settings.cors, timeout=self._settings.timeout)
-        # Health and reflection are the proxies' business, and a profile would be of whichever replica was hit.
+        # The proxies answer health and reflection, and a profile would come from an arbitrary replica.
         services = Services(
             registry,
             health=False,
@@ -123,17 +123,17 @@ class Replica:
         before = {model.name: model.version_policy for model in self._configured or ()}
         for model in configured:
             policy = model.version_policy
-            # A policy alone would drop the old versions where the new ones are not there.
+            # A policy alone would drop the old versions even where the new versions are missing.
             if isinstance(policy, SpecificVersions) and policy.versions and policy != before.get(model.name):
                 await registry.pin(model.name, *policy.versions)
         await registry.reconfigure(configured)
         logger.info("replica %s serves %r", self.name, registry)
 
     def check_health(self) -> None:
-        """Say whether this replica should live on: Serve replaces one that does not.
+        """Raise unless the replica should live on; Serve replaces an unhealthy replica.
 
-        One broken model among others is no reason, since a replacement would find the same store. A replica takes its
-        first request only when every model is available.
+        A single broken model is no reason, since a replacement would find the same store. A replica takes its first
+        request only after every model is available.
 
         Raises:
             NotReadyError: The registry was not entered, or no model is available.
@@ -146,7 +146,7 @@ class Replica:
             raise NotReadyError(f"no model is available: {listed or 'none has been found yet'}")
 
     async def aclose(self) -> None:
-        """Leave: requests in flight end, every version is unloaded."""
+        """Leave: finish requests in flight, and unload every version."""
         async with self._changing:
             if self._registry is not None:
                 await self._registry.aclose()
@@ -154,7 +154,7 @@ class Replica:
     # Requests.
 
     async def answer_rpc(self, path: str, body: bytes, metadata: Metadata) -> RpcAnswer:
-        """Answer one gRPC call; nothing but cancellation is raised."""
+        """Answer a gRPC call; raises nothing but cancellation."""
         from embedserve.grpc.calls import Unary
         from embedserve.grpc.errors import StatusError, status_of
 
@@ -163,16 +163,16 @@ class Replica:
             return RpcAnswer(Code.UNIMPLEMENTED, "Method not found!", b"", self.name)
         assert self._registry is not None
         try:
-            # Serve's own bytes of the answer are the proxy's business.
+            # The proxy accounts for Serve's copy of the answer.
             with Reservation(self._registry.inflight) as held:
                 return RpcAnswer(Code.OK, "", await method.answer(body, _Context(metadata, held)), self.name)
         except StatusError as error:
             return RpcAnswer(error.code, error.message, b"", self.name)
-        except RegistryStateError as error:  # Left meanwhile, and so is its account.
+        except RegistryStateError as error:  # The registry was left meanwhile, together with the account.
             return RpcAnswer(*status_of(error), b"", self.name)
 
     async def answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request, as an ASGI application that says who it is."""
+        """Answer an HTTP request, as an ASGI application; a response header names the replica."""
         header = (REPLICA_KEY.encode(), self.name.encode())
 
         async def send_named(message: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ class Replica:
         await self._rest(scope, receive, send_named)
 
     async def answer_rest(self, request: RestRequest) -> RestAnswer:
-        """Answer one HTTP request that another deployment received."""
+        """Answer an HTTP request received by another deployment."""
         path, _, query = request.target.partition("?")
         scope = {
             "type": "http",
@@ -203,7 +203,7 @@ class Replica:
         async def receive() -> dict[str, Any]:
             if unread:
                 return unread.pop()
-            await gone.wait()  # Serve cancels this call when the client goes.
+            await gone.wait()  # Serve cancels the call when the client goes.
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ class Replica:
 
 
 def _prepare_process(threads: int | None) -> None:
-    """Import what takes seconds, and keep TensorFlow to this replica's share of the machine."""
+    """Import slow modules, and limit TensorFlow to the replica's share of the machine."""
     from tensorflow_serving.apis import prediction_service_pb2  # noqa: F401
 
     if threads is not None:
@@ -232,7 +232,7 @@ async def _refuse_reload(config: Any) -> None:
 
 
 class _Context:
-    """What a call may ask. Its deadline stays in Serve's proxy, which cancels the call when that passes."""
+    """The context of a call. The deadline stays in Serve's proxy, which cancels the call after the deadline."""
 
     def __init__(self, metadata: Metadata, held: Reservation) -> None:
         self._metadata = metadata
@@ -245,4 +245,4 @@ class _Context:
         return None
 
     def is_local(self) -> bool:
-        return False  # The client is the proxy's.
+        return False  # The address seen here is the proxy's.

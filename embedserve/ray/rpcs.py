@@ -1,7 +1,7 @@
-"""Which RPCs pass through Serve's gRPC proxies, how the proxies take them, and how a deployment answers them.
+"""The RPCs through Serve's gRPC proxies: registration in a proxy, and methods of a deployment.
 
-A proxy hands each call to the deployment method of the RPC's name. Knows no registry, and imports no TensorFlow: the
-proxies and the ingress import this too.
+A proxy passes each call to the deployment method with the RPC's name. The module knows no registry. Proxies and ingress
+import the module too, so no TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "tensorflow.serving.ModelService": ("GetModelStatus", "HandleReloadConfigRequest"),
     "tensorflow.serving.SessionService": ("SessionRun",),
 }
-"""Names of the RPCs by service; no name is in two services, as Serve routes by name alone."""
+"""Names of the RPCs by service; each name is unique, because Serve routes by name alone."""
 
 REPLICA_KEY = "embedserve-replica"
-"""Response header and trailing metadata key that say which replica answered."""
+"""Key of the answering replica's name, in response headers and trailing metadata."""
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 
 class RpcAnswer(NamedTuple):
-    """How a call ended, as one deployment gives it to another.
+    """The end of a call, as passed between deployments.
 
     Attributes:
         code: A number of `Code`.
-        message: What the client reads where the code is not OK.
+        message: The error message for the client; empty for OK.
         body: The response's bytes.
-        replica: Which replica answered.
+        replica: The answering replica's name.
     """
 
     code: int
@@ -45,7 +45,7 @@ class RpcAnswer(NamedTuple):
 
 
 class _Serialized(NamedTuple):
-    """A response that needs no message class; Serve asks for nothing else of one."""
+    """A response without a message class; Serve calls only `SerializeToString`."""
 
     body: bytes
 
@@ -54,7 +54,7 @@ class _Serialized(NamedTuple):
 
 
 class RpcMethods(ABC):
-    """Gives a deployment class one method per RPC, named as Serve's proxies look for it."""
+    """Gives a deployment class a method per RPC, under the name called by Serve's proxies."""
 
     @abstractmethod
     async def answer_rpc(self, path: str, body: bytes, metadata: Metadata) -> RpcAnswer:
@@ -63,12 +63,13 @@ class RpcMethods(ABC):
 
 def _rpc(path: str) -> Callable[..., Awaitable[_Serialized]]:
     async def call(self: RpcMethods, request: Any, grpc_context: Any) -> _Serialized:
-        # Messages come from the proxies that took the generated servicer functions, bytes from those that took ours.
+        # Proxies with the generated servicer functions send messages; proxies with `add_services_to_server` send bytes.
         body = request if isinstance(request, bytes) else request.SerializeToString()
         answer = await self.answer_rpc(path, body, grpc_context.invocation_metadata())
         grpc_context.set_trailing_metadata([(REPLICA_KEY, answer.replica)])
         if answer.code != Code.OK:
-            # Not raised: Serve would log the traceback of every client's mistake, in the replica and in the proxy.
+            # The error is not raised: Serve would log a traceback for every client error, in the replica and in the
+            # proxy.
             grpc_context.set_code(_status_codes()[answer.code])
             grpc_context.set_details(answer.message)
         return _Serialized(answer.body)
@@ -90,10 +91,11 @@ def _status_codes() -> dict[int, Any]:
 
 
 def add_services_to_server(servicer: Any, server: Any) -> None:
-    """Register the RPCs with one of Serve's proxies, as an entry of `grpc_servicer_functions`.
+    """Register the RPCs in a proxy of Serve, as an entry of `grpc_servicer_functions`.
 
-    In place of the generated functions (`prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server`...). They
-    work too, but make every proxy import TensorFlow and parse every request before the replica does it again.
+    The function replaces the generated functions (`prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server`
+    and further). The generated functions work too, but make every proxy import TensorFlow and parse every request,
+    before the replica parses the request again.
     """
     import grpc
 
@@ -103,10 +105,10 @@ def add_services_to_server(servicer: Any, server: Any) -> None:
 
 
 def model_name(path: str, body: bytes) -> str:
-    """The model that a request asks for; empty where it names none or cannot be read.
+    """The model named in a request; empty for an unnamed model or unreadable bytes.
 
-    Only the way to the name is read: whichever RPC it is, that is field 1 of field 1 of the message, below the first
-    task in a MultiInference. Parsing the message would copy its tensors.
+    Only the path to the name is parsed: in every RPC, field 1 of field 1 of the message; in a MultiInference, below the
+    first task. Parsing the whole message would copy the tensors.
 
     Args:
         path: `/package.Service/Method`.
@@ -122,10 +124,10 @@ def model_name(path: str, body: bytes) -> str:
 
 
 def _first_field(message: memoryview) -> memoryview:
-    """The contents of field 1, which is a message or a string; empty where it is not there.
+    """The contents of field 1, a message or a string; empty if absent.
 
     Raises:
-        IndexError: The message ends inside a field, or has one of an unknown kind.
+        IndexError: The message ends inside a field, or has a field of unknown kind.
     """
     at = 0
     while at < len(message):
@@ -144,7 +146,7 @@ def _first_field(message: memoryview) -> memoryview:
 
 
 _VARINT, _LENGTH = 0, 2
-_FIXED_SIZES = (0, 8, 0, 0, 0, 4)  # By wire type; groups, which proto3 lacks, are skipped field by field.
+_FIXED_SIZES = (0, 8, 0, 0, 0, 4)  # By wire type; groups, absent from proto3, are skipped field by field.
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""What the replicas of an application are told: once, when they are made, and by `user_config` at any time after.
+"""The settings of an application's replicas: fixed settings of the deployment, and changes by `user_config`.
 
-Made by `application`, read by `replica`. Knows no Ray and does nothing.
+The module knows no Ray and does nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Settings(BaseModel):
 
 
 class Versions(_Settings):
-    """Which versions of one model are served and what its labels mean, in place of what `ModelConfig` says.
+    """Served versions and labels of a model; override the model's `ModelConfig`.
 
     Attributes:
         version_policy: As in `ModelConfig`, under its name in JSON and YAML: `{specific: {versions: [3]}}`.
@@ -40,26 +40,26 @@ class Versions(_Settings):
 
 
 class UserConfig(_Settings):
-    """What a deployment's `user_config` may say; a change of it reaches every replica without a restart.
+    """The format of a deployment's `user_config`; changes reach every replica without a restart.
 
     Attributes:
-        models: By model name. A model that is not listed is served as its `ModelConfig` says.
+        models: Overrides by model name. An absent model is served by its `ModelConfig`.
     """
 
     models: Mapping[str, Versions] = Field(default_factory=dict)
 
 
 class ReplicaSettings(_Settings):
-    """What a replica serves and how.
+    """The models and options of a replica.
 
     Attributes:
-        root: Directory or URL of models that are found by themselves, or None.
-        models: Models given one by one.
-        options: Options of the registry that were given. The rest gets its defaults on the replica's machine.
-        timeout: Seconds that a REST request's run may take, or None.
-        cors: Answer CORS requests.
-        tensor_content: Answer gRPC with `tensor_content`.
-        session_run: Answer SessionRun.
+        root: Directory or URL of models to discover, or None.
+        models: Models given singly.
+        options: Given options of the registry. Absent options get defaults on the replica's machine.
+        timeout: Seconds for the run of a REST request, or None.
+        cors: Whether to answer CORS requests.
+        tensor_content: Whether to answer gRPC with `tensor_content`.
+        session_run: Whether to answer SessionRun.
     """
 
     root: Location | None = None
@@ -80,10 +80,10 @@ class ReplicaSettings(_Settings):
         return validated(RegistryOptions, self.options)
 
     def configured(self, user_config: Mapping[str, Any] | None) -> tuple[ModelConfig, ...]:
-        """The models to give to the registry under this `user_config`.
+        """The registry's models under the given `user_config`.
 
         Raises:
-            ConfigError: It is not a `UserConfig`, or names a model that this replica has not.
+            ConfigError: The value is not a `UserConfig`, or names a model unknown to the replica.
         """
         versions = validated(UserConfig, user_config or {}).models
         models = {model.name: model for model in self.models}
@@ -100,6 +100,6 @@ class ReplicaSettings(_Settings):
 
 
 def largest_batch(options: RegistryOptions, models: Sequence[ModelConfig]) -> int:
-    """Rows of the largest batch that a replica may run."""
+    """Rows of a replica's largest possible batch."""
     own = [model.batching_options.max_batch_size for model in models if model.batching_options is not None]
     return max([options.batching_options.max_batch_size, *own])

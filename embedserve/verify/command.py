@@ -1,7 +1,6 @@
-"""The sub-command: arguments → version and plan → comparison → report, and its exit status.
+"""The sub-command: arguments → version and plan → comparison → report, and the exit status.
 
-Called by `cli`, which gives the server's flags their meaning; the model is loaded with those that are not this
-command's own.
+The model is loaded with the given flags of the server.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _BATCHING: dict[str, Batching] = {"auto": "auto", "true": True, "false": False}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
+    """Reports bad arguments in a single line."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}", file=sys.stderr)
@@ -45,17 +44,18 @@ def verify(arguments: Sequence[str], program: str, configured: Callable[[Sequenc
     """Run the command.
 
     Args:
-        arguments: What follows `verify` on the command line.
-        program: How the server is called, for what is printed.
-        configured: The meaning of the server's flags.
+        arguments: The command line after `verify`.
+        program: The name of the program in messages.
+        configured: Interprets the server's flags.
 
     Returns:
-        0; 1 where an answer differs by more than the tolerance; 2 with the reason on stderr where nothing could be
-        compared. Bad usage ends with SystemExit(2).
+        0; 1 if an answer differs by more than the tolerance; 2 with the reason on stderr if no answer could be
+            compared.
+        Bad usage ends with SystemExit(2).
     """
     parser = _parser(program)
     options, flags = arguments_and_flags(parser, arguments, DECIDED | {"prefer_tflite_model"}, "the command decides")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # The report is what this process is to say.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # The report is the only wanted output of the process.
     try:
         _check(options)
         place = find(options.model)
@@ -110,7 +110,7 @@ def _tolerance(text: str) -> float:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What can be refused before anything is loaded."""
+    """Refuse bad arguments before the load."""
     for file in options.requests:
         if not file.is_file():
             raise ConfigError(f"there is no file {file}")

@@ -1,6 +1,6 @@
-"""What TensorFlow itself answers: `tf.saved_model.load` and a call of the signature, or a TF1 session.
+"""Answers of TensorFlow itself: by `tf.saved_model.load` and a call of the signature, or by a TF1 session.
 
-Uses neither servables nor batching of this package, so that its answers can be held against theirs.
+The module uses neither servables nor batching of this package, so that the two kinds of answers are independent.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["PlainModel"]
 
 
 class PlainModel:
-    """One version as TensorFlow loads it, from construction to `close`; methods block.
+    """A version as loaded by TensorFlow, from construction to `close`; methods block.
 
     Args:
         path: Version directory.
         tags: Tag set of the MetaGraph.
 
     Raises:
-        LoadError: TensorFlow loads it in neither way.
+        LoadError: TensorFlow loads the version in neither way.
     """
 
     def __init__(self, path: Path, tags: Iterable[str]) -> None:
@@ -49,10 +49,10 @@ class PlainModel:
         raise LoadError(f"TensorFlow cannot load {path} ({'; '.join(failures)})")
 
     def answer(self, signature: Signature, inputs: Tensors) -> dict[str, Array]:
-        """What a signature answers to bound inputs, each request by itself.
+        """A signature's answer to the bound inputs of a single request.
 
-        A signature that declares a fixed number of rows, and is served with any, is asked for the declared number: the
-        request's rows are repeated, and the answers to the repetitions are left out.
+        A signature may declare a fixed number of rows but be served with any number. TensorFlow is then asked with the
+        declared number: the request's rows are repeated, and the answers to the repetitions are dropped.
 
         Raises:
             ServingError: TensorFlow's error.

@@ -1,4 +1,4 @@
-"""What is printed and written of a verification: the verdict of each signature, and a table of differences."""
+"""The printed and written report of a verification: the verdict of each signature, and a table of differences."""
 
 from __future__ import annotations
 

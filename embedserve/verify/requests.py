@@ -1,6 +1,6 @@
-"""The requests of one signature that are answered in every way: recorded ones, or made up and unlike each other.
+"""The requests of a signature for every way of answering: recorded, or made up and unlike each other.
 
-Only requests that plain TensorFlow answers are kept. Blocks; knows no registry.
+Only requests answered by plain TensorFlow are kept. The functions block; the module knows no registry.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from embedserve.verify.plain import PlainModel
 
 __all__ = ["Answered", "answered", "made_up", "shortened"]
 
-# 64 requests have some 2,000 distinct pairs.
+# Requests per signature: 64 requests have some 2,000 distinct pairs.
 MOST_REQUESTS = 64
-# Two ordinary requests and one of each kind.
+# Size of the first group: two ordinary requests and a request of each kind.
 _FIRST = 6
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A request, and plain TensorFlow's answer to it.
+    """A request, with plain TensorFlow's answer.
 
     Attributes:
         inputs: Bound inputs.
-        outputs: What plain TensorFlow answers to the request by itself.
-        kind: Requests of one kind may share a run: the sizes of their inputs after the first are the same.
-        rows: Size along dimension 0; 0 where the request has no rows.
+        outputs: Plain TensorFlow's answer to the single request.
+        kind: Sizes of the inputs after the first dimension. Requests of equal kind may share a run.
+        rows: Size along dimension 0; 0 for a request without rows.
     """
 
     inputs: Tensors
@@ -44,7 +44,7 @@ class Answered:
     rows: int
 
     def __str__(self) -> str:
-        """The values of a small request, the shapes of a large one."""
+        """The values of a small request, the shapes of a large request."""
         parts = []
         for name, array in self.inputs.items():
             size = sum(map(len, array.ravel())) if array.dtype.hasobject else 8 * array.size
@@ -53,7 +53,7 @@ class Answered:
 
 
 def answered(plain: PlainModel, signature: Signature, requests: Sequence[Tensors]) -> list[Answered]:
-    """Those of `requests` that plain TensorFlow answers, without repetitions."""
+    """Keep the requests answered by plain TensorFlow, without repetitions and at most `MOST_REQUESTS`."""
     found: list[Answered] = []
     for inputs in requests:
         if len(found) == MOST_REQUESTS:
@@ -73,15 +73,15 @@ def answered(plain: PlainModel, signature: Signature, requests: Sequence[Tensors
 def made_up(
     plain: PlainModel, signature: Signature, features: Features, recorded: Sequence[Tensors], count: int, seed: int
 ) -> list[Answered]:
-    """Requests of one row that are unlike each other; one request where the signature takes no rows.
+    """Make up requests of a single row, unlike each other; a single request if the signature takes no rows.
 
     Args:
-        plain: Answers them.
-        signature: Whose requests they are.
-        features: What the signature parses out of `tf.Example`s.
-        recorded: Recorded requests; their sizes and values are taken where there are some.
-        count: How many are wanted.
-        seed: Other requests for each.
+        plain: Answers the requests.
+        signature: The requested signature.
+        features: The features parsed from `tf.Example`s by the signature.
+        recorded: Recorded requests as patterns for sizes and values, if any.
+        count: The wanted number of requests.
+        seed: Seed of the random choice.
     """
     for sample in candidates(signature, recorded, features):
         first = answered(plain, signature, [signature.bind(sample.batch(1))])
@@ -93,7 +93,7 @@ def made_up(
 
 
 def shortened(signature: Signature, requests: Sequence[Answered], plain: PlainModel, seed: int) -> list[Answered]:
-    """The requests cut to other lengths along their open dimensions after the first, and the whole ones."""
+    """The requests, and copies cut to random lengths along open dimensions after the first."""
     random = np.random.default_rng(seed)
 
     def cut(inputs: Tensors) -> Tensors:
@@ -118,14 +118,15 @@ def _same(first: Tensors, second: Tensors) -> bool:
 
 
 def groups(requests: Sequence[Answered], count: int, seed: int, *, ragged: bool = False) -> Iterator[list[int]]:
-    """`count` groups of requests that may share a run, as indices: the first few together, then two to four at random.
+    """Yield `count` groups of requests that may share a run, as indices.
 
-    The first made-up requests are of every kind, so that their group is as unlike as any.
+    First comes a group per kind from the first requests, then groups of two to four at random. The first made-up
+    requests are of every kind, so the first group is as mixed as possible.
 
     Args:
-        requests: To choose from.
-        count: How many groups.
-        seed: Other groups for each.
+        requests: The requests to choose from.
+        count: The number of groups.
+        seed: Seed of the random choice.
         ragged: Whether requests of different sizes may share a run.
     """
     random = np.random.default_rng(seed)

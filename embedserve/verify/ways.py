@@ -1,6 +1,6 @@
-"""Answers requests in every way that is asked for and holds the answers against plain TensorFlow's.
+"""Answers requests in every planned way, and compares the answers with plain TensorFlow's.
 
-Called by `command` and by tests; a way is a registry with its options, and which requests share a run.
+A way is a registry with options, and a choice of requests to share a run.
 """
 
 from __future__ import annotations
@@ -31,32 +31,33 @@ from embedserve.verify.requests import Answered, answered, groups, made_up, shor
 
 __all__ = ["Difference", "Findings", "Plan", "Way", "compare_ways"]
 
-# Seconds that a request may take.
+# Seconds for a request.
 _PATIENCE = 60.0
-# Microseconds that a request waits for its group: all of a group are sent within one turn of the loop.
+# Microseconds for a request to wait for its group. A whole group is sent within a single turn of the loop.
 _GATHERING = 500
 _MOST_ROWS = 1023
-# Sizes of padded batches: none is a power of two, so that no group of made-up requests fills one.
+# Sizes of padded batches. No size is a power of two, so no group of made-up requests fills a batch.
 _PADDED = (5, 11, 23, 47, 95, 191, 383, _MOST_ROWS)
-# Sums in another order are off by several of the last places of their terms, by some ten for a thousand terms.
+# Units in the last place. Sums in another order are off by several last places of their terms, by some ten for a
+# thousand terms.
 _ROUNDING = 16.0
-# A busy machine may keep a group from sharing a run.
+# Attempts to let a group share a run, because a busy machine may split a group.
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared.
+    """The extent of the comparison.
 
     Attributes:
-        pairs: Groups of requests that share a run, for each signature and way; two of three are pairs.
-        seed: Other requests and groups for each.
-        tolerance: How far floats may be apart, relative to a row's largest element.
-        padded: Whether batches are padded to allowed sizes too.
-        ragged: Whether requests of different lengths are padded to share a run too.
+        pairs: Groups of requests to share a run, for each signature and way; two of three groups are pairs.
+        seed: Seed of requests and groups.
+        tolerance: Allowed difference of floats, relative to a row's largest element.
+        padded: Whether to pad batches to allowed sizes too.
+        ragged: Whether to pad requests of different lengths into a shared run too.
         optimize: Optimised execution to compare too.
-        files: Recorded requests to ask instead of made-up ones.
-        signature: The only signature to ask; None for all.
+        files: Recorded requests instead of made-up requests.
+        signature: The only signature to compare; None for all.
     """
 
     pairs: int = 20
@@ -71,13 +72,13 @@ class Plan:
 
 @dataclass
 class Difference:
-    """How far one output's answers in one way are from plain TensorFlow's.
+    """The difference between an output's answers in a way and plain TensorFlow's.
 
     Attributes:
-        largest: Largest difference of a row, relative to the row's size; infinite where shapes or exact values differ.
-        answers: Answers that were compared.
-        over: Answers that differ by more than the tolerance.
-        example: The first of those, in words.
+        largest: Largest difference of a row, relative to the row's size; infinite for different shapes or exact values.
+        answers: Number of compared answers.
+        over: Number of answers over the tolerance.
+        example: The first answer over the tolerance, in words.
     """
 
     largest: float = 0.0
@@ -88,14 +89,14 @@ class Difference:
 
 @dataclass
 class Way:
-    """One way of answering.
+    """A way of answering.
 
     Attributes:
         name: `alone`, `beside neighbours`, `padded`...
         differences: By output.
-        runs: Groups of requests that shared one run.
-        apart: Groups that did not, whatever was tried.
-        note: Why the way is not what was asked for.
+        runs: Groups of requests in a shared run.
+        apart: Groups split in every attempt.
+        note: The reason if the version was loaded differently from the plan.
     """
 
     name: str
@@ -107,13 +108,13 @@ class Way:
 
 @dataclass
 class Findings:
-    """What is found out about one signature.
+    """The findings about a signature.
 
     Attributes:
-        signature: Its name.
-        verdict: Whether requests share a run, and why.
-        requests: Where the requests come from, in words.
-        skipped: Why nothing is compared; empty where something is.
+        signature: The signature's name.
+        verdict: Whether requests share a run, and the reason.
+        requests: The source of the requests, in words.
+        skipped: The reason for skipping the comparison; empty after a comparison.
         ways: Answers in each way.
     """
 
@@ -130,13 +131,13 @@ class Findings:
 
 
 async def compare_ways(place: Place, config: ModelConfig, options: RegistryOptions, plan: Plan) -> list[Findings]:
-    """Answer requests by plain TensorFlow and in each way, and compare.
+    """Answer requests by plain TensorFlow and in each way, and compare the answers.
 
     Args:
         place: The version.
-        config: Its options; `batching` and `batching_options` are of the way.
-        options: The registry's.
-        plan: What is compared.
+        config: The model's options; each way sets `batching_options`.
+        options: The registry's options.
+        plan: The extent of the comparison.
 
     Raises:
         ServingError: The model cannot be loaded, or a file of requests cannot be used.
@@ -151,7 +152,7 @@ async def compare_ways(place: Place, config: ModelConfig, options: RegistryOptio
 
 
 class _SharedRuns(Observer):
-    """Counts the requests that shared each run."""
+    """Notes the most requests in a shared run since `last` was reset."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -163,7 +164,7 @@ class _SharedRuns(Observer):
 
 
 class _Comparison:
-    """One version, its requests, and what is found."""
+    """A version, the requests, and the findings."""
 
     def __init__(
         self, place: Place, config: ModelConfig, options: RegistryOptions, plan: Plan, plain: PlainModel
@@ -204,14 +205,14 @@ class _Comparison:
         unbatched: bool = False,
         **model: Any,
     ) -> None:
-        """One more way, for which the version is loaded once more."""
+        """Compare a further way, with a further load of the version."""
         if not any(requests.values()):
             return
         async with _asking(self._registry(batching, **model), self._config.name) as asker:
             await self._each(asker, name, chosen, requests, unbatched)
 
     def _registry(self, batching: BatchingOptions, **model: Any) -> ModelRegistry:
-        """A registry that serves this version alone, one run at a time; not entered yet."""
+        """Make a registry with the version alone and a single run thread; not entered yet."""
         update = {
             "version_policy": SpecificVersions(versions=(self._place.version,)),
             "batching_options": batching,
@@ -222,7 +223,7 @@ class _Comparison:
         options |= {
             "num_batch_threads": 1,
             "enable_per_model_batching_parameters": False,
-            # One scan, one attempt: nothing changes meanwhile.
+            # A single scan and attempt: the directory does not change meanwhile.
             "poll_interval": math.inf,
             "watch": False,
             "settle": 0.0,
@@ -234,7 +235,7 @@ class _Comparison:
         """Find requests for every signature.
 
         Raises:
-            ConfigError: There is no such signature, or a file of requests cannot be used.
+            ConfigError: The wanted signature is unknown, or a file of requests cannot be used.
         """
         signatures, wanted = handle.signatures, self._plan.signature
         if wanted is not None and wanted not in signatures:
@@ -297,7 +298,7 @@ class _Comparison:
         requests: Mapping[str, list[Answered]],
         unbatched: bool = False,
     ) -> None:
-        """Answer the chosen groups of every signature's requests; `unbatched` is for signatures that do not batch."""
+        """Answer the chosen groups of every signature's requests; `unbatched` includes signatures without batching."""
         for found in self.findings:
             given = requests.get(found.signature)
             if not given:
@@ -335,7 +336,7 @@ def _singly(requests: Sequence[Answered]) -> list[list[int]]:
 
 @asynccontextmanager
 async def _asking(registry: ModelRegistry, name: str) -> AsyncIterator[_Asker]:
-    """Load the one version of a registry, and unload it afterwards."""
+    """Load the only version of a registry, and unload the version afterwards."""
     shared = _SharedRuns()
     registry.observers.add(shared)
     async with registry, registry.acquire(name) as handle:
@@ -344,14 +345,14 @@ async def _asking(registry: ModelRegistry, name: str) -> AsyncIterator[_Asker]:
 
 @dataclass(frozen=True)
 class _Asker:
-    """A loaded version, what is counted of its runs, and why it is not what was asked for."""
+    """A loaded version, the counts of shared runs, and the loader's note."""
 
     handle: ModelHandle
     shared: _SharedRuns
     note: str
 
     async def ask(self, signature: str, requests: Sequence[Tensors]) -> tuple[list[Tensors | BaseException], bool]:
-        """The answers, or errors, to requests that are sent at once; and whether they shared one run."""
+        """Send requests at once; return the answers or errors, and whether the requests shared a run."""
         for _ in range(_ATTEMPTS):
             self.shared.last = 0
             sent = [self.handle.predict(each, signature_name=signature, timeout=_PATIENCE) for each in requests]
@@ -362,7 +363,7 @@ class _Asker:
 
 
 class _Answers:
-    """Holds the answers of one signature in one way against plain TensorFlow's."""
+    """Compares a signature's answers in a way with plain TensorFlow's."""
 
     def __init__(
         self,
@@ -386,7 +387,7 @@ class _Answers:
         }
 
     async def hold(self, groups: Sequence[Sequence[int]]) -> None:
-        """Ask each group of requests at once, and count what differs."""
+        """Send each group of requests at once, and count the differences."""
         for group in groups:
             found, shared = await self._ask(group)
             if len(group) > 1:
@@ -413,7 +414,8 @@ class _Answers:
                     if copy is not None and is_rounding(found, copy, expected, usual, self._tolerance):
                         apart = row_difference(copy, expected, usual)
                     elif copy is not None and rows_equal(found, copy, self._tolerance):
-                        # No neighbour did it: is it more than the last places of the inputs would do?
+                        # No neighbour made the difference. Compare the difference with the effect of the inputs' last
+                        # places.
                         moved = _ROUNDING * await self._moved(index, name)
                         apart = apart if apart > moved else min(apart, self._tolerance)
             elif not isinstance(answer, ServingError):
@@ -421,7 +423,7 @@ class _Answers:
             self._count(self._way.differences[name], apart, expected, group, place, words)
 
     async def _moved(self, index: int, name: str) -> float:
-        """How far an answer moves when each float that was sent moves by one unit in its last place."""
+        """The change of an answer when each float of the inputs moves by a unit in the last place."""
         request = self._requests[index]
         try:
             nudged = await asyncio.to_thread(self._plain, _nudged(request.inputs))
@@ -445,7 +447,7 @@ class _Answers:
 
 
 def _nudged(inputs: Tensors) -> dict[str, Array]:
-    """Inputs with every other float one unit in the last place larger, the others smaller."""
+    """Copies of the inputs with floats moved by a unit in the last place, alternately up and down."""
     nudged = {}
     for name, array in inputs.items():
         if array.dtype.kind == "f":

@@ -1,7 +1,7 @@
 """The process inside Envoy: a registry and an ASGI application of REST and gRPC, alive during pyvoy's lifespan.
 
 Pyvoy imports `app` and calls the application on an event loop in a separate thread. The module knows the parent process
-by the link alone: no signal and no port. The only exit status set here is for a failed start.
+by the link alone: no signal and no port.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The socket between the two processes of the single-port server; a message is a JSON line.
 
 The parent sends the configuration, because an environment is no place for secrets, and the order to drain. The
-application reports progress. The end of a line's stream is the end of the peer process.
+application reports progress. A closed socket means the end of the peer process.
 """
 
 from __future__ import annotations

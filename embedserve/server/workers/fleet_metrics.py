@@ -32,8 +32,8 @@ class Measurement:
 class _EndedMetrics(Metrics):
     """The metrics of ended processes.
 
-    As an observer it hears of versions, so that long-ended versions are forgotten. Loads are not counted here: the
-    workers count loads.
+    As an observer the object hears of versions, so that long-ended versions are forgotten. Loads are not counted here:
+    the workers count loads.
     """
 
     def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
