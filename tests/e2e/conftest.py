@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.saved_model.fixed_rows import sized
 from tests.support.programs import PYTHONPATH, make_certificates, wait_until
 from tests.support.saved_models import endless, half_plus_two
 
@@ -106,11 +107,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version directories to copy from: `two` (x/2 + 2), `three` (x/2 + 3), `endless`."""
+    """Version directories to copy from: `two` (x/2 + 2), `three` (x/2 + 3), `endless`, `sized` (declares 4 rows)."""
     directory = tmp_path_factory.mktemp("saved")
     half_plus_two(directory / "two")
     half_plus_two(directory / "three", 0.5, 3.0)
     endless(directory / "endless")
+    sized(directory / "sized")
     return directory
 
 

@@ -43,8 +43,9 @@ def default_rest_port_taken() -> Iterator[None]:
 def test_a_relative_directory_of_models_is_served_and_drained(start: Start, saved: Path, tmp_path: Path) -> None:
     publish(saved / "two", tmp_path / "models" / "half_plus_two" / "123")
     publish(saved / "endless", tmp_path / "models" / "endless" / "1")
+    publish(saved / "sized", tmp_path / "models" / "sized" / "1")
     port, rest = free_port(), free_port()
-    server = start("models/", f"--port={port}", f"--rest_api_port={rest}")
+    server = start("models/", f"--port={port}", f"--rest_api_port={rest}", "--free_batch=false")
     server.wait_until_serving()
     url = f"http://localhost:{rest}/v1/models"
 
@@ -63,6 +64,12 @@ def test_a_relative_directory_of_models_is_served_and_drained(start: Start, save
     answer = grpc_predict(f"localhost:{port}", "half_plus_two")
     assert (list(answer.outputs["y"].float_val), answer.model_spec.version.value) == ([3.0], 123)
     assert fetch(f"http://127.0.0.1:{rest}/-/ready")[0] == 200
+
+    # The flag holds: the declared number of rows, and no other.
+    one_row = [[0.0, 0.0, 0.0]]
+    assert fetch(f"{url}/sized:predict", {"inputs": one_row * 4})[0] == 200
+    status, body = fetch(f"{url}/sized:predict", {"inputs": one_row})
+    assert (status, "free_batch could not be used: it is False" in body["error"]) == (400, True)
 
     # A request that is running when SIGTERM comes is answered, and no new one is taken.
     with asked(rest, "/v1/models/endless:predict", {"instances": [400_000]}) as answer:
