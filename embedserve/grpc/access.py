@@ -28,7 +28,7 @@ def answering(clients: Clients, what: str, option: str, methods: Mapping[str, Un
 
     Args:
         clients: The clients to answer.
-        what: Subject of the refusal's message, such as the service's name.
+        what: Name of the methods in the refusal.
         option: The flag that decides.
         methods: By path.
     """

@@ -16,7 +16,7 @@ import numpy as np
 __all__ = ["MissingValueError", "columns_of", "first_missing", "without_hidden_nulls"]
 
 _MAX_DEPTH = 64
-"""Dimensions that an array of numpy may have."""
+"""Dimensions of an array at the most: the bound of numpy 2."""
 
 _QUANTIZED = frozenset(("qint8", "quint8", "qint16", "quint16", "qint32"))
 """Names of the single field of a quantized dtype in numpy; an array with a quantized dtype is no table."""

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MAX_RANK = 64
-"""Dimensions of a tensor at the most: numpy's own bound."""
+"""Dimensions of a tensor at the most: the bound of numpy 2."""
 _PATIENCE = 4096
 """Elements checked between two checks that the request still waits."""
 INTEGER_LIMITS = {

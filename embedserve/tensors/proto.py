@@ -33,7 +33,7 @@ __all__ = [
 
 _BY_NUMBER = {row.number: row for row in DTYPES}
 _MAX_RANK = 64
-"""Dimensions at the most: numpy's own bound."""
+"""Dimensions at the most: the bound of numpy 2."""
 _MAX_ELEMENTS = 1 << 56
 """Elements of a shape at the most: with 64 bytes per string, the size in bytes still fits into 63 bits."""
 

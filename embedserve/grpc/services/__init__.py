@@ -1,1 +1,1 @@
-"""The RPCs: what each service answers over a registry, from messages to messages."""
+"""The RPCs: the answers of each service over a registry, from messages to messages."""

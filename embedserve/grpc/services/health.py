@@ -1,7 +1,7 @@
 """`grpc.health.v1.Health` from the registry's readiness: per server, per service and per model.
 
-A model's name is a service name here. TF Serving's short names are known beside the qualified ones; unlike there, the
-answers follow what is loaded, and turn to NOT_SERVING when draining begins.
+A model's name is a service name here. TF Serving's short names are known beside the qualified names. Unlike TF
+Serving's, the answers follow the loaded versions, and turn to NOT_SERVING when draining begins.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SERVICE", "Health"]
 
 SERVICE = "grpc.health.v1.Health"
 
-# Names that stand for the server as a whole.
+# Names for the server as a whole.
 OVERALL = frozenset(
     {
         "",
@@ -33,14 +33,14 @@ OVERALL = frozenset(
     }
 )
 
-# Seconds between two looks of a watch. An observer would hear of a change at once, but would cost every request.
 LOOK_INTERVAL = 0.2
+"""Seconds between two checks of a watch. An observer would hear of a change at once, but would cost every request."""
 
 _Status = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Answers Check and Watch for one server; `close` ends the watches, which would otherwise outlive any grace."""
+    """Answers Check and Watch for a server; `close` ends the watches, because a watch would outlive any grace."""
 
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
@@ -73,7 +73,7 @@ class Health:
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)
 
     def close(self) -> None:
-        """Turn to NOT_SERVING for good, and end the watches after they have said so."""
+        """Turn to NOT_SERVING for good, and end each watch after its last message."""
         self._closing.set()
 
     async def _check(self, request: Any, context: Any, large: bool) -> bytes:
@@ -87,8 +87,8 @@ class Health:
         request = await one_of(requests, health_pb2.HealthCheckRequest)
         said: int | None = None
         while True:
-            # A draining registry ends the watch too: an ASGI host tells its applications nothing before they are idle.
-            # Before the look: what closes while a word is said still gets the last.
+            # A draining registry ends the watch too: an ASGI host sends its applications no word before they are idle.
+            # `closing` is read before the status: a server that closes during the message still sends a last status.
             closing = self._closing.is_set() or self._registry.draining
             status = self.status(request.service)
             if status != said:

@@ -1,6 +1,6 @@
 """`tensorflow.serving.ModelService`: GetModelStatus and HandleReloadConfigRequest over the registry.
 
-Knows how messages look; which versions exist and what a configuration changes is the registry's business.
+The module knows the messages. The registry knows the versions and the effects of a configuration.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def methods(
     """The service's methods.
 
     Args:
-        registry: What is asked for status.
+        registry: The registry whose status is reported.
         reload: Applies the configuration of a reload; `registry.reconfigure` by default. A server that also polls a
-            configuration file brings its own, so that both agree on the configuration in force.
-        metric: Reads a metric for a reload's `metric_names`; without it they all count as 0.
-        reloaded_by: Whose reloads are applied.
+            configuration file passes its own function, so that both agree on the configuration in force.
+        metric: Reads a metric for a reload's `metric_names`; without a reader all metrics count as 0.
+        reloaded_by: The clients whose reloads are applied.
     """
     apply = partial(_reload, reload or partial(_reconfigure, registry), metric or _no_metric)
     status = unary(registry, get_model_status_pb2.GetModelStatusRequest, partial(_status, registry))

@@ -1,7 +1,7 @@
 """`tensorflow.serving.PredictionService`: Predict, Classify, Regress, MultiInference and GetModelMetadata.
 
-Turns messages into calls on a model handle and answers back into messages; each request holds one handle from the
-model spec to the encoded answer. What is checked, and in which order, is decided by the handle.
+Turns messages into calls on a model handle and answers back into messages. Each request holds a handle from the model
+spec to the encoded answer. The handle decides about the checks and their order.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ __all__ = ["SERVICE", "methods"]
 SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 
 
-# Numbers that are written as they lie in memory cost a copy and nothing else.
 LARGE_MEMORY = 16 * LARGE
+"""Bytes of numbers above which a thread writes the answer: unlike further values, numbers cost a copy only."""
 
-# Bytes up to which an array costs less than the call that it belongs to.
 SMALL = 4096
+"""Bytes up to which an array costs less than its call, and is not reserved."""
 
-# Building one `Class` or `Regression` costs about as much as reading 50 bytes of a request.
 LARGE_RESULTS = LARGE // 50
+"""Results above which a thread writes the answer: a `Class` or `Regression` costs as much as reading 50 bytes."""
 
 # Field numbers of PredictResponse and of its map entries.
 _OUTPUTS, _MODEL_SPEC = 1, 2
@@ -69,7 +69,7 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods
     """The service's methods.
 
     Args:
-        registry: What answers.
+        registry: The registry of the models.
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
     """
     metadata = get_model_metadata_pb2.GetModelMetadataRequest
@@ -112,9 +112,9 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods
 
 
 class _DecodedInputs(Mapping[str, Array]):
-    """The inputs of a PredictRequest, each decoded when it is asked for.
+    """The inputs of a PredictRequest, each decoded at its first use.
 
-    So `Signature.bind` finds wrong names before a broken tensor is looked at, as TF Serving does.
+    `Signature.bind` therefore finds wrong names before a broken tensor is decoded, as TF Serving does.
     """
 
     __slots__ = ("_protos",)
@@ -151,7 +151,7 @@ async def _predict(
         signature = handle.signature(spec.signature_name)
         if registry.options.enable_signature_method_name_check:
             signature.check_predict_method()
-        # A tensor names its dtype itself, so nothing is cast.
+        # A tensor names its own dtype, so no input is cast.
         if known:
             inputs = signature.bind(request.decode(), cast=False)
         else:
@@ -160,7 +160,7 @@ async def _predict(
             inputs = await registry.run_in_thread(bind) if large or made > LARGE_MEMORY else bind()
         names = signature.pick(request.output_filter) if request.output_filter else None
         outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority_of(context))
-        # The arrays, and the message around a copy of them.
+        # The arrays, and the message around a copy of the arrays.
         context.held.add(2 * sum([sizes.array_bytes(array) for array in outputs.values()]), "the answer")
         made_of = (handle.name, handle.version, signature, outputs, tensor_content)
         if _is_large(outputs):
@@ -171,10 +171,10 @@ async def _predict(
 
 
 def _reserve_inputs(held: Reservation, signature: Signature, tensors: Mapping[str, Any]) -> int:
-    """Check what inputs say of themselves, and hold what they will be beyond their bytes on the wire.
+    """Check the declared dtypes and shapes of inputs, and reserve their memory beyond the bytes on the wire.
 
     Returns:
-        Bytes of the arrays that will be made.
+        Bytes of the arrays to be made.
     """
     signature.check_names(tensors)
     made = 0
@@ -189,7 +189,7 @@ def _reserve_inputs(held: Reservation, signature: Signature, tensors: Mapping[st
 
 
 def _is_large(outputs: Tensors) -> bool:
-    """Whether writing them takes so long that it is done in a thread."""
+    """Whether writing the outputs takes long enough to need a thread."""
     for array in outputs.values():
         if array.nbytes > LARGE and (array.dtype.kind not in "fcb" or array.nbytes > LARGE_MEMORY):
             return True
@@ -203,7 +203,7 @@ def _write_spec(spec: Any, handle: ModelHandle, signature_name: str = "") -> Non
 
 
 def _examples(message: Any) -> list[bytes]:
-    """The serialized Examples of an `Input`, each behind the context that they share; none where no kind is set.
+    """The serialized Examples of an `Input`, each behind the common context; empty without a kind.
 
     Concatenated messages merge, and an example's own features win over the context's.
     """
@@ -216,7 +216,7 @@ def _examples(message: Any) -> list[bytes]:
 
 
 async def _read_examples(registry: ModelRegistry, request: Any, context: Context, large: bool) -> list[bytes]:
-    """The examples; what they take is held before they are made: a context is repeated for each."""
+    """The examples; their memory is reserved before the making, because a context is repeated for each example."""
     kind = request.input.WhichOneof("kind")
     if kind is not None:
         chosen = getattr(request.input, kind)
@@ -287,7 +287,7 @@ async def _regress(registry: ModelRegistry, request: Any, context: Any, large: b
 
 
 async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
-    # The first task's model spec decides alone; no task at all reads as a spec without a name.
+    # The first task's model spec decides alone; a request without tasks reads as a spec without a name.
     first = request.tasks[0].model_spec if request.tasks else inference_pb2.InferenceTask().model_spec
     with acquire_spec(registry, first) as handle:
         examples = await _read_examples(registry, request, context, large)
@@ -316,7 +316,7 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
 
         context.held.add(sum(map(sizes.results_bytes, results)), "the answer")
         large = len(examples) * len(tasks) > LARGE_RESULTS
-        # One model may have answered by several signatures: the record's own model spec names none.
+        # A model may have answered by several signatures, so the record's own model spec names none.
         return log(handle, "", await registry.run_in_thread(encode) if large else encode())
 
 
@@ -345,9 +345,9 @@ def predict_response(
     """A PredictResponse as bytes, put together around the arrays' own memory: each value is copied once.
 
     Args:
-        name, version: The model that answered.
-        signature: Whose outputs these are.
-        outputs: Arrays by output name, of any shape; cast where they are not of the signature's dtype.
+        name, version: The model of the answer.
+        signature: The signature of the outputs.
+        outputs: Arrays by output name, of any shape; cast if not of the signature's dtype.
         tensor_content: Write numeric tensors as `tensor_content` instead of typed fields.
     """
     parts: list[bytes | memoryview] = []
@@ -361,7 +361,7 @@ def predict_response(
 
 @functools.lru_cache(maxsize=1024)
 def _up_to_values(alias: str, head: bytes, size: int) -> bytes:
-    """One entry of `outputs` up to the tensor's values, of which there are `size` bytes."""
+    """An entry of `outputs` up to the tensor's values; the values have `size` bytes."""
     key = proto.delimited(_KEY, alias.encode())
     tensor = proto.varint(_VALUE << 3 | 2) + proto.varint(len(head) + size) + head
     return b"".join((proto.varint(_OUTPUTS << 3 | 2), proto.varint(len(key) + len(tensor) + size), key, tensor))

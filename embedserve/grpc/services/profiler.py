@@ -1,7 +1,8 @@
-"""`tensorflow.ProfilerService`: trace this process for TensorBoard's profiler clients.
+"""`tensorflow.ProfilerService`: trace the process for TensorBoard's profiler clients.
 
-Drives TensorFlow's public profiler for as long as the client asks and puts the trace where the client reads it. The
-package has no classes for the service's messages; they are built here (field numbers: profiler_service.proto).
+The module drives TensorFlow's public profiler for the time of the request, and puts the trace in the client's place.
+TensorFlow's package has no classes for the service's messages, so the classes are built here (field numbers:
+profiler_service.proto).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ __all__ = ["SERVICE", "Profiler"]
 SERVICE = "tensorflow.ProfilerService"
 
 MAX_DURATION_MS = 600_000
-"""The longest profile, ten minutes: TensorFlow keeps every event of it in memory until its end."""
+"""Milliseconds of the longest profile, ten minutes: TensorFlow keeps every event in memory until the end."""
 
-# Bytes of a file's name on most file systems, less the ending that is added to a host's name.
 _MAX_NAME_BYTES = 200
+"""Bytes of the longest session id or host name: below the 255 of most file systems, with room for an ending."""
 _SHOWN = 100  # Characters of a client's text in an error.
 
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -49,7 +50,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, int | str]]] = {
         "host_name": (7, _Field.TYPE_STRING),
         "emit_xspace": (9, _Field.TYPE_BOOL),
     },
-    # An XSpace travels as its bytes: on the wire a message field and a bytes field are the same.
+    # An XSpace travels as bytes: on the wire a message field and a bytes field are equal.
     "ProfileResponse": {"empty_trace": (7, _Field.TYPE_BOOL), "xspace": (8, _Field.TYPE_BYTES)},
     "TerminateRequest": {"session_id": (1, _Field.TYPE_STRING)},
     "MonitorRequest": {"duration_ms": (1, _Field.TYPE_UINT64)},
@@ -58,7 +59,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, int | str]]] = {
 
 @cache
 def message_class(name: str) -> Any:
-    """The class of one of the service's messages, from a descriptor pool of our own."""
+    """The class of a message of the service, from a private descriptor pool."""
     file = descriptor_pb2.FileDescriptorProto(
         name="embedserve/profiler_service.proto", package="tensorflow", syntax="proto3"
     )
@@ -81,7 +82,7 @@ def message_class(name: str) -> Any:
 
 
 class Profiler:
-    """Runs one session at a time, for TensorFlow has one profiler per process; `aclose` ends it early."""
+    """Runs a single session at a time, as TensorFlow has one profiler per process; `aclose` ends the session early."""
 
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
@@ -105,7 +106,7 @@ class Profiler:
         )
 
     async def aclose(self) -> None:
-        """End the session that runs, so that TensorFlow's profiler is stopped while there are threads to stop it."""
+        """End the running session, and stop TensorFlow's profiler while threads are still available."""
         self._closed = True
         self._ended.set()
         if self._work is not None:
@@ -126,7 +127,7 @@ class Profiler:
         self._work = asyncio.ensure_future(self._session(request))
         try:
             return await asyncio.shield(self._work)
-        except asyncio.CancelledError:  # The client has gone: the profiler must be stopped all the same.
+        except asyncio.CancelledError:  # The client has gone, and the profiler must still be stopped.
             self._ended.set()
             self._work.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
@@ -167,7 +168,7 @@ class Profiler:
 
 
 def _check_place(request: Any) -> None:
-    """Keep a profile below its `repository_root`: the other names are each the name of one directory or file."""
+    """Keep a profile below its `repository_root`: session id and host name must each be a single path component."""
     for field in ("session_id", "host_name"):
         name = getattr(request, field)
         if one_line(name) != name or name in (".", "..") or set(name) & set("/\\"):
@@ -180,7 +181,7 @@ def _check_place(request: Any) -> None:
 
 
 def _check_links(root: str, directory: str, target: str) -> None:
-    """Refuse to write through links that lead out of a local `repository_root`; other file systems have none."""
+    """Refuse to write through links that lead out of a local `repository_root`; remote file systems have no links."""
     if "://" in root:
         return
     if os.path.realpath(directory) != os.path.normpath(
@@ -214,7 +215,7 @@ def _stop() -> None:
 
 
 def _answer(request: Any, directory: str) -> bytes:
-    """Bring the trace from where TensorFlow wrote it to where the client wants it."""
+    """Move the trace from TensorFlow's directory to the client's place, or into the answer."""
     import tensorflow as tf
 
     traces = [

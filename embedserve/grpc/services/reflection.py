@@ -1,4 +1,4 @@
-"""Server reflection (`grpc.reflection.v1alpha`) over the default descriptor pool, for grpcurl and the like."""
+"""Server reflection (`grpc.reflection.v1alpha`) over the default descriptor pool, for grpcurl and similar clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERVICE = reflection.SERVICE_NAME
 
 
 def methods(names: Sequence[str]) -> Methods:
-    """The service's method, which describes the services called `names`, and itself."""
+    """The service's method; the reflection describes the services called `names`, and itself."""
     servicer = reflection.aio.ReflectionServicer((*names, SERVICE))
 
     async def info(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:

@@ -1,7 +1,7 @@
 """`tensorflow.serving.SessionService`: SessionRun on versions that run in a graph session.
 
-TensorFlow Serving defines the service and links no implementation of it. Turns messages into `ModelHandle.run_graph`
-and back; a version without a graph session answers UNIMPLEMENTED.
+TensorFlow Serving defines the service and links no implementation. The module turns messages into
+`ModelHandle.run_graph` and back; a version without a graph session answers UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ async def _session_run(
 
 
 def _timeout(request: Any, context: Any) -> float | None:
-    """Seconds until the client's deadline, or fewer where the request's `RunOptions` say so; None without either."""
+    """Seconds until the client's deadline, or fewer by the request's `RunOptions`; None without either."""
     limits = [context.time_remaining(), max(request.options.timeout_in_ms, 0) / 1000 or None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _names(handle: ModelHandle, request: Any) -> tuple[dict[str, Any], list[str]]:
-    """What to feed, as messages, and what to fetch, by tensor name."""
+    """Feeds as messages by tensor name, and the names of the fetches."""
     feeds: dict[str, Any] = {}
     for feed in request.feed:
         if feed.name in feeds:
@@ -87,9 +87,9 @@ def _names(handle: ModelHandle, request: Any) -> tuple[dict[str, Any], list[str]
 
 
 def _reserve_feeds(held: Reservation, feeds: Mapping[str, Any], declared: Mapping[str, proto.Declared]) -> None:
-    """Hold what feeds will be beyond their bytes on the wire."""
+    """Reserve the memory of feeds beyond their bytes on the wire."""
     for name, tensor in feeds.items():
-        # Each is copied once, so that nothing that the graph does reaches the request.
+        # A copy of each feed keeps the graph from changing the request.
         held.grow(max(2 * declared[name].size - tensor.ByteSize(), 0), f"feed {name!r}, {declared[name]}")
 
 

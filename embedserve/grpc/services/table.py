@@ -1,7 +1,4 @@
-"""Which RPCs there are: the table of methods that every transport serves.
-
-Made once per server or application; knows no transport.
-"""
+"""The table of RPCs: the methods of all services, the same for every transport. Knows no transport."""
 
 from __future__ import annotations
 
@@ -24,16 +21,16 @@ __all__ = ["Services"]
 
 
 class Services:
-    """The methods over one registry; `aclose` ends the calls that last for as long as their clients like.
+    """The methods over a registry; `aclose` ends the calls without an end of their own.
 
-    What `Access` keeps from a client is answered with an error of the same words on every transport.
+    A method that `Access` denies to a client answers with the same error on every transport.
 
     Attributes:
         methods: By path, `/package.Service/Method`.
         names: Full names of the services.
 
     Raises:
-        ConfigError: A service is wanted whose package is not installed.
+        ConfigError: The package of a requested service is not installed.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class Services:
             name for name in _services(methods) if access.session_run != "none" or name != session_service.SERVICE
         )
         if access.profiler != "none":
-            # Not described by reflection: its messages are in no descriptor pool that clients share.
+            # Reflection leaves the profiler out: its messages are not in the default descriptor pool.
             self._profiler = _optional("profiler", "tensorflow").Profiler(registry)
             methods |= answering(access.profiler, "the profiler", "profiler_clients", self._profiler.methods())
         if reflection:
@@ -74,7 +71,7 @@ class Services:
         return f"<Services {' '.join(sorted(self.names))}>"
 
     async def aclose(self) -> None:
-        """End watches and profiles: they would use up any grace."""
+        """End watches and profiles, because either would use up any grace."""
         if self._health is not None:
             self._health.close()
         if self._profiler is not None:
@@ -82,12 +79,12 @@ class Services:
 
 
 def _services(methods: Methods) -> tuple[str, ...]:
-    """Names of the services that have these methods, each once, in their order."""
+    """Names of the services with the methods, each name once, in order."""
     return tuple(dict.fromkeys(path[1:].partition("/")[0] for path in methods))
 
 
 def _optional(module: str, distribution: str) -> ModuleType:
-    """A module of this package whose third-party package may be missing."""
+    """A module of the package whose third-party package may be missing."""
     try:
         return import_module(f"embedserve.grpc.services.{module}")
     except ImportError as error:

@@ -1,1 +1,1 @@
-"""How RPCs come in: over grpcio's server, or as an ASGI application with gRPC and gRPC-Web."""
+"""The transports of RPCs: grpcio's server, or an ASGI application with gRPC and gRPC-Web."""

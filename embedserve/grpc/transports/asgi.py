@@ -1,8 +1,7 @@
-"""The gRPC services as an ASGI application: gRPC where the server has trailers, gRPC-Web on any.
+"""The gRPC services as an ASGI application: gRPC on servers with trailers, gRPC-Web on any server.
 
-Decides which calls there are, how each ends, and which web pages of other origins may call. What a method does is in
-the services, how a call looks is in `wire`.
-One coroutine per call and no task, except to watch a call that takes long.
+The module decides about the calls, their ends, and the web pages of foreign origins that may call. The services hold
+the methods, and `wire` the HTTP form. A call costs a coroutine and no task; only long calls get a task for watching.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ __all__ = ["Cors", "GrpcApp", "GrpcMiddleware"]
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
-# What is read of a request that is refused.
 DRAIN_BYTES = 1 << 20
-# Seconds that a client has to send, and to read, what is left of a call that has ended for it.
+"""Bytes read of the rest of a refused request."""
 GRACE = 1.0
+"""Seconds for a client to send the rest of a refused request, and to read the end of an answer after a deadline."""
 
 NO_TRAILERS = (
     "gRPC cannot be answered here: the server does not offer the ASGI extension http.response.trailers, as pyvoy and "
@@ -54,24 +53,24 @@ _MAX_AGE = (b"access-control-max-age", b"86400")
 class GrpcApp:
     """ASGI application that answers the calls of a registry's gRPC services, and gRPC-Web's.
 
-    Run by itself it enters the registry in its lifespan, unless that has happened. Mounted below a prefix it is for
-    gRPC-Web clients, which can be given one; gRPC clients cannot: see `GrpcMiddleware`.
+    Run alone, the application enters a registry that is not yet entered in its lifespan. Mounted below a prefix, the
+    application is for gRPC-Web clients: gRPC clients cannot use a prefix, and need `GrpcMiddleware`.
 
     Args:
-        registry: Entered or not yet; calls on another loop than its own are carried over, which costs a little.
+        registry: Entered or not yet. Calls on a loop other than the registry's are carried over, at a small cost.
         max_message_bytes: Largest message in or out, after decompression; `max_request_bytes` bounds requests too.
-        compression: How answers are compressed for clients that accept it; compressed requests are always understood.
+        compression: Compression of answers for clients that accept compression; compressed requests are always read.
         max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
-        cors: Let web pages of any origin call (True), or of those given, as in `https://app.example`.
+        cors: Let web pages of any origin call (True), or of the given origins, as in `https://app.example`.
         health: Serve `grpc.health.v1.Health`.
         reflection: Serve server reflection.
-        access: Who may reload, use SessionRun and the profiler; see `Access` for what holds without it.
+        access: Clients that may reload, use SessionRun and the profiler; `Access` has the defaults.
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
         reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
         metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
 
     Raises:
-        ConfigError: A service is wanted whose package is not installed.
+        ConfigError: The package of a requested service is not installed.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class GrpcApp:
         reload: Reload | None = None,
         metric: MetricReader | None = None,
     ) -> None:
-        from embedserve.grpc.services.table import Services  # Its messages import TensorFlow.
+        from embedserve.grpc.services.table import Services  # Imports TensorFlow, for its messages.
 
         self._registry = registry
         self._services = Services(
@@ -114,7 +113,7 @@ class GrpcApp:
         return f"<GrpcApp of {self._registry!r}, {self._active} calls>"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one ASGI connection."""
+        """Answer an ASGI connection."""
         if scope["type"] == "http":
             call = self.call(scope, receive, all_calls=True)
             if call is None:
@@ -128,9 +127,9 @@ class GrpcApp:
             await send({"type": "websocket.close", "code": 1000})
 
     def call(self, scope: Scope, receive: Receive, all_calls: bool = False) -> _Request | None:
-        """The call that an HTTP request is, for `answer`; None for one that is the host's.
+        """An HTTP request as a call for `answer`; None for a request of the host.
 
-        A method that a service does not have counts as its call; everything else is the host's, unless `all_calls`.
+        An unknown method of a known service counts as a call. Any further request is the host's, unless `all_calls`.
         """
         if scope["method"] == "POST" and (all_calls or self._is_own(scope)):
             for name, value in scope["headers"]:
@@ -140,16 +139,16 @@ class GrpcApp:
         return None
 
     def is_preflight(self, scope: Scope) -> bool:
-        """Whether a browser asks if it may call one of the services."""
+        """Whether a browser asks for permission to call a service."""
         return scope["method"] == "OPTIONS" and self._cors is not None and self._is_own(scope)
 
     def _is_own(self, scope: Scope) -> bool:
         return _path(scope)[1:].rpartition("/")[0] in self._services.names
 
-    # One call.
+    # A single call.
 
     async def answer(self, request: _Request, send: Send) -> None:
-        """Answer one call, whatever becomes of it. The hot path."""
+        """Answer a call, be it with an error. The hot path."""
         wire = request.wire
         if asyncio._get_running_loop() is not self._registry.loop and is_elsewhere(self._registry):
             await carry_over(self._registry, partial(self._answer_there, request), request.scope, request.receive, send)
@@ -192,7 +191,7 @@ class GrpcApp:
         except ClientDisconnected:
             return
         except Exception as error:
-            if answering:  # It can only be broken off: for a client that has gone, or that does not read in time.
+            if answering:  # The answer can only be broken off: the client has gone, or does not read in time.
                 if isinstance(error, OSError | DeadlineExceededError | ClientDisconnected):
                     return
                 raise
@@ -229,7 +228,7 @@ class GrpcApp:
             raise ServingError("Concurrent RPC limit exceeded!", code=Code.RESOURCE_EXHAUSTED)
 
     def _whole(self, event: Any, request: _Request) -> bytes | None:
-        """The one message of a request, if its first event is just that, as most are."""
+        """The message of a request whose first event is a single whole message, as in most requests; else None."""
         body: bytes = event.get("body", b"")
         if (
             not event.get("more_body")
@@ -242,11 +241,11 @@ class GrpcApp:
         return None
 
     async def _put_together(self, event: Any, request: _Request) -> bytes:
-        """The one message of a request whose first event is no more than its beginning."""
+        """The only message of a request that comes in several events."""
         request.first = event
         with self._reader(request) as reader:
             message = await reader.only()
-            # The method reserves the message once more, before anything else runs; what was sent may have been smaller.
+            # The method reserves the message again at once; the bytes on the wire may have been fewer.
             request.held.sent = reader.sent
             return message
 
@@ -254,7 +253,7 @@ class GrpcApp:
         return MessageReader(self._registry, request.next_event, self._limit, request.encoding, request.wire.text)
 
     async def _zipped(self, message: bytes) -> tuple[bytes, int]:
-        """A message as it is smaller, and the flags that say how."""
+        """A message in its smaller form, and the flags of the form."""
         compress = partial(gzip.compress, message, 6)
         zipped = await self._registry.run_in_thread(compress) if len(message) > LARGE // 16 else compress()
         return (zipped, 1) if len(zipped) < len(message) else (message, 0)
@@ -287,7 +286,7 @@ class GrpcApp:
         async with request.within_reason():
             await wire.end(send, code, text)
 
-    # What is no call.
+    # Requests that are no calls.
 
     async def _no_call(self, scope: Scope, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -302,7 +301,7 @@ class GrpcApp:
 
 
 class _Request:
-    """One call as its client made it, and what a method may ask of it, as it asks a `grpc.aio.ServicerContext`."""
+    """A client's call, with the transport's side for the method, in the manner of a `grpc.aio.ServicerContext`."""
 
     __slots__ = ("deadline", "ended", "first", "headers", "held", "receive", "scope", "wire")
 
@@ -313,7 +312,7 @@ class _Request:
         self.headers = headers
         self.wire = wire
         self.receive = receive
-        self.first: Any = None  # What was received and not read yet.
+        self.first: Any = None  # An event that was received and not read yet.
         self.ended = False
         self.deadline: float | None = None
 
@@ -322,7 +321,7 @@ class _Request:
         return self.headers.get(b"grpc-encoding", b"")
 
     async def next_event(self) -> Any:
-        """The next of the body's events."""
+        """The next event of the body."""
         event = self.first
         self.first = None
         if event is None:
@@ -331,9 +330,9 @@ class _Request:
         return event
 
     async def drain(self) -> None:
-        """Read what is left of a body before it is answered: servers lose the connection over what comes after.
+        """Read the rest of a body before its answer: servers lose the connection over bytes after the answer.
 
-        Only so much, and only so long: clients that send more are answered all the same.
+        Bytes and seconds are bounded: clients that send more are still answered.
         """
         size = 0
         try:
@@ -344,7 +343,7 @@ class _Request:
             pass
 
     def within_reason(self) -> asyncio.Timeout:
-        """Context for sending the end: up to the deadline, or a little longer where that has come."""
+        """Context for sending the end: up to the deadline, or `GRACE` seconds after a deadline that has passed."""
         if self.deadline is None:
             return asyncio.timeout(None)
         return asyncio.timeout_at(max(self.deadline, asyncio.get_running_loop().time() + GRACE))
@@ -359,20 +358,20 @@ class _Request:
         return None if value is None else metadata_value(key, value)
 
     def is_local(self) -> bool:
-        client = self.scope.get("client")  # Hosts leave it out on Unix sockets, and where they do not know.
+        client = self.scope.get("client")  # None on Unix sockets, and on hosts without knowledge of clients.
         return client is not None and is_loopback(client[0])
 
 
 class GrpcMiddleware:
-    """Wraps a host application: takes the calls of a registry's gRPC services, and hands everything else on.
+    """Wraps a host application: takes the calls of a registry's gRPC services, and hands all further requests on.
 
-    A middleware and not a mounted application, because gRPC clients cannot be given a path prefix.
+    A middleware, not a mounted application, because gRPC clients cannot use a path prefix.
 
     Args:
-        app: The host application. It enters the registry in its lifespan.
-        registry: What answers the calls.
-        all_calls: Take calls of other services too, and say that they are not there: for a host without its own.
-        options: As `GrpcApp` has them.
+        app: The host application, whose lifespan enters the registry.
+        registry: The registry of the models.
+        all_calls: Also take calls of unknown services, and answer UNIMPLEMENTED: for a host without its own services.
+        options: As for `GrpcApp`.
     """
 
     def __init__(self, app: Any, registry: ModelRegistry, *, all_calls: bool = False, **options: Any) -> None:
@@ -384,11 +383,11 @@ class GrpcMiddleware:
         return f"<GrpcMiddleware {self._grpc!r} before {self._app!r}>"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one ASGI connection, or let the host do it."""
+        """Answer an ASGI connection, or leave the connection to the host."""
         await self.route(scope, receive, send)
 
     def route(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        """As calling it: the coroutine of whichever application answers, without one around it."""
+        """The coroutine of the answering application, as a call of the middleware without an outer coroutine."""
         if scope["type"] == "http":
             call = self._grpc.call(scope, receive, self._all_calls)
             if call is not None:
@@ -407,24 +406,24 @@ async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[byt
 
 
 def _path(scope: Scope) -> str:
-    """Path of the method, below whatever the application is mounted at."""
+    """Path of the method, below the application's mount point."""
     path = path_as_sent(scope)
     root: str = scope.get("root_path") or ""
     return path.removeprefix(root.rstrip("/")) if root else path
 
 
 def _missing_for_trailers(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
-    """Why this answer would lose its trailers, and the status with them."""
+    """The reason why an answer would lose its trailers, and the status with the trailers; None without a reason."""
     if "http.response.trailers" not in (scope.get("extensions") or ()):
         return NO_TRAILERS
-    if scope["http_version"].startswith("1"):  # Some servers offer trailers there, and drop them.
+    if scope["http_version"].startswith("1"):  # Some servers offer trailers in HTTP/1, and drop the trailers.
         return OVER_HTTP_1
-    # Exactly this lets the servers send them.
+    # Servers send trailers only for exactly this value.
     return None if headers.get(b"te") == b"trailers" else NO_TE
 
 
 async def _refuse_for_trailers(send: Send, reason: str) -> None:
-    """Say in the headers what cannot be said in trailers: clients read a status there too."""
+    """Send the status in the headers instead of trailers: clients read a status there too."""
     headers = [
         (b"content-type", b"application/grpc"),
         (b"grpc-status", b"%d" % Code.UNIMPLEMENTED),
@@ -435,7 +434,7 @@ async def _refuse_for_trailers(send: Send, reason: str) -> None:
 
 
 class Cors:
-    """The origins that are let in: any (`True`, `"*"`), none (`False`), or those given, as in `https://app.example`."""
+    """The permitted origins: any (`True`, `"*"`), none (`False`), or a list, as in `https://app.example`."""
 
     def __init__(self, origins: bool | str | Iterable[str]) -> None:
         listed = () if isinstance(origins, bool) else (origins,) if isinstance(origins, str) else origins
@@ -447,7 +446,7 @@ class Cors:
         return self._any or bool(self._origins)
 
     def headers(self, request: Mapping[bytes, bytes]) -> Headers:
-        """What an answer carries so that the page that asked may read it."""
+        """Headers of an answer that let the calling page read the answer."""
         allowed = self._allowed(request)
         return [*allowed, _EXPOSED] if allowed else self._vary()
 
@@ -456,7 +455,7 @@ class Cors:
         allowed = self._allowed(request)
         if not allowed:
             return self._vary()
-        # Metadata keys are the caller's to choose, so what it asks for is what it may send.
+        # The caller chooses the metadata keys, so all requested headers are permitted.
         wanted = request.get(b"access-control-request-headers", b"content-type, x-grpc-web, x-user-agent, grpc-timeout")
         return [
             *allowed,
@@ -476,5 +475,5 @@ class Cors:
         return []
 
     def _vary(self) -> Headers:
-        """What caches must know where not every origin gets the same answer."""
+        """Headers for caches, if different origins get different answers."""
         return [] if self._any else [(b"vary", b"origin")]

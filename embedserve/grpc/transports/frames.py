@@ -1,6 +1,6 @@
-"""Length-prefixed messages out of a request body, within their bounds: size, bytes in flight, gzip, gRPC-Web's base64.
+"""Length-prefixed messages out of a request body, within the bounds on size, bytes in flight, gzip and base64.
 
-`MessageReader` is one request body; `asgi` makes one per call that does not come in one piece. Knows no method.
+`MessageReader` reads a body in pieces; gRPC-Web's text form is base64. The module knows no method.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["PREFIX_BYTES", "MessageReader", "frame", "inflate", "too_large"]
 
 PREFIX_BYTES = 5
-"""One byte of flags and the length as four bytes, big-endian."""
+"""Bytes of a message's prefix: a byte of flags and the length as four bytes, big-endian."""
 
 _COMPRESSED = 1
 _STEP = 4 * 1024 * 1024
+"""Decompressed bytes of a step in a thread; the size is checked between steps."""
 
 
 def frame(message: bytes, flags: int = 0) -> bytes:
@@ -42,17 +43,17 @@ def too_large(size: int, limit: int, what: str = "Received") -> ServingError:
 
 
 class MessageReader:
-    """Reads the messages of one request body; use as a context, which gives back the bytes that were reserved.
+    """Reads the messages of a request body; use as a context to release the reserved bytes.
 
     Args:
-        registry: Whose bytes in flight count, and whose threads decompress.
+        registry: The registry with the bytes in flight and the threads for decompression.
         receive: The scope's receive callable.
         limit: Largest message in bytes, before and after decompression.
         encoding: Value of `grpc-encoding`.
-        text: The body is base64, as `application/grpc-web-text` has it.
+        text: The body is base64, as in `application/grpc-web-text`.
 
     Attributes:
-        disconnected: The client has gone before it had sent everything.
+        disconnected: The client has gone before the end of its request.
     """
 
     def __init__(
@@ -77,28 +78,28 @@ class MessageReader:
 
     @property
     def sent(self) -> int:
-        """Bytes that came over the wire, compressed or not."""
+        """Bytes received over the wire, compressed or not."""
         return self._held.sent
 
     def release(self) -> None:
-        """Give back what the messages read so far have reserved."""
+        """Release the bytes reserved by the messages so far."""
         self._held.release()
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
-        """Every message, as it arrives.
+        """Every message, in the order of arrival.
 
         Raises:
-            ServingError: A message over its bounds, that is cut off or cannot be decompressed, or a client that left.
+            ServingError: A message over its bounds, a truncated message, failed decompression, or a client that left.
         """
         while await self._fill(1):
             yield await self._message()
             self.release()
 
     async def only(self) -> bytes:
-        """The one message that the body must hold; what it has reserved stays reserved.
+        """The only message of the body; its reserved bytes stay reserved.
 
         Raises:
-            ServingError: As `messages`, or there is another number of messages.
+            ServingError: As `messages`, or the body has no message or several.
         """
         if not await self._fill(1):
             raise _cardinality("none")
@@ -122,7 +123,7 @@ class MessageReader:
         return await self._unzip(message) if flags else message
 
     async def _fill(self, size: int) -> bool:
-        """Whether `size` bytes are there, after reading on as far as that takes."""
+        """Whether `size` bytes are buffered, after reading as far as needed."""
         while self._size < size and not self._ended:
             event = await self._receive()
             if event["type"] == "http.disconnect":
@@ -140,7 +141,7 @@ class MessageReader:
         return self._size >= size
 
     def _take(self, size: int) -> bytes:
-        """The next `size` bytes, which are there; each is copied once, however many pieces they came in."""
+        """The next `size` bytes of the buffer; each byte is copied once, however many pieces there are."""
         self._size -= size
         taken: list[bytes] = []
         while size > 0:
@@ -166,18 +167,18 @@ class MessageReader:
 async def inflate(
     message: bytes, limit: int, held: Reservation, registry: ModelRegistry, *, or_zlib: bool = False
 ) -> bytes:
-    """Decompress step by step, so that a bomb is found out before it has filled memory.
+    """Decompress step by step, so that a gzip bomb is found before the memory is full.
 
     Args:
         message: In gzip.
         limit: Bytes of the largest message.
-        held: Holds what comes out, piece by piece.
-        registry: Whose threads decompress.
-        or_zlib: The message may be in zlib's format, which gRPC calls deflate.
+        held: Reserves the output, piece by piece.
+        registry: The registry with the threads for decompression.
+        or_zlib: The message may be in zlib's format, named deflate in gRPC.
 
     Raises:
-        ServingError: The message is over its limit, or the process holds too much already.
-        zlib.error: It is corrupt or cut off.
+        ServingError: The message is over its limit, or the process holds too many bytes already.
+        zlib.error: The message is corrupt or truncated.
     """
     stream = Gunzip(message, or_zlib=or_zlib)
     pieces: list[bytes] = []
@@ -199,7 +200,7 @@ async def inflate(
 
 
 class _Base64:
-    """Decodes base64 that may be cut anywhere, and may be several padded texts one after the other."""
+    """Decodes base64 in arbitrary pieces; the whole may be several padded texts in a row."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -226,7 +227,7 @@ def _not_base64(reason: str) -> InvalidInputError:
 
 
 def _padded_parts(text: bytes) -> list[bytes]:
-    """Cut after each padding; quadruples stay whole, because each text is a multiple of four long."""
+    """Cut after each padding; quadruples stay whole, because the length of each text is a multiple of four."""
     parts, start = [], 0
     at = text.find(b"=")
     while at >= 0:

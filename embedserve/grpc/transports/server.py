@@ -1,6 +1,6 @@
 """The services over grpcio: addresses, sockets, TLS, limits, start, and a stop that loses no call.
 
-`serve` is the whole life of one server, in the registry's event loop. Knows no message.
+`serve` is the whole life of a server, in the registry's event loop. The module knows no message.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 
 STATUS_CODES: dict[Code, grpc.StatusCode] = {Code(status.value[0]): status for status in grpc.StatusCode}
 
-# Seconds without a new call after which nobody is taken to be about to send one, and how long that is waited for.
 QUIET = 0.05
+"""Seconds without a new call after which all clients count as waiting for their answers."""
 PATIENCE = 0.5
+"""Seconds that a stop waits for the quiet time at the most."""
 
-# Longest socket path of Linux, without its NUL.
 MAX_SOCKET_PATH = 107
+"""Bytes of Linux's longest socket path, without its NUL."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +61,7 @@ class TlsConfig:
 
     Attributes:
         server_key, server_cert: The server's private key and certificate chain.
-        custom_ca: Root certificates that client certificates are verified with; the system's when empty.
+        custom_ca: Root certificates for client certificates; the system's roots if empty.
         client_verify: Require and verify a client certificate.
     """
 
@@ -76,7 +77,7 @@ class TlsConfig:
         """The same as gRPC server credentials.
 
         Raises:
-            ConfigError: A key or certificate is missing, or there is no root certificate to verify clients with.
+            ConfigError: A key or certificate is missing, or client verification has no root certificate.
         """
         for name in ("server_key", "server_cert"):
             if b"-----BEGIN " not in _bytes(getattr(self, name)):
@@ -105,8 +106,8 @@ class GrpcServer:
     """A running gRPC server; made by `serve`.
 
     Attributes:
-        port: The TCP port, also when any free one was asked for; None without TCP.
-        socket_path: The Unix socket, if there is one.
+        port: The TCP port, also the chosen port for port 0; None without TCP.
+        socket_path: The Unix socket, if any.
     """
 
     def __init__(
@@ -137,13 +138,13 @@ class GrpcServer:
         await self._server.wait_for_termination()
 
     async def aclose(self, grace: float | None = None) -> None:
-        """Take no more calls, and give those in flight `grace` seconds before they are cancelled."""
+        """Take no more calls, and cancel the calls in flight after `grace` seconds."""
         self._closed = True
         await self._services.aclose()
         if grace:
             await self._stop.hold()
         stopping = asyncio.ensure_future(self._server.stop(grace))
-        await asyncio.sleep(0)  # Its first step tells the clients.
+        await asyncio.sleep(0)  # The first step of the stop tells the clients.
         self._stop.release()
         await stopping
         if self._socket is not None:
@@ -170,49 +171,49 @@ async def serve(
     reload: Reload | None = None,
     metric: MetricReader | None = None,
 ) -> AsyncIterator[GrpcServer]:
-    """Serve the registry over gRPC while the context lasts; leaving it drains for `drain_timeout` seconds.
+    """Serve the registry over gRPC while the context lasts; leaving the context drains for `drain_timeout` seconds.
 
     Args:
         registry: An entered registry; the server runs in its event loop.
-        host, port: TCP address, or several with one port; port 0 takes any free one, None serves no TCP.
-        socket_path: Also listen on this Unix socket; a stale or taken one is taken over.
+        host, port: TCP address, or several hosts with a single port; port 0 takes any free port, None serves no TCP.
+        socket_path: Also listen on a Unix socket; a stale or taken socket is taken over.
         max_message_bytes: Largest message in or out; `max_request_bytes` bounds requests too.
         tls: Encrypt both the port and the socket.
-        credentials: Server credentials of another kind (ALTS, xDS) instead of `tls`.
+        credentials: Server credentials of a further kind (ALTS, xDS) instead of `tls`.
         channel_arguments: gRPC channel arguments; the last of duplicates wins.
-        compression: How answers are compressed; compressed requests are always understood.
+        compression: Compression of answers; compressed requests are always read.
         max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
         health: Serve `grpc.health.v1.Health`.
         reflection: Serve server reflection.
-        access: Who may reload, use SessionRun and the profiler; see `Access` for what holds without it.
+        access: Clients that may reload, use SessionRun and the profiler; `Access` has the defaults.
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
         reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
         metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
 
     Raises:
         RegistryStateError: The registry was not entered, or lives on another event loop; trio runs the caller.
-        OSError: The port or socket cannot be had; the message names it.
-        ConfigError: Unusable TLS material, or nothing to listen on.
+        OSError: The port or socket is not available; the message names the place.
+        ConfigError: Unusable TLS material, or neither port nor socket.
     """
     _check_loop(registry)
     if tls is not None:
         credentials = await asyncio.to_thread(tls.credentials)
     if port is None and socket_path is None:
         raise ConfigError("give a port, a socket_path, or both: there is nothing to listen on")
-    # A message over what all requests may hold together could never be answered.
+    # A message over the bound on all requests together could never be answered.
     limit = min(max_message_bytes, registry.options.max_request_bytes, registry.inflight.limit)
     options = {
-        "grpc.so_reuseport": 0,  # Otherwise a second server on the same port starts, and each gets half of the calls.
+        "grpc.so_reuseport": 0,  # Otherwise a second server on the same port starts and takes half of the calls.
         "grpc.max_receive_message_length": limit,
         "grpc.max_send_message_length": max_message_bytes,
-        "grpc.per_message_decompression": 0,  # `_Messages` does it, a step at a time and within the account.
+        "grpc.per_message_decompression": 0,  # `_Messages` decompresses in steps, within the bytes in flight.
     } | dict(channel_arguments)
     server = grpc.aio.server(
         options=list(options.items()),
         compression=_COMPRESSION[compression],
         maximum_concurrent_rpcs=max_concurrent_calls,
     )
-    # Its messages import TensorFlow.
+    # The table imports TensorFlow, for its messages.
     services: Services = (await asyncio.to_thread(import_module, "embedserve.grpc.services.table")).Services(
         registry,
         health=health,
@@ -230,7 +231,7 @@ async def serve(
     try:
         bound = port
         if bound is not None:
-            for each in hosts:  # Where any port will do, the first address takes one, and the others the same.
+            for each in hosts:  # With port 0, the first address takes a free port, and the rest take the same port.
                 bound = await _bind(server, tcp_address(each, bound), credentials, each, bound)
         if socket_path is not None:
             socket = await asyncio.to_thread(UnixSocket, socket_path)
@@ -281,20 +282,22 @@ async def _bind(
         if credentials is None:
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, credentials))
-    except (RuntimeError, ValueError) as error:  # grpc has one error for everything, and logs the reason.
+    except (RuntimeError, ValueError) as error:  # grpc has a single error for all failures, and logs the reason.
         reason = await asyncio.to_thread(bind_error, place, port, secure=credentials is not None)
         raise reason from error
 
 
 class _Messages:
-    """Takes the messages that grpcio hands over, compressed or not."""
+    """Takes grpcio's messages, compressed or not."""
 
     def __init__(self, registry: ModelRegistry, limit: int) -> None:
         self.registry = registry
         self._limit = limit
 
     async def plain(self, message: bytes, held: Reservation) -> bytes:
-        """The message itself. grpcio does not say whether it is compressed, but no request begins as gzip or zlib do.
+        """The message, decompressed if compressed.
+
+        grpcio does not mark compressed messages, but no request begins with the first bytes of gzip or zlib.
 
         Raises:
             ServingError: As `inflate`.
@@ -305,15 +308,15 @@ class _Messages:
         try:
             return await inflate(message, self._limit, held, self.registry, or_zlib=True)
         except zlib.error:
-            return message  # Whether it is a message the parser says.
+            return message  # The parser decides about the bytes.
 
 
-_GZIP = b"\x1f\x8b"  # As a tag: field 3 with wire type 7, which there is not.
-_ZLIB = b"\x78"  # As a tag: field 15 as a varint, which no request has.
+_GZIP = b"\x1f\x8b"  # As a tag: field 3 with wire type 7, an unknown type.
+_ZLIB = b"\x78"  # As a tag: field 15 as a varint, a field of no request.
 
 
 class _Context:
-    """What a method may ask of a call of grpcio's."""
+    """The transport's side of a call, over grpcio's context."""
 
     __slots__ = ("_context", "held", "time_remaining")
 
@@ -375,12 +378,12 @@ def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[
         try:
             try:
                 body = await messages.plain(body, held)
-                held.release()  # The method holds the message once more, before anything else runs.
+                held.release()  # The method reserves the message again at once.
                 response = await answer(body, _Context(context, held))
             except ServingError as error:
                 raise StatusError(*status_of(error)) from None
             await stop.answer()
-            if held.size > LARGE:  # grpcio has it until the client has read it.
+            if held.size > LARGE:  # grpcio keeps the response until the client has read all bytes.
                 sending, held = held, Reservation(registry.inflight)
                 context.add_done_callback(lambda _: sending.release())
             return response
@@ -396,10 +399,10 @@ def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[
 
 
 class GracefulStop:
-    """Counts the calls of one server, and holds their answers until every client has been told that it leaves.
+    """Counts the calls of a server, and holds their answers until every client knows about the stop.
 
-    gRPC cancels a call that arrives after the server's decision and before its client hears of it, and no client tries
-    such a call again. A client that waits for an answer sends no call, so answers wait until the clients are told.
+    gRPC cancels a call that arrives after the server's decision and before the client's notice, and no client retries
+    the call. A client that waits for an answer sends no call, so answers wait until the clients have the notice.
     """
 
     def __init__(self) -> None:
@@ -410,7 +413,7 @@ class GracefulStop:
         return f"<GracefulStop after {self._arrivals} calls{' (held)' if self._released is not None else ''}>"
 
     def arrived(self) -> None:
-        """A call has come."""
+        """Count a new call."""
         self._arrivals += 1
 
     async def answer(self) -> None:
@@ -419,7 +422,7 @@ class GracefulStop:
             await self._released.wait()
 
     async def hold(self) -> None:
-        """Hold answers; returns when no call has come for a moment, or some keep coming."""
+        """Hold answers; returns after `QUIET` seconds without a new call, or after `PATIENCE` seconds."""
         self._released = asyncio.Event()
         end = asyncio.get_running_loop().time() + PATIENCE
         before = -1
@@ -439,10 +442,10 @@ def tcp_address(host: str, port: int) -> str:
 
 
 class UnixSocket:
-    """The path of one Unix socket: bound under a name of its own, then renamed into place.
+    """The path of a Unix socket: bound under a name of its own, then renamed into place.
 
-    So the path always leads to a live server, the last one to start wins, and a server that stops later (gRPC removes
-    the path that it bound) does not take away its successor's. Every method touches the file system.
+    The path therefore always leads to a live server, and the last server to start wins. A server that stops later does
+    not remove its successor's path, although gRPC removes the path that it bound. Every method touches the file system.
     """
 
     def __init__(self, path: str) -> None:
@@ -464,11 +467,11 @@ class UnixSocket:
 
     @property
     def address(self) -> str:
-        """What gRPC binds."""
+        """The address for gRPC to bind."""
         return f"unix:{self._bound}"
 
     def publish(self) -> None:
-        """Move the bound socket to its path, over whichever socket was there."""
+        """Move the bound socket to its path, over any older socket."""
         self._inode = os.lstat(self._bound).st_ino
         os.replace(self._bound, self.path)
 
@@ -519,5 +522,5 @@ def _try_to_bind(host: str, port: int) -> None:
             if os.name == "posix":
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
-            # Without listening, a port that is only listened on by others with SO_REUSEADDR could be bound.
+            # Without `listen`, binding succeeds on a port where another socket with SO_REUSEADDR listens.
             trial.listen(1)

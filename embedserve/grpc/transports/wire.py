@@ -1,8 +1,7 @@
-"""How a call looks over HTTP: gRPC proper, gRPC-Web, and gRPC-Web as text; each as ASGI messages.
+"""The HTTP form of a call: gRPC proper, gRPC-Web, and gRPC-Web as text; each as ASGI messages.
 
-One `Wire` per content type, chosen by `asgi` for each call; deadlines, custom metadata and the percent-encoding of a
-status message, which grpcio does in its core. Knows no method. Follows gRPC's PROTOCOL-HTTP2 and
-PROTOCOL-WEB descriptions.
+Each content type has a `Wire`. The module also has deadlines, custom metadata and the percent-encoding of a status
+message; grpcio does the same in its core. The module knows no method. Sources: gRPC's PROTOCOL-HTTP2 and PROTOCOL-WEB.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ _GZIPPED = (b"grpc-encoding", b"gzip")
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
-# Thirty years. The longest that the protocol knows, 11 thousand years, is more than threads and clocks can count.
+# Seconds, some thirty years. The protocol's longest, 11 thousand years, is more than threads and clocks can count.
 _LONGEST = 1e9
 
-# Printable ASCII but for the per cent sign travels as it is.
+# Printable ASCII except the per cent sign travels unescaped.
 _UNESCAPED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
 def read_timeout(value: bytes) -> float:
-    """Seconds that a `grpc-timeout` header gives.
+    """Seconds of a `grpc-timeout` header.
 
     Raises:
-        InvalidInputError: It is not one to eight digits and a unit.
+        InvalidInputError: The value is not one to eight digits and a unit.
     """
     found = _TIMEOUT.fullmatch(value)
     if found is None:
@@ -65,7 +64,7 @@ def encoded_message(message: str) -> bytes:
 
 
 def metadata_value(key: str, value: bytes) -> str | bytes | None:
-    """A header as a metadata value, the first where a `-bin` header holds several; None for one that is no base64."""
+    """A header as a metadata value; the first value of a `-bin` header with several, None for malformed base64."""
     if not key.endswith("-bin"):
         return value.decode("latin-1")
     first = value.partition(b",")[0].strip()
@@ -80,7 +79,7 @@ class Wire:
 
     Attributes:
         text: The body is base64, both ways.
-        web: It needs no trailers, and so any ASGI server.
+        web: The wire needs no trailers, and works on any ASGI server.
     """
 
     text = False
@@ -93,7 +92,7 @@ class Wire:
         return f"<{type(self).__name__} {self._content_type[1].decode()}>"
 
     async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """Send a whole answer of one message."""
+        """Send a whole answer with a single message."""
         await send(self._start(flags, extra))
         if len(message) > LARGE:  # Two messages rather than a copy.
             await send({"type": "http.response.body", "body": _prefix(message, flags), "more_body": True})
@@ -103,11 +102,11 @@ class Wire:
         await send({"type": "http.response.trailers", "headers": [_OK]})
 
     async def start(self, send: Send, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """Begin an answer; `flags` are those its messages will have."""
+        """Begin an answer; `flags` are the flags of its messages."""
         await send(self._start(flags, extra))
 
     def _start(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
-        # Made anew each time: applications around this one may add to the headers.
+        # Made anew for each answer: outer applications may add to the headers.
         headers: Headers = [self._content_type, _ENCODINGS, *extra]
         if flags:
             headers.append(_GZIPPED)
@@ -117,17 +116,17 @@ class Wire:
         return event
 
     async def message(self, send: Send, message: bytes, flags: int) -> None:
-        """Send one message of a stream."""
+        """Send a message of a stream."""
         await send({"type": "http.response.body", "body": frame(message, flags), "more_body": True})
 
     async def end(self, send: Send, code: Code = Code.OK, message: str = "") -> None:
-        """End an answer that was begun, with its status."""
+        """End an answer that has begun, with its status."""
         await send({"type": "http.response.body", "body": b""})
         await send({"type": "http.response.trailers", "headers": _status(code, message)})
 
 
 class WebWire(Wire):
-    """gRPC-Web: the trailers are a last frame of the body."""
+    """gRPC-Web: the trailers are the last frame of the body."""
 
     web = True
 
@@ -160,7 +159,7 @@ class WebWire(Wire):
         return size
 
     def _pieces(self, *parts: bytes) -> Iterable[bytes]:
-        """A large body, in pieces: it need not be put together for this."""
+        """A large body in pieces, without joining the parts."""
         return parts
 
 
@@ -176,7 +175,7 @@ class WebTextWire(WebWire):
         return (size + 2) // 3 * 4
 
     def _pieces(self, *parts: bytes) -> Iterable[bytes]:
-        body = memoryview(b"".join(parts))  # Copied in no time; it is encoding at a stretch that would hold up others.
+        body = memoryview(b"".join(parts))  # The copy is quick; only encoding at a stretch would hold up the loop.
         for at in range(0, len(body), 3 * LARGE):
             yield base64.b64encode(body[at : at + 3 * LARGE])
 
@@ -201,13 +200,13 @@ _WIRES: dict[bytes, Wire] = {
     for kind, name in ((Wire, b"application/grpc"), (WebWire, b"application/grpc-web"))
     for content_type in (name, name + b"+proto")
 } | {
-    # An answer in text names the format of its messages, which is what clients of it look for.
+    # An answer in text names the format of its messages, because clients look for the format.
     name: WebTextWire(b"application/grpc-web-text+proto")
     for name in (b"application/grpc-web-text", b"application/grpc-web-text+proto")
 }
 
 
 def wire_of(content_type: bytes) -> Wire | None:
-    """The wire of a content type; None for those that are not gRPC with protobuf messages."""
+    """The wire of a content type; None for content types other than gRPC with protobuf messages."""
     wire = _WIRES.get(content_type)
     return _WIRES.get(content_type.partition(b";")[0].strip().lower()) if wire is None else wire
