@@ -1,1 +1,1 @@
-"""From directories to serving versions: sources aspire, policies choose, the manager makes it so."""
+"""From directories to serving versions: sources aspire, policies choose, and the manager loads and unloads."""

@@ -1,4 +1,4 @@
-"""Waiting until something holds that others change: the condition is asked again after every change. Loop only."""
+"""Waiting for a condition: every change asks the condition again. Loop only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Changes"]
 
 
 class Changes:
-    """Wakes whoever waits for a condition; whoever changes something calls `notify`."""
+    """Wakes tasks that wait for a condition; `notify` reports a change."""
 
     def __init__(self) -> None:
         self._watchers: set[asyncio.Future[None]] = set()
@@ -18,14 +18,14 @@ class Changes:
         return f"<Changes watched by {len(self._watchers)}>"
 
     def notify(self) -> None:
-        """Something has changed."""
+        """Wake every waiting task."""
         watchers, self._watchers = self._watchers, set()
         for watcher in watchers:
             if not watcher.done():
                 watcher.set_result(None)
 
     async def next(self) -> None:
-        """Wait for one change."""
+        """Wait for a change."""
         watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watchers.add(watcher)
         try:
@@ -34,7 +34,11 @@ class Changes:
             self._watchers.discard(watcher)
 
     async def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `condition()` holds. False when the time is over and it still does not."""
+        """Wait until `condition()` holds.
+
+        Returns:
+            The condition's last answer: False if the condition does not hold when `timeout` seconds are over.
+        """
         try:
             async with asyncio.timeout(timeout):
                 while not condition():

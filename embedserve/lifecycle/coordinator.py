@@ -1,6 +1,6 @@
-"""Who, outside a manager, decides when a version that is ready may answer: for several managers that switch together.
+"""The interface that lets several managers switch versions together.
 
-The manager calls it; without one it publishes at once. Loop only.
+A coordinator decides when a loaded version may answer. A manager without a coordinator publishes at once. Loop only.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["Coordinator"]
 
 
 class Coordinator(Protocol):
-    """Holds versions back, and hears what serves."""
+    """Holds versions back, and hears of every change of the serving versions."""
 
     async def hold(self, version: ManagedVersion, servable: Servable) -> None:
-        """Wait while a loaded and warm version is not to be published; must not raise.
+        """Wait while a loaded and warm version must stay unpublished; must not raise.
 
-        Whoever calls `Manager.publish` meanwhile has published it; else the manager does when this returns, if the
-        version is still aspired. Return soon after `version.unaspired` is set.
+        A coordinator may call `Manager.publish` during the wait. Otherwise the manager publishes after the return, if
+        the version is still aspired. Return soon after `version.unaspired` is set.
         """
 
     def serving_changed(self) -> None:
-        """A version was published or withdrawn, or a label moved; called within that step, so that both are one."""
+        """Hear of a published or withdrawn version or a moved label; the call is part of the same synchronous step."""

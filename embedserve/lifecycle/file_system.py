@@ -1,4 +1,7 @@
-"""FileSystem: the disk that a scan asks, as it is. Every call may block, and runs in a thread; knows no model."""
+"""The real file system behind a scan: listings, stats and checks of directories.
+
+Every call may block and runs in a thread. The module knows no model.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from embedserve.saved_model.files.misplaced import Child
 
 __all__ = ["FileSystem"]
 
-# Entries of a directory: far more than models or versions there are, and soon reached where the path was mistaken.
+# Entries of a directory, at most. The limit is far above real counts of models or versions, and a mistaken path soon
+# reaches the limit.
 MAX_ENTRIES = 20_000
 
 
@@ -62,19 +66,19 @@ def _children(
             raise OSError(errno.EFBIG, f"more than {MAX_ENTRIES} entries are in it", str(path))
         try:
             kind = is_directory(entry)
-        except OSError:  # It is there, so that nobody takes it for deleted.
+        except OSError:  # The entry exists; a missing entry would count as deleted.
             kind = True
         if kind is not None:
             yield Child(entry.name, kind)
 
 
 def _leads_to_directory(entry: os.DirEntry[str]) -> bool | None:
-    """None for a link that leads nowhere."""
+    """Tell directories from files; None for a link without a target."""
     if entry.is_dir():
         return True
     return False if entry.is_file() or not entry.is_symlink() else None
 
 
 def _may_be_directory(entry: os.DirEntry[str]) -> bool | None:
-    """As told by the directory that lists it; what a link leads to may hang."""
+    """Judge by the listing alone, because the target of a link may hang."""
     return entry.is_dir(follow_symlinks=False) or entry.is_symlink()

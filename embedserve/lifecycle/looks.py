@@ -1,6 +1,6 @@
-"""Threads for looks at directories, side by side and few: one that hangs keeps its thread and costs the others nothing.
+"""A few threads for looks at directories, side by side: a look that hangs keeps a thread and delays no other look.
 
-Knows neither model nor directory; whoever asks decides when a look has taken too long.
+Knows neither models nor directories, and sets no time limit on a look.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 
 __all__ = ["MOST_THREADS", "Look", "LookThreads", "came_back"]
 
-# Threads of one registry, with those that hang. When all hang, further looks wait until one comes back.
+# Threads of a registry, hung threads included. When all threads hang, further looks wait for a thread to come back.
 MOST_THREADS = 16
-# Seconds for which looks wait behind one that is under way before they get a thread more. Python's threads share one
-# lock with the event loop, so that a healthy disk is looked at by one thread alone.
+# Seconds for which looks wait behind a look under way before another thread starts. Python's threads share a lock with
+# the event loop, so a healthy disk gets a single thread.
 _PATIENCE = 0.05
-# Seconds between two deliveries of results while there is more to look at.
+# Seconds between two deliveries of results while more looks are waiting.
 _DELIVERY_INTERVAL = 0.005
 
 _here = threading.local()
 
 
 class Look:
-    """One call: asked for on the loop, made in a thread, told on the loop.
+    """One call: asked for on the loop, made in a thread, delivered on the loop.
 
     Attributes:
-        call: What to run.
-        begun: When its thread began it, in monotonic seconds; None while it waits for one.
-        since: When it was asked for, begun, or when a part of it last came back.
+        call: The function to run.
+        begun: Start in the thread, in monotonic seconds; None while the look waits for a thread.
+        since: Last sign of life in monotonic seconds: the request, the start or the latest `came_back`.
     """
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -45,17 +45,17 @@ class Look:
 
 
 def came_back() -> None:
-    """From inside a look: a part of it has come back, so that a slow disk is told from one that hangs."""
+    """Note from inside a look that a part is done; the note tells a slow disk from a hung disk."""
     look: Look | None = getattr(_here, "look", None)
     if look is not None:
         look.since = time.monotonic()
 
 
 class LookThreads:
-    """Threads that exist only while there is something to look at; loop only, but for what the threads do.
+    """Threads that exist only while looks are waiting; every method except the threads' own runs on the loop.
 
     Args:
-        told: Called on the loop with each look that came back, and its result or the exception that it raised.
+        told: Called on the loop with each finished look, and the look's result or exception.
     """
 
     def __init__(self, told: Callable[[Look, Any], None]) -> None:
@@ -85,7 +85,7 @@ class LookThreads:
         return look
 
     async def aclose(self, patience: float) -> None:
-        """Begin nothing more, tell nothing more, and wait for what is under way, but not for what hangs."""
+        """Begin and deliver no more looks; wait at most `patience` seconds for looks under way."""
         self._closed = True
         with self._lock:
             self._waiting.clear()
@@ -98,7 +98,7 @@ class LookThreads:
                     await self._came_back.wait()
 
     def _grow(self) -> None:
-        """Start a thread if what waits has none that will soon be free; look again while something waits."""
+        """Start a thread if waiting looks have no thread that is soon free; check again while looks wait."""
         now = time.monotonic()
         with self._lock:
             begun = [look.begun or now for look in self._under_way]
@@ -112,7 +112,7 @@ class LookThreads:
             self._growing = self._loop.call_later(_PATIENCE, self._grow)
 
     def _work(self) -> None:
-        """In a thread: look until nothing waits."""
+        """Run in a thread: make looks until none waits."""
         while (look := self._next()) is not None:
             result: Any
             _here.look = look

@@ -1,6 +1,6 @@
-"""One generation of one version: its state, its error and how many requests hold it.
+"""One generation of a version: state, error and the number of requests in flight.
 
-A generation is one fingerprint of the version's directory. Made and moved by the manager only; loop only.
+A generation is one fingerprint of the version's directory. Only the manager makes and moves generations. Loop only.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["ManagedVersion"]
 
 
 class ManagedVersion:
-    """One generation, from the moment a source names it until it has been unloaded or has failed.
+    """One generation, from the moment a source names the version until the unload or the failure.
 
     Attributes:
-        fingerprint: What the directory looked like when the source named it; None for loaders without one.
-        error: Why the last load attempt failed; stays set while it is retried.
+        fingerprint: The directory's contents when the source named the version; None for loaders without fingerprints.
+        error: The reason why the last load attempt failed; stays set during retries.
         failures: Load attempts that failed in a row.
     """
 
@@ -52,12 +52,12 @@ class ManagedVersion:
 
     @property
     def handles(self) -> int:
-        """Requests that hold this version now."""
+        """Requests that hold the version now."""
         return self._handles
 
     @property
     def failed(self) -> bool:
-        """Whether it ended, or is waiting to be retried, because a load failed."""
+        """Whether a failed load ended the version or awaits a retry."""
         return self.error is not None and self.state in (State.LOADING, State.END)
 
     def snapshot(self) -> VersionSnapshot:
@@ -70,7 +70,7 @@ class ManagedVersion:
         self.state = state
 
     def set_aspired(self, aspired: bool) -> None:
-        """Note whether the source still wants this generation; wakes a load that waits for its retry."""
+        """Note whether the source still wants the generation; False wakes a load that waits for a retry."""
         self.aspired = aspired
         if aspired:
             self.unaspired.clear()
@@ -82,13 +82,13 @@ class ManagedVersion:
         self._handles += 1
 
     def release(self) -> None:
-        """Count one holder less; synchronous, so that it can neither block nor be cancelled."""
+        """Count one holder less; synchronous, so that a release can neither block nor be cancelled."""
         self._handles -= 1
         if not self._handles and self._unused is not None:
             self._unused.set()
 
     async def drained(self) -> None:
-        """Wait until nothing holds this version. Call after it has left the serving map."""
+        """Wait for the last holder's release. Call after the version has left the serving map."""
         if self._handles:
             self._unused = asyncio.Event()
             await self._unused.wait()

@@ -1,6 +1,6 @@
-"""Which load or unload comes next: stateless functions from snapshots of one model's versions to one action.
+"""The next load or unload: stateless functions from snapshots of a model's versions to an action.
 
-Called by the manager after every change until the answer is None. Knows no clock, no loader and no await.
+The manager applies actions until a policy returns None. Policies know no clock, no loader and no await.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class Action(enum.Enum):
-    """What to do with one version."""
+    """A move of a version."""
 
     LOAD = "load"
     UNLOAD = "unload"
@@ -30,7 +30,7 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True, order=True, slots=True)
 class VersionSnapshot:
-    """One generation of one version as the policy sees it; ordered by version, then generation."""
+    """A generation of a version as the policy sees the generation; ordered by version, then generation."""
 
     version: int
     generation: int
@@ -42,12 +42,12 @@ TransitionPolicy = Callable[[Iterable[VersionSnapshot]], tuple[Action, VersionSn
 
 
 def availability_preserving(versions: Iterable[VersionSnapshot]) -> tuple[Action, VersionSnapshot] | None:
-    """Load the new before unloading the old.
+    """Load the new version before unloading the old version.
 
-    A serving generation whose version is about to be replaced by a newer generation is left alone until that one
-    serves, so that requests for exactly this version see no gap either.
+    A serving generation stays until a newer generation of the same version serves. Requests for exactly the version
+    therefore see no gap either.
 
-    Source: TF Serving, availability_preserving_policy.cc; generations are ours.
+    Source: TF Serving, availability_preserving_policy.cc; generations are an addition.
     """
     versions = sorted(versions)
     aspired = [v for v in versions if v.aspired]
@@ -64,7 +64,7 @@ def availability_preserving(versions: Iterable[VersionSnapshot]) -> tuple[Action
 
 
 def resource_preserving(versions: Iterable[VersionSnapshot]) -> tuple[Action, VersionSnapshot] | None:
-    """Unload everything that is not aspired, and only then load: a gap in availability, less memory.
+    """Unload every version that is not aspired, and only then load: a gap in availability, but less memory.
 
     Source: TF Serving, resource_preserving_policy.cc.
     """
@@ -80,9 +80,9 @@ def resource_preserving(versions: Iterable[VersionSnapshot]) -> tuple[Action, Ve
 
 
 def as_told(versions: Iterable[VersionSnapshot]) -> tuple[Action, VersionSnapshot] | None:
-    """Unload whatever is not aspired and load whatever is, in any order: whoever tells what is aspired keeps the order.
+    """Unload unaspired versions and load aspired versions at once; the source of the aspired versions keeps the order.
 
-    A serving generation still waits for the one that replaces it.
+    A serving generation still waits for a newer generation of the same version.
     """
     versions = sorted(versions)
     replacing = {v.version for v in versions if v.aspired and v.state is not State.AVAILABLE}

@@ -1,7 +1,7 @@
-"""Which names under a base path are versions, and which of the versions a model's policy chooses.
+"""Names under a base path to version numbers, and version numbers to a policy's choice.
 
-Pure functions over names and numbers, called by `scan`; they know no directory and do not care whether a version is
-whole (TF Serving: file_system_storage_path_source.cc).
+Pure functions over names and numbers. The functions know no directory, and treat incomplete versions like complete
+versions (TF Serving: file_system_storage_path_source.cc).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST = 2**63 - 1
 
 
 class Duplicate(NamedTuple):
-    """Two names of one version; only `used` counts."""
+    """Two names of the same version; only `used` counts."""
 
     version: int
     used: str
@@ -29,7 +29,7 @@ class Duplicate(NamedTuple):
 
 
 def version_number(name: str) -> int | None:
-    """The version that a directory name stands for, or None: decimal digits only, and it must fit int64."""
+    """Parse a directory name as a version: decimal digits within int64; None for other names."""
     if not _DIGITS.fullmatch(name) or len(name.lstrip("0")) > 19:
         return None
     number = int(name)
@@ -37,10 +37,10 @@ def version_number(name: str) -> int | None:
 
 
 def find_versions(names: Iterable[str], policy: VersionPolicy) -> tuple[dict[int, str], list[Duplicate]]:
-    """Versions among the names of a base path's children, by number.
+    """Find the versions among the names of a base path's children.
 
-    Of several names for one number (`1` and `001`) the lexicographically last one counts, except that the policy for
-    all versions takes the first, as TF Serving does.
+    Several names may mean the same number (`1` and `001`). The lexicographically last name counts. The policy for all
+    versions takes the first name instead, as TF Serving does.
 
     Returns:
         Name by version, and the names left out as duplicates.
@@ -59,7 +59,7 @@ def find_versions(names: Iterable[str], policy: VersionPolicy) -> tuple[dict[int
 
 
 def choose(policy: VersionPolicy, found: Mapping[int, T]) -> dict[int, T]:
-    """The versions that `policy` wants of those found, descending."""
+    """Choose the versions that `policy` wants among the found versions, descending."""
     match policy:
         case LatestVersions(num_versions=count):
             wanted = sorted(found, reverse=True)[:count]
@@ -71,12 +71,12 @@ def choose(policy: VersionPolicy, found: Mapping[int, T]) -> dict[int, T]:
 
 
 def asks_for_none(policy: VersionPolicy) -> bool:
-    """Whether the policy says that nothing shall be served."""
+    """Whether the policy asks to serve no version."""
     return isinstance(policy, SpecificVersions) and not policy.versions
 
 
 def names_only_absent(policy: VersionPolicy, found: Collection[int]) -> bool:
-    """Whether a policy names versions and none of them is there: a slip rather than the wish to serve nothing."""
+    """Whether a policy names versions and all are absent: a slip rather than the wish to serve no version."""
     return (
         isinstance(policy, SpecificVersions) and bool(policy.versions) and not set(policy.versions).intersection(found)
     )

@@ -1,7 +1,6 @@
-"""Hints that something changed in some directories, from the operating system's file events.
+"""Hints from the operating system's file events that directories have changed.
 
-Called by `source`, which scans on every hint and would find everything without them, only later: on network file
-systems and for directories that do not exist there are no events. Knows no model.
+Hints only make scans come sooner: network file systems and missing directories give no events. Knows no model.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ __all__ = ["DirectoryWatch", "WatchTarget"]
 
 logger = logging.getLogger("embedserve")
 
-_STEP_MILLISECONDS = 50  # An event is told when so long nothing else has happened,
-_DEBOUNCE_MILLISECONDS = 200  # but at the latest after this.
-# How soon a watch that was set is noticed, for the scan of what changed before that.
+_STEP_MILLISECONDS = 50  # An event is reported after a quiet time of 50 ms,
+_DEBOUNCE_MILLISECONDS = 200  # but after 200 ms at the latest.
+# How soon a new watch is noticed. The notice starts a scan for changes from before the watch.
 _TIMEOUT_MILLISECONDS = 100
-# Threads at most, each with the directories that were added together; then one takes all.
+# Threads at most; each thread watches the directories that were added together. One more group merges all groups.
 _MAX_GROUPS = 4
-# Seconds that the end waits for threads, which look for it every step; one that is in a hung mount is left.
+# Seconds that closing waits for threads. Threads check for the end every step; a thread in a hung mount is left.
 _CLOSE_SECONDS = 2.0
 
 
@@ -38,7 +37,7 @@ _POLLED = re.compile(r"fuse|nfs|cifs|smb|9p|virtiofs|ceph|glusterfs|lustre|afs|g
 
 
 class WatchTarget(NamedTuple):
-    """A directory that exists, and which one it is: a directory that was made anew needs a new watch."""
+    """An existing directory with its identity: a directory that was made anew needs a new watch."""
 
     path: Path
     device: int
@@ -46,8 +45,13 @@ class WatchTarget(NamedTuple):
 
 
 def polled_devices() -> frozenset[int]:
-    """The devices (`st_dev`) of mounts whose file events tell of this machine's changes only, or cost a walk over a
-    network; blocks. Empty where the system does not list its mounts."""
+    """Find the devices (`st_dev`) of mounts that must be polled; blocks.
+
+    File events of network mounts tell of changes on the local machine only, or cost a walk over the network.
+
+    Returns:
+        The devices; empty where the system does not list mounts.
+    """
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -56,7 +60,7 @@ def polled_devices() -> frozenset[int]:
 
 
 def _polled_device(line: str) -> int | None:
-    """The device in a line of mountinfo (proc(5)), if it is to be polled."""
+    """Parse the device from a line of mountinfo (proc(5)), if the device must be polled."""
     mount, _, file_system = line.partition(" - ")
     fields = mount.split()
     if len(fields) < 3 or _POLLED.match(file_system) is None:
@@ -66,7 +70,7 @@ def _polled_device(line: str) -> int | None:
 
 
 class _Group:
-    """Directories that one thread watches; the thread sets the watch too, because a sick mount may take long for it."""
+    """Directories that one thread watches; the thread also sets the watch, because a sick mount may delay the call."""
 
     def __init__(
         self, targets: frozenset[WatchTarget], hint: Callable[[], None], complain: Callable[..., None]
@@ -79,7 +83,7 @@ class _Group:
         self._deleted: deque[str] = deque()
         self._telling = False
         self.ended = asyncio.Event()
-        self.idle = False  # All of it is polled.
+        self.idle = False  # All directories of the group are polled.
         threading.Thread(target=self._work, name="embedserve-watch", daemon=True).start()
 
     def stop(self) -> None:
@@ -102,13 +106,13 @@ class _Group:
                 rust_timeout=_TIMEOUT_MILLISECONDS,
                 yield_on_timeout=True,
                 stop_event=self._stop,
-                ignore_permission_denied=True,  # Else one directory that cannot be watched takes all with it.
+                ignore_permission_denied=True,  # Otherwise one unreadable directory would end the whole watch.
             )
             for first, _ in enumerate(changes):
-                if not first:  # For what changed before there was a watch on it.
+                if not first:  # For changes from before the watch.
                     self._on_loop(self._hint)
         except Exception as error:
-            # No more watches to be had, a directory that went away just now...: the periodic scan finds everything.
+            # No more watches are available, or a directory has just gone away: the periodic scan finds the changes.
             self._on_loop(self._complain, paths, str(error))
         self._on_loop(self.ended.set)
 
@@ -117,8 +121,10 @@ class _Group:
             self._loop.call_soon_threadsafe(call, *args)
 
     def _notice(self, change: Change, path: str) -> bool:
-        """Takes the place of watchfiles' filter, which hides some directories; letting nothing through keeps it from
-        logging every change in the host's log."""
+        """Take the place of watchfiles' filter, because the default filter hides some directories.
+
+        False for every change keeps watchfiles from logging each change in the host's log.
+        """
         if change.name == "deleted":
             self._deleted.append(path)
         if not self._telling:
@@ -127,7 +133,7 @@ class _Group:
         return False
 
     def _tell(self) -> None:
-        """Hint; a watched directory that was removed is forgotten, since one made in its place would not be watched."""
+        """Give a hint, and forget removed directories: a directory made in the same place needs a new watch."""
         self._telling = False
         deleted = {self._deleted.popleft() for _ in range(len(self._deleted))}
         self.targets = frozenset(target for target in self.targets if str(target.path) not in deleted)
@@ -135,7 +141,7 @@ class _Group:
 
 
 class DirectoryWatch:
-    """Watches one set of directories at a time, in threads; loop only, where nothing waits for a file system."""
+    """Watches one set of directories at a time, in threads; loop only, and no call waits for a file system."""
 
     def __init__(self, hint: Callable[[], None]) -> None:
         self._hint = hint
@@ -143,9 +149,9 @@ class DirectoryWatch:
         self._complaint = ""
 
     def arm(self, targets: Iterable[WatchTarget]) -> None:
-        """Watch these directories; those that are watched already, or where it is still tried, are left alone.
+        """Watch the given directories; running or starting watches of the same directories are left alone.
 
-        A hint comes when a new watch is set: changes until then may have gone unnoticed.
+        A hint comes when a new watch is set, because changes until then may have gone unnoticed.
         """
         wanted = frozenset(targets)
         self._drop([group for group in self._groups if group.ended.is_set() or not group.targets & wanted])
