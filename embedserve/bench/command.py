@@ -37,6 +37,7 @@ from embedserve.server.standalone import run, stop_on_signals
 
 __all__ = ["ProgressBar", "bench"]
 
+# Exit statuses: a failure, and an interruption by a signal (128 + SIGINT, as in shells).
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 

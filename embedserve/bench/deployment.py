@@ -15,6 +15,7 @@ from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
 
 __all__ = ["BATCHING_FILE", "Deployment", "deployment"]
 
+# Name of the file in the generated commands, relative to the server's working directory.
 BATCHING_FILE = "batching.pbtxt"
 _FIELDS = ("max_batch_size", "max_execution_batch_size", "enable_large_batch_splitting", "max_enqueued_batches")
 

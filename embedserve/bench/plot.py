@@ -14,6 +14,7 @@ from embedserve.errors import Code, ConfigError
 
 __all__ = ["check_plot_file", "terminal_plot", "write_plot"]
 
+# Characters: width and height of the text plot, and width of the labels at its left.
 _WIDTH, _HEIGHT = 64, 16
 _LABEL = 10
 _KINDS = (".png", ".svg", ".pdf")

@@ -41,6 +41,7 @@ __all__ = ["PROGRAM", "serve", "server_config"]
 logger = logging.getLogger("embedserve")
 
 PROGRAM = "python -m embedserve"
+# Exit status for bad flags, as in TensorFlow Serving (-1).
 EXIT_BAD_FLAGS = 255
 
 

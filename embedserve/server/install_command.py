@@ -18,6 +18,7 @@ __all__ = ["NAME", "install_command"]
 NAME = "tensorflow_model_server"
 EXIT_BAD_ARGUMENTS = 255
 
+# Line of a script written by this command; only marked files are overwritten.
 _MARK = "# Written by `python -m embedserve install-command`."
 
 

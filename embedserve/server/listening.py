@@ -1,4 +1,4 @@
-"""Where a standalone server listens: hosts → IP addresses → bound sockets. Knows no protocol."""
+"""Converts hosts to IP addresses, and addresses to bound sockets of a standalone server. Knows no protocol."""
 
 from __future__ import annotations
 

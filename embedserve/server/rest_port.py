@@ -35,6 +35,7 @@ logger = logging.getLogger("embedserve")
 KEEP_ALIVE = 300
 # Seconds of a drain for busy clients to receive an answer with `connection: close`.
 LINGER = 0.5
+# Checks for open connections during LINGER: a check every 10 ms.
 LOOKS = 50
 
 Accept: TypeAlias = Callable[

@@ -45,6 +45,7 @@ logger = logging.getLogger("embedserve")
 
 T = TypeVar("T")
 
+# Exit status of a failed start, as in TensorFlow Serving (-1).
 EXIT_FAILED_START = 255
 # Seconds between log lines about models that the start still waits for.
 WAITING_LOG_INTERVAL = 10.0

@@ -26,6 +26,7 @@ from embedserve.verify.ways import Findings, Plan, compare_ways
 
 __all__ = ["verify"]
 
+# Exit statuses: an answer differs, and no comparison was possible.
 EXIT_DIFFERENT = 1
 EXIT_BAD_ARGUMENTS = 2
 

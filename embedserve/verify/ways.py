@@ -35,6 +35,7 @@ __all__ = ["Difference", "Findings", "Plan", "Way", "compare_ways"]
 _PATIENCE = 60.0
 # Microseconds for a request to wait for its group. A whole group is sent within a single turn of the loop.
 _GATHERING = 500
+# Most rows of a batch, the largest of the padded sizes.
 _MOST_ROWS = 1023
 # Sizes of padded batches. No size is a power of two, so no group of made-up requests fills a batch.
 _PADDED = (5, 11, 23, 47, 95, 191, 383, _MOST_ROWS)

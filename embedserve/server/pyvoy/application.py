@@ -42,6 +42,7 @@ __all__ = ["PyvoyApp", "app"]
 
 logger = logging.getLogger("embedserve")
 
+# Exit status after a bug, and after the end of the parent.
 EXIT_BUG = EXIT_ABANDONED = 1
 
 

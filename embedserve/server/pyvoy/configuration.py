@@ -19,6 +19,7 @@ from embedserve.server.listening import EVERY_IPV6
 __all__ = ["ADMIN_SOCKET", "CONFIG_FILE", "envoy_environment", "forget_secrets", "write_configuration"]
 
 APPLICATION = "embedserve.server.pyvoy.application:app"
+# Names of the files in the private directory.
 ADMIN_SOCKET = "admin.sock"
 CONFIG_FILE = "envoy.json"
 _KEY, _CERT, _CA = "key.pem", "cert.pem", "ca.pem"

@@ -23,6 +23,7 @@ Stage: TypeAlias = Literal["opening", "ready", "failed", "reread", "drain", "giv
 """
 
 
+# Most bytes of a line: 64 MiB. The longest line is the configuration, with the config file in compressed form.
 _LONGEST_LINE = 2**26
 
 

@@ -30,6 +30,7 @@ HANDSHAKE = 1.0
 # Seconds between two counts of open connections.
 TELL_INTERVAL = 0.1
 
+# The number in shared memory of a process not accepting.
 _NONE = 2**64 - 1
 
 

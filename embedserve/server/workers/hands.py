@@ -33,6 +33,7 @@ MOST_SUSPECTS = 1000
 # Deaths with the same request in hand before the request is a suspect.
 DEATHS = 2
 
+# Bytes of a description's length, in front of the description.
 _LENGTH = 2
 _SHAPE = attrgetter("shape")
 _WORKER_BYTES = 8 * PLACES + TABLE_BYTES

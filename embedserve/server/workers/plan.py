@@ -22,6 +22,7 @@ __all__ = [
 DEATHS_AT_START = 3
 # Seconds of service after which a dead process is replaced at once.
 STEADY = 10.0
+# Bound of the seconds before a process is replaced.
 LONGEST_DELAY = 60.0
 
 

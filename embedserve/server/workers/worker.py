@@ -361,9 +361,9 @@ def high_descriptors() -> Iterator[None]:
     """Give descriptors opened in the body higher numbers than most descriptors opened later.
 
     When the process is killed, gRPC's listening sockets then close before gRPC's connections. Clients reconnect at once
-    after a lost connection. A listening socket about to close would reset the new connections, and gRPC clients would
-    then fail for a second before the next attempt. Linux closes the descriptors of an ending process from the highest
-    to the lowest (measured).
+    after a lost connection. A listening socket about to close would reset the new connections. gRPC clients would then
+    fail for a second before the next attempt. Linux closes the descriptors of an ending process from the highest to the
+    lowest (measured).
     """
     import resource
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PATH", "WorkerApp"]
 
+# Path of the page; `/-/` cannot collide with TensorFlow Serving's paths.
 PATH = "/-/workers"
 
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
