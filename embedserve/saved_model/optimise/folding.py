@@ -1,6 +1,6 @@
-"""Makes a frozen graph smaller than grappler leaves it: scales go into convolutions' weights, equal constants are one.
+"""Makes a frozen graph smaller after grappler: folds scales into convolutions' weights, and merges equal constants.
 
-Called when a graph is frozen. Works on `GraphDef`s alone: knows no session.
+The module works on `GraphDef`s alone, and knows no session.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ _CONVOLUTIONS = frozenset(("Conv2D", "DepthwiseConv2dNative"))
 _NORMALISATIONS = frozenset(("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"))
 _FLOAT = 1  # DT_FLOAT
 _WORTH_SHARING = 1024
+"""Bytes of a serialized constant from which equal constants are merged."""
 
 
 def fold_channel_scales(graph_def: Any, kept: Iterable[str]) -> Any:
-    """Multiply constant scales of the channels that a convolution puts out into its weights.
+    """Multiply constant scales of a convolution's output channels into the convolution's weights.
 
-    `Mul` by a constant after a convolution goes, and a normalisation in inference becomes the addition of a constant,
-    which TensorFlow then fuses with the convolution and the activation that follows.
+    A `Mul` by a constant after a convolution disappears. A normalisation in inference becomes the addition of a
+    constant, which TensorFlow then fuses with the convolution and the following activation.
 
     Args:
-        graph_def: With constants where it had variables; not changed.
-        kept: Tensors that are fetched: their nodes stay as they are.
+        graph_def: The graph with constants in place of variables; not changed.
+        kept: Fetched tensors: their nodes stay unchanged.
     """
     folded: Any = tf.compat.v1.GraphDef()
     folded.CopyFrom(graph_def)
@@ -45,7 +46,10 @@ def fold_channel_scales(graph_def: Any, kept: Iterable[str]) -> Any:
 
 
 def share_constants(graph_def: Any, kept: Iterable[str]) -> None:
-    """Let equal constants of some size be one: folding makes each signature its own weights. Changes `graph_def`."""
+    """Merge equal constants of at least `_WORTH_SHARING` bytes; changes `graph_def`.
+
+    Folding makes separate weights for each signature.
+    """
     names = {name.partition(":")[0] for name in kept}
     first: dict[bytes, str] = {}
     replaced: dict[str, str] = {}
@@ -64,7 +68,7 @@ def share_constants(graph_def: Any, kept: Iterable[str]) -> None:
 
 
 class _Graph:
-    """The graph while it is changed."""
+    """The graph during the changes."""
 
     def __init__(self, graph_def: Any, kept: Iterable[str]) -> None:
         self._graph_def = graph_def
@@ -73,13 +77,13 @@ class _Graph:
         self._kept = {name.partition(":")[0] for name in kept}
 
     def fold_product(self, node: Any) -> None:
-        """`convolution * constant`, either way round."""
+        """Fold `convolution * constant`, in either order."""
         for product, factor in (tuple(node.input[:2]), tuple(node.input[1::-1])):
             convolution, scale = self._nodes.get(product), self._constant(factor)
             if convolution is None or scale is None or not self._scales(convolution):
                 continue
             channels = self._channels(convolution)
-            # As large as the channels, or one for all of them; anything else grows the output.
+            # The scale has a value per channel or a single value; any further shape would enlarge the output.
             if scale.size in (1, channels) and scale.ndim <= 4 and (scale.size == 1 or scale.shape[-1] == channels):
                 self._scale_weights(convolution, np.broadcast_to(scale.reshape(-1), [channels]))
                 others = [source for source in node.input if source.startswith("^")]
@@ -88,7 +92,7 @@ class _Graph:
                 return
 
     def fold_normalisation(self, node: Any) -> None:
-        """`FusedBatchNorm*` of a convolution, in inference and with constants throughout."""
+        """Fold `FusedBatchNorm*` of a convolution, in inference and with constants throughout."""
         convolution = self._nodes.get(node.input[0])
         parameters = [found for found in map(self._constant, node.input[1:5]) if found is not None]
         if convolution is None or len(parameters) < 4 or not (self._in_inference(node) and self._scales(convolution)):
@@ -107,7 +111,7 @@ class _Graph:
         self._set_inputs(node, inputs)
 
     def _in_inference(self, normalisation: Any) -> bool:
-        """Whether a normalisation uses the moments it is given, and gives nothing but its result."""
+        """Whether a normalisation uses given moments, and only its first output is used."""
         return (
             not normalisation.attr["is_training"].b
             and normalisation.attr["data_format"].s in (b"", b"NHWC")
@@ -116,7 +120,7 @@ class _Graph:
         )
 
     def _scales(self, convolution: Any) -> bool:
-        """Whether a convolution may take over the scale that follows it."""
+        """Whether a convolution may take over the following scale."""
         return (
             convolution.op in _CONVOLUTIONS
             and convolution.attr["T"].type == _FLOAT
@@ -133,7 +137,7 @@ class _Graph:
         return int(weights.shape[3] if convolution.op == "Conv2D" else weights.shape[2] * weights.shape[3])
 
     def _scale_weights(self, convolution: Any, scale: Array) -> None:
-        """Give a convolution weights of its own: others may share those it had."""
+        """Give a convolution weights of its own, as further convolutions may share the old weights."""
         weights = self._constant(convolution.input[1])
         assert weights is not None
         factors = scale if convolution.op == "Conv2D" else scale.reshape(weights.shape[2:])

@@ -1,6 +1,6 @@
-"""Freezes a model: a graph of its own with variables as constants and tables as their contents, folded and smaller.
+"""Freezes a model: makes a folded, smaller graph with variables as constants and with the contents of tables.
 
-Called by `optimising`, which compares what the result answers. Knows no servable and no signature but by its tensors.
+The module knows no servable, and only the tensors of a signature.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["MAX_GRAPH_BYTES", "Frozen", "NotOptimisableError", "freeze"]
 v1 = tf.compat.v1
 
 MAX_GRAPH_BYTES = 2**31 - 1
-"""What a protobuf message, and so a graph with its constants, may hold."""
+"""Largest size of a protobuf message, and so of a graph with its constants, in bytes."""
 
 _VARIABLES = frozenset(("VarHandleOp", "Variable", "VariableV2"))
 _TABLES = frozenset(("HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2"))
-# Stateful as far as TensorFlow's registry goes, but without anything that a run could leave behind or find changed.
+# Stateful in TensorFlow's registry, but without state that runs could change.
 _HARMLESS = frozenset(
     (
         *("Placeholder", "PlaceholderV2", "PlaceholderWithDefault", "Assert", "Print", "PrintV2"),
@@ -39,7 +39,7 @@ _PER_RUN = ("TensorArray", "Stack", "TensorList")
 
 
 class NotOptimisableError(Exception):
-    """The model, or one of its signatures, cannot be optimised as asked; the message says why."""
+    """The model or a signature cannot be optimised as wanted; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Frozen:
     """A graph without variables.
 
     Attributes:
-        graph_def: The graph, with the fed and fetched tensors of the model under their names.
-        tables: What lookup tables hold, by node name: keys and values.
+        graph_def: The graph; the model's fed and fetched tensors keep their names.
+        tables: Keys and values of lookup tables, by node name.
     """
 
     graph_def: Any
     tables: Mapping[str, tuple[Array, Array]]
 
     def open(self, graph: Any) -> Any:
-        """A session of `graph`, into which `graph_def` has been imported, with its tables filled."""
+        """A session with filled tables over `graph`, into which `graph_def` has been imported."""
         feed: dict[Any, Array] = {}
         with graph.as_default():
             fills = [_fill(graph.get_operation_by_name(name), feed, *held) for name, held in self.tables.items()]
@@ -66,16 +66,15 @@ class Frozen:
 
 
 def freeze(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Frozen:
-    """Freeze what a session computes, as far as `fetches` need it.
+    """Freeze the part of a session's graph that `fetches` need.
 
     Args:
-        session: Of the model; reads are added to its graph.
+        session: A session of the model; the function adds reads to the graph.
         feeds, fetches: Tensors that will be fed and fetched.
 
     Raises:
-        NotOptimisableError: The graph would be too large for TensorFlow, or keeps something besides variables and
-            tables.
-        Exception: Whatever TensorFlow raises where it cannot make the graph.
+        NotOptimisableError: The graph would be too large for TensorFlow, or keeps state besides variables and tables.
+        Exception: Any error of TensorFlow during the conversion.
     """
     _check_size(session.graph, fetches)
     _add_reads(session.graph)
@@ -125,7 +124,7 @@ def _too_large(size: int) -> NotOptimisableError:
 
 
 def _add_reads(graph: Any) -> None:
-    """TensorFlow's conversion reads each variable by an operation that models need not hold."""
+    """Add a read of each variable by the name that TensorFlow's conversion expects; models need not hold the read."""
     present = {operation.name for operation in graph.get_operations()}
     with graph.as_default():
         for operation in graph.get_operations():
@@ -138,7 +137,7 @@ def _add_reads(graph: Any) -> None:
 
 
 def _keep_feeds(graph_def: Any, feeds: Iterable[str]) -> None:
-    """Make defaults of constants that a model of TensorFlow 1 feeds: they would be folded away."""
+    """Turn constants that a TensorFlow 1 model feeds into defaults; otherwise folding would remove the constants."""
     fed = {_node(name) for name in feeds}
     for node in [node for node in graph_def.node if node.op == "Const" and node.name in fed]:
         default = graph_def.node.add()
@@ -151,7 +150,7 @@ def _keep_feeds(graph_def: Any, feeds: Iterable[str]) -> None:
 
 
 def _check_state(graph_def: Any) -> None:
-    """Refuse what keeps state that is neither a variable nor a table at the top of the graph."""
+    """Refuse state besides variables, and besides tables at the top of the graph."""
     for node in graph_def.node:
         if node.op not in _TABLES:
             _check_node(node)
@@ -168,7 +167,7 @@ def _check_node(node: Any) -> None:
 
 
 def _contents(session: Any, name: str) -> tuple[Array, Array]:
-    """Keys and values that a lookup table holds now."""
+    """Current keys and values of a lookup table."""
     table = session.graph.get_operation_by_name(name)
     types = {"Tkeys": table.get_attr("key_dtype"), "Tvalues": table.get_attr("value_dtype")}
     with session.graph.as_default():
@@ -181,7 +180,7 @@ def _contents(session: Any, name: str) -> tuple[Array, Array]:
 
 
 def _fill(table: Any, feed: dict[Any, Array], keys: Array, values: Array) -> Any:
-    """The operation that fills a table, which adds what it needs to `feed`."""
+    """The operation that fills a table; adds the operation's placeholders to `feed`."""
     given = {
         "keys": v1.placeholder(table.get_attr("key_dtype"), keys.shape),
         "values": v1.placeholder(table.get_attr("value_dtype"), values.shape),

@@ -1,6 +1,6 @@
-"""Optimised execution: a frozen copy of a loaded version, or one compiled by XLA, that was seen to answer the same.
+"""Optimised execution: a frozen copy of a loaded version, or a copy compiled by XLA, with verified answers.
 
-Called by the loader for models whose owner asked for it. What cannot be had is refused with the reason.
+The module refuses an unavailable optimisation with the reason.
 """
 
 from __future__ import annotations
@@ -33,29 +33,30 @@ __all__ = ["Optimised", "Wanted", "optimise", "reason_of"]
 
 logger = logging.getLogger("embedserve")
 
-# A made-up input may send a loop anywhere.
+# Seconds per run; a made-up input may make a loop very long.
 _PATIENCE = 30.0
-# XLA is given up for a signature as soon as one of its programs takes so many times as long as the frozen graph.
+# Run time relative to the frozen graph. XLA is given up for a signature above `_HOPELESS` for a single program, or
+# above `_NO_GAIN` on average.
 _HOPELESS = 1.5
 _NO_GAIN = 1.0
-# Seconds for three runs: whoever asks for XLA waits for its compiler anyway.
+# Seconds for three runs: the wait for XLA's compiler is far longer anyway.
 _MEASURING = 0.5
-# Each of them needs a program for each batch size.
+# Most row shapes per signature, as each shape needs a program for each batch size.
 _MAX_ROW_SHAPES = 4
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for one version.
+    """The wanted optimisation of a version.
 
     Attributes:
         mode: `freeze`, or `xla`, which freezes too.
-        tolerance: How far answers may be from the plain version's, relative to an output's largest element.
-        path, tags: Where the SavedModel is.
-        operations: What a run of each signature does.
+        tolerance: Largest allowed difference from the plain version's answers, relative to an output's largest element.
+        path, tags: Directory and tag set of the SavedModel.
+        operations: Effects of a run of each signature.
         recorded: Inputs of recorded requests, by signature.
-        samples: Inputs of any number of rows, by signature, for each that takes some.
-        batching: How the version is batched.
+        samples: Inputs of any number of rows, by signature, for each signature with accepted inputs.
+        batching: Batching options of the version.
     """
 
     mode: Literal["freeze", "xla"]
@@ -68,7 +69,7 @@ class Wanted:
     batching: BatchingOptions
 
     def requests(self, signature: Signature) -> list[Tensors]:
-        """Inputs for which answers are compared."""
+        """Inputs for the comparison of answers."""
         rows = (1, 2, 3) if signature.batching.batchable else (1, 2)
         sample = self.samples.get(signature.name)
         made_up = [sample.batch(size) for size in rows] if sample is not None else []
@@ -76,16 +77,16 @@ class Wanted:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes to which batches are padded where there are programs: those allowed, or the powers of two."""
+        """Batch sizes with programs: the allowed sizes, or the powers of two up to the largest batch."""
         most = self.batching.max_batch_size
         powers = itertools.takewhile(lambda size: size < most, (2**power for power in itertools.count()))
         return self.batching.allowed_batch_sizes or (*powers, most)
 
     def shapes(self, signature: Signature) -> list[Tensors]:
-        """Inputs of the shapes that programs are made for, the smallest first.
+        """Inputs with the shapes of the programs, the smallest first.
 
         Raises:
-            NotOptimisableError: There is no telling which shapes will be asked for.
+            NotOptimisableError: The shapes of requests are unknown.
         """
         recorded = _alike(self.recorded.get(signature.name, ()))
         for spec in signature.inputs.values():
@@ -103,7 +104,7 @@ class Wanted:
 
 
 def _alike(requests: Sequence[Tensors]) -> list[list[Tensors]]:
-    """Requests grouped by the sizes of their rows, the most frequent ones first."""
+    """Requests grouped by the sizes of their rows, the most frequent sizes first."""
     groups: dict[object, list[Tensors]] = {}
     for request in requests:
         if all(array.size for array in request.values()):
@@ -114,12 +115,12 @@ def _alike(requests: Sequence[Tensors]) -> list[list[Tensors]]:
 
 @dataclass(frozen=True)
 class Optimised:
-    """What became of it.
+    """The result of an optimisation.
 
     Attributes:
         servable: The optimised copy.
-        refused: Why signatures run frozen although XLA was asked for, by name.
-        batching: How the version is to be batched: padded to the sizes that there are programs for.
+        refused: Why signatures run frozen although XLA was wanted, by name.
+        batching: Batching options of the copy: batches are padded to the sizes with programs.
     """
 
     servable: OptimisedServable
@@ -128,10 +129,10 @@ class Optimised:
 
 
 def optimise(plain: Servable, wanted: Wanted) -> Optimised:
-    """Make the optimised copy of a version and compare its answers with those of `plain`, which goes on serving.
+    """Make the optimised copy of a version and compare its answers with those of `plain`, which continues to serve.
 
     Raises:
-        NotOptimisableError: Why the version must run as it is.
+        NotOptimisableError: The version cannot be optimised; the message says why.
     """
     _check_signatures(plain.signatures, wanted)
     frozen = _freeze(plain, wanted)
@@ -147,7 +148,7 @@ def optimise(plain: Servable, wanted: Wanted) -> Optimised:
         prune=frozen.graph_def.ByteSize() < LARGE_CONSTANTS,
         reads_files_at_run_time=plain.reads_files_at_run_time,
     )
-    del frozen, graph  # The constants are in the session now.
+    del frozen, graph  # The session holds the constants now.
     try:
         apart = [_compare(plain, servable, name, wanted) for name in plain.signatures]
         logger.debug("frozen answers differ by at most %.1e of their size", max(apart, default=0.0))
@@ -213,13 +214,13 @@ def _add_compiled(
 
 
 def reason_of(error: Exception) -> str:
-    """Why something could not be optimised, in one line."""
+    """Why an optimisation failed, in one line."""
     reason = clean(str(error)).partition("\n")[0]
     return reason if isinstance(error, NotOptimisableError) else f"{type(error).__name__}: {reason}"
 
 
 def _compare(plain: Servable, servable: Servable, name: str, wanted: Wanted) -> float:
-    """The largest difference of the answers to the requests of one signature."""
+    """The largest difference of the answers to the requests of a signature."""
     found = [
         _difference(plain, servable, name, inputs, wanted.tolerance)
         for inputs in wanted.requests(plain.signatures[name])
@@ -231,10 +232,10 @@ def _compare(plain: Servable, servable: Servable, name: str, wanted: Wanted) -> 
 
 
 def _difference(plain: Servable, servable: Servable, name: str, inputs: Tensors, tolerance: float) -> float | None:
-    """How far the answers to one request are apart; None where the plain version fails too.
+    """The difference of the answers to a request; None where the plain version fails too.
 
     Raises:
-        NotOptimisableError: Too far, or only the plain version answers.
+        NotOptimisableError: The difference is too large, or only the plain version answers.
     """
     try:
         expected = plain.run(name, inputs, timeout=_PATIENCE)
@@ -257,11 +258,11 @@ def _difference(plain: Servable, servable: Servable, name: str, inputs: Tensors,
 
 
 def _compile(plain: Servable, servable: OptimisedServable, name: str, wanted: Wanted) -> None:
-    """Make a program for each shape, and see that they answer the same and are not slower than the frozen graph.
+    """Make a program for each shape, and check that the programs give equal answers, no slower than the frozen graph.
 
     Raises:
-        NotOptimisableError: They differ, or are slower.
-        ServingError, tf.errors.OpError: XLA cannot compile the signature.
+        NotOptimisableError: The answers differ, or the programs are slower. ServingError, tf.errors.OpError: XLA cannot
+            compile the signature.
     """
     ratios: list[float] = []
     for inputs in wanted.shapes(plain.signatures[name]):

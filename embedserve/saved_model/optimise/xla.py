@@ -1,6 +1,6 @@
-"""A frozen graph's signatures compiled by XLA, for the input shapes they are asked for most; others run as they are.
+"""Compiles a frozen graph's signatures by XLA for the most frequent input shapes; inputs of further shapes run frozen.
 
-Made by `optimising`. XLA makes one program per shape, which takes seconds, so no request may be the first of a shape.
+XLA makes a program per shape, which takes seconds. So programs are made at load, and never for a request.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["OptimisedServable", "add_compiled"]
 
 v1 = tf.compat.v1
 
-# Of a request's inputs, in the order in which they are fed.
+# Shapes of a request's inputs, in the order of the feeds.
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
-# Passed to the programs rather than put into each of them.
+# Bytes. Constants of at least this size are arguments of the programs, not copied into each program.
 _LARGE_CONSTANT = 1024
-# XLA leaves these out, and what they would have refused gets an answer.
+# XLA drops these operations, and would answer a request that TensorFlow refuses.
 _CHECKS = frozenset(("Assert",))
 
 
@@ -34,15 +34,15 @@ def add_compiled(graph: Any, graph_def: Any, signature: Signature) -> Signature:
     """Add a compiled twin of a signature's part of a graph, over the same inputs and constants.
 
     Args:
-        graph: Not yet in a session; it has been imported from `graph_def`.
-        graph_def: Without variables.
-        signature: Over tensors of the graph.
+        graph: The graph imported from `graph_def`, not yet in a session.
+        graph_def: The graph without variables.
+        signature: A signature over tensors of the graph.
 
     Returns:
         The signature over the twin's outputs.
 
     Raises:
-        NotOptimisableError: XLA cannot compile it, or would answer what TensorFlow refuses.
+        NotOptimisableError: XLA cannot compile the signature, or would answer a request that TensorFlow refuses.
     """
     fed = [spec.tensor_name for spec in signature.inputs.values()]
     computed = [spec.tensor_name for spec in signature.outputs.values() if spec.tensor_name not in fed]
@@ -83,7 +83,7 @@ def _part(graph_def: Any, outputs: Sequence[str]) -> Any:
 
 
 def _without_constants(graph_def: Any, fed: Sequence[str]) -> tuple[Any, list[str]]:
-    """The graph without its large constants and what is fed, which are to be given; and the constants' names."""
+    """The graph without fed nodes and large constants, which become arguments; and the constants' names."""
     constants = [
         node.name
         for node in graph_def.node
@@ -108,18 +108,18 @@ def _refuse_checks(body: Any) -> None:
 
 
 class OptimisedServable(SessionServable):
-    """A frozen version; some of its signatures may have programs of XLA for some shapes.
+    """A frozen version; some signatures may have XLA programs for some shapes.
 
     Attributes:
-        kind: `xla` if there are any, else `frozen`.
+        kind: `xla` if a signature has programs, else `frozen`.
     """
 
     def __init__(self, session: Any, compiled: Mapping[str, Signature], *arguments: Any, **options: Any) -> None:
         """Take over a session as `SessionServable` does.
 
         Args:
-            session: Of a frozen graph, with what `add_compiled` added to it.
-            compiled: What that returned, by signature.
+            session: A session of a frozen graph with the twins of `add_compiled`.
+            compiled: Results of `add_compiled`, by signature.
             arguments, options: As for `SessionServable`.
         """
         super().__init__(session, *arguments, **options)
@@ -128,10 +128,10 @@ class OptimisedServable(SessionServable):
         self._shapes: dict[str, set[Shapes]] = {}
 
     def compile(self, signature_name: str, inputs: Tensors) -> None:
-        """Make the program for inputs of these shapes, and run it for them from now on.
+        """Make the program for the shapes of `inputs`, and run the program for these shapes from now on.
 
         Raises:
-            tf.errors.OpError: XLA cannot compile it.
+            tf.errors.OpError: XLA cannot compile the signature.
         """
         plan = self._compiled[signature_name]
         arrays = [inputs[name] for name in plan.fed]
@@ -145,7 +145,7 @@ class OptimisedServable(SessionServable):
         self.kind = "xla" if self._shapes else "frozen"
 
     def close(self) -> None:
-        """As `SessionServable`; the programs go too."""
+        """Close the session as `SessionServable` does, and drop the programs."""
         self._compiled, self._shapes = {}, {}
         super().close()
 

@@ -1,6 +1,6 @@
-"""Servable over `tf.saved_model.load`: one direct call of the signature's function per run.
+"""Servable over `tf.saved_model.load`: a direct call of the signature's function per run.
 
-Made by the loader, run in run threads. Can be stopped in the middle of a run. Knows no batching.
+A run can be stopped in the middle. The module knows no batching.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from embedserve.signature import Signature
 
 __all__ = ["Deadlines", "FunctionServable", "TimedRun"]
 
-# TensorFlow keeps the kernel of each inline signature of an unloaded model, 50-150 KB: so many are let pile up.
+# Kept kernels of unloaded models before all are dropped. TensorFlow keeps the kernel of each inline signature: 50-150
+# KB per kernel.
 _MAX_KEPT_KERNELS = 256
 
-# Seconds between two looks at the timed runs: a run is stopped so much late at most.
+# Seconds between two checks of the timed runs: the largest delay of a stop.
 _TICK = 0.02
-# Seconds without a timed run after which the thread that looks ends.
+# Seconds without a timed run after which the watching thread ends.
 _IDLE = 1.0
 
 
 class TimedRun:
-    """One run and when it has to end."""
+    """A run with its end time on the monotonic clock."""
 
     __slots__ = ("ends_at", "expired", "stop")
 
@@ -46,10 +47,10 @@ class TimedRun:
 
 
 class Deadlines:
-    """The timed runs of now, and the thread that looks after them, which is there only while timed runs are.
+    """The current timed runs, and a thread that stops expired runs; the thread lives only while timed runs exist.
 
-    TensorFlow bounds runs of sessions only. The loop answers whoever waits for a run on time; stopping the run gives
-    its thread back.
+    TensorFlow bounds only runs of sessions. The event loop answers a waiting caller on time; a stopped run frees its
+    thread.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class Deadlines:
         return f"<Deadlines of {len(self._runs)} runs>"
 
     def add(self, run: TimedRun) -> None:
-        """Watch a run; its `stop` is called when its time is over. A `TimedRun` is added once."""
+        """Watch a run; `run.stop` is called at the end of the run's time. A `TimedRun` is added once."""
         with self._lock:
             self._runs.add(run)
             if self._thread is None:
@@ -69,7 +70,7 @@ class Deadlines:
                 self._thread.start()
 
     def remove(self, run: TimedRun) -> None:
-        """The run has ended."""
+        """Forget a run that has ended."""
         with self._lock:
             self._runs.discard(run)
 
@@ -96,7 +97,7 @@ _DEADLINES = Deadlines()
 
 
 class FunctionServable:
-    """One version as TensorFlow functions, from load to `close`."""
+    """A version as TensorFlow functions, from load to `close`."""
 
     kind = "function"
 
@@ -117,14 +118,14 @@ class FunctionServable:
             path: Version directory.
             tags: Tag set of the MetaGraph.
             signatures: Signatures to serve.
-            signature_defs: Their protos, and those of signatures that cannot be called.
+            signature_defs: Protos of the signatures, with uncallable signatures.
             inline: Whether short runs may use kernels that TensorFlow keeps, constants included.
             overwriting: Signatures whose runs follow each other; see `OneAtATime`.
             reads_files_at_run_time: As in `Servable`.
 
         Raises:
-            Exception: Whatever `tf.saved_model.load` raises where it cannot lift the model, and LookupError where a
-                lifted signature is not the one stored.
+            LookupError: A lifted signature differs from the stored signature, or is missing.
+            Exception: Any error of `tf.saved_model.load`.
         """
         with tensorflow_private.quiet_loading():
             self._loaded: Any = tf.saved_model.load(str(path), tags=sorted(tags))
@@ -151,7 +152,7 @@ class FunctionServable:
         cancellation: Cancellation | None = None,
         timeout: float | None = None,
     ) -> dict[str, Array]:
-        """Run one signature; see `Servable.run`. A run that is cancelled ends with code CANCELLED."""
+        """Run a signature; see `Servable.run`. A cancelled run ends with code CANCELLED."""
         function = self._functions[signature_name]
         arrays = [inputs[name] for name in function.arguments]
         if not function.stateless:
@@ -173,11 +174,14 @@ class FunctionServable:
         }
 
     def choose_threads(self, signature_name: str, inputs: Tensors) -> float:
-        """Measure a run, and keep to the caller's own thread where runs are short; the seconds that it took.
+        """Measure a run, and choose the caller's own thread for short runs.
 
         Args:
             signature_name: A stateless signature.
             inputs: Bound inputs of about a request's size that the signature takes.
+
+        Returns:
+            Seconds of the fastest run.
         """
         function = self._functions[signature_name]
         arrays = [inputs[name] for name in function.arguments]
@@ -187,13 +191,13 @@ class FunctionServable:
         return seconds
 
     def check_state(self, *, partly: bool) -> None:
-        """Make sure, of a model that TensorFlow 1 wrote, that no signature reads a variable or table that is unset.
+        """Make sure that no signature of a TensorFlow 1 model reads an unset variable or table.
 
         Args:
-            partly: Only warn where a signature is left that reads nothing unset.
+            partly: Only warn where some signature reads no unset state.
 
         Raises:
-            UnsetStateError: A signature would read what is unset.
+            UnsetStateError: A signature would read unset state.
         """
         model = self._loaded
         unset_state.check(
@@ -202,7 +206,7 @@ class FunctionServable:
 
     @property
     def captured_inputs(self) -> dict[str, Sequence[Any]]:
-        """What each signature's function has captured, variables and tables, by one of its output tensors."""
+        """Captured variables and tables of each signature's function, by the name of an output tensor."""
         return {
             next(iter(self.signatures[name].outputs.values())).tensor_name: function.captured_inputs
             for name, function in self._functions.items()
@@ -217,7 +221,7 @@ class FunctionServable:
 
 
 class _KeptKernels:
-    """Counts the kernels of unloaded models that TensorFlow keeps, and has them dropped when they are many."""
+    """Counts kernels of unloaded models that TensorFlow keeps, and drops the kernels at `_MAX_KEPT_KERNELS`."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -236,7 +240,7 @@ _kept_kernels = _KeptKernels()
 
 
 class _SignatureFunction:
-    """One signature's call and the order in which it takes and gives its tensors."""
+    """A signature's call, with the order of inputs and outputs."""
 
     __slots__ = ("_function", "arguments", "call", "inline", "outputs", "stateless")
 
@@ -265,7 +269,7 @@ class _SignatureFunction:
         return list(self._function.captured_inputs)
 
     def run_inline(self) -> None:
-        """From now on run in the caller's thread."""
+        """Run in the caller's thread from now on."""
         self.call = tensorflow_private.function_call(self._function, inline=True)
         self.inline = True
 

@@ -1,6 +1,6 @@
-"""Opens graph sessions: one of a SavedModel, restored and initialised, or one of a graph alone.
+"""Opens graph sessions: a session of a SavedModel, restored and initialised, or a session of a plain graph.
 
-Called by the loader and by what freezes models. Knows no servable, and of a signature only the tensors it names.
+The module knows no servable, and only the tensors of a signature.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def open_saved_model(
     Args:
         path: Version directory.
         tags: Tag set of the MetaGraph.
-        signatures: What will be run.
-        captured: For variables that the restore op does not set, where another way of loading the model does: the
-            `captured_inputs` of a lifted signature, by one of its output tensors.
-        partly: Open it for the other signatures where only some would read what is unset.
+        signatures: Signatures to run.
+        captured: The `captured_inputs` of lifted signatures, by the name of an output tensor. Their values set
+            variables that the restore op leaves unset.
+        partly: Only warn where some signature reads no unset state.
 
     Raises:
-        UnsetStateError: A signature would read a variable or a table that is unset.
-        Exception: Whatever TensorFlow's loader raises.
+        UnsetStateError: A signature would read an unset variable or table.
+        Exception: Any error of TensorFlow's loader.
     """
     session = _restored(path, tags)
     try:
@@ -64,11 +64,11 @@ def open_saved_model(
 
 
 def open_graph(graph: Any) -> Any:
-    """A session of a graph that is complete and folded; what needs to be initialised in it is not."""
+    """A session of a complete and folded graph; the session runs no initialiser."""
     config = _config()
-    # The graph never grows, so TensorFlow need not keep a second one, constants and all, to build upon.
+    # The graph never grows, so TensorFlow need not keep a second graph with all constants for extensions.
     config.experimental.optimize_for_static_graph = True
-    # Each of these would copy the constants several times, for nothing.
+    # Each of these passes would copy the constants several times without a gain.
     rewrites = config.graph_options.rewrite_options
     rewrites.constant_folding = rewrites.arithmetic_optimization = rewrites.OFF
     rewrites.meta_optimizer_iterations = rewrites.ONE
@@ -83,7 +83,7 @@ def _restored(path: Path, tags: Iterable[str]) -> Any:
                 v1.saved_model.loader.load(session, sorted(tags), str(path))
         except tf.errors.FailedPreconditionError as error:
             session.close()
-            # TF1 init ops may race: a table is filled from a variable that is not there yet, now and then.
+            # TF1 init ops may race: an op fills a table from a variable that is not set yet.
             if attempt == _INIT_ATTEMPTS or "uninitialized" not in (error.message or ""):
                 raise
             logger.info("the init op of %s read a value before it was set; trying again", path)
@@ -96,7 +96,7 @@ def _restored(path: Path, tags: Iterable[str]) -> Any:
 
 
 def _captured_variables(graph: Any, captured: Mapping[str, Sequence[Any]]) -> dict[Any, Any]:
-    """The lifted variable of each handle: a function's node takes what the function has captured, in order and last."""
+    """The lifted variable of each handle. A function's node takes captured inputs last, in order."""
     found: dict[Any, Any] = {}
     for output, values in captured.items():
         call = graph.get_tensor_by_name(output).op
@@ -107,7 +107,7 @@ def _captured_variables(graph: Any, captured: Mapping[str, Sequence[Any]]) -> di
 
 
 def _set_variables(session: Any, handles: Sequence[Any], captured: Mapping[Any, Any]) -> list[Any]:
-    """Give unset variables the values of captured ones; those that there are."""
+    """Give unset variables the values of captured variables; return the handles of the set variables."""
     found = [handle for handle in handles if handle.type == "VarHandleOp" and handle in captured]
     assigns, feed = [], {}
     for handle in found:

@@ -1,6 +1,6 @@
-"""Runs that overwrite a variable with what their request gave: one after the other, so that none reads another's value.
+"""Serialises runs that overwrite a variable with a request's values, so that no run reads another run's value.
 
-Used by the servables around each run of such a signature. Knows no TensorFlow.
+The module knows no TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class OneAtATime:
-    """Lets one run at a time go on among those of the signatures `names` of one servable."""
+    """Lets a single run at a time through, among the runs of the signatures `names` of a servable."""
 
     __slots__ = ("_lock", "names")
 
@@ -28,10 +28,10 @@ class OneAtATime:
         self._lock = threading.Lock()
 
     def run(self, call: Callable[[float | None], T], timeout: float | None) -> T:
-        """Wait for the runs before, then call with the seconds that are left of `timeout`.
+        """Wait for earlier runs, then call `call` with the remaining seconds of `timeout`.
 
         Raises:
-            DeadlineExceededError: `timeout` passed meanwhile.
+            DeadlineExceededError: `timeout` passed during the wait.
         """
         started = time.monotonic()
         if not self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0)):

@@ -1,4 +1,4 @@
-"""How long does a run take, and is it short? What decides which way a version runs, measured at its load."""
+"""Measures the duration of a run at load, for the choice between ways of running a version."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Callable
 __all__ = ["SHORT_RUN", "fastest"]
 
 SHORT_RUN = 0.001
-"""Seconds below which a run is not worth handing to TensorFlow's pool, which costs about 20 µs."""
+"""Seconds. A shorter run stays in the caller's thread, as the hand-over to TensorFlow's pool costs about 20 µs."""
 
-# Short runs are tried often, so that one is undisturbed on a busy machine; long ones shall not make a load long.
+# Bounds in calls and in seconds. Many calls of a short run find an undisturbed run on a busy machine; few calls of a
+# long run keep the load short.
 _FEW, _MANY = 3, 20
 _BUDGET, _MOST = 0.02, 0.1
 
 
 def fastest(call: Callable[[], object], most: float = _MOST) -> float:
-    """Seconds of the fastest of up to twenty calls after a first one, which compiles.
+    """Seconds of the fastest of up to twenty calls after a first call, which compiles.
 
-    After three of them none is begun after 20 ms, and none at all after `most` seconds.
+    After three calls, no call begins once the calls took 20 ms in sum. No call begins after `most` seconds.
     """
     call()
     times: list[float] = []

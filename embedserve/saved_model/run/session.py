@@ -1,6 +1,6 @@
-"""Servable over a graph session: for what runs faster there, holds large constants, or cannot be lifted.
+"""Servable over a graph session: for versions that run faster in a session, hold large constants, or cannot be lifted.
 
-Made by the loader, run in run threads. A run can be bounded in time, not stopped at will. Knows no batching.
+A time limit can stop a run, a cancellation cannot. The module knows no batching.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ __all__ = ["FeedSpec", "Plan", "SessionServable"]
 
 v1 = tf.compat.v1
 
-# Feeds and what is fetched or run, each by tensor name, an op as `^name`.
+# Tensor names of the feeds, and of the fetches and targets; an op is written `^name`.
 _GraphChoice: TypeAlias = tuple[frozenset[str], frozenset[str]]
 _HANDLES = (tf.resource, tf.variant)
 
-# A client chooses which outputs are computed, and TensorFlow compiles and keeps the graph of each choice.
+# Most output choices per signature. TensorFlow compiles and keeps a graph for each choice of a client.
 _MAX_OUTPUT_CHOICES = 32
 _MAX_LIMIT_MS = 2**31 - 1
-# TensorFlow also keeps the graph of each choice of feeds, fetches and targets, until the session is closed.
+# Most choices of feeds, fetches and targets. TensorFlow keeps the graph of each choice until the session is closed.
 _MAX_GRAPH_CHOICES = 256
 
 FeedSpec: TypeAlias = tuple[np.dtype[Any], tuple[int, ...]]
-"""What is declared of a feed: its dtype and shape."""
+"""The declared dtype and shape of a feed."""
 
 
 class SessionServable:
-    """One version as a graph and the session that runs it, from load to `close`."""
+    """A version as a graph and the session that runs the graph, from load to `close`."""
 
     kind = "session"
 
@@ -58,15 +58,15 @@ class SessionServable:
         prune: bool = True,
         reads_files_at_run_time: bool = False,
     ) -> None:
-        """Take over a session, to be closed by `close`.
+        """Take over a session; `close` closes the session.
 
         Args:
-            session: As `graph_session` opens it; nothing is added to its graph any more.
+            session: A session from `graph_session`; its graph becomes final.
             signatures: Signatures to serve.
-            signature_defs: Their protos, and those of signatures that cannot be called.
+            signature_defs: Protos of the signatures, with uncallable signatures.
             looping: Signatures whose runs may take any time.
             overwriting: Signatures whose runs follow each other; see `OneAtATime`.
-            prune: Compute only the outputs asked for; each choice costs a copy of the constants it needs.
+            prune: Compute only the requested outputs; each choice costs a copy of the needed constants.
             reads_files_at_run_time: As in `Servable`.
         """
         self.signatures = signatures
@@ -96,10 +96,10 @@ class SessionServable:
         cancellation: Cancellation | None = None,
         timeout: float | None = None,
     ) -> dict[str, Array]:
-        """Run one signature, computing only the named outputs; see `Servable.run`.
+        """Run a signature, and compute only the named outputs; see `Servable.run`.
 
-        TensorFlow offers no way to stop a session's run, so `cancellation` has no effect once it has begun; `timeout`
-        bounds every run but those of signatures that were measured to be short.
+        TensorFlow cannot stop a session's run, so `cancellation` has no effect after the start of a run. `timeout`
+        bounds every run except runs of signatures measured as short.
         """
         if timeout is not None and timeout <= 0:
             raise DeadlineExceededError(TIMED_OUT)
@@ -125,7 +125,7 @@ class SessionServable:
         return outputs
 
     def choose_threads(self, signature_name: str, inputs: Tensors) -> None:
-        """Measure a run in the caller's own thread, and keep to that where runs are short and cannot loop.
+        """Measure a run in the caller's own thread, and keep to the caller's thread for short runs without loops.
 
         Args:
             signature_name: A stateless signature.
@@ -135,7 +135,7 @@ class SessionServable:
             return
         plan = self._find_plan(signature_name, None, inputs)
         arrays = [inputs[name] for name in plan.fed]
-        # Twice as long in the pool, or more, can only be a long run: no need to compile the graph once more.
+        # A run of twice `SHORT_RUN` in the pool is long in any thread, so a second compiled graph is not needed.
         if plan.fetches and run_time.fastest(lambda: plan.run(arrays, 0)) < 2 * run_time.SHORT_RUN:
             call = tensorflow_private.session_callable(self._session, plan.feeds, plan.fetches)
             if run_time.fastest(lambda: call(*arrays)) < run_time.SHORT_RUN:
@@ -151,12 +151,12 @@ class SessionServable:
         cancellation: Cancellation | None = None,
         timeout: float | None = None,
     ) -> list[Array]:
-        """Feed and fetch any tensors of the graph and run the ops `targets`, as `SessionService.SessionRun` asks for.
+        """Feed and fetch any tensors of the graph and run the ops `targets`, for `SessionService.SessionRun`.
 
-        `timeout` bounds every such run; `cancellation` is looked at before it begins.
+        `timeout` bounds every such run; `cancellation` counts only before the start of the run.
 
         Raises:
-            InvalidInputError, RequestTooLargeError: As `check_graph`.
+            InvalidInputError, RequestTooLargeError: As in `check_graph`.
             InferenceError: With the canonical code of TensorFlow's error.
             DeadlineExceededError: `timeout` passed.
         """
@@ -178,16 +178,16 @@ class SessionServable:
         ]
 
     def check_graph(self, feeds: Mapping[str, FeedSpec], fetches: Sequence[str], targets: Sequence[str] = ()) -> None:
-        """Check what `run_graph` is asked for, before any value of a feed is read; from any thread.
+        """Check a request for `run_graph`, before the read of a feed's values; callable from any thread.
 
-        A feed may be any tensor of the graph, a file's name for one. So no operation may run that writes state or
-        files, opens files that a tensor names, or reaches for another machine: except where a signature's own run, fed
-        through its own inputs alone, runs the same operations.
+        A feed may replace any tensor of the graph, such as the name of a file. So no operation may run that writes
+        state or files, opens files that a tensor names, or contacts another machine. Operations of a signature's own
+        run are allowed, if only the signature's inputs are fed.
 
         Raises:
-            InvalidInputError: A tensor or op that is not there, a feed that does not fit the tensor it is for, a tensor
-                that has no value, or an operation that may not run.
-            RequestTooLargeError: Too many different choices of feeds, fetches and targets: each stays compiled.
+            InvalidInputError: A tensor or op is missing, a feed does not fit its tensor, a tensor has no value, or an
+                operation may not run.
+            RequestTooLargeError: Too many different choices of feeds, fetches and targets: each choice stays compiled.
         """
         graph = self._session.graph
         fed: set[str] = set()
@@ -202,7 +202,7 @@ class SessionServable:
         choice = frozenset(fed), frozenset(fetched | run)
         if choice in self._choices:
             return
-        # A reader half way through knows less: one at a time.
+        # The reader fills its caches during a read, and half-filled caches hide operations: the lock admits one thread.
         with self._reading:
             if self._reader is None:
                 self._reader = GraphReader(v1.MetaGraphDef(graph_def=self._session.graph.as_graph_def()))
@@ -220,7 +220,7 @@ class SessionServable:
             self._choices.add(choice)
 
     def _is_within_a_signature(self, reader: GraphReader, fed: frozenset[str], wanted: frozenset[str]) -> bool:
-        """Whether some signature's run runs all of this, with no other feeds."""
+        """Whether a signature's own run includes all nodes, without further feeds."""
         nodes = reader.reached(wanted, fed)
         for signature in self.signatures.values():
             inputs = {spec.tensor_name for spec in signature.inputs.values()}
@@ -230,13 +230,13 @@ class SessionServable:
         return False
 
     def close(self) -> None:
-        """End the session and drop the graph; runs that are still going on fail."""
+        """End the session and drop the graph; current runs fail."""
         self._plans = {}
         self._session.close()
         self._session = None
 
     def _find_plan(self, signature_name: str, choice: tuple[str, ...] | None, inputs: Tensors) -> Plan:
-        """The plan for these inputs, made where it is the first of its kind."""
+        """The plan for the given inputs; made for the first request of a choice."""
         return self._plans.get((signature_name, choice)) or self._make_plan(signature_name, choice)
 
     def _make_plan(self, signature_name: str, choice: tuple[str, ...] | None) -> Plan:
@@ -254,17 +254,17 @@ class SessionServable:
 
 
 class Plan:
-    """How one choice of a signature's outputs is run.
+    """Names and calls to run a choice of a signature's outputs.
 
     Attributes:
         choice: Outputs computed, None for all.
-        stateless: The signature's.
-        fed: Input names in the order in which their arrays are given.
-        feeds, fetches: Tensor names, each once: TensorFlow refuses repeated ones.
+        stateless: Whether the signature is stateless.
+        fed: Input names in the order of the arrays.
+        feeds, fetches: Tensor names without repetition: TensorFlow refuses a repeated name.
         fetched: Output name, dtype and index among the fetches.
-        passed_on: Outputs that are an input itself, which TensorFlow refuses to fetch: output and input name.
+        passed_on: Output and input names of outputs that equal an input: TensorFlow refuses to fetch an input.
         run: Runs in TensorFlow's pool, with a time limit.
-        short: Runs in the caller's thread, without one; None where runs are long.
+        short: Runs in the caller's thread, without a time limit; None for long runs.
     """
 
     __slots__ = ("choice", "fed", "feeds", "fetched", "fetches", "passed_on", "run", "short", "stateless")
@@ -284,14 +284,14 @@ class Plan:
         self.short: Callable[..., list[Any]] | None = None
 
     def compute(self, arrays: Sequence[Array], timeout: float | None) -> list[Any]:
-        """Run and return what was fetched, which may be nothing."""
+        """Run and return the fetched values; an empty list without fetches."""
         if self.short is not None:
             return self.short(*arrays)
         return self.run(arrays, _limit(timeout)) if self.fetches else []
 
 
 def _limit(timeout: float | None) -> int:
-    """Milliseconds for `RunOptions`, where 0 is no limit."""
+    """Milliseconds for `RunOptions`; 0 is no limit."""
     return 0 if timeout is None else min(max(1, round(timeout * 1000)), _MAX_LIMIT_MS)
 
 

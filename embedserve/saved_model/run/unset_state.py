@@ -1,6 +1,6 @@
-"""Finds variables and tables that a run may read though nothing has set them, in a graph that has been loaded.
+"""Finds unset variables and tables that a run of a loaded graph may read.
 
-Called by both kinds of servable, each with its own way to compute tensors of the graph. Sets nothing itself.
+The caller gives a function that computes tensors of the graph. The module sets no state.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["Compute", "UnsetStateError", "check", "reached"]
 logger = logging.getLogger("embedserve")
 
 Compute: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
-"""Values of tensors of the graph, numpy arrays or bools; raises what TensorFlow raises."""
+"""Values of tensors of the graph, numpy arrays or bools; raises TensorFlow's errors."""
 
 _RESOURCES, _REFERENCES = frozenset(("VarHandleOp",)), frozenset(("Variable", "VariableV2"))
 _TABLES = frozenset(("HashTable", "HashTableV2"))
 _STATE = _RESOURCES | _REFERENCES | _TABLES
-# What hands a handle on without reading what it stands for; of a reference, `Identity` reads.
+# Operations that pass a handle on without a read of its state; for a reference, `Identity` reads.
 _PASS_REFERENCES = frozenset(
     f"Ref{name}" for name in ("Identity", "Enter", "Exit", "Merge", "NextIteration", "Switch", "Select")
 )
@@ -45,11 +45,11 @@ _ASK = frozenset(("VarIsInitializedOp", "IsVariableInitialized"))
 
 
 class UnsetStateError(LookupError):
-    """Signatures read a variable or a table that nothing has set.
+    """Signatures read an unset variable or table.
 
     Args:
-        found: What is unset, as the beginning of a sentence.
-        spared: Whether there are signatures that do not.
+        found: The unset state, as the beginning of a sentence.
+        spared: Whether some signature reads no unset state.
     """
 
     def __init__(self, found: str, spared: bool) -> None:
@@ -69,20 +69,21 @@ def check(
     *,
     partly: bool = False,
 ) -> None:
-    """Make sure that no signature reads what nothing has set before.
+    """Make sure that no signature reads unset state.
 
-    Keras 3 models written by `tf.saved_model.save` are so in a session: TensorFlow Serving loads them and fails at
-    every request. TensorFlow 1 models without an init op are so, whose local variables and tables nothing restores.
+    Keras 3 models written by `tf.saved_model.save` read unset state in a session: TensorFlow Serving loads such a model
+    and fails at every request. TensorFlow 1 models without an init op also do: no op restores their local variables and
+    tables.
 
     Args:
-        graph: Of the model; operations are added to it.
-        compute: Runs it.
-        signatures: What will be run.
-        set_otherwise: Sets what it can of the unset handles, and returns these.
-        partly: Only warn where a signature is left that reads nothing unset.
+        graph: The model's graph; the check adds operations to the graph.
+        compute: Computes tensors of the graph.
+        signatures: Signatures to run.
+        set_otherwise: Sets some of the unset handles, and returns the set handles.
+        partly: Only warn where some signature reads no unset state.
 
     Raises:
-        UnsetStateError: A signature would read what is unset.
+        UnsetStateError: A signature would read unset state.
     """
     read = {signature.name: _read_before_set(_operations(graph, signature)) for signature in signatures}
     handles = sorted(set().union(*read.values()), key=lambda handle: str(handle.name))
@@ -111,8 +112,8 @@ def _operations(graph: Any, signature: Signature) -> set[Any]:
 
 
 def reached(graph: Any, fetches: Iterable[str], feeds: Iterable[str] = ()) -> set[Any]:
-    """Every operation of a graph that computing the tensors `fetches` needs when the tensors `feeds` are given."""
-    given = {graph.get_tensor_by_name(name).name for name in feeds}  # Not every tensor can be put into a set.
+    """Every operation that a computation of the tensors `fetches` needs when the tensors `feeds` are given."""
+    given = {graph.get_tensor_by_name(name).name for name in feeds}  # Names, as some tensors are not hashable.
     todo = [tensor.op for name in fetches if (tensor := graph.get_tensor_by_name(name)).name not in given]
     seen = set(todo)
     while todo:
@@ -124,7 +125,7 @@ def reached(graph: Any, fetches: Iterable[str], feeds: Iterable[str] = ()) -> se
 
 
 def _read_before_set(operations: set[Any]) -> set[Any]:
-    """The handles of variables and tables that a run may read before the run itself has set them."""
+    """The handles of variables and tables that a run may read before the same run sets the state."""
     handles: dict[str, set[Any]] = {}
     for operation in operations:
         if operation.type in _STATE:
@@ -137,14 +138,14 @@ def _read_before_set(operations: set[Any]) -> set[Any]:
 
 
 def _state_name(handle: Any) -> str:
-    """Handles with this name in common are the same state (TensorFlow: resource_mgr.h)."""
+    """The name of a handle's state: handles with the same name share their state (TensorFlow: resource_mgr.h)."""
     name = handle.get_attr("shared_name").decode() or handle.name
     return f"{handle.type in _TABLES}/{handle.get_attr('container').decode()}/{name}"
 
 
 def _may_read_unset(handles: set[Any], users: Mapping[Any, set[Any]]) -> bool:
-    """Whether an operation reads what no earlier operation of the same run is sure to have set."""
-    same = set(handles)  # With what hands the handle on.
+    """Whether an operation may read state before an earlier operation of the same run has set the state."""
+    same = set(handles)  # The handles, with operations that pass a handle on.
     todo = list(handles)
     touching: set[Any] = set()
     passing = _PASS_REFERENCES if any(handle.type in _REFERENCES for handle in handles) else _PASS_HANDLES
@@ -157,17 +158,17 @@ def _may_read_unset(handles: set[Any], users: Mapping[Any, set[Any]]) -> bool:
                     same.add(user)
                     todo.append(user)
     if any(user.type in _ASK for user in touching):
-        return False  # A model that asks whether its variable is set has an answer for both cases.
+        return False  # A model that asks whether its variable is set handles both cases.
     after = _surely_after([operation for operation in touching if operation.type in _SET], users)
     return any(user.type not in _SET and user.type not in passing and user not in after for user in touching)
 
 
 def _surely_after(assigns: Iterable[Any], users: Mapping[Any, set[Any]]) -> set[Any]:
-    """Operations that run only when one of `assigns` has run before."""
+    """Operations that run only after an operation of `assigns`."""
     todo, after = list(assigns), set(assigns)
     while todo:
         for user in users.get(todo.pop(), ()):
-            # Either side of a branch brings a Merge about; a loop's first round comes from its Enter alone.
+            # Either side of a branch triggers a Merge; a loop's first turn comes from the Enter alone.
             sure = user.type not in ("Merge", "RefMerge") or all(
                 tensor.op in after
                 for tensor in user.inputs
@@ -180,7 +181,7 @@ def _surely_after(assigns: Iterable[Any], users: Mapping[Any, set[Any]]) -> set[
 
 
 def _unset_handles(graph: Any, compute: Compute, handles: Sequence[Any]) -> list[Any]:
-    """Those of the handles whose variable or table has no value yet."""
+    """The handles whose variable or table has no value yet."""
     variables = [handle for handle in handles if handle.type not in _TABLES]
     with graph.as_default():
         checks = [_is_set(handle) for handle in variables]
@@ -202,7 +203,7 @@ def _is_set(handle: Any) -> Any:
 
 
 def _nothing_found(table: Any) -> Any:
-    """What a table has for no key at all, which only a table that is set tells."""
+    """A table's answer to zero keys: the lookup fails for an unset table."""
     keys, values = (tf.as_dtype(table.get_attr(name)) for name in ("key_dtype", "value_dtype"))
     given = [table.outputs[0], tf.zeros([0], keys), tf.zeros([], values)]
     op = "LookupTableFind" if table.type == "HashTable" else "LookupTableFindV2"

@@ -1,1 +1,1 @@
-"""TensorFlow Lite models: what their file says, and how interpreters run them."""
+"""TensorFlow Lite models: the contents of a model's file, and interpreters that run a model."""

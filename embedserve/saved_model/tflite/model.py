@@ -1,7 +1,7 @@
-"""What a `model.tflite` says before an interpreter loads it: its inputs and outputs, its signatures, its operations.
+"""Reads a `model.tflite` before an interpreter loads the file: inputs and outputs, signatures, operations.
 
-Called by the loader. Signatures as TensorFlow Serving finds them (`tflite_session.cc`): `SignatureDef`s in the metadata
-entry `signature_defs_metadata`, or one that is made up from the tensors. Words of errors are its own.
+Signatures follow TensorFlow Serving (`tflite_session.cc`): `SignatureDef`s in the metadata entry
+`signature_defs_metadata`, or a signature made up from the tensors. Error messages follow TensorFlow Serving too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _TENSOR_IS_VARIABLE, _TENSOR_SHAPE_SIGNATURE, _TENSOR_HAS_RANK = 5, 7, 8
 _METADATA_NAME, _METADATA_BUFFER = 0, 1
 _BUFFER_DATA = 0
 
-# TensorType of the schema; resources, variants and numbers of less than a byte have no values here.
+# TensorType of the schema. Resources, variants and numbers of less than a byte are left out, as they have no values
+# here.
 _DTYPES = dict(enumerate(("float", "half", "int32", "uint8", "int64", "string", "bool", "int16", "complex64", "int8")))
 _DTYPES |= {10: "double", 11: "complex128", 12: "uint64", 15: "uint32", 16: "uint16"}
 
@@ -52,7 +53,7 @@ def _operators(text: str) -> dict[int, str]:
     return {int(number): name for name, number in pairs}
 
 
-# Take any shape, and give an element for an element (design rule 9).
+# These operators take any shape, and give an element for an element (design rule 9).
 _ELEMENT_WISE = _operators("""
     ADD 0, DEQUANTIZE 6, FLOOR 8, LOGISTIC 14, MUL 18, RELU 19, RELU_N1_TO_1 20, RELU6 21, TANH 28, SUB 41, DIV 42,
     EXP 47, CAST 53, MAXIMUM 55, MINIMUM 57, LESS 58, NEG 59, GREATER 61, GREATER_EQUAL 62, LESS_EQUAL 63, SIN 66,
@@ -69,13 +70,13 @@ _STATELESS_CUSTOM = frozenset(("ParseExample", "ParseExampleV2"))
 
 @dataclass(frozen=True, slots=True)
 class TfliteTensor:
-    """A tensor that goes into the model or comes out of it.
+    """An input or output tensor of a model.
 
     Attributes:
-        index: What interpreters call it.
-        name: With the suffix `:0` that converters leave on it.
+        index: Index for interpreters.
+        name: Name with the suffix `:0` that converters leave.
         dtype: Row of the dtype table.
-        shape: Sizes, -1 where unknown; None as a whole when the rank is unknown.
+        shape: Sizes, -1 for an unknown size; None for an unknown rank.
     """
 
     index: int
@@ -85,11 +86,11 @@ class TfliteTensor:
 
     @property
     def alias(self) -> str:
-        """What a made-up signature calls it."""
+        """The tensor's name in a made-up signature."""
         return self.name.partition(":")[0]
 
     def spec(self, alias: str) -> TensorSpec:
-        """The tensor in a signature: inputs are resized along dimension 0, whatever size the converter has seen."""
+        """The tensor in a signature. Inputs are resized along dimension 0, so dimension 0 becomes unknown."""
         shape: tuple[int | None, ...] | None = None
         if self.shape is not None:
             shape = tuple(None if size < 0 or i == 0 else size for i, size in enumerate(self.shape))
@@ -98,14 +99,14 @@ class TfliteTensor:
 
 @dataclass(frozen=True)
 class TfliteModel:
-    """One TFLite file, read.
+    """The contents of a TFLite file.
 
     Attributes:
-        inputs, outputs: Of its first subgraph, in the file's order.
+        inputs, outputs: Tensors of the first subgraph, in the file's order.
         signature_defs: Every `SignatureDef` by name, stored or made up.
-        signatures: What of them can be called, with the dtypes and shapes of the tensors.
-        operations: What a run does.
-        has_variables: Some tensors keep values between runs.
+        signatures: The callable signatures, with the dtypes and shapes of the tensors.
+        operations: Effects of a run.
+        has_variables: Whether some tensor keeps values between runs.
     """
 
     inputs: tuple[TfliteTensor, ...]
@@ -120,7 +121,7 @@ def read_model(data: bytes) -> TfliteModel:
     """Read the bytes of a `model.tflite`.
 
     Raises:
-        LoadError: It is no TFLite model, has a tensor of an unknown type, or signatures that do not fit it.
+        LoadError: The bytes are no TFLite model, a tensor has an unknown type, or signatures do not fit the tensors.
     """
     try:
         model = root(data)
@@ -153,7 +154,7 @@ def _tensor(tensors: Sequence[Table], index: int) -> TfliteTensor:
     number = tensor.number(_TENSOR_TYPE, "b")
     if number not in _DTYPES:
         raise LoadError(f"Unknown TfLite type: {number}", code=Code.INTERNAL)
-    # Tensors of unknown size have -1 in their signature, where there is one, and 1 in their shape.
+    # Tensors of unknown size have -1 in their shape signature, if any, and 1 in their shape.
     shape = tensor.integers(_TENSOR_SHAPE_SIGNATURE) or tensor.integers(_TENSOR_SHAPE)
     ranked = bool(shape) or bool(tensor.number(_TENSOR_HAS_RANK, "b"))
     name = tensor.octets(_TENSOR_NAME).decode()
@@ -161,7 +162,7 @@ def _tensor(tensors: Sequence[Table], index: int) -> TfliteTensor:
 
 
 def _operations(model: Table) -> Operations:
-    """What the operators of all subgraphs do; a subgraph that nothing calls is taken as called."""
+    """Effects of the operators of all subgraphs; every subgraph counts as called."""
     codes = list(model.tables(_MODEL_OPERATOR_CODES))
     found = Operations()
     for graph in model.tables(_MODEL_SUBGRAPHS):
@@ -174,7 +175,7 @@ def _operations(model: Table) -> Operations:
 
 
 def _look_at(code: Table, found: Operations) -> None:
-    # Numbers over 127 did not fit the old field, which then says so.
+    # Numbers over 127 do not fit into the old field; the old field then holds 127.
     number = max(code.number(_CODE_OLD_NUMBER, "b"), code.number(_CODE_NUMBER))
     name = code.octets(_CODE_CUSTOM_NAME).decode("utf-8", "replace")
     if number == _CUSTOM and name not in _STATELESS_CUSTOM:
@@ -188,7 +189,7 @@ def _look_at(code: Table, found: Operations) -> None:
 
 
 def _is_large_constant(tensor: Table, buffers: Sequence[Table]) -> bool:
-    """Whether a tensor is a constant of several elements, which broadcasting could blow a small input up with."""
+    """Whether a tensor is a constant of several elements, and so can enlarge an input by broadcasting."""
     if math.prod(tensor.integers(_TENSOR_SHAPE)) == 1:
         return False
     return bool(buffers[tensor.number(_TENSOR_BUFFER, "I")].octets(_BUFFER_DATA))
@@ -198,7 +199,7 @@ def _is_large_constant(tensor: Table, buffers: Sequence[Table]) -> bool:
 
 
 def _stored_signatures(model: Table) -> dict[str, Any] | None:
-    """The `SignatureDef`s in the file's metadata, or None where it has none."""
+    """The `SignatureDef`s in the file's metadata, or None for a file without the metadata entry."""
     for entry in model.tables(_MODEL_METADATA):
         if entry.octets(_METADATA_NAME) == _SIGNATURES_ENTRY:
             buffer = list(model.tables(_MODEL_BUFFERS))[entry.number(_METADATA_BUFFER, "I")]
@@ -213,7 +214,7 @@ def _signature_defs(data: bytes) -> dict[str, Any]:
     try:
         entries = flexbuffers.GetRoot(bytearray(data)).AsMap
         for key, value in zip(entries.Keys, entries.Values, strict=True):
-            # A string that is no text.
+            # The string holds bytes, not text.
             definitions[key.AsKey] = SignatureDef.FromString(bytes(value.AsStringBytes))
     except (DecodeError, TypeError, ValueError, IndexError, struct.error, AttributeError) as error:
         raise LoadError(
@@ -227,7 +228,7 @@ def _made_up_signature(inputs: Sequence[TfliteTensor], outputs: Sequence[TfliteT
     for tensors, infos in ((inputs, definition.inputs), (outputs, definition.outputs)):
         aliases = Counter(tensor.alias for tensor in tensors)
         for tensor in tensors:
-            # `call:0` and `call:1` are two outputs of one function: one alias would hide one of them.
+            # `call:0` and `call:1` are two outputs of a function: a common alias would hide an output.
             info = infos[tensor.alias if aliases[tensor.alias] == 1 else tensor.name]
             info.name = tensor.name
             info.dtype = tensor.dtype.number
@@ -238,7 +239,7 @@ def _made_up_signature(inputs: Sequence[TfliteTensor], outputs: Sequence[TfliteT
 
 
 def _resolved(specs: Mapping[str, TensorSpec], tensors: Sequence[TfliteTensor], kind: str) -> dict[str, TensorSpec]:
-    """A signature's specs with the dtype and the shape of the tensors that they name."""
+    """A signature's specs with the dtypes and shapes of the named tensors."""
     by_name = {tensor.name: tensor for tensor in tensors}
     resolved = {}
     for alias, spec in specs.items():

@@ -1,7 +1,7 @@
-"""Servable over TensorFlow Lite interpreters, one per run at a time, all on one copy of the model's bytes.
+"""Servable over TensorFlow Lite interpreters, each for a single run at a time, over a shared copy of the model's bytes.
 
-Made by the loader, run in run threads. An interpreter cannot be interrupted: `timeout` and cancellation end the wait
-for a free one, and a run that has begun goes on to its end. Knows no batching.
+An interpreter cannot be interrupted: `timeout` and cancellation end the wait for a free interpreter, and a run always
+finishes. The module knows no batching.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ __all__ = ["MissingOperationError", "TfliteServable"]
 
 logger = logging.getLogger("embedserve")
 
-# XNNPACK, which runs most models, refuses more, and writes past its arrays from rank 10 on.
+# Highest rank of an input. XNNPACK, which runs most models, refuses a higher rank, and writes past its arrays from rank
+# 10 on.
 _MAX_RANK = 6
 _MISSING_OPERATION = ("unresolved custom op", "Select TensorFlow op")
 
@@ -40,12 +41,12 @@ class MissingOperationError(LoadError):
 
 
 class TfliteServable:
-    """One version as a TFLite model and its interpreters, from load to `close`.
+    """A version as a TFLite model and its interpreters, from load to `close`.
 
     Args:
-        data: The model file; shared by all interpreters, so a file that changes cannot pull memory from under them.
-        model: What it says.
-        interpreters: How many runs may go on at once.
+        data: Bytes of the model file, shared by all interpreters; a later change of the file has no effect.
+        model: The contents of the file.
+        interpreters: Number of simultaneous runs.
 
     Raises:
         LoadError: No interpreter can be built.
@@ -74,7 +75,7 @@ class TfliteServable:
         cancellation: Cancellation | None = None,
         timeout: float | None = None,
     ) -> dict[str, Array]:
-        """Run one signature; see `Servable.run`. All outputs are computed, those asked for are read."""
+        """Run a signature; see `Servable.run`. A run computes all outputs and reads the requested outputs."""
         if timeout is not None and timeout <= 0:
             raise DeadlineExceededError(TIMED_OUT)
         plan = self._plans[signature_name]
@@ -97,7 +98,7 @@ class TfliteServable:
                 self._waiting.notify()
 
     def _take(self, shapes: Shapes, timeout: float | None) -> _Interpreter:
-        """An idle interpreter, if there is a choice one that has run these shapes before and need not allocate."""
+        """An idle interpreter, preferably with memory for the given shapes."""
         with self._waiting:
             if not self._idle and not self._waiting.wait_for(lambda: self._idle, timeout):
                 raise DeadlineExceededError(TIMED_OUT)
@@ -113,12 +114,12 @@ class TfliteServable:
 
 
 class _Plan:
-    """How one signature is run.
+    """Feeds and outputs of a signature.
 
     Attributes:
-        inputs: All inputs of the model, in its order.
-        feeds: For each the signature's alias, or zeros where the signature leaves it out: an interpreter would else
-            run on what the request before has left in it.
+        inputs: All inputs of the model, in the model's order.
+        feeds: The signature's alias for each input, or zeros for an input outside the signature: without zeros, an
+            interpreter would reuse values of the previous request.
         outputs: Tensor by alias.
     """
 
@@ -140,10 +141,10 @@ def _zeros(tensor: TfliteTensor) -> Array:
 
 
 class _Interpreter:
-    """One interpreter; used by one run at a time.
+    """An interpreter for a single run at a time.
 
     Attributes:
-        shapes: Input shapes that memory is allocated for; None when it must be allocated anew.
+        shapes: Input shapes with allocated memory; None before a new allocation.
     """
 
     def __init__(self, interpreter: Any, model: TfliteModel) -> None:
@@ -156,14 +157,14 @@ class _Interpreter:
         """Set every input, run, and copy the outputs.
 
         Raises:
-            InferenceError: INTERNAL, in TensorFlow Serving's words and then the interpreter's.
+            InferenceError: INTERNAL, with TensorFlow Serving's message followed by the interpreter's message.
         """
         interpreter = self._interpreter
         if shapes != self.shapes:
             self._allocate(shapes)
         try:
             if self._has_variables:
-                interpreter.reset_all_variables()  # One request's state is none of the next one's business.
+                interpreter.reset_all_variables()  # A request must not see another request's state.
             for index, array in zip(self._indices, arrays, strict=True):
                 interpreter.set_tensor(index, array if array.ndim or not array.dtype.hasobject else _single(array))
             interpreter.invoke()
@@ -194,7 +195,7 @@ class _Interpreter:
 
 
 def _single(text: Array) -> Array:
-    """A string of rank 0 as bytes: the binding would take an object array's pointer for its contents."""
+    """A string of rank 0 as bytes: the binding would read an object array's pointer as its contents."""
     value: bytes = text.item()
     if not value:
         raise InvalidInputError("TensorFlow Lite's Python interpreter takes no empty string of rank 0")
@@ -212,7 +213,7 @@ def _build(make: Any, data: bytes) -> Any:
     """An interpreter with memory for the shapes that the file declares.
 
     Raises:
-        LoadError: In TensorFlow Serving's words; MissingOperationError where there is another way out.
+        LoadError: In TensorFlow Serving's words; MissingOperationError if the SavedModel may serve instead.
     """
     try:
         interpreter = make(model_content=data, num_threads=1)
