@@ -1,4 +1,4 @@
-"""SavedModels: is a directory whole, what is in it, and how its signatures run. The only package that runs TensorFlow.
+"""SavedModels: completeness and contents of a directory, and runs of its signatures. Only this package runs TensorFlow.
 
-Importing it imports nothing; `loader`, `function`, `session` and their neighbours import TensorFlow.
+The package's import loads no module; `loader`, `function`, `session` and their neighbours import TensorFlow.
 """

@@ -1,6 +1,6 @@
-"""TensorFlow's errors as embedserve's: the canonical code, and a message without TensorFlow's Python noise.
+"""Converts TensorFlow's errors to embedserve's: the canonical code, and a message without TensorFlow's Python noise.
 
-Called wherever TensorFlow runs or loads something. Knows no model.
+The module knows no model.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["RUN_ERRORS", "TIMED_OUT", "clean", "code_of", "inference_error"]
 TIMED_OUT = "Timed out waiting for notification"
 
 RUN_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
-"""How a run fails. A kernel may quote bytes of a request, and TensorFlow's Python binding takes all text for UTF-8."""
+"""Errors of a run. A kernel may quote bytes of a request, and TensorFlow's Python binding decodes all text as UTF-8."""
 
 _NOISE = (
-    # What the eager runtime, `Session.run` and function calls put around a kernel's own words.
+    # The eager runtime, `Session.run` and function calls put these texts around a kernel's message.
     (re.compile(r"^Graph execution error:\s*"), ""),
     (re.compile(r"Detected at node [^\n]*\n(?:(?:<stack traces unavailable>|[ \t][^\n]*)?\n)*"), ""),
     (re.compile(r"\{\{function_node [^{}]*\}\}\s*"), ""),
@@ -30,14 +30,14 @@ _NOISE = (
 
 
 def clean(message: str) -> str:
-    """The kernel's own words and the node they came from: `<msg>⏎⇥ [[{{node <name>}}]]`."""
+    """The kernel's message and the node of its origin: `<msg>⏎⇥ [[{{node <name>}}]]`."""
     for pattern, replacement in _NOISE:
         message = pattern.sub(replacement, message)
     return message.strip()
 
 
 def code_of(error: BaseException) -> Code:
-    """The canonical code of a TensorFlow error; INTERNAL for anything else."""
+    """The canonical code of a TensorFlow error; INTERNAL for any further error."""
     if isinstance(error, tf.errors.OpError):
         try:
             return Code(error.error_code)
@@ -47,10 +47,10 @@ def code_of(error: BaseException) -> Code:
 
 
 def inference_error(error: Exception, *, timed_out: bool = False) -> ServingError:
-    """What a request ends with when TensorFlow failed while running it; `error` is one of `RUN_ERRORS`.
+    """The error of a request for a run that failed with `error` of `RUN_ERRORS`.
 
-    Bytes of the text that are not UTF-8 are replaced. Such a text quotes a request, so the code is INVALID_ARGUMENT:
-    TensorFlow's own is lost on the way.
+    Bytes of the text outside UTF-8 are replaced. Such a text quotes a request, so the code is INVALID_ARGUMENT:
+    TensorFlow's binding loses the original code.
     """
     if isinstance(error, UnicodeDecodeError):
         return InferenceError(clean(error.object.decode("utf-8", "replace")), code=Code.INVALID_ARGUMENT)

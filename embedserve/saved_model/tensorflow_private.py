@@ -1,7 +1,7 @@
-"""Every use of TensorFlow's private interfaces, each with the public way beside it for versions that lack it.
+"""Every use of TensorFlow's private interfaces, each with a public way for versions without the private interface.
 
-Why at all: calling a signature costs 100-250 µs of Python; the calls here cost 5-20 µs and can be cancelled. Callers
-see one interface and need not know which way was taken. Knows no model and no servable.
+The public call of a signature costs 100-250 µs of Python; the calls here cost 5-20 µs and can be cancelled. Callers see
+a single interface for both ways. The module knows no model and no servable.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
 
 
 class FunctionCall(Protocol):
-    """Calls one concrete function: arrays in its inputs' order go in, arrays or scalars in its outputs' order come out.
+    """Calls a concrete function: takes arrays in input order, returns arrays or scalars in output order.
 
-    What comes out may share memory with the inputs, with variables and with constants: copy before giving it away.
+    Outputs may share memory with the inputs, with variables and with constants: copy before giving an output away.
     """
 
     def __call__(self, arrays: Sequence[Array], started: Callable[[Callable[[], None]], None] | None) -> list[Any]:
-        """Run; `started` is given a function that stops the run from any thread, if it can be stopped."""
+        """Run the function; `started` gets a function that stops the run from any thread, if possible."""
 
 
 class CancellableCall:
     """Runs a function through TensorFlow's own binding, with a CancellationManager per run.
 
-    By its own name, as a signature call does: TensorFlow's pool runs it, 45 µs, and its kernel goes when it goes. Or
-    `inline`, as a `StatefulPartitionedCall`: the caller's thread runs it, 19 µs, and TensorFlow keeps the kernel, graph
-    and constants included, until `forget_kernels`.
+    A call by the function's own name runs in TensorFlow's pool, as a signature call does: 45 µs; the kernel goes with
+    the function. An `inline` call, as a `StatefulPartitionedCall`, runs in the caller's thread: 19 µs. TensorFlow then
+    keeps the kernel, with graph and constants, until `forget_kernels`.
     """
 
     def __init__(self, function: Any, *, inline: bool = False) -> None:
@@ -82,7 +82,7 @@ class CancellableCall:
                 *("Tout", [tensor.dtype.as_datatype_enum for tensor in function.outputs]),
                 *("f", function.name),
             )
-        self._function = function  # Keeps the function, its variables and its tables alive.
+        self._function = function  # The reference keeps the function, its variables and its tables alive.
 
     def __call__(self, arrays: Sequence[Array], started: Callable[[Callable[[], None]], None] | None) -> list[Any]:
         manager = self._manager()
@@ -96,7 +96,7 @@ class CancellableCall:
 
 
 class PublicFunctionCall:
-    """The same through `tf.raw_ops`: twice as slow, and it cannot be cancelled."""
+    """Runs a function through `tf.raw_ops`: twice as slow as `CancellableCall`, and without cancellation."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -112,7 +112,7 @@ class PublicFunctionCall:
 
 
 def function_call(function: Any, *, inline: bool = False) -> FunctionCall:
-    """The fastest call of a concrete function that this TensorFlow has; `inline` as for `CancellableCall`."""
+    """The fastest available call of a concrete function; `inline` as for `CancellableCall`."""
     try:
         return CancellableCall(function, inline=inline)
     except (ImportError, AttributeError, TypeError) as error:
@@ -121,9 +121,9 @@ def function_call(function: Any, *, inline: bool = False) -> FunctionCall:
 
 
 def forget_kernels() -> None:
-    """Drop every kernel that TensorFlow keeps in this process; those still in use are made again at their next call.
+    """Drop every kernel that TensorFlow keeps in the process; the next call of a used kernel makes the kernel again.
 
-    Runs that are going on in other threads are not disturbed.
+    Runs in further threads are not disturbed.
     """
     try:
         from tensorflow.python.eager import context
@@ -134,7 +134,7 @@ def forget_kernels() -> None:
 
 
 def argument_names(function: Any) -> list[str]:
-    """Names of a signature function's keyword arguments in the order of its inputs (captured ones left out)."""
+    """Names of a signature function's keyword arguments in the order of its inputs, without captured inputs."""
     names = getattr(function, "_arg_keywords", None)
     if names is not None:
         return list(names)
@@ -145,9 +145,10 @@ def argument_names(function: Any) -> list[str]:
 
 
 def session_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[Any]]:
-    """A function from fed arrays to fetched ones that runs every op in the caller's thread: 5 µs, no time limit.
+    """A function from fed arrays to fetched arrays that runs every op in the caller's thread: 5 µs, no time limit.
 
-    It compiles a copy of the graph for itself, constants included. Outputs may share memory with inputs and variables.
+    Each such function compiles its own copy of the graph, with constants. Outputs may share memory with inputs and
+    variables.
     """
     config = tf.compat.v1.RunOptions(inter_op_thread_pool=-1)
     try:
@@ -165,7 +166,7 @@ def session_run(
 ) -> Callable[[Sequence[Array], int], list[Any]]:
     """A function from fed arrays and a time limit (ms, 0 is none) to fetched arrays: 35 µs, in TensorFlow's pool.
 
-    Every such function over the same tensors shares one compiled graph. Outputs as for `session_callable`.
+    All functions over the same tensors share a compiled graph. Outputs as for `session_callable`.
     """
     graph = session.graph
     try:
@@ -209,14 +210,14 @@ def _op_def(op: str) -> Any:
 
 
 def op_definition(op: str, stored: Any = None) -> Any:
-    """The `OpDef` of an op type, or `stored`, the SavedModel's own; None if nobody knows it."""
+    """The `OpDef` of an op type, or `stored`, the SavedModel's `OpDef`; None for an unknown op."""
     return _op_def(op) or stored
 
 
 def is_stateful(op: str, stored: Any = None) -> bool:
-    """Whether an op type is registered as stateful; `stored` is the SavedModel's own `OpDef`, if it has one.
+    """Whether an op type is registered as stateful; `stored` is the SavedModel's `OpDef`, if any.
 
-    An op that nobody knows counts as stateful.
+    An unknown op counts as stateful.
     """
     definition = op_definition(op, stored)
     return definition is None or bool(definition.is_stateful)
@@ -241,12 +242,14 @@ def takes_references(op: str, stored: Any = None) -> bool:
 
 
 def optimized_graph(graph_def: Any, kept: Iterable[str], optimizers: Iterable[str]) -> Any | None:
-    """A `GraphDef` after some of grappler's optimizers; None where this TensorFlow has no such door: there is no other.
+    """A `GraphDef` after some of grappler's optimizers; None where this TensorFlow lacks the private interface.
+
+    TensorFlow has no public interface for grappler.
 
     Args:
-        graph_def: Not changed.
+        graph_def: The graph; not changed.
         kept: Tensors that are fed or fetched: their nodes keep their names.
-        optimizers: `function` puts called functions in place of their calls, `constfold` computes what is constant...
+        optimizers: Names of passes: `function` inlines called functions, `constfold` computes constant parts...
     """
     try:
         from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
@@ -261,13 +264,13 @@ def optimized_graph(graph_def: Any, kept: Iterable[str], optimizers: Iterable[st
     meta_graph.collection_def["train_op"].node_list.value.extend(kept)
     config = tf.compat.v1.ConfigProto()
     rewrites = config.graph_options.rewrite_options
-    rewrites.min_graph_nodes = -1  # Small ones, too.
+    rewrites.min_graph_nodes = -1  # -1 includes small graphs.
     rewrites.optimizers.extend(optimizers)
     return optimize(config, meta_graph)
 
 
 def process_config() -> Any:
-    """The `ConfigProto` this process runs TensorFlow with, for sessions to follow."""
+    """The `ConfigProto` of TensorFlow in the process, for sessions to follow."""
     try:
         from tensorflow.python.eager import context
 
@@ -279,7 +282,7 @@ def process_config() -> Any:
 
 
 class _NoAdvice(logging.Filter):
-    """Drops advice about TensorFlow's own interfaces: whoever serves a model cannot follow it."""
+    """Drops advice about TensorFlow's own interfaces, as users of a server cannot follow the advice."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "is deprecated and will be removed" not in record.getMessage()
@@ -287,7 +290,7 @@ class _NoAdvice(logging.Filter):
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keep TensorFlow from advising users of its loaders to use others."""
+    """Silence TensorFlow's advice to use further loaders."""
     noise, advice = logging.getLogger("tensorflow"), _NoAdvice()
     noise.addFilter(advice)
     try:

@@ -1,1 +1,1 @@
-"""What a version directory holds, read without TensorFlow: is it whole, and what does its graph say?"""
+"""Reads version directories without TensorFlow: completeness, and the contents of the graph."""

@@ -1,8 +1,8 @@
-"""Reads a checkpoint's `variables.index`: how many bytes each data shard must have for its tensors to be whole.
+"""Reads a checkpoint's `variables.index`: the least size in bytes of each data shard with whole tensors.
 
 The file is a LevelDB-style table (TF: tsl/lib/io/table, util/tensor_bundle): blocks of sorted, prefix-compressed
-entries, an index block, and a footer that ends in a magic number, so a truncated table is always seen.
-Called by `completeness`; reads no tensor and opens no shard.
+entries, an index block, and a footer. The footer ends in a magic number, so every truncation is detected. The module
+reads no tensor and opens no shard.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _HEADER_KEY = b""
 
 
 class TornIndexError(Exception):
-    """The bytes are not a whole table; the message says where it breaks."""
+    """The bytes are not a whole table; the message names the broken place."""
 
 
 class _CompressedError(Exception):
-    """A block is compressed, as only TensorFlow 1.1 and older wrote them."""
+    """A block is compressed; only TensorFlow 1.1 and older wrote compressed blocks."""
 
 
 def shard_sizes(index: bytes) -> Sequence[int] | None:
@@ -33,8 +33,8 @@ def shard_sizes(index: bytes) -> Sequence[int] | None:
         index: Contents of `variables.index`.
 
     Returns:
-        One size per shard, 0 for a shard without tensors. None when the table is whole but compressed, so that only
-        TensorFlow can read it.
+        A size per shard, 0 for a shard without tensors. None for a whole but compressed table: only TensorFlow can read
+        a compressed table.
 
     Raises:
         TornIndexError: The table is truncated or damaged.
@@ -67,7 +67,7 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(table) < _FOOTER_BYTES or table[-8:] != _MAGIC:
         raise TornIndexError(f"its {len(table)} bytes do not end as a checkpoint index does")
     footer = table[-_FOOTER_BYTES:]
-    _, at = _handle(footer, 0)  # The meta index, which TensorFlow leaves empty.
+    _, at = _handle(footer, 0)  # The meta index; TensorFlow leaves the meta index empty.
     index_block, _ = _handle(footer, at)
     last: bytes | None = None
     for _, value in _block(table, *index_block):
@@ -101,7 +101,7 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
 
 
 def _handle(buffer: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """Offset and size of a block, and where the next handle begins."""
+    """Offset and size of a block, and the start of the next handle."""
     offset, at = _varint(buffer, at)
     size, at = _varint(buffer, at)
     return (offset, size), at

@@ -1,8 +1,8 @@
-"""Is a version directory whole, and has it changed? Asked by the source before a version is aspired and by the loader
-before and after a load.
+"""Judges whether a version directory is whole, and whether the directory has changed.
 
-A directory is judged by what its own files say must be there. A file whose length nothing records (an asset) can only
-be judged by time, which is the source's settle window. Knows no loop, no clock and no policy; every function blocks.
+A directory is judged by the files that its own files require. No file records the length of an asset, so only time can
+tell whether an asset is whole: see the source's settle window. The module knows no loop, no clock and no policy; every
+function blocks.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = ["FileStamp", "Fingerprint", "Look", "check", "fingerprint", "look", "
 _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 _TFLITE_FILE = "model.tflite"
 _SAVED_MODEL_PARTS = ("variables", "assets", "fingerprint.pb", "keras_metadata.pb", "debug")
-# Bytes up to which a file is told apart by its contents too. Graphs and `variables.index` are mostly smaller, and the
-# index holds a checksum of every variable, so that size and time do for the large shards.
+# Bytes up to which a fingerprint includes a file's contents. Graphs and `variables.index` are mostly smaller. The index
+# holds a checksum of every variable, so size and time suffice for the large shards.
 _DIGEST_BYTES = 8 * 2**20
-# Bounds of a walk through a version directory: far more than a model has, and soon reached where a link leads to `/`.
+# Bounds of a walk through a version directory: far above any model, and soon reached behind a link to `/`.
 MAX_FILES = 20_000
 MAX_DEPTH = 32
 _SHARD = re.compile(r"variables\.data-(\d{5,})-of-(\d{5,})")
 
 
 class FileStamp(NamedTuple):
-    """What tells two contents of one file apart; `path` is relative to the version directory.
+    """Distinguishes two contents of a file; `path` is relative to the version directory, `mtime_ns` in nanoseconds.
 
-    `digest` is of the contents of a small file, and empty for a large one. The inode is no part of it: some mounts
-    (rclone, goofys, mergerfs) give a file another one at any time.
+    `digest` covers the contents of a small file, and is empty for a large file. The stamp excludes the inode: on some
+    mounts (rclone, goofys, mergerfs) the inode of a file changes at any time.
     """
 
     path: str
@@ -53,17 +53,17 @@ class FileStamp(NamedTuple):
 
 
 Fingerprint: TypeAlias = tuple[FileStamp, ...]
-"""The stamps of every file of a version directory, sorted by path; one fingerprint is one generation."""
+"""The stamps of every file of a version directory, sorted by path; a fingerprint identifies a generation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at a version directory.
+    """A look at a version directory.
 
     Attributes:
-        fingerprint: The files a load may read.
-        activity: Equal for two looks only if nobody touched anything in between: also change times, and the hidden
-            temporary files in which rsync and editors prepare the next contents.
+        fingerprint: The files that a load may read.
+        activity: Equal for two looks only if the directory was untouched in between. Includes change times, and the
+            hidden temporary files in which rsync and editors prepare the next contents.
     """
 
     fingerprint: Fingerprint
@@ -71,18 +71,19 @@ class Look:
 
 
 def look(path: Path) -> Look:
-    """Stamp every file below `path`, through symlinks. A path that is gone or unreadable gives an empty fingerprint.
+    """Stamp every file below `path`, through symlinks. A missing or unreadable path gives an empty fingerprint.
 
-    `path` may be a link to anywhere. Below it a link to a directory is followed within the version, and once out of it;
-    one that leads back to where the walk came from is not.
+    `path` may be a link to anywhere. Below `path`, a link to a directory is followed within the version, and once out
+    of the version; a link back to an ancestor of the walk is not followed.
 
-    A small file is read when it is new or its status has changed, not again while the process remembers the file.
+    A small file is read when the file is new or its status has changed, and not again while the process remembers the
+    file.
 
-    Names that begin with a dot are left out of the fingerprint: they are temporary files, the file system's own
-    (`.nfs0001`) or Kubernetes' (`..data`, whose files are seen through the links to it).
+    The fingerprint omits names that begin with a dot: temporary files, the file system's own (`.nfs0001`) or
+    Kubernetes' (`..data`, whose files the links in the directory show).
 
     Raises:
-        OSError: There are more than `MAX_FILES`, or `path` is a link to a directory that holds it.
+        OSError: The directory has more than `MAX_FILES`, or `path` is a link to a directory that holds the link.
     """
     activity = tuple(sorted(itertools.islice(_stamps_below(os.fspath(path)), MAX_FILES + 1)))
     if len(activity) > MAX_FILES:
@@ -91,7 +92,7 @@ def look(path: Path) -> Look:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """The fingerprint of a version directory; empty if there is nothing, or far too much."""
+    """The fingerprint of a version directory; empty for a missing directory or for too many files."""
     try:
         return look(path).fingerprint
     except OSError:
@@ -103,12 +104,12 @@ def _is_hidden(relative: str) -> bool:
 
 
 class _Way(NamedTuple):
-    """How a walk came to a directory.
+    """The way of a walk to a directory.
 
     Attributes:
-        tree: The version directory, or the directory that a link out of it leads to.
-        outside: Whether such a link was followed.
-        hops: Real paths of the directories whose links were followed.
+        tree: The version directory, or the directory behind a link out of the version.
+        outside: Whether the walk followed a link out of the version.
+        hops: Real paths of the directories whose links the walk followed.
     """
 
     tree: str
@@ -124,7 +125,7 @@ def _stamps_below(path: str) -> Iterator[tuple[FileStamp, int]]:
 
 
 def _stamps(path: str, relative: str, is_link: bool, way: _Way) -> Iterator[tuple[FileStamp, int]]:
-    """What cannot be read, or lies behind a link that is not followed, has the size -1 and an errno as digest."""
+    """Yield stamps; an unreadable file, or a link that is not followed, has the size -1 and an errno as digest."""
     try:
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
@@ -145,12 +146,12 @@ def _stamps(path: str, relative: str, is_link: bool, way: _Way) -> Iterator[tupl
 
 
 def _through_link(path: str, way: _Way) -> _Way:
-    """The way through a link to a directory, which may lead out of the version once, and never back.
+    """The way through a link to a directory. A link may lead out of the version once, and never back.
 
     Paths are compared, because inodes change on some mounts.
 
     Raises:
-        OSError: It leads back, or out for a second time.
+        OSError: The link leads back, or out for a second time.
     """
     here, target = os.path.realpath(os.path.dirname(path)), os.path.realpath(path)
     hops = (*way.hops, here)
@@ -161,7 +162,7 @@ def _through_link(path: str, way: _Way) -> _Way:
 
 
 def _holds(directory: str, path: str) -> bool:
-    """Whether a real path is that of the directory, or lies below it."""
+    """Whether a real path equals the directory, or lies below the directory."""
     return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
 
 
@@ -173,13 +174,13 @@ def _digest_of(path: str, status: os.stat_result) -> str:
 
 @functools.lru_cache(maxsize=8192)
 def _digest(path: str, device: int, inode: int, size: int, mtime_ns: int, ctime_ns: int) -> str:
-    """The digest of a file's first `size` bytes; the other arguments say for which file the answer is remembered."""
+    """The digest of a file's first `size` bytes; the remaining arguments are the key of the cached answer."""
     with open(path, "rb", opener=_open_without_waiting) as file:
         return hashlib.blake2b(file.read(size), digest_size=16).hexdigest()
 
 
 def _read(file: Path) -> bytes:
-    """The contents of a regular file; anything else (a pipe, a device) could be waited for without end."""
+    """The contents of a regular file; a read of a pipe or a device could wait without end."""
     with open(file, "rb", opener=_open_without_waiting) as opened:
         if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             raise OSError(errno.EINVAL, "a regular file is expected, and this is none", str(file))
@@ -187,12 +188,12 @@ def _read(file: Path) -> bytes:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    """A pipe in a regular file's place is not waited for."""
+    """Open a file without a wait, even for a pipe in place of a regular file."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def missing(path: Path) -> str | None:
-    """What keeps a version directory from being loaded: a text that names the file, or None if it is whole."""
+    """The obstacle to a load of a version directory, as a text that names the file; None for a whole directory."""
     try:
         return check(path)
     except OSError as error:
@@ -200,10 +201,10 @@ def missing(path: Path) -> str | None:
 
 
 def check(path: Path) -> str | None:
-    """As `missing`, for callers that tell a torn directory from one that cannot be read just now.
+    """As `missing`, for callers that distinguish a torn directory from a temporarily unreadable directory.
 
     Raises:
-        OSError: Something is there but cannot be read; asking again later may succeed.
+        OSError: A file exists but cannot be read; a later call may succeed.
     """
     if not path.exists():
         return f"{path} is not there"
@@ -257,7 +258,7 @@ def _parse(file: Path) -> SavedModel | str:
     saved_model = saved_model_pb2.SavedModel()
     try:
         data = _read(file)
-    except FileNotFoundError:  # A dangling link, or gone since the directory was listed.
+    except FileNotFoundError:  # A dangling link, or a file that is gone since the listing of the directory.
         return f"{file} is missing"
     try:
         if file.suffix == ".pb":
@@ -287,7 +288,7 @@ def _check_variables(path: Path, saved_model: SavedModel) -> str | None:
 
 
 def _restores_variables(graph: MetaGraphDef) -> bool:
-    """Whether loading reads `variables/`: a saver is stored exactly where there is something to restore."""
+    """Whether a load reads `variables/`: a model stores a saver exactly if the model has variables to restore."""
     return bool(graph.saver_def.restore_op_name) or any(
         node.WhichOneof("kind") == "variable" for node in graph.object_graph_def.nodes
     )
@@ -314,7 +315,7 @@ def _check_shard_sizes(directory: Path, index: Path, shards: list[str]) -> str |
         return f"{index} is missing"
     except TornIndexError as error:
         return f"{index} is torn or still being written: {error}"
-    if sizes is None:  # Only TensorFlow can read this one; the names of the shards have to do.
+    if sizes is None:  # Only TensorFlow can read a compressed index; the names of the shards must suffice.
         return None if shards else f"{directory / _shard_name(0, 1)} is missing"
     for number, size in enumerate(sizes):
         shard = directory / _shard_name(number, len(sizes))
@@ -339,7 +340,7 @@ def _check_assets(path: Path, saved_model: SavedModel) -> str | None:
 
 
 def _asset_names(graph: MetaGraphDef) -> Iterator[str]:
-    """Paths below `assets/`: in a field of their own, or as TensorFlow 1 stores them, in a collection."""
+    """Paths below `assets/`: in a field of their own, or in a collection, as TensorFlow 1 stores the paths."""
     from tensorflow.core.protobuf import meta_graph_pb2
 
     for asset in graph.asset_file_def:

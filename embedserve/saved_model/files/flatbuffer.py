@@ -1,7 +1,7 @@
-"""Reads the tables of a flatbuffer, and says whether a TFLite file is whole.
+"""Reads the tables of a flatbuffer, and judges whether a TFLite file is whole.
 
-A flatbuffer is written back to front and its first written parts, operator codes, weights and names, end the file; so a
-truncated one points past its end. Called by `completeness` and `tflite_model`; judges no operator.
+A flatbuffer is written back to front. Its first written parts (operator codes, weights and names) end the file, so a
+truncated file has offsets past its end. The module judges no operator.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PastEndError(Exception):
 
 
 class Table:
-    """One table of a flatbuffer: fields by number, each checked to be inside the file, empty where left out."""
+    """A table of a flatbuffer: fields by number, each checked to be inside the file, empty where left out."""
 
     __slots__ = ("_at", "_data", "_vtable", "_vtable_size")
 
@@ -45,14 +45,14 @@ class Table:
             raise PastEndError
 
     def _field(self, number: int) -> int:
-        """Position of a field, 0 where the table leaves it out."""
+        """Position of a field, 0 where the table omits the field."""
         if 4 + 2 * number >= self._vtable_size:
             return 0
         offset: int = struct.unpack_from("<H", self._data, self._vtable + 4 + 2 * number)[0]
         return self._at + offset if offset else 0
 
     def number(self, number: int, kind: str = "i") -> int:
-        """A scalar field, read as `struct` reads `kind`."""
+        """A scalar field in the `struct` format `kind`."""
         field = self._field(number)
         return int(struct.unpack_from(f"<{kind}", self._data, field)[0]) if field else 0
 
@@ -67,7 +67,7 @@ class Table:
         return begin + 4, length
 
     def check_vector(self, number: int, width: int) -> None:
-        """Check, without reading it, that a vector of elements of `width` bytes is inside the file."""
+        """Check, without a read, that a vector of elements of `width` bytes is inside the file."""
         self._vector(number, width)
 
     def octets(self, number: int) -> bytes:
@@ -91,13 +91,13 @@ def root(data: bytes) -> Table:
     """The root table of a flatbuffer.
 
     Raises:
-        PastEndError, struct.error: As every access to a table of a torn file.
+        PastEndError, struct.error: The file is torn. Every access to a table may raise the same errors.
     """
     return Table(data, struct.unpack_from("<I", data)[0])
 
 
 def torn(data: bytes) -> str | None:
-    """What is wrong with the bytes of a `model.tflite`, or None if every part reached from its root is there."""
+    """The fault in the bytes of a `model.tflite`, or None if the file holds every part reached from its root."""
     if data[4:8] != _IDENTIFIER:
         return f"its {len(data)} bytes do not begin as a TFLite model does"
     try:

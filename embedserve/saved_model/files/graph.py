@@ -1,7 +1,7 @@
-"""What a signature's operations do, read from the graph alone: write state, draw random numbers, loop, open files.
+"""Finds the effects of a signature's operations in the graph: writes of state, random numbers, loops, file access.
 
-Follows the graph backwards from the outputs, into every nested function (calls, branches, loop bodies). Called by the
-loader; runs nothing.
+The reader follows the graph backwards from the outputs, into every nested function (calls, branches, loop bodies). The
+module runs no model.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = [
 ]
 
 LARGE_CONSTANTS = 2**20
-"""Bytes of constants from which copies of them matter: one is made for each way of running a graph."""
+"""Bytes of constants from which copies of the constants matter: each way of running a graph makes a copy."""
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text: a table of names that is easy to read and to extend."""
+    """The words of a text, for tables of names."""
     return frozenset(text.split())
 
 
-# Stateful as far as TensorFlow's registry goes, but a run leaves nothing behind that another run could see.
+# Stateful in TensorFlow's registry, but a run leaves no trace for further runs.
 _ONLY_READS = words("""
     VarHandleOp ReadVariableOp ResourceGather ResourceGatherNd VarIsInitializedOp Variable VariableV2
     IsVariableInitialized HashTable HashTableV2 MutableHashTable MutableHashTableV2 MutableHashTableOfTensorsV2
@@ -44,9 +44,9 @@ _ONLY_READS = words("""
     StatefulPartitionedCall RemoteCall XlaLaunch XlaCallModule BoostedTreesEnsembleResourceHandleOp SentencepieceOp
     SimpleMLInferenceOp SimpleMLInferenceOpWithHandle SimpleMLInferenceLeafIndexOpWithHandle
     """)
-# State that one run makes and drops: loops of TF1 keep their arrays and stacks in these.
+# State that a run makes and drops, such as the arrays and stacks of TF1's loops.
 _PER_RUN = ("TensorArray", "Stack", "TensorList")
-# References pass through these without being written.
+# References pass through these operations without a write.
 _PASS_REFERENCES = words(
     "Identity RefIdentity RefSwitch RefMerge RefEnter RefExit RefNextIteration RefSelect IsVariableInitialized"
 )
@@ -58,24 +58,24 @@ _READS_FILES = words("""
     TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 InitializeTableFromTextFile
     InitializeTableFromTextFileV2 TextLineDataset TFRecordDataset FixedLengthRecordDataset Restore RestoreV2
     """)
-# Not stateful as far as TensorFlow's registry goes, but with a string input of such a name they open files or reach
-# for other machines: ReadFile, MatchingFiles, SnapshotDataset and the like, and custom ops that follow suit.
+# Operations with a string input of such a name open files or contact further machines, although TensorFlow's registry
+# calls the operations stateless: ReadFile, MatchingFiles, SnapshotDataset and similar custom ops.
 _OPENS = re.compile(r"file|path|prefix|dir|address|host|url|uri|pattern|endpoint|bucket")
 _OPENS_NOTHING = words("RegexReplace RegexFullMatch")
 CALLS_PYTHON = words("PyFunc PyFuncStateless EagerPyFunc")
 """Ops that call a function of the Python process that built the graph."""
-# What puts a value in the place of another; an `AssignAdd` is one step, which no other run can come between.
+# Operations that replace a value. `AssignAdd` is a single step without interleaving, and so not in the table.
 _OVERWRITES = words("""
     Assign AssignVariableOp ScatterUpdate ScatterNdUpdate ResourceScatterUpdate ResourceScatterNdUpdate
     StridedSliceAssign ResourceStridedSliceAssign
     """)
-# Edges of the object graph to the functions that run while a SavedModel is loaded or unloaded.
+# Edges of the object graph to the functions that run at the load or unload of a SavedModel.
 _RESOURCE_FUNCTIONS = words("_create_resource _initialize _destroy_resource")
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
 INIT_SIGNATURE = "__saved_model_init_op"
-"""Key under which TensorFlow stores what initialises a model."""
+"""Key under which TensorFlow stores the initialisation of a model."""
 
-# Take any shape, and give an element for an element: no kernel among them can abort on a shape (design rule 9).
+# These operations take any shape and give an element for an element, so no kernel can abort on a shape (design rule 9).
 _ELEMENT_WISE = words("""
     Const Identity IdentityN Cast ReadVariableOp VarHandleOp Variable VariableV2 Placeholder PlaceholderWithDefault NoOp
     Add AddV2 Sub Mul Div RealDiv DivNoNan MulNoNan FloorDiv TruncateDiv FloorMod Mod Maximum Minimum Pow
@@ -92,20 +92,20 @@ _PARSERS = frozenset(("ParseExample", "ParseExampleV2"))
 
 @dataclass
 class Operations:
-    """What running a signature may do. The strings name the first operation found that does it.
+    """Effects of a run of a signature. A string names the first operation with the effect.
 
     Attributes:
-        writes: Changes state that another run could see.
+        writes: Changes state that further runs could see.
         random: Draws random numbers.
         loops: May run for any time.
         reads_files: Opens files in every run.
-        unsafe: For a client that feeds what it likes: writes state or files, opens files that a tensor names, reaches
-            for other machines, or runs Python.
-        constant_bytes: Size of the constants in the graph.
-        overwrites: Puts what a request gives in the place of a variable's value: runs at a time would mix it up.
-        calls_python: Calls a Python function, which exists only in the process that made the model.
+        unsafe: Harmful with arbitrary fed values: writes state or files, opens files that a tensor names, contacts
+            further machines, or runs Python.
+        constant_bytes: Size of the constants in the graph, in bytes.
+        overwrites: Replaces the value of a variable by a value of the request; concurrent runs would mix the values up.
+        calls_python: Calls a Python function of the process that made the model.
         element_wise: Every operation takes any shape and gives an element for an element.
-        features: Features of the tf.Examples it parses: name → (`DataType` number, number of values or None for any).
+        features: Parsed features of tf.Examples: name → (`DataType` number, number of values or None for any).
     """
 
     writes: str | None = None
@@ -121,11 +121,11 @@ class Operations:
 
     @property
     def stateless(self) -> bool:
-        """Neither writes state nor draws random numbers."""
+        """Whether a run neither writes state nor draws random numbers."""
         return self.writes is None and self.random is None
 
     def add(self, other: Operations) -> None:
-        """Take in what a nested function does."""
+        """Include the effects of a nested function."""
         self.writes = self.writes or other.writes
         self.random = self.random or other.random
         self.loops = self.loops or other.loops
@@ -140,12 +140,12 @@ class Operations:
 
 @dataclass(frozen=True)
 class Body:
-    """The nodes of the graph that a run reaches, or those of a function that one of them calls.
+    """The nodes of the graph that a run reaches, or the nodes of a called function.
 
     Attributes:
-        function: Its name; empty for the graph.
-        nodes: By name. What is fed and what is passed to the function are not among them.
-        arguments: What is passed to the function, in order.
+        function: Name of the function; empty for the graph.
+        nodes: Nodes by name, without fed tensors and arguments.
+        arguments: Names of the function's arguments, in order.
     """
 
     function: str
@@ -154,7 +154,7 @@ class Body:
 
 
 class GraphReader:
-    """Reads one MetaGraph; keeps it only as long as the load lasts."""
+    """Reads one MetaGraph; keeps the MetaGraph for the duration of the load."""
 
     def __init__(self, meta_graph: Any) -> None:
         graph = meta_graph.graph_def
@@ -165,7 +165,7 @@ class GraphReader:
         self._startup = _startup_fetches(meta_graph), _startup_functions(meta_graph)
 
     def startup(self) -> Operations:
-        """What loading and unloading the model does: restore, initialise, create and destroy its resources."""
+        """Effects of the load and unload of the model: restore, initialise, create and destroy resources."""
         fetches, functions = self._startup
         result = self.operations(fetches)
         for name in functions:
@@ -174,9 +174,9 @@ class GraphReader:
         return result
 
     def operations(self, fetched: Iterable[str], fed: Iterable[str] = ()) -> Operations:
-        """What computing the tensors or ops `fetched` does when the tensors `fed` are given.
+        """Effects of computing the tensors or ops `fetched` from the given tensors `fed`.
 
-        An op is written `^name`. A bare `name` is the op too, unless its first output is fed.
+        An op is written `^name`. A bare `name` also means the op, unless the op's first output is fed.
         """
         result = Operations()
         for node in self._reached(fetched, fed):
@@ -190,7 +190,7 @@ class GraphReader:
         return frozenset(node.name for node in self._reached(fetched, fed))
 
     def bodies(self, fetched: Iterable[str], fed: Iterable[str] = ()) -> list[Body]:
-        """The graph and every function that computing `fetched` may run, callers before what they call."""
+        """The graph and every function that a computation of `fetched` may run, callers before called functions."""
         found = [Body("", {node.name: node for node in self._reached(fetched, fed)})]
         seen: set[str] = set()
         for body in found:
@@ -208,14 +208,17 @@ class GraphReader:
         return tensorflow_private.op_definition(op, self._stored_ops.get(op))
 
     def _depends_on(self, node: Any, fed: Iterable[str]) -> bool:
-        """Whether a node of the graph computes with one of the tensors `fed`."""
+        """Whether a node of the graph computes with a tensor of `fed`."""
         given = {node_name(name) for name in fed}
         return any(
             node_name(source) in given for earlier in self._reached([f"^{node.name}"], ()) for source in earlier.input
         )
 
     def _reached(self, fetched: Iterable[str], fed: Iterable[str]) -> Iterable[Any]:
-        """The nodes that run. A feed stands for one tensor: its op still runs for another output or for its effect."""
+        """The nodes that run.
+
+        A feed replaces a single tensor: the tensor's op still runs for a further output or for an effect.
+        """
         given = {_tensor_name(name) for name in fed}
         todo, seen = list(fetched), set[str]()
         while todo:
@@ -224,7 +227,7 @@ class GraphReader:
             node = self._nodes.get(name)
             if node is None or name in seen:
                 continue
-            # TensorFlow puts the feed of a placeholder in the place of the op itself.
+            # TensorFlow replaces a fed placeholder op by the feed.
             if (f"{name}:0" if node.op in _PLACEHOLDERS else _tensor_name(source)) in given:
                 continue
             seen.add(name)
@@ -236,7 +239,7 @@ class GraphReader:
         nested = [name for name in called(node) if name in self._functions]
         for name in nested:
             result.add(self._summary(name))
-        if op in self._functions:  # Old style: a node whose op is the function itself.
+        if op in self._functions:  # Old style: the op of the node is the function.
             result.add(self._summary(op))
             return
         stored = self._stored_ops.get(op)
@@ -265,13 +268,13 @@ class GraphReader:
         return op not in _PASS_REFERENCES and tensorflow_private.takes_references(op, stored)
 
     def _is_unsafe(self, op: str, stored: Any) -> bool:
-        """Whether an op may do harm with values that a client chose: whatever is not known to be harmless."""
+        """Whether an op may do harm with values of a client's choice; an op is unsafe unless known as harmless."""
         if op in CALLS_PYTHON:
             return True
         if op in _ONLY_READS or op.startswith(_PER_RUN):
             return False
         if tensorflow_private.is_stateful(op, stored):
-            # Random numbers out of a kernel's own generator; those out of a variable write it.
+            # Random numbers of a kernel's own generator are safe; random numbers out of a variable write the variable.
             return tensorflow_private.takes_resources(op, stored) or not _draws(op)
         if op not in _PASS_REFERENCES and tensorflow_private.takes_references(op, stored):
             return True
@@ -281,7 +284,7 @@ class GraphReader:
     def _summary(self, function: str) -> Operations:
         known = self._summaries.get(function)
         if known is None:
-            self._summaries[function] = Operations()  # Recursion ends here.
+            self._summaries[function] = Operations()  # The empty summary ends recursion.
             known = Operations()
             body = self._functions[function].node_def
             for node in body:
@@ -291,7 +294,7 @@ class GraphReader:
         return known
 
     def is_parsed(self, tensor: str) -> bool:
-        """Whether everything that uses a tensor of the graph is a parser of tf.Examples, which takes rank 1."""
+        """Whether only parsers of tf.Examples, with inputs of rank 1, use a tensor of the graph."""
         users = self._users(self._nodes.values(), node_name(tensor), 0)
         return bool(users) and users <= _PARSERS
 
@@ -322,7 +325,7 @@ def _draws(op: str) -> bool:
 
 
 def _tensor_name(source: str) -> str:
-    """A tensor's name with its index; an op's name as it is."""
+    """A tensor's name with its index; an op's name unchanged."""
     return source if ":" in source or source.startswith("^") else f"{source}:0"
 
 
@@ -338,7 +341,7 @@ def _startup_fetches(meta_graph: Any) -> list[str]:
 
 
 def _startup_functions(meta_graph: Any) -> list[str]:
-    """Functions that `tf.saved_model.load` runs, and those that it runs when the model goes."""
+    """Functions that `tf.saved_model.load` runs, at the load and at the end of the model."""
     nodes = meta_graph.object_graph_def.nodes
     found: list[str] = []
     for node in nodes:
@@ -352,12 +355,12 @@ def _startup_functions(meta_graph: Any) -> list[str]:
 
 
 def node_name(tensor: str) -> str:
-    """The node that a tensor comes from, or that a control input names."""
+    """The node of a tensor or of a control input."""
     return tensor.lstrip("^").partition(":")[0]
 
 
 def called(node: Any) -> list[str]:
-    """Names of the functions that a node's attributes name."""
+    """Names of the functions in a node's attributes."""
     names: list[str] = []
     for value in node.attr.values():
         if value.HasField("func"):
@@ -368,13 +371,13 @@ def called(node: Any) -> list[str]:
 
 
 def _is_single(node: Any) -> bool:
-    """Whether a constant or variable holds one element, so that it cannot blow a small input up by broadcasting."""
+    """Whether a constant or variable holds a single element, and so cannot enlarge an input by broadcasting."""
     shape = node.attr["value"].tensor.tensor_shape if node.op == "Const" else node.attr["shape"].shape
     return not shape.unknown_rank and all(dim.size == 1 for dim in shape.dim)
 
 
 def _features(parser: Any, body: Iterable[Any]) -> dict[str, tuple[int, int | None]]:
-    """Features that a ParseExample node asks for, as far as their names are constants beside it."""
+    """Features of a ParseExample node, as far as the names are constants in `body`."""
     constants = {node.name: node.attr["value"].tensor for node in body if node.op == "Const"}
     keys = [list(constants[name].string_val) if name in constants else [] for name in map(node_name, parser.input)]
     dense_types, sparse_types = parser.attr["Tdense"].list.type, parser.attr["sparse_types"].list.type

@@ -1,6 +1,6 @@
-"""What `saved_model.pb` says before TensorFlow loads it: the MetaGraph of a tag set, and its signatures.
+"""Reads `saved_model.pb` before TensorFlow loads the file: the MetaGraph of a tag set, and its signatures.
 
-Called by the loader. Error words are those of TensorFlow Serving's loader (`saved_model/loader.cc`, `reader.cc`).
+Error messages follow TensorFlow Serving's loader (`saved_model/loader.cc`, `reader.cc`).
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ __all__ = [
 logger = logging.getLogger("embedserve")
 
 INTERNAL_SIGNATURES = frozenset({INIT_SIGNATURE, "__saved_model_train_op"})
-"""Keys TensorFlow uses for itself; listed in metadata, never callable."""
+"""Keys of TensorFlow's internal signatures: listed in metadata, never callable."""
 
 _UNFEEDABLE = frozenset({"resource", "variant"})
 _INT64 = dtypes.by_name("int64").number
 
 
 def warmup_file(path: Path) -> Path:
-    """Where a version directory keeps recorded warm-up requests."""
+    """The file with recorded warm-up requests in a version directory."""
     return path / "assets.extra" / "tf_serving_warmup_requests"
 
 
 def read_meta_graph(path: Path, tags: Iterable[str]) -> Any:
-    """The `MetaGraphDef` of exactly this tag set.
+    """The `MetaGraphDef` of exactly the given tag set.
 
     Raises:
-        LoadError: No SavedModel, not readable, or no such tag set.
+        LoadError: No SavedModel, not readable, or no MetaGraph with the tag set.
     """
     saved_model = _read(path)
     wanted = frozenset(tags)
@@ -68,7 +68,7 @@ def read_meta_graph(path: Path, tags: Iterable[str]) -> Any:
 
 
 def has_saved_model(path: Path) -> bool:
-    """Whether a version directory holds a SavedModel; one for TensorFlow Lite alone does not."""
+    """Whether a version directory holds a SavedModel; a directory with a TFLite model alone does not."""
     return any(file.is_file() for file in _files(path))
 
 
@@ -116,12 +116,12 @@ def _absent(path: Path) -> LoadError:
 
 
 def has_object_graph(meta_graph: Any) -> bool:
-    """Whether TF2 wrote the model; a TF1 one has a graph and nothing else."""
+    """Whether TF2 wrote the model; a TF1 model has only a graph."""
     return bool(meta_graph.HasField("object_graph_def"))
 
 
 def read_signatures(meta_graph: Any) -> dict[str, Signature]:
-    """Every signature that can be called, by name. What cannot be is left out and logged."""
+    """Every callable signature, by name. The log names each uncallable signature."""
     signatures: dict[str, Signature] = {}
     for name in sorted(meta_graph.signature_def):
         if name in INTERNAL_SIGNATURES:
@@ -134,7 +134,7 @@ def read_signatures(meta_graph: Any) -> dict[str, Signature]:
 
 
 def why_not_callable(name: str, definition: Any) -> str | None:
-    """Why `read_signatures` leaves a `SignatureDef` out; None where it does not."""
+    """Why `read_signatures` leaves a `SignatureDef` out; None for a callable signature."""
     if name in INTERNAL_SIGNATURES:
         return "TensorFlow keeps it for itself"
     try:
@@ -145,11 +145,11 @@ def why_not_callable(name: str, definition: Any) -> str | None:
 
 
 class _NotCallableError(Exception):
-    """A signature takes something that is no dense tensor, or gives nothing that is one."""
+    """A signature has an input that is no dense tensor, or no output that is a dense tensor."""
 
 
 class _NotDenseError(Exception):
-    """An input or output is no dense tensor; its only argument says what it is."""
+    """An input or output is no dense tensor; the only argument describes the input or output."""
 
 
 def _signature(name: str, definition: Any) -> Signature:
@@ -179,7 +179,7 @@ def _inputs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
 
 
 def _outputs(infos: Mapping[str, Any]) -> tuple[dict[str, TensorSpec], dict[str, Composite]]:
-    """What can be answered: dense outputs by alias, parts of others by tensor name. And those others by alias."""
+    """Dense outputs by alias with the parts of composite outputs by tensor name, and the composite outputs by alias."""
     dense: dict[str, TensorSpec] = {}
     parts: dict[str, TensorSpec] = {}
     composites: dict[str, Composite] = {}
@@ -198,7 +198,7 @@ def _outputs(infos: Mapping[str, Any]) -> tuple[dict[str, TensorSpec], dict[str,
 
 
 def _parts(info: Any) -> list[tuple[str, Any]]:
-    """The dense tensors of a composite one as `TensorInfo`s, in the order in which TensorFlow flattens it."""
+    """The dense tensors of a composite tensor as `TensorInfo`s, in the order of TensorFlow's flattening."""
     if info.WhichOneof("encoding") == "coo_sparse":
         sparse, shape = info.coo_sparse, info.tensor_shape
         rank = -1 if shape.unknown_rank else len(shape.dim)
@@ -223,7 +223,7 @@ def _info(name: str, dtype: int, sizes: Iterable[int]) -> Any:
 
 
 def _kind(info: Any) -> str:
-    """What a composite tensor is, in words."""
+    """The kind of a composite tensor, in words."""
     if info.WhichOneof("encoding") == "coo_sparse":
         return "a sparse tensor"
     spec = info.composite_tensor.type_spec
@@ -245,7 +245,7 @@ def _spec(alias: str, info: Any) -> TensorSpec:
     shape = None
     if not info.tensor_shape.unknown_rank:
         shape = tuple(None if dim.size < 0 else int(dim.size) for dim in info.tensor_shape.dim)
-    # TensorFlow's C++ reads a name without an index as the first output of that operation.
+    # TensorFlow's C++ reads a name without an index as the first output of the operation.
     return TensorSpec(alias, dtype, shape, info.name if ":" in info.name else f"{info.name}:0")
 
 

@@ -1,7 +1,7 @@
-"""What stands where models or versions are expected, and the one command that puts it right.
+"""Finds models in the wrong place, by file names, and gives the command that puts the model right.
 
-Functions of directory listings, asked where no model or no version is found. Knows the forms in which models are kept,
-by their names; reads no file.
+Functions of directory listings, for a directory without a model or version. The module knows the file formats of models
+by their names, and reads no file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["Child", "holds_graph", "in_base_path", "in_root", "in_version", "ins
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt", "model.tflite")
 _MOST_DIRECTORIES = 16
-"""Directories that are listed for one answer: each costs a network mount a round trip."""
+"""Directories listed for a single answer: each listing costs a network mount a round trip."""
 _MOST_NAMES = 12
-"""Names in one command; where there are more, a wildcard stands for them."""
+"""Names in a command; a wildcard stands for more names."""
 _NOT_MODELS = "so it is not a directory of models"
 _LARGEST = 2**63 - 1
 _DIGITS = re.compile(r"[0-9]+")
@@ -30,11 +30,11 @@ _DIGITS = re.compile(r"[0-9]+")
 
 @dataclass(frozen=True)
 class Child:
-    """One entry of a directory.
+    """An entry of a directory.
 
     Attributes:
-        name: Its name.
-        is_directory: Whether a directory is there, or a link whose end was not looked at.
+        name: Name of the entry.
+        is_directory: Whether the entry is a directory, or an unresolved link.
     """
 
     name: str
@@ -42,21 +42,21 @@ class Child:
 
 
 List: TypeAlias = Callable[[Path], Sequence[Child]]
-"""Lists a directory; empty where that cannot be done."""
+"""Lists a directory; empty for an unreadable directory."""
 
 
 def holds_graph(children: Iterable[Child]) -> bool:
-    """Whether a directory with these entries is a SavedModel, or holds a `model.tflite`."""
+    """Whether a directory with the given entries is a SavedModel, or holds a `model.tflite`."""
     return any(child.name in _GRAPHS for child in children)
 
 
 def in_root(root: Path, children: Sequence[Child], inner: Iterable[str]) -> str | None:
-    """Why a directory of models holds none, with what to do; None where nothing in it looks like a model.
+    """Why a directory of models holds no model, with a remedy; None where no entry looks like a model.
 
     Args:
         root: The directory.
-        children: What it holds.
-        inner: What `in_base_path` says of the directories in it.
+        children: Entries of the directory.
+        inner: Answers of `in_base_path` for the directories in `root`.
     """
     if holds_graph(children):
         if root.name.isdecimal():
@@ -72,7 +72,7 @@ def in_root(root: Path, children: Sequence[Child], inner: Iterable[str]) -> str 
 
 
 def in_base_path(path: Path, children: Sequence[Child], list_: List) -> str | None:
-    """Why a model's directory holds no version, with what to do; None where nothing in it looks like a model."""
+    """Why a model's directory holds no version, with a remedy; None where no entry looks like a model."""
     if holds_graph(children) and path.name.isdecimal():
         return f"{path} is a version directory itself. {_served(path.parent)}"
     looked = _Listed(list_)
@@ -89,7 +89,7 @@ def in_base_path(path: Path, children: Sequence[Child], list_: List) -> str | No
 
 
 def in_version(path: Path, children: Sequence[Child], list_: List) -> str | None:
-    """What a version directory holds instead of a SavedModel, with what to do; None where nothing is known of it."""
+    """The contents of a version directory without a SavedModel, with a remedy; None for unknown contents."""
     if holds_graph(children):
         return None
     looked = _Listed(list_)
@@ -101,7 +101,7 @@ def in_version(path: Path, children: Sequence[Child], list_: List) -> str | None
 
 
 def instead_of_directory(file: Path) -> str | None:
-    """What a file is that was named in place of a directory, with what to do; None where its name does not say."""
+    """The format of a file named in place of a directory, with a remedy; None for an unknown name."""
     form = _form_of(file.name)
     if form is None:
         if file.name not in _GRAPHS:
@@ -114,13 +114,13 @@ def instead_of_directory(file: Path) -> str | None:
 
 
 def nearly(path: Path, names: Iterable[str]) -> str:
-    """`, did you mean /models/digits?` where one of the names beside a missing path is nearly its own; else empty."""
+    """`, did you mean /models/digits?` if a name beside a missing path is nearly the path's name; else empty."""
     found = get_close_matches(path.name, names, n=1)
     return f", did you mean {path.parent / found[0]}?" if found else ""
 
 
 class _Listed:
-    """Lists so many directories and no more."""
+    """Lists at most `_MOST_DIRECTORIES` directories."""
 
     def __init__(self, list_: List) -> None:
         self._list = list_
@@ -132,14 +132,14 @@ class _Listed:
 
 
 def _in_model(path: Path, children: Sequence[Child], looked: _Listed) -> str | None:
-    """What a model's directory without versions holds: a SavedModel, directories of other names, files."""
+    """The contents of a model's directory without versions: a SavedModel, directories without a number, files."""
     if holds_graph(children):
         command = _moved(path, children, path / "1")
         return f"{path} holds a SavedModel itself, but a version needs a directory of its own. Run `{command}`"
     if _versions(children):
         return None
     names = [child.name for child in _directories(children) if holds_graph(looked(path / child.name))]
-    # A name without a number may be a link to one with a number, which a move would break.
+    # A name without a number may be a link to a name with a number; a move would break the link.
     chosen = [name for name in names if _DIGITS.search(name)] or names
     if not chosen:
         return _files(children, path, path / "1")
@@ -154,7 +154,7 @@ def _in_model(path: Path, children: Sequence[Child], looked: _Listed) -> str | N
 
 
 def _files(children: Sequence[Child], path: Path, target: Path | None) -> str | None:
-    """What the first file of a known form is, and how it becomes the version `target`, or one of its name's model."""
+    """The format of the first known file, and its way to the version `target` or to a model of the file's name."""
     for child in sorted(children, key=lambda child: child.name):
         form = None if child.is_directory else _form_of(child.name)
         if form is not None:
@@ -172,7 +172,7 @@ def _versions(children: Sequence[Child]) -> list[str]:
 
 
 def _number(name: str, taken: Collection[int]) -> int:
-    """The version that a directory was probably meant to be: `v2` is 2, `1.0` is 1, `latest` is 1."""
+    """The version number that a directory's name suggests: `v2` is 2, `1.0` is 1, `latest` is 1."""
     found = _DIGITS.search(name)
     number = int(found[0]) if found is not None and int(found[0]) <= _LARGEST else 1
     while number in taken:
@@ -181,14 +181,14 @@ def _number(name: str, taken: Collection[int]) -> int:
 
 
 def _moved(path: Path, children: Sequence[Child], target: Path) -> str:
-    """The command that moves all that a directory holds into one below it."""
+    """The command that moves all entries of a directory into a directory below."""
     names = sorted(child.name for child in children if not child.name.startswith("."))
     listed = " ".join(_quoted(path / name) for name in names) if len(names) <= _MOST_NAMES else f"{_quoted(path)}/*"
     return f"mkdir -p {_quoted(target)} && mv {listed} {_quoted(target)}"
 
 
 def _served(base: Path, root: bool = False) -> str:
-    """How one model's directory is served; `root`: or all beside it."""
+    """The options that serve a model's directory; with `root`, also the option that serves its parent."""
     every = f"{base.parent} to find every model in it, or " if root else ""
     return (
         f"Pass {every}models=[{str(base)!r}] to ModelRegistry, "
@@ -200,15 +200,15 @@ def _quoted(value: Path | str) -> str:
     return shlex.quote(str(value))
 
 
-# Forms of models, by the ends of their files' names.
+# Formats of models, by the ends of their files' names.
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A form of model files.
+    """A format of model files.
 
     Attributes:
-        what: What such a file is.
+        what: The kind of the file, in words.
         command: Makes the version directory `target` of a file.
     """
 

@@ -1,1 +1,1 @@
-"""From a version directory to a servable that is judged, guarded and warm."""
+"""Turns a version directory into an analysed, guarded and warm servable."""

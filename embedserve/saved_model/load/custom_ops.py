@@ -1,6 +1,6 @@
-"""Operations that TensorFlow's own build does not have: load what provides them, and say what would.
+"""Operations outside TensorFlow's own build: loads modules and libraries with operations, and names missing packages.
 
-Called by the loader before a load (`preload`) and after one that failed (`import_provider`, `advice`).
+`preload` serves a coming load, `import_provider` and `advice` a load that failed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def preload(modules: Iterable[str], libraries: Iterable[str]) -> None:
     """Import modules and load shared libraries that register ops; each only once in the process.
 
     Raises:
-        LoadError: One of them is not there or does not fit this TensorFlow.
+        LoadError: A module or library is missing or does not fit this TensorFlow.
     """
     with _lock:
         for module in modules:
@@ -88,7 +88,7 @@ def preload(modules: Iterable[str], libraries: Iterable[str]) -> None:
 
 
 def use_gpu_as_needed() -> None:
-    """Let TensorFlow take GPU memory as it needs it, not all at once; too late if it has used the GPU already."""
+    """Let TensorFlow take GPU memory on demand, not all at once; too late after the first use of the GPU."""
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             if not tf.config.experimental.get_memory_growth(gpu):
@@ -101,10 +101,10 @@ def check_python_calls(operations: Mapping[str, Operations]) -> None:
     """Refuse a model that would call a Python function, in TensorFlow Serving's words.
 
     TensorFlow's Python package registers these operations, so a load would succeed. A run would then fail, or call an
-    unrelated function of this process that happens to have the same token.
+    unrelated function of the process with the same token.
 
     Args:
-        operations: What each part of the model does, by its name in messages.
+        operations: Effects of each part of the model, by the part's name in messages.
 
     Raises:
         LoadError: A part calls Python.
@@ -121,10 +121,10 @@ def check_python_calls(operations: Mapping[str, Operations]) -> None:
 
 
 def import_provider(message: str) -> bool:
-    """Import what provides the operation that a failed load misses, where it is installed; True to try again.
+    """Import the module with the operation that a failed load misses; True if a second load may succeed.
 
-    TensorFlow Serving's binary has the operations of TensorFlow Text and Decision Forests linked in, so none of its
-    flags names them.
+    False if no known module has the operation, or if the module is missing or already imported. TensorFlow Serving's
+    binary links the operations of TensorFlow Text and Decision Forests, so its flags name no module.
     """
     op, _, module = _provider(message)
     if op is None or module is None or module in sys.modules or importlib.util.find_spec(module) is None:
@@ -135,7 +135,7 @@ def import_provider(message: str) -> bool:
 
 
 def advice(message: str) -> str | None:
-    """What to do about a load that failed with `message`, if it says that an operation is missing."""
+    """Advice for a load that failed with `message`; None unless the message names a missing operation."""
     op, package, module = _provider(message)
     if op is None:
         return None
@@ -151,7 +151,7 @@ def advice(message: str) -> str | None:
 
 
 def _provider(message: str) -> tuple[str | None, str | None, str | None]:
-    """The operation that a message says is missing, and the package and module that are known to have it."""
+    """The missing operation of a message, and the known package and module with the operation."""
     found = _UNREGISTERED.search(message)
     if found is None:
         return None, None, None

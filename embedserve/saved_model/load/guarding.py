@@ -1,8 +1,7 @@
-"""Puts checks into a model before it is loaded: a call that asserts what an operation does not check itself.
+"""Puts checks into a MetaGraph before a load: a call that asserts the rule that an operation does not check.
 
-A check is a function of its own in the MetaGraph's library. The operation waits for it, by a control input; the rest of
-the graph stays. TensorFlow loads directories only, so the changed graph is written into one, beside links to the
-version's own files.
+A check is a function in the MetaGraph's library. The operation waits for the check by a control input; the rest of the
+graph stays. TensorFlow loads directories only, so a copy holds the changed graph, beside links to the version's files.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _PREFIX = "embedserve-graph-"
 
 
 class GraphCopy:
-    """A directory that TensorFlow loads in place of a version's own, until `close`.
+    """A directory that TensorFlow loads in place of a version's directory, until `close`.
 
     Attributes:
         path: The directory.
@@ -54,7 +53,7 @@ class GraphCopy:
 
 
 def add_checks(meta_graph: Any, found: Iterable[Found]) -> None:
-    """Change a MetaGraph so that each operation found runs only after its operands have been checked."""
+    """Change a MetaGraph so that each found operation runs only after a check of the operands."""
     library = meta_graph.graph_def.library
     functions = {function.signature.name: function for function in library.function}
     for number, one in enumerate(found):
@@ -69,7 +68,7 @@ def add_checks(meta_graph: Any, found: Iterable[Found]) -> None:
 
 
 def _check(found: Found, number: int) -> tuple[list[Any], Any]:
-    """The functions of a check, and the node that calls it, without name and inputs."""
+    """The functions of a check, and the node that calls the check, without name and inputs."""
     guard, given = found.guard, found.given
     dtypes = [tf.as_dtype(dtype) for name in guard.operands for dtype in given.dtypes[name]]
 
@@ -82,7 +81,7 @@ def _check(found: Found, number: int) -> tuple[list[Any], Any]:
         good = guard.holds(found.node, operands)
         shown = tensors[: len(given.tensors[guard.operands[0]])]
         asserted = tf.raw_ops.Assert(condition=good, data=[found.rule, *shown], summarize=8)
-        # Where calls are put in line, only their data outputs are waited for.
+        # An inlined call finishes with its data outputs, so the output depends on the assertion.
         with tf.control_dependencies([asserted]):
             return tf.identity(good)
 

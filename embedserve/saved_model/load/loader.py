@@ -1,6 +1,6 @@
-"""Loads one version directory: picks the servable, judges its signatures, warms it up, gives its memory back.
+"""Loads a version directory: picks the servable, analyses its signatures, replays warm-up requests, frees the memory.
 
-Made by the registry for each generation of a version; every method runs in a load or run thread.
+The loader of a generation runs every method in a load or run thread.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ SavedModelServable: TypeAlias = FunctionServable | SessionServable | TfliteServa
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A servable, and what is known of its signatures before one has run.
+    """A servable, and the facts about its signatures before the first run.
 
     Attributes:
-        servable: Loaded.
+        servable: The loaded servable.
         described: Signatures by name, not probed yet.
-        operations: What a run of each does.
-        recorded: What recorded requests tell.
-        hazards: What a request to each can do to the process in spite of all checks.
-        declared: Signatures whose dimension 0 is described as unknown, as they are with the declared one.
+        operations: Effects of a run of each signature.
+        recorded: Facts from recorded requests.
+        hazards: For each signature, harms that a request can do to the process in spite of all checks.
+        declared: Signatures with the declared dimension 0, where `described` has an unknown dimension 0.
     """
 
     servable: SavedModelServable
@@ -72,14 +72,14 @@ class _Loaded:
 
 
 class SavedModelLoader:
-    """Owns what one generation of a version holds in memory.
+    """Owns the memory of one generation of a version.
 
     Args:
         id: Model and version.
         path: Version directory.
-        config: The model's options; what it leaves open is the registry's.
+        config: The model's options; the registry's options fill the gaps.
         options: The registry's options.
-        fingerprint: What the directory was when this version was decided on; taken now if None.
+        fingerprint: Fingerprint of the directory at the decision for the version; taken at the load if None.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class SavedModelLoader:
         self._samples: dict[str, Sample] = {}
         self._seconds: dict[str, float] = {}
         self.batching = options.batching_of(config)
-        """How the version is batched; its own file is read when it is loaded."""
+        """Batching options of the version; `load` reads the version's own file."""
         self.warmup_records: int | None = None
-        """Recorded warm-up requests that were replayed; None before `warm_up`, or where there is no file."""
+        """Replayed warm-up requests; None before `warm_up`, or without a file."""
         self.note = ""
-        """What of `optimize` could not be had, what a request can do to the process, which signatures were freed."""
+        """Unavailable parts of `optimize`, possible harms of a request to the process, signatures with freed rows."""
         self._copy: GraphCopy | None = None
         self._has_checks = False
         self._notes: list[str] = []
@@ -107,10 +107,10 @@ class SavedModelLoader:
         return f"<SavedModelLoader {self._id} at {self._path}>"
 
     def load(self) -> SavedModelServable:
-        """Load the version and judge its signatures.
+        """Load the version and analyse its signatures.
 
         Raises:
-            LoadError: What is wrong with the directory or the model, and what to do.
+            LoadError: The directory or the model is at fault; the message says how, with a remedy.
         """
         custom_ops.preload(self._options.preload_modules, self._options.op_libraries)
         custom_ops.use_gpu_as_needed()
@@ -134,7 +134,7 @@ class SavedModelLoader:
             return loaded.servable
         loaded.servable.close()
         if isinstance(faster, OptimisedServable):
-            memory.give_back()  # Several copies of the graph and its constants.
+            memory.give_back()  # The optimisation made several copies of the graph and its constants.
         return faster
 
     def _load_saved_model(self) -> _Loaded:
@@ -178,7 +178,7 @@ class SavedModelLoader:
     def _freed(
         self, signatures: Mapping[str, Signature], operations: Mapping[str, Operations], rows: RowAnalysis
     ) -> tuple[dict[str, Signature], dict[str, Signature]]:
-        """All signatures as declared, and those of them that the graph lets have any number of rows, with any."""
+        """All signatures as declared, and with dimension 0 unknown the signatures whose graph allows any row count."""
         declared = dict(signatures)
         freed = {}
         for name, signature in signatures.items():
@@ -192,7 +192,7 @@ class SavedModelLoader:
         return declared, freed
 
     def _kept(self, signature: Signature, why: str) -> Signature:
-        """The signature as declared, which is told where the owner wanted another."""
+        """The signature as declared, after a message to an owner who wanted `free_batch`."""
         found = f"signature {signature.name!r} takes the declared number of rows: free_batch could not be used: {why}"
         if self._free_batch is True:
             self._warn(found)
@@ -207,10 +207,10 @@ class SavedModelLoader:
         signatures: Mapping[str, Signature],
         freed: Mapping[str, Signature],
     ) -> dict[str, list[str]]:
-        """Have the version loaded from a copy, where operations need checks or a number of rows is to be forgotten.
+        """Make a changed copy of the version, where operations need checks or the declared number of rows is to go.
 
         Returns:
-            What no check keeps out, for each signature.
+            Harms that no check prevents, by signature.
         """
         inputs, outputs = _ends_of(signatures)
         found = guards.find(graph, inputs, [tensor for tensors in outputs.values() for tensor in tensors])
@@ -233,7 +233,7 @@ class SavedModelLoader:
     def _with_unchecked(
         self, hazards: Mapping[str, Sequence[str]], graph: GraphReader, signatures: Mapping[str, Signature]
     ) -> Mapping[str, Sequence[str]]:
-        """What no check keeps out, of a version that had to be loaded without its checks."""
+        """Harms that no check prevents, by signature, for a version that only loads without its checks."""
         if not self._has_checks:
             return hazards
         inputs, outputs = _ends_of(signatures)
@@ -259,7 +259,10 @@ class SavedModelLoader:
     def _load_somehow(
         self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
     ) -> FunctionServable | SessionServable:
-        """The servable: of the changed graph, else with an imported package of operations, else of the stored graph."""
+        """The servable of the changed graph.
+
+        If the load fails, the loader tries an imported package of operations, then the stored graph.
+        """
         try:
             return self._load_servable(meta_graph, signatures, operations)
         except LoadError as error:
@@ -275,7 +278,7 @@ class SavedModelLoader:
         return servable
 
     def _load_tflite(self) -> _Loaded | None:
-        """The version's TFLite model, where there is one and it is preferred."""
+        """The version's TFLite model, where a file exists and the options prefer TFLite."""
         preferred = self._config.prefer_tflite_model
         file = self._path / TFLITE_FILE
         if not (self._options.prefer_tflite_model if preferred is None else preferred) or not file.is_file():
@@ -302,7 +305,7 @@ class SavedModelLoader:
 
     def _check_whole(self) -> None:
         if self._judged and self.unchanged():
-            return  # The source has found exactly these contents whole.
+            return  # The source found exactly these contents whole.
         missing = completeness.missing(self._path)
         if missing is not None:
             raise LoadError(f"{self._path} is not whole: {missing}", code=Code.FAILED_PRECONDITION)
@@ -354,7 +357,7 @@ class SavedModelLoader:
         raise self._load_error(failure) from failure
 
     def _kinds(self, meta_graph: Any, operations: Mapping[str, Operations]) -> tuple[tuple[str, ...], str]:
-        """The servables to try in turn, and why that order."""
+        """The servables to try in turn, and the reason for the order."""
         choice = self._config.servable or self._options.servable
         if choice != "auto":
             return (choice,), f'servable="{choice}"'
@@ -427,7 +430,7 @@ class SavedModelLoader:
                     "may end the process on a wrong one. Set input_ranks, or record a warm-up request"
                 )
             probed, hazards = verdict.needs_probe(signature), loaded.hazards.get(name)
-            # An input that nobody sent must not end the process.
+            # A made-up input must not end the process.
             sample = None if hazards else self._find_sample(loaded, signature, probed)
             if probed:
                 answer = (
@@ -448,7 +451,7 @@ class SavedModelLoader:
         return judged
 
     def _tried_free(self, loaded: _Loaded, name: str) -> Signature:
-        """The signature, with dimension 0 unknown only if runs of other numbers of rows bear that out."""
+        """The signature, with dimension 0 unknown only if runs with further numbers of rows give equal answers."""
         signature, declared = loaded.described[name], loaded.declared.get(name)
         if declared is None:
             return signature
@@ -475,7 +478,7 @@ class SavedModelLoader:
         return probe.find_sample(loaded.servable, signature, candidates(signature, recorded, features))
 
     def _optimised(self, loaded: _Loaded) -> OptimisedServable | None:
-        """The optimised copy of a version whose owner asks for one; None where it cannot be had, which `note` says."""
+        """The optimised copy of a version, if the options ask for a copy; None after a failure, explained in `note`."""
         self.note = ""
         mode = self._config.optimize or self._options.optimize
         if mode == "none":
@@ -507,13 +510,14 @@ class SavedModelLoader:
         return optimised.servable
 
     def _in_session(self, loaded: _Loaded) -> SessionServable | None:
-        """The version in a graph session, where both ways of running it are open and that is the faster one."""
+        """The version in a graph session, where the options allow both servables and the session is faster."""
         function, operations = loaded.servable, loaded.operations
         if not isinstance(function, FunctionServable) or self._warmup == "none":
             return None
         if (self._config.servable or self._options.servable) != "auto":
             return None
-        # A loop is to be stopped when nobody waits for it any more, and what cannot be compared stays what it is.
+        # A function can stop an abandoned loop, so a loop stays a function. A version with an incomparable signature
+        # stays as loaded.
         if any(found.loops or found.writes for found in operations.values()) or set(self._samples) != set(operations):
             return None
         if not is_worth_a_try(self._path, self._seconds):
@@ -540,7 +544,7 @@ class SavedModelLoader:
             self.warmup_records = warmup.replay(self._path, servable, self._options.num_warmup_iterations)
 
     def warm_up_thread(self, servable: Servable) -> None:
-        """Run each stateless signature on made-up inputs, once per batch size it will see; errors are ignored."""
+        """Run each stateless signature on made-up inputs, once per expected batch size; errors are ignored."""
         if self._warmup == "none":
             return
         allowed = self.batching[1].allowed_batch_sizes
@@ -551,23 +555,23 @@ class SavedModelLoader:
                     servable.run(name, sample.batch(size))
 
     def unchanged(self) -> bool:
-        """Whether the directory still is what was loaded."""
+        """Whether the directory still has the loaded contents."""
         return bool(completeness.fingerprint(self._path) == self._fingerprint)
 
     def unload(self, servable: Servable | None) -> None:
-        """Drop the model; its memory goes with the next `give_back`."""
+        """Drop the model; the next `give_back` returns the memory."""
         self._samples = {}
         self._drop_copy()
         if isinstance(servable, SavedModelServable):
             servable.close()
 
     def give_back(self) -> None:
-        """As `Loader.give_back`."""
+        """See `Loader.give_back`."""
         memory.give_back()
 
 
 def _ends_of(signatures: Mapping[str, Signature]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Tensors that requests feed → their aliases, and the tensors that are computed, by signature."""
+    """Tensors that requests feed → aliases of the tensors, and the computed tensors by signature."""
     inputs = {spec.tensor_name: name for s in signatures.values() for name, spec in s.inputs.items()}
     outputs = {name: [spec.tensor_name for spec in s.outputs.values()] for name, s in signatures.items()}
     return inputs, outputs
@@ -578,7 +582,7 @@ def _is_small(operations: Mapping[str, Operations]) -> bool:
 
 
 def _copied(definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies of `SignatureDef`s: a part of a message keeps the whole alive, constants and all."""
+    """Copies of `SignatureDef`s: a part of a message would keep the whole message alive, with all constants."""
     copies = {}
     for name in sorted(definitions):
         copies[name] = type(definitions[name])()

@@ -1,4 +1,4 @@
-"""Keeps the garbage collector's work small, and gives memory back after a version is gone. Called by the loader."""
+"""Keeps the garbage collector's work small, and gives memory back after a version is gone."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ _frozen = threading.Lock()
 
 
 def freeze_imports() -> None:
-    """Take everything that exists now out of the garbage collector's sight, once in the life of the process.
+    """Hide all existing objects from the garbage collector, once in the life of the process.
 
-    Called before the first model is loaded: what TensorFlow's modules hold stays for good and is most of what a
-    collection would look at, each time 0.2 s without a thread being able to run. Models come later, so that an
-    unloaded one can still be collected.
+    Call the function before the first load. The objects of TensorFlow's modules stay for good, and are most of the work
+    of a collection: 0.2 s in which no thread runs. Later objects, such as those of models, can still be collected.
     """
     if _frozen.acquire(blocking=False):
         gc.collect()
@@ -42,7 +41,7 @@ def freeze_imports() -> None:
 
 
 def give_back() -> None:
-    """Collect what a dropped model leaves (its functions and graphs refer to each other), and trim the heap."""
+    """Collect the functions and graphs of a dropped model, which refer to each other, and trim the heap."""
     gc.collect()
     if _trim is not None:
         _trim(0)

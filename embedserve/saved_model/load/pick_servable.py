@@ -1,7 +1,7 @@
-"""Function or session? Measures a small model both ways at its load, where nothing but speed tells them apart.
+"""Function or session? Measures a small model both ways at load, where only speed decides.
 
-Called by the loader for `servable="auto"`. Measured (docs/performance.md): a session runs small models three times as
-fast and hardly any slower, but can only be bounded in time, and a second load would show with large ones.
+A session runs small models three times as fast, and other models hardly slower (docs/performance.md). However, only a
+time limit stops a run of a session, and the second load costs time and memory for large models.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ __all__ = ["is_worth_a_try", "session_if_faster"]
 
 logger = logging.getLogger("embedserve")
 
-# Larger models are not loaded twice, by all their files, as TensorFlow keeps what they took for the next load, and by
-# the one with the graph, as that takes the time.
+# Bytes. A larger model is not loaded twice. `_SMALL` bounds all files, as TensorFlow keeps the memory of a load for the
+# next load; `_SMALL_GRAPH` bounds the graph file, as the graph takes the time of a load.
 _SMALL = 16 * 2**20
 _SMALL_GRAPH = 2 * 2**20
-# From here on the call costs too little of a run to be worth a try, and stopping a run that nobody waits for pays.
+# Seconds. In a longer run, the overhead of the call is too small for a second load, and cancelling an abandoned run
+# pays.
 _LONG_RUN = 0.005
-# Each way is measured so many times, in turns, for what else the machine does.
+# Number of measurements of each way, taken in turns: the least time is free of the machine's further load.
 _TURNS = 2
 _PATIENCE = 5.0
 
 
 def is_worth_a_try(path: Path, seconds: Mapping[str, float]) -> bool:
-    """Whether a version is small enough to be loaded once more, and its runs so short that the way of calling counts.
+    """Whether a version is small enough for a second load, with runs so short that the overhead of a call counts.
 
     Args:
         path: Version directory.
-        seconds: What a run takes, by signature.
+        seconds: Duration of a run, by signature.
     """
     if not seconds or max(seconds.values()) >= _LONG_RUN:
         return False
@@ -49,12 +50,12 @@ def is_worth_a_try(path: Path, seconds: Mapping[str, float]) -> bool:
 def session_if_faster(
     function: FunctionServable, open_session: Callable[[], SessionServable], requests: Mapping[str, Tensors]
 ) -> SessionServable | None:
-    """A session servable of the same version, where it answers the same in less time; else None.
+    """A session servable of the same version, where the session gives the same answers in less time; else None.
 
     Args:
-        function: Loaded, with its threads chosen.
+        function: The loaded servable, with chosen threads.
         open_session: Loads the version again, in a session.
-        requests: Inputs of about a request's size by signature, all of them stateless.
+        requests: Inputs of about a request's size by signature; all signatures are stateless.
     """
     try:
         session = open_session()

@@ -1,7 +1,7 @@
 """Recorded warm-up requests: `assets.extra/tf_serving_warmup_requests`, a TFRecord file of `PredictionLog`s.
 
-Replayed on a version before it serves, as TensorFlow Serving does (`saved_model_warmup_util.cc`: words and limits are
-its own), and read for the ranks and values of real inputs. Called by the loader.
+The module replays the requests on a version before the version serves, with the messages and limits of TensorFlow
+Serving (`saved_model_warmup_util.cc`). The requests also tell ranks and values of real inputs.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = ["MAX_RECORDS", "RecordedInputs", "read_logs", "recorded_inputs", "rep
 logger = logging.getLogger("embedserve")
 
 MAX_RECORDS = 1000
-# Seconds of one recorded request; a kernel that is at it for longer is taken for endless.
+# Seconds for a recorded request; a longer run counts as endless.
 _PATIENCE = 600.0
 _UNSUPPORTED = {"session_run_log": 5, "predict_streamed_log": 7}
 
 
 @dataclass
 class RecordedInputs:
-    """What recorded Predict requests tell about a model.
+    """Facts about a model from recorded Predict requests.
 
     Attributes:
         ranks: Rank of each input name, where all records agree.
@@ -49,7 +49,10 @@ class RecordedInputs:
 
 
 def recorded_inputs(path: Path, signatures: Mapping[str, Signature], most: int = 16) -> RecordedInputs:
-    """Read the inputs of recorded Predict requests; a file that cannot be read tells nothing (`replay` reports it)."""
+    """Read the inputs of at most `most` recorded Predict requests per signature.
+
+    An unreadable file ends the reading without an error; `replay` reports the error.
+    """
     found = RecordedInputs()
     contradicted: set[str] = set()
     try:
@@ -113,7 +116,7 @@ def replay(path: Path, servable: Servable, iterations: int = 1) -> int | None:
 
 
 def read_logs(file: Path) -> Iterator[Any]:
-    """The `PredictionLog`s of a TFRecord file, none where there is no file.
+    """The `PredictionLog`s of a TFRecord file, none for a missing file.
 
     Raises:
         LoadError: A record is broken (DATA_LOSS) or no `PredictionLog` (INVALID_ARGUMENT).
@@ -141,7 +144,7 @@ def read_logs(file: Path) -> Iterator[Any]:
 
 
 def _request(log: Any, servable: Servable) -> Callable[[], object] | None:
-    """The call that replays one record; None for a record without a request."""
+    """The call that replays a record; None for a record without a request."""
     kind = log.WhichOneof("log_type")
     if kind is None:
         return None
@@ -171,10 +174,10 @@ def _inference(model_spec: Any, examples: list[bytes], servable: Servable) -> Ca
 
 
 def request_inputs(log: Any, signatures: Mapping[str, Signature]) -> tuple[Signature, Tensors]:
-    """What a recorded Predict, Classify or Regress request asks, and its bound inputs.
+    """The signature and the bound inputs of a recorded Predict, Classify or Regress request.
 
     Raises:
-        ServingError: It is of another kind, or not a request for a model with these signatures.
+        ServingError: The record is of another kind, or does not fit the signatures.
     """
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
@@ -206,7 +209,7 @@ def _inference_inputs(
 
 
 def _examples(given: Any) -> list[bytes]:
-    """Serialized Examples of an `Input`; those with a context get its features where they lack them."""
+    """Serialized Examples of an `Input`; the context fills features that an Example lacks."""
     if given.WhichOneof("kind") == "example_list_with_context":
         examples = []
         for example in given.example_list_with_context.examples:
