@@ -84,8 +84,9 @@ def _dtype(name: str) -> DType:
 def times_ten(version: int, inputs: Tensors) -> dict[str, Array]:
     """The default fake model: every input `v` gives `v * 10 + version`; outputs are named `y`, `y_2`, ..."""
     outputs = {}
-    for i, name in enumerate(sorted(inputs)):
-        outputs["y" if i == 0 else f"y_{i + 1}"] = inputs[name] * 10 + np.asarray(version, inputs[name].dtype)
+    with np.errstate(all="ignore"):  # As TensorFlow, which answers infinity without a word.
+        for i, name in enumerate(sorted(inputs)):
+            outputs["y" if i == 0 else f"y_{i + 1}"] = inputs[name] * 10 + np.asarray(version, inputs[name].dtype)
     return outputs
 
 

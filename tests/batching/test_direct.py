@@ -205,14 +205,16 @@ async def test_one_timer_ends_each_request_at_its_own_deadline() -> None:
     now = loop.time()
     requests = [Request(at and now + at) for at in (0.03, None, 0.01, 60.0, 0.02, 0.02)]
     timer = DeadlineTimer(loop, lambda: requests)
-    ended: list[int] = []
+    ended: dict[int, float] = {}
     for i, request in enumerate(requests):
-        request.future.add_done_callback(lambda _, i=i: ended.append(i))  # type: ignore[misc]
+        request.future.add_done_callback(lambda _, i=i: ended.update({i: loop.time()}))  # type: ignore[misc]
         if request.deadline is not None:
             timer.watch(request.deadline)
     requests[4].future.set_result({})
     await asyncio.wait([requests[0].future])
-    assert ended == [4, 2, 5, 0]
+    assert set(ended) == {4, 2, 5, 0}
+    # No order: a busy machine may reach several deadlines in one sweep.
+    assert all(ended[i] >= (requests[i].deadline or 0) - 0.001 for i in (2, 5, 0))
     assert not requests[1].future.done()
     assert not requests[3].future.done()
     timer.close()
