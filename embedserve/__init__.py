@@ -1,8 +1,8 @@
 """embedserve: an embeddable serving runtime for TensorFlow SavedModels.
 
-`ModelRegistry` is the runtime; `embedserve.rest.create_app` and `embedserve.grpc.serve` put it on the wire, and
-`embedserve.testing` has fakes for the tests of a host. Each name is imported when it is first used. Importing this
-package imports no TensorFlow, grpc or starlette; its one effect is to note forks.
+`ModelRegistry` is the runtime. `embedserve.rest.create_app` and `embedserve.grpc.serve` put a registry on the wire, and
+`embedserve.testing` has fakes for the tests of a host. Names are imported at first use. The import of the package loads
+no TensorFlow, grpc or starlette; the only effect is to note forks.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ _PUBLIC_MODULES = frozenset(("grpc", "ray", "rest", "testing"))
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or one of the public modules, when it is first used."""
+    """Import a public name or a public module at first use."""
     if name in _PUBLIC_MODULES:
         return import_module(f"embedserve.{name}")
     if name not in _HOMES:

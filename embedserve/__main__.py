@@ -1,7 +1,7 @@
-"""`python -m embedserve`: the standalone server, or one of its sub-commands.
+"""`python -m embedserve`: the standalone server and the sub-commands.
 
-`bench` measures a model, `verify` compares a model's answers with plain TensorFlow's, `live` asks whether the
-server here is alive, and `install-command` makes `tensorflow_model_server` a command. Everything else is flags of the
+`bench` measures a model, `verify` compares a model's answers with plain TensorFlow's, `live` asks whether the local
+server is alive, and `install-command` makes `tensorflow_model_server` a command. All further arguments are flags of the
 server (`embedserve.server.cli`).
 """
 
@@ -21,9 +21,9 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the standalone server and return the exit status: 0 after a drain, 255 when it could not start.
+    """Run the standalone server and return the exit status: 0 after a drain, 255 after a failed start.
 
-    With a sub-command as the first argument, run that instead (`./bench` is a directory of that name).
+    A sub-command as the first argument runs instead of the server (`./bench` is a directory called `bench`).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in SUB_COMMANDS:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
-    if name == "live":  # Asked every few seconds; nothing else of the command line is imported for it.
+    if name == "live":  # Run every few seconds by probes: the imports stay minimal.
         return live(arguments)
     from embedserve.server.cli import PROGRAM
 

@@ -1,6 +1,6 @@
-"""Every option of embedserve, and the only list of them. Flags are derived from or tested against these models.
+"""Every option of embedserve, and the only list of options. Flags are derived from or tested against the models here.
 
-Durations are float seconds; `batch_timeout_micros` keeps TensorFlow Serving's name and unit because its files do.
+Durations are float seconds; `batch_timeout_micros` keeps the name and unit of TensorFlow Serving's files.
 """
 
 from __future__ import annotations
@@ -65,10 +65,11 @@ def absolute(value: str | os.PathLike[str]) -> Path:
 
 
 def location(value: str | os.PathLike[str] | StoreUrl) -> Path | StoreUrl:
-    """Where models or versions are: a path made absolute, or the URL of a store that can be read here.
+    """Return where models or versions are: an absolute path, or the URL of a readable store.
 
     Raises:
-        ConfigError: Neither a path nor a URL, or a URL that cannot be read, with what to install.
+        ConfigError: The value is neither a path nor a URL, or no package reads the URL; the message says how to install
+            the package.
     """
     if isinstance(value, StoreUrl):
         url = value
@@ -93,7 +94,7 @@ MAX_NAME = 255
 
 
 def name_problem(name: str) -> str | None:
-    """Why a model cannot have this name; None where it can. A slash is allowed between parts, as in `team/model`."""
+    """Return why a model cannot have the name, or None. A slash is allowed between parts, as in `team/model`."""
     if one_line(name) != name or "\t" in name:
         return "it holds control characters"
     if len(name) > MAX_NAME:
@@ -125,7 +126,7 @@ Location = Annotated[
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'batching'?` for a name that is nearly one of those known; else empty."""
+    """Return `, did you mean 'batching'?` for a name close to a known name, else an empty string."""
     lower = {each.lower(): each for each in known}
     found = get_close_matches(name.lower(), lower, n=1)
     return f", did you mean {lower[found[0]]!r}?" if found else ""
@@ -149,7 +150,7 @@ def _hint(cls: type[BaseModel], name: str) -> str:
 
 
 def _config_error(cls: type[BaseModel], error: ValidationError) -> ConfigError:
-    """pydantic's findings as one error that names each option."""
+    """Turn pydantic's findings into a single error with the name of each option."""
     findings, code = [], Code.INVALID_ARGUMENT
     for item in error.errors(include_url=False):
         place = ".".join(map(str, item["loc"])) or cls.__name__
@@ -163,17 +164,17 @@ def _config_error(cls: type[BaseModel], error: ValidationError) -> ConfigError:
 
 
 Clients = Literal["none", "local", "all"]
-"""Whom a service answers: nobody, clients on this machine (loopback addresses and Unix sockets), or every client."""
+"""The clients of a service: none, clients on the local machine (loopback addresses, Unix sockets), or every client."""
 
 
 class Access(_Options):
-    """Who may use the gRPC services that can change, reveal or slow down more than one request.
+    """Clients of the gRPC services with effects on more than a single request: changes, disclosure or delays.
 
     Attributes:
-        reload: HandleReloadConfigRequest, which chooses the directories that models are loaded from.
-        session_run: SessionRun, which reads any tensor of a graph; UNIMPLEMENTED where nobody may.
-        profiler: `tensorflow.ProfilerService`, which writes below a directory that its client names; not there where
-            nobody may.
+        reload: HandleReloadConfigRequest, a choice of the directories of models.
+        session_run: SessionRun, a read of any tensor of a graph; UNIMPLEMENTED with `none`.
+        profiler: `tensorflow.ProfilerService`, a writer of files below a directory named by the client; absent with
+            `none`.
     """
 
     reload: Clients = "local"
@@ -192,14 +193,15 @@ class AllVersions(_Options):
 
 
 class SpecificVersions(_Options):
-    """Aspire to exactly these versions, as far as they exist."""
+    """Aspire to exactly the listed versions, as far as the versions exist."""
 
     versions: tuple[int, ...] = ()
 
 
 VersionPolicy = LatestVersions | AllVersions | SpecificVersions
 
-# In JSON a policy stands under its name, as in a ModelServerConfig: without it, `all` and `latest` would look the same.
+# In JSON a policy stands under its name, as in a ModelServerConfig: without the name, `all` and `latest` would look the
+# same.
 _POLICIES: dict[str, type[VersionPolicy]] = {
     "latest": LatestVersions,
     "all": AllVersions,
@@ -212,14 +214,14 @@ class BatchingOptions(_Options):
 
     Attributes:
         max_batch_size: Largest batch in rows and, unless split or `oversize="alone"`, the largest request.
-        batch_timeout_micros: How long the first request of an open batch may wait for company; 0 never waits.
-        max_enqueued_batches: Bound of each queue, in batches, not counting those that run.
-        allowed_batch_sizes: Batches are padded up to the next of these; empty means no padding.
+        batch_timeout_micros: How long the first request of an open batch may wait for further requests; 0 never waits.
+        max_enqueued_batches: Bound of each queue, in batches, without running batches.
+        allowed_batch_sizes: Batches are padded up to the next size in the list; empty means no padding.
         pad_variable_length_inputs: Pad dimensions after the first to the batch's largest.
         enable_large_batch_splitting: Cut requests larger than the execution size into several batches.
         max_execution_batch_size: Largest batch when splitting; `max_batch_size` if None.
-        oversize: What a request over `max_batch_size` gets without splitting: `reject` as TF Serving does, or a run
-            of its own (`alone`).
+        oversize: The fate of a request over `max_batch_size` without splitting: `reject` as TF Serving does, or a
+            separate run (`alone`).
         target_latency: Seconds that an answer should take with `batching="adaptive"`, waiting and running together.
     """
 
@@ -235,7 +237,7 @@ class BatchingOptions(_Options):
 
     @property
     def execution_size(self) -> int:
-        """Largest batch that runs, in rows."""
+        """Rows of the largest batch in a run."""
         if self.enable_large_batch_splitting and self.max_execution_batch_size is not None:
             return self.max_execution_batch_size
         return self.max_batch_size
@@ -280,12 +282,14 @@ AbsentVersions = Literal["keep", "unload", "last"]
 
 
 class LoggingOptions(_Options):
-    """Which requests of a model are logged, and where; see `embedserve.request_log`.
+    """The choice of logged requests of a model, and the place of the log; see `embedserve.request_log`.
 
     Attributes:
-        filename_prefix: Directory and beginning of the names of the log files; made absolute. Models may share it.
-        sampling_rate: Share of the successful requests that is logged; 1 is all.
-        max_file_bytes, max_total_bytes: As `RegistryOptions.request_log_max_file_bytes`... say, where None.
+        filename_prefix: Directory and beginning of the names of the log files; made absolute. Models may share a
+            prefix.
+        sampling_rate: Logged share of the successful requests; 1 is all.
+        max_file_bytes, max_total_bytes: None takes `RegistryOptions.request_log_max_file_bytes` and
+            `request_log_max_total_bytes`.
     """
 
     filename_prefix: AbsolutePath
@@ -295,34 +299,36 @@ class LoggingOptions(_Options):
 
 
 class ModelConfig(_Options):
-    """One model: where its versions are and how they are served. None means: as the registry's option says.
+    """A model: the place of the versions and the options of serving. None means the registry's option.
 
     Attributes:
-        name: What requests ask for: up to 255 characters without control characters; parts between slashes are neither
-            empty nor `.` or `..`.
-        base_path: Directory of numeric version directories, made absolute, or the URL of one in a remote store
-            (`s3://`, `gs://`, `http://`... through fsspec), from where versions are synced to a local cache.
-        version_policy: Which of the versions found are served.
+        name: The model's name in requests: up to 255 characters without control characters; parts between slashes are
+            not empty, `.` or `..`.
+        base_path: Directory of numeric version directories, made absolute, or the URL of a directory in a remote store
+            (`s3://`, `gs://`, `http://`... through fsspec). Versions in a store are synced to a local cache.
+        version_policy: The choice of served versions among the found versions.
         version_labels: Label → version.
-        batching: `auto` batches signatures that are safe to batch; `adaptive` does too, and learns how large a batch
-            may be and how long it may wait; True and False override the judgement.
+        batching: `auto` batches signatures that are safe to batch; `adaptive` also learns the size and the waiting time
+            of batches; True and False override the analysis.
         batching_options: Queue and batch sizes.
-        free_batch: Whether requests may have another number of rows than the fixed dimension 0 that a signature
-            declares. `auto` allows them where the graph keeps rows apart for any number of them and a probe at the load
-            agrees; True where the owner knows that; False never.
-        servable: `function` (`tf.saved_model.load`), `session` (a graph session), or `auto`: a small model's load
-            measures which is faster.
-        optimize: `freeze` turns variables into constants, `xla` compiles besides; see docs/performance.md. What cannot
-            be had, or would change an answer, is refused: the version is served as it is, and its status says why.
-        optimize_tolerance: How far an optimised answer may be off, relative to the largest element of its output.
+        free_batch: Whether requests may have more or fewer rows than the fixed dimension 0 of a signature. `auto`
+            allows a free number where the graph keeps any number of rows apart and a probe at the load agrees. True
+            means: the owner knows the rows to be independent. False never allows a free number.
+        servable: `function` (`tf.saved_model.load`), `session` (a graph session), or `auto`: the load of a small model
+            measures both and takes the faster kind.
+        optimize: `freeze` turns variables into constants, `xla` compiles besides; see docs/performance.md. An
+            impossible optimisation, or a change of answers, is refused: the version is served unoptimised, and the
+            status says why.
+        optimize_tolerance: Largest difference of an optimised answer, relative to the largest element of the output.
         saved_model_tags: Tag set of the MetaGraph to load.
-        input_ranks: Rank per input name, for signatures that declare unknown rank.
+        input_ranks: Rank per input name, for inputs of unknown declared rank.
         warmup: `auto` runs made-up and recorded requests before a version serves; `none` runs nothing.
-        prefer_tflite_model: Serve a version's `model.tflite`, where it has one, instead of its SavedModel.
-        run_timeout: Seconds that one run may take, however long its callers would wait.
-        num_tflite_pools: TensorFlow Lite interpreters of each version, so many runs at once.
-        logging_config: Which requests are logged; None logs none.
-        storage_options: What fsspec is given for a remote `base_path`, over the registry's `remote_storage_options`.
+        prefer_tflite_model: Serve a version's `model.tflite`, if present, instead of the SavedModel.
+        run_timeout: Longest time of a run in seconds, even for callers with more patience.
+        num_tflite_pools: TensorFlow Lite interpreters of each version, the bound of concurrent runs.
+        logging_config: The choice of logged requests; None logs no request.
+        storage_options: Arguments to fsspec for a remote `base_path`, merged over the registry's
+            `remote_storage_options`.
     """
 
     name: Annotated[str, AfterValidator(_model_name)]
@@ -350,7 +356,7 @@ class ModelConfig(_Options):
 
     @property
     def directory(self) -> Path:
-        """`base_path` of a model that is not in a remote store."""
+        """The `base_path` of a model outside remote stores."""
         assert isinstance(self.base_path, Path), f"{self.base_path} is in a store"
         return self.base_path
 
@@ -368,62 +374,61 @@ class ModelConfig(_Options):
 
 
 class RegistryOptions(_Options):
-    """Options of a `ModelRegistry` that are not one model's.
+    """Options of a `ModelRegistry`, for all models together.
 
     Attributes:
         batching, batching_options, free_batch, servable, optimize, optimize_tolerance, warmup, prefer_tflite_model:
-            Defaults for models that do not say.
-        num_tflite_pools: As well; None is one interpreter per run thread.
-        num_batch_threads: Run threads, shared by all models; as many as the process may use CPUs. One more is lent
-            while a single model has held all of them for a tenth of a second and another waits.
-        run_timeout: Seconds that one run may take, however long its callers would wait; infinite for no bound. Then the
-            run is stopped and its callers get DeadlineExceededError. A run that cannot be stopped, and goes on for as
-            long again as it was given (5 to 60 seconds), is stuck: its thread is replaced, its version refused.
-        max_stuck_runs: Threads of stuck runs that are replaced; from that number on `liveness()` says that the process
-            should be replaced. None is as many as `num_batch_threads`, which also is what TensorFlow's pools can lose.
-        load_timeout: Seconds that each step of a load may take: reading the model and trying it out, its recorded
-            requests, warm-up in one run thread; infinite for no bound. A made-up run has a minute, a recorded one ten.
-            What takes longer is left behind in its thread; the version fails with what hung and is not tried again.
+            Defaults for models without the option.
+        num_tflite_pools: A default as well; None is an interpreter per run thread.
+        num_batch_threads: Run threads, shared by all models; the default is the number of usable CPUs. An extra thread
+            is lent while a single model has held all run threads for a tenth of a second and another model waits.
+        run_timeout: Longest time of a run in seconds, even for callers with more patience; infinite for no bound. At
+            the bound the run is stopped and the callers get DeadlineExceededError. An unstoppable run is stuck after
+            the same time again (5 to 60 seconds): the thread is replaced and the version refused.
+        max_stuck_runs: Bound of replaced threads of stuck runs; at the bound `liveness()` asks to replace the process.
+            None is `num_batch_threads`: TensorFlow's pools can lose the same number.
+        load_timeout: Longest time of each step of a load in seconds; infinite for no bound. Steps are: reading and
+            trying the model, the recorded requests, and warm-up in a run thread. A made-up run has a minute, a recorded
+            run ten minutes. A longer step is left behind in the thread. The version fails with the name of the step and
+            is not tried again.
         num_load_threads: Threads for load and unload.
         max_pending_requests: Bound of the unbatched path, per loaded version, in requests waiting or running.
         poll_interval: Seconds between directory scans; watch events only make a scan come sooner.
         watch: Use watchfiles events as hints.
-        settle: Seconds for which a version directory must not change before it is loaded.
-        start_timeout: Seconds that entering may take until as many models are available as `start_requires` asks for.
-        start_requires: Which models must be available for a start to succeed: `all`, or `any`, which waits for what
-            is being copied, fetched and loaded, and then serves without the models that cannot be had; they are tried
-            again in the background. None is `any` for a registry with a root and `all` for one without.
-        absent_versions: What becomes of a model whose policy names only versions that are not there: `keep` goes on
-            with those that serve, `unload` unloads them as TF Serving does. `last` is as `keep`, and a model's last
-            versions also serve on when their directories or objects, or all of the model's, are deleted.
-        drain_timeout: Seconds that leaving waits for requests in flight before their handles are taken away.
+        settle: Seconds without a change in a version directory before the load.
+        start_timeout: Longest time of entering in seconds, until the models required by `start_requires` are available.
+        start_requires: The models required for a successful start: `all` or `any`. `any` waits for copies, fetches and
+            loads under way, and then serves without the failed models; the background tries failed models again. None
+            is `any` for a registry with a root and `all` without a root.
+        absent_versions: The fate of a model when all versions of the policy are absent: `keep` goes on with the serving
+            versions, `unload` unloads the serving versions as TF Serving does. `last` is as `keep`, and a model's last
+            versions also outlive the deletion of the directories or objects.
+        drain_timeout: Longest wait for requests in flight at leaving, in seconds; then the handles are taken away.
         retry: Retries of failed loads.
         transition: `availability` loads the new version before it unloads the old; `resource` the other way round.
-        allow_version_labels_for_unavailable_models: Accept new labels for versions that are not available yet.
+        allow_version_labels_for_unavailable_models: Accept new labels for versions before their availability.
         enable_per_model_batching_parameters: A version's own `batching_params.pbtxt` replaces the batching options; a
             version without one is not batched.
         preload_modules: Modules imported before the first load, for custom ops.
         op_libraries: Shared libraries given to `tf.load_op_library` before the first load.
-        labels_ahead: Accept labels for versions that are not there yet; they answer once the version is available.
-        enable_signature_method_name_check: Check `method_name` as TF Serving's flag of that name does.
+        labels_ahead: Accept labels for absent versions; a label answers once the version is available.
+        enable_signature_method_name_check: Check `method_name` as TF Serving's flag of the same name does.
         num_warmup_iterations: How often each recorded warm-up request is replayed.
-        gc_freeze: Move what exists before the first load out of the garbage collector's sight, so that collections
-            are short; it concerns the whole process, so a host decides.
+        gc_freeze: Hide the objects from before the first load from the garbage collector: collections get short. The
+            effect is on the whole process, so a host decides.
         max_request_bytes: Largest request body, also after decompression.
-        max_inflight_bytes: Bytes that the requests of all adapters hold at once: bodies, what they become, and answers
-            until they are sent. None is a quarter of the memory that the process may use, as far as its control group
-            allows.
-        request_log_max_file_bytes: Size at which a request log goes on in another file.
-        request_log_max_total_bytes: Size of all files of one request log together; the oldest are deleted.
-        request_log_root: Directory below which a reload request may have request logs written; None allows it none
-            but those that are written already.
-        remote_cache_dir: Where versions from remote stores are kept; None is `~/.cache/embedserve`. Processes may share
-            one, and a restart finds there what it needs while a store is down.
-        remote_cache_max_bytes: Bound of that directory; None keeps only what is served. A version that does not fit
-            is not fetched.
+        max_inflight_bytes: Bytes that the requests of all adapters hold at once: bodies, decoded inputs, and unsent
+            answers. None is a quarter of the process's usable memory, within the limit of the control group.
+        request_log_max_file_bytes: Size of a request log's file before a new file begins.
+        request_log_max_total_bytes: Size of all files of a request log together; the oldest are deleted.
+        request_log_root: Directory for the request logs of reload requests; None allows only the existing logs.
+        remote_cache_dir: Directory of local copies of remote versions; None is `~/.cache/embedserve`. Processes may
+            share a cache, and a restart works from the cache while a store is down.
+        remote_cache_max_bytes: Bound of the cache; None keeps only served versions. A version beyond the bound is not
+            fetched.
         remote_poll_interval: Seconds between looks at a remote store; None is `poll_interval`.
-        remote_timeout: Seconds a store may take for an answer, or between two bytes of a file.
-        remote_storage_options: What fsspec is given, by the scheme of the URL: `{"s3": {"endpoint_url": ...}}`.
+        remote_timeout: Longest time to a store's answer, or between two bytes of a file, in seconds.
+        remote_storage_options: Arguments to fsspec by the URL's scheme: `{"s3": {"endpoint_url": ...}}`.
     """
 
     batching: Batching = "auto"
@@ -470,13 +475,13 @@ class RegistryOptions(_Options):
     remote_storage_options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict, repr=False)
 
     def batching_of(self, model: ModelConfig) -> tuple[Batching, BatchingOptions]:
-        """How a model is batched: as it says itself, else as the registry says."""
+        """Return how a model is batched: the model's options, else the registry's."""
         batching = self.batching if model.batching is None else model.batching
         return batching, model.batching_options or self.batching_options
 
 
 def validated(cls: type[T], values: Mapping[str, object]) -> T:
-    """Build an options model, with pydantic's findings as one ConfigError that names each option.
+    """Build an options model, with pydantic's findings as a single ConfigError with the name of each option.
 
     Raises:
         ConfigError: An unknown option or a bad value.
@@ -488,7 +493,7 @@ def validated(cls: type[T], values: Mapping[str, object]) -> T:
 
 
 class ModelOptions(TypedDict, total=False):
-    """What `ModelConfig` takes; a dictionary of it stands for one in `ModelRegistry(models=[...])`."""
+    """Options of `ModelConfig`; such a dictionary stands for a `ModelConfig` in `ModelRegistry(models=[...])`."""
 
     name: Required[str]
     base_path: Required[PathLike | StoreUrl]
@@ -511,7 +516,7 @@ class ModelOptions(TypedDict, total=False):
 
 
 class RegistryKeywords(TypedDict, total=False):
-    """What `ModelRegistry` takes beside models and observers: the fields of `RegistryOptions`."""
+    """Keyword options of `ModelRegistry` beside models and observers: the fields of `RegistryOptions`."""
 
     batching: Batching
     batching_options: BatchingOptions | Mapping[str, Any]

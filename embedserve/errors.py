@@ -1,19 +1,19 @@
-"""Every error a request, a configuration or a load can end with, and its canonical code.
+"""Every error of requests, configurations and loads, with the canonical code.
 
-Adapters turn `ServingError.code` into their wire's status with one table each; nothing here knows a wire.
+Each adapter turns `ServingError.code` into the status of a wire with a single table. The module knows no wire.
 
 ServingError                      INTERNAL
 ├── InvalidInputError             INVALID_ARGUMENT     names, dtypes, shapes, values of a request
 ├── InvalidModelSpecError         INVALID_ARGUMENT     a model spec that cannot name a version
-├── SignatureNotFoundError        FAILED_PRECONDITION  the version has no such signature
+├── SignatureNotFoundError        FAILED_PRECONDITION  the signature is absent in the version
 ├── ServableNotFoundError         NOT_FOUND            no available version answers the model spec
 ├── QueueFullError                UNAVAILABLE          a bounded queue is full
 │   └── OverloadedError           RESOURCE_EXHAUSTED   the queue is too long for the request's deadline
 ├── RequestTooLargeError          RESOURCE_EXHAUSTED   a request over `max_request_bytes` or `max_inflight_bytes`
 ├── DeadlineExceededError         DEADLINE_EXCEEDED    the caller's time is over
 ├── InferenceError                the code of the TensorFlow error, else INTERNAL
-├── UnsupportedError              UNIMPLEMENTED        this model or build cannot do it
-├── ConfigError (a ValueError)    INVALID_ARGUMENT     a configuration that cannot be applied
+├── UnsupportedError              UNIMPLEMENTED        no support in the model or build
+├── ConfigError (a ValueError)    INVALID_ARGUMENT     an inapplicable configuration
 ├── LoadError                     the code of the cause, else UNKNOWN: a version's status, never a request's error
 ├── StartError                    UNKNOWN              the registry could not be entered
 └── RegistryStateError            FAILED_PRECONDITION  not entered, closed, wrong loop, forked child
@@ -51,16 +51,16 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 CUT_SHORT = "the server shuts down, and the time that a drain gives to requests in flight is over"
-"""The message of a request that a drain has no time for."""
+"""The message for a request in flight at the end of a drain."""
 
 
 def one_line(text: str) -> str:
-    """A text with its line ends and other control characters escaped, for a log that clients must not write to."""
+    """Escape line ends and other control characters, so that clients cannot forge log lines."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Code(enum.IntEnum):
-    """Canonical status codes: the numbers that gRPC and `absl::StatusCode` share."""
+    """Canonical status codes, with the numbers of gRPC and `absl::StatusCode`."""
 
     OK = 0
     CANCELLED = 1
@@ -82,11 +82,11 @@ class Code(enum.IntEnum):
 
 
 class ServingError(Exception):
-    """Base of every error that embedserve raises on purpose.
+    """Base of every error raised on purpose by embedserve.
 
     Args:
-        message: What was looked at, what was found and what was expected; safe to show to a client.
-        code: Overrides the class's canonical code, for errors that carry another system's code.
+        message: The examined thing, the finding and the expectation; safe to show to a client.
+        code: Overrides the class's canonical code, for errors with the code of another system.
     """
 
     code: Code = Code.INTERNAL
@@ -114,7 +114,7 @@ class InvalidModelSpecError(ServingError):
 
 
 class SignatureNotFoundError(ServingError):
-    """The version has no signature of that name."""
+    """The version has no signature with the requested name."""
 
     code = Code.FAILED_PRECONDITION
 
@@ -132,7 +132,7 @@ class QueueFullError(ServingError):
 
 
 class OverloadedError(QueueFullError):
-    """What waits already takes longer than the request has; it was refused at once."""
+    """The wait in the queue exceeds the request's timeout; the request was refused at once."""
 
     code = Code.RESOURCE_EXHAUSTED
 
@@ -150,29 +150,29 @@ class DeadlineExceededError(ServingError):
 
 
 class InferenceError(ServingError):
-    """TensorFlow failed while it ran the request; the code is that of the TensorFlow error."""
+    """TensorFlow failed in the run of the request; the code is the TensorFlow error's."""
 
 
 class UnsupportedError(ServingError):
-    """This model, option or build cannot do what was asked."""
+    """The model, option or build does not support the request."""
 
     code = Code.UNIMPLEMENTED
 
 
 class ConfigError(ServingError, ValueError):
-    """A configuration that cannot be applied: an unknown option, a bad value, or a file or directory to that effect."""
+    """A configuration was refused: an unknown option, a bad value, or a bad file or directory."""
 
     code = Code.INVALID_ARGUMENT
 
 
 class LoadError(ServingError):
-    """A version could not be loaded or warmed up. It is shown in `status()`; no request ends with it."""
+    """A version could not be loaded or warmed up. `status()` shows the error; no request ends with a LoadError."""
 
     code = Code.UNKNOWN
 
 
 class HungError(LoadError):
-    """A step of a load has gone on past its limit; its thread was left behind. Another attempt would hang as well."""
+    """A step of a load exceeded the time limit; the thread was left behind. Another attempt would hang as well."""
 
     code = Code.DEADLINE_EXCEEDED
 
@@ -190,6 +190,6 @@ class RegistryStateError(ServingError):
 
 
 class NotReadyError(RegistryStateError):
-    """The registry has not been started, so there is nothing to answer with yet."""
+    """The registry has not been started and cannot answer yet."""
 
     code = Code.UNAVAILABLE

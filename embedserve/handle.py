@@ -1,7 +1,7 @@
-"""A counted hold on one loaded version: what a request binds, predicts and picks outputs with.
+"""A counted hold on a loaded version: bind, predict and pick outputs.
 
-Made by the registry only. Decode, predict and encode of one request happen under one handle, so that the request sees
-exactly one version. Knows no wire and no directory.
+Decode, predict and encode of a request happen under a single handle, so that the request sees exactly one version. The
+module knows no wire and no directory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 
 class Entry(Protocol):
-    """One entry of a registry, as far as a handle knows it."""
+    """An entered registry, with the methods needed by a handle."""
 
     options: RegistryOptions
     request_logs: RequestLogs
 
     def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
-        """The version that answers a model spec."""
+        """Return the version for a model spec."""
 
     def on_loop(self) -> bool:
         """Whether the caller runs on the registry's loop."""
@@ -47,7 +47,7 @@ class Entry(Protocol):
         """Run a coroutine on the registry's loop for a caller on another."""
 
     def call_sync(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run a call on the registry's loop for a thread that waits."""
+        """Run a call on the registry's loop and block the calling thread until the result."""
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Run `call` on the registry's loop, from any thread."""
@@ -65,7 +65,7 @@ class Entry(Protocol):
         cast: bool,
         priority: PriorityName,
     ) -> dict[str, Array]:
-        """Bind, run and return one request on a version, which is held meanwhile."""
+        """Bind, run and return a request on a version; the version is held during the call."""
 
     def run_bound(
         self,
@@ -76,14 +76,14 @@ class Entry(Protocol):
         timeout: float | None,
         priority: PriorityName,
     ) -> Awaitable[dict[str, Array]]:
-        """Run one bound request on a version that the caller holds until it has the answer."""
+        """Run a bound request on a version; the caller holds the version until the answer."""
 
 
 class ModelHandle:
-    """Keeps one version loaded while it is held. Hold it for one request, or one burst of them, not longer.
+    """Keeps a version loaded until `release`. Hold a handle for a request or a burst of requests, not longer.
 
-    Usable as `with` (release is synchronous) on the registry's loop, and from any thread when it came from
-    `acquire_sync`. A released handle raises RegistryStateError.
+    A handle is a context manager with a synchronous release. Use the handle on the registry's loop, or from any thread
+    after `acquire_sync`. A released handle raises RegistryStateError.
     """
 
     __slots__ = ("_released", "_runtime", "_servable", "_version", "name", "signatures", "version")
@@ -104,7 +104,7 @@ class ModelHandle:
 
     @property
     def servable(self) -> Servable:
-        """The loaded version itself, for adapters that need more than `predict`."""
+        """The loaded version, for adapters with needs beyond `predict`."""
         self._check()
         return self._servable
 
@@ -114,10 +114,10 @@ class ModelHandle:
         return self.servable.signature_defs
 
     def signature(self, name: str = DEFAULT_SIGNATURE) -> Signature:
-        """The signature of that name; empty means `serving_default`.
+        """Return the signature with the name; empty means `serving_default`.
 
         Raises:
-            SignatureNotFoundError: The version has no such signature.
+            SignatureNotFoundError: The name is absent in the version.
         """
         try:
             return self.signatures[name or DEFAULT_SIGNATURE]
@@ -125,9 +125,9 @@ class ModelHandle:
             raise unknown_signature(name, self.signatures, self._servable.signature_defs) from None
 
     def why_absent(self, signature_name: str) -> str:
-        """A sentence, after a blank, on why a signature of the model cannot be called; empty if there is none such.
+        """Return a sentence, after a blank, on why a signature of the model cannot be called; empty without a reason.
 
-        For adapters, which have words of their own for a signature that is not found.
+        Adapters add the sentence to their own message for an unknown signature.
         """
         return _why_absent(signature_name or DEFAULT_SIGNATURE, self.signature_defs)
 
@@ -141,9 +141,9 @@ class ModelHandle:
         priority: PriorityName = "normal",
         cast: bool = True,
     ) -> dict[str, Array]:
-        """Answer one request on this version; arguments, result and errors as `ModelRegistry.predict`.
+        """Answer a request on the held version; arguments, result and errors as `ModelRegistry.predict`.
 
-        `cast=False` refuses arrays of another dtype than the declared one, as TF Serving does.
+        `cast=False` refuses arrays of undeclared dtypes, as TF Serving does.
         """
         self._check()
         if not self._runtime.on_loop():
@@ -169,15 +169,15 @@ class ModelHandle:
         timeout: float | None = None,
         priority: PriorityName = "normal",
     ) -> Awaitable[dict[str, Array]]:
-        """Run inputs that `signature.bind` has returned; for adapters, on the registry's loop.
+        """Run inputs bound by `signature.bind`; for adapters, on the registry's loop.
 
         As `predict` without the binding: await the answer while the handle is held.
 
         Args:
-            signature: One of this handle's `signatures`.
-            bound: What its `bind` returned.
-            output_names: What its `pick` returned; None for every output.
-            timeout: Seconds until DeadlineExceededError; None waits as long as it takes.
+            signature: A member of the handle's `signatures`.
+            bound: The result of the signature's `bind`.
+            output_names: The result of the signature's `pick`; None for every output.
+            timeout: Seconds until DeadlineExceededError; None sets no bound.
             priority: As for `predict`.
 
         Raises:
@@ -199,7 +199,7 @@ class ModelHandle:
         """As `predict`, from any thread but the registry's loop.
 
         Raises:
-            RegistryStateError: Called on the registry's own loop, which it would block for ever.
+            RegistryStateError: The caller is on the registry's own loop and would block the loop for ever.
         """
         return self._sync(
             lambda: self.predict(
@@ -221,10 +221,10 @@ class ModelHandle:
         timeout: float | None = None,
         priority: PriorityName = "normal",
     ) -> list[list[tuple[bytes, float]]]:
-        """Classify `tf.Example`s (protos or their bytes): for each example its (label, score) pairs.
+        """Classify `tf.Example`s (protos or bytes): a list of (label, score) pairs for each example.
 
         Raises:
-            InvalidInputError: The signature, the examples or the result are not those of a classifier.
+            InvalidInputError: The signature, the examples or the result do not fit a classifier.
         """
         from embedserve.tfs import examples as tf_example
 
@@ -263,10 +263,10 @@ class ModelHandle:
         timeout: float | None = None,
         priority: PriorityName = "normal",
     ) -> Array:
-        """Regress `tf.Example`s (protos or their bytes): float32, shape `[examples]`.
+        """Regress `tf.Example`s (protos or bytes): float32, shape `[examples]`.
 
         Raises:
-            InvalidInputError: The signature, the examples or the result are not those of a regressor.
+            InvalidInputError: The signature, the examples or the result do not fit a regressor.
         """
         from embedserve.tfs import examples as tf_example
 
@@ -305,10 +305,10 @@ class ModelHandle:
         timeout: float | None = None,
         priority: PriorityName = "normal",
     ) -> list[Classifications | Array]:
-        """Evaluate several signatures on the same `tf.Example`s: for each task what `classify` or `regress` gives.
+        """Evaluate several signatures on the same `tf.Example`s: the result of `classify` or `regress` for each task.
 
         Raises:
-            InvalidInputError: As those, or a signature is unknown or asked for twice.
+            InvalidInputError: As `classify` and `regress`, or a signature is unknown or requested twice.
             UnsupportedError: A task is neither a classification nor a regression.
         """
         from embedserve.tfs import examples as tf_example
@@ -350,9 +350,9 @@ class ModelHandle:
 
         Args:
             feeds: Arrays by tensor name, in the tensors' dtypes.
-            fetches: Names of the tensors to return, in that order.
+            fetches: Names of the tensors to return, in order of the result.
             targets: Names of operations to run besides.
-            timeout: Seconds. A session's run ends early only by this: after a cancellation it goes on in its thread.
+            timeout: Seconds. Only the timeout ends a session's run early: a cancelled run goes on in the thread.
 
         Raises:
             UnsupportedError: The version does not run in a graph session.
@@ -379,7 +379,7 @@ class ModelHandle:
         fetches: Sequence[str],
         targets: Sequence[str] = (),
     ) -> None:
-        """Check what `run_graph` would be asked for, before the values of the feeds are read; in any thread.
+        """Check the arguments of `run_graph` before the values of the feeds are read; in any thread.
 
         Args:
             feeds: Dtype and shape by tensor name.
@@ -387,9 +387,9 @@ class ModelHandle:
 
         Raises:
             UnsupportedError: The version does not run in a graph session.
-            InvalidInputError: A name that is not there, a feed that does not fit its tensor, or an operation that could
-                write state or files, or open files that a feed names, and that no signature's own run reaches.
-            RequestTooLargeError: Too many different choices of feeds, fetches and targets.
+            InvalidInputError: A name is unknown, or a feed does not fit the tensor. Also refused are operations outside
+                every signature's run that could write state or files, or open files named by a feed.
+            RequestTooLargeError: The number of different choices of feeds, fetches and targets exceeds the limit.
         """
         self._check()
         self._of_graph("check_graph")(feeds, fetches, targets)
@@ -420,9 +420,9 @@ class ModelHandle:
         return self._runtime.options.enable_signature_method_name_check
 
     def request_log(self) -> ModelLog | None:
-        """Where to log a request that was answered under this handle; None when it is not to be logged. For adapters.
+        """Return the log for a request answered under the handle, or None for an unlogged request. For adapters.
 
-        Each call draws anew from the model's `sampling_rate`: ask once for each answer, on the registry's loop.
+        Each call draws anew from the model's `sampling_rate`: call once per answer, on the registry's loop.
         """
         logs = self._runtime.request_logs
         return logs.sampled(self.name) if logs else None
@@ -460,7 +460,7 @@ class ModelHandle:
 def unknown_signature(
     name: str, signatures: Mapping[str, Signature], signature_defs: Mapping[str, Any]
 ) -> SignatureNotFoundError:
-    """The error for a signature that cannot be called: why, where the model has it, and those that can be."""
+    """Return the error for an uncallable signature: the reason, if known, and the callable signatures."""
     name = name or DEFAULT_SIGNATURE
     if not isinstance(name, str):
         return SignatureNotFoundError(f"signature_name must be a string, got {name!r}")
@@ -480,9 +480,9 @@ def _why_absent(name: str, signature_defs: Mapping[str, Any]) -> str:
 
 
 class Acquisition:
-    """What `ModelRegistry.acquire` returns: an async context manager that holds one version, on any loop.
+    """The result of `ModelRegistry.acquire`: an async context manager to hold a version, on any loop.
 
-    A caller that is cancelled on the way leaves no handle behind.
+    A cancelled caller leaves no handle behind.
     """
 
     __slots__ = ("_handle", "_runtime", "_spec")
@@ -516,7 +516,8 @@ class Acquisition:
         try:
             self._handle = await runtime.bridge(acquire())
         except asyncio.CancelledError:
-            # The handle may be on its way here, or yet to be acquired: asyncio starts what was cancelled too early.
+            # The handle may be in transit, or not acquired yet: asyncio starts even a coroutine cancelled before the
+            # first step.
             runtime.call_soon(leave)
             raise
         return self._handle

@@ -1,7 +1,7 @@
-"""Prometheus metrics: TF Serving's names, labels and exposition, and ours beside them with conventional names.
+"""Prometheus metrics: TF Serving's names, labels and exposition, and further metrics with conventional names.
 
-An observer of a registry that keeps plain numbers. REST serves `exposition()`; a host may register `Metrics` as a
-collector in its own prometheus registry. Knows no wire and no model.
+`Metrics` is an observer with plain numbers. REST serves `exposition()`; a host may register `Metrics` as a collector in
+a prometheus registry. The module knows no wire and no model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from embedserve.servable import ServableId, State
 __all__ = ["OTHER_MODELS", "Cells", "Metrics", "header"]
 
 OTHER_MODELS = "(other)"
-"""The `model_name` of requests for unknown models, once too many different ones have been asked for."""
+"""The `model_name` of requests for unknown models, beyond the bound on different names."""
 
 _MAX_NAME = 256
 _ENDED_VERSIONS_KEPT = 10
@@ -45,11 +45,11 @@ _Labels = tuple[str, ...]
 _Sample = tuple[str, dict[str, str], float]
 
 Cells: TypeAlias = Mapping[str, Mapping[_Labels, Any]]
-"""What a process has counted, by family and label values; plain values that another process may add to its own."""
+"""The counts of a process, by family and label values; plain values for `add_cells` of another process."""
 
 
 class _Family:
-    """One metric with its cells by label values."""
+    """A metric with a cell for each combination of label values."""
 
     kind = "gauge"
 
@@ -57,21 +57,21 @@ class _Family:
         self.name = name
         self.documentation = documentation
         self.labels = tuple(labels)
-        self.listed = listed  # Its TYPE line is printed before it has a cell.
+        self.listed = listed  # The page has the TYPE line before the first cell.
 
     def values(self) -> Iterator[_Sample]:
-        """Suffix, labels and value of each sample, cells in the order of their label values."""
+        """Yield suffix, labels and value of each sample, in the order of the cells' label values."""
         return iter(())
 
     def drop(self, leading: _Labels) -> None:
-        """Forget the cells whose first label values are these."""
+        """Forget the cells whose first label values equal `leading`."""
 
     def cells(self) -> Mapping[_Labels, Any]:
         """A copy of every cell."""
         return {}
 
     def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
-        """Add another process's cells to these."""
+        """Add the cells of another process."""
 
     def named(self, values: _Labels) -> dict[str, str]:
         return dict(zip(self.labels, values, strict=True))
@@ -120,7 +120,8 @@ class _Histogram(_Family):
         if cell is None:
             cell = self._cells.setdefault(values, ([0] * (len(self._limits) + 1), [0.0]))
         counts, total = cell
-        # A value equal to a limit is in that limit's bucket, as `le` says; TF Serving counts it in the next one.
+        # A value equal to a limit is in the limit's own bucket, as `le` says; TF Serving counts such a value in the
+        # next bucket.
         counts[bisect_left(self._limits, value)] += times
         total[0] += value * times
 
@@ -153,14 +154,14 @@ def _micros(seconds: float) -> int:
 
 
 class Metrics(Observer, Collector):
-    """Counts what a registry and its adapters do: `ModelRegistry(observers=[metrics])`, `create_app(metrics=metrics)`.
+    """Counts the work of registry and adapters: `ModelRegistry(observers=[metrics])`, `create_app(metrics=metrics)`.
 
-    Give it to `CollectorRegistry.register` of the host's prometheus_client to have its metrics on the host's own page.
-    TF Serving's counters are untyped there, because their names do not end in `_total` as that page requires.
+    Pass the object to `CollectorRegistry.register` of the host's prometheus_client to show the metrics on the host's
+    own page. TF Serving's counters are untyped on a host's page: the page requires names with the ending `_total`.
 
     Args:
-        max_unknown_models: How many different names of models that were never loaded get a `model_name` of their own;
-            requests for any more share `(other)`, so that clients cannot grow the page without bound.
+        max_unknown_models: Bound of different `model_name` values for names of models without any load. Requests beyond
+            the bound share `(other)`, so that clients cannot grow the page without bound.
     """
 
     def __init__(self, *, max_unknown_models: int = 100) -> None:
@@ -222,7 +223,8 @@ class Metrics(Observer, Collector):
         )
         self._loads = _Counter(f"{saved_model}load_attempt_count", "Load attempts.", ("model_path", "status"))
         self._load_micros = _Counter(f"{saved_model}load_latency", "Microseconds spent in loads.", ("model_path",))
-        # TensorFlow counts these itself; dashboards plot them, so the same names stand for what embedserve knows.
+        # TensorFlow counts graph runs under the same names, and dashboards plot the names; here embedserve does the
+        # counting.
         self._graph_runs = _Counter(f"{core}graph_runs", "Runs of models that ended with an answer.")
         self._graph_run_micros = _Counter(f"{core}graph_run_time_usecs", "Microseconds spent in those runs.")
         self._session_runs = _Counter(f"{core}direct_session_runs", "Such runs in graph sessions.")
@@ -242,10 +244,10 @@ class Metrics(Observer, Collector):
             "embedserve_batches_released_total", "Batches by why they left the queue.", (*labels, "reason")
         )
 
-    # What the registry and its adapters tell.
+    # Events from the registry and the adapters.
 
     def version_state(self, id: ServableId, state: State, error: Exception | None) -> None:
-        """Learn the models there are; the oldest of many ended versions lose their cells."""
+        """Learn the names of models; the oldest of many ended versions lose their cells."""
         self._know(id.name)
         version = str(id.version)
         ended = self._ended.setdefault(id.name, deque())
@@ -273,13 +275,13 @@ class Metrics(Observer, Collector):
         self._warmup_records.add((path, status), records)
 
     def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
-        """Time a successful run of the APIs that TF Serving times."""
+        """Time a successful run of an API timed by TF Serving."""
         api = running_api.get()
         if error is None and api in ("Predict", "Classify", "Regress"):
             self._runtime_latency.observe((id.name, api, "TF1"), _micros(seconds))
 
     def graph_run_finished(self, id: ServableId, seconds: float, in_session: bool) -> None:
-        """Count a run of a graph, and its time."""
+        """Count a run of a graph, and the time of the run."""
         self._graph_runs.add(())
         self._graph_run_micros.add((), _micros(seconds))
         if in_session:
@@ -290,7 +292,7 @@ class Metrics(Observer, Collector):
         self._stuck.add((id.name, str(id.version), signature_name))
 
     def run_returned(self, id: ServableId, signature_name: str) -> None:
-        """Count its return."""
+        """Count the return of a stuck run."""
         self._returned.add((id.name, str(id.version), signature_name))
 
     def batch_formed(
@@ -316,7 +318,7 @@ class Metrics(Observer, Collector):
         self._input_sizes.observe((), rows, inputs)
 
     def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
-        """Count an answer, and time a successful one."""
+        """Count an answer, and time a successful answer."""
         if code is Code.OK and api:
             self._know(model_name)
         name = self._bounded(model_name)
@@ -331,7 +333,7 @@ class Metrics(Observer, Collector):
         self._examples_total.add((name,), examples)
 
     def request_logged(self, model_name: str, code: Code, requests: int) -> None:
-        """Count sampled requests by what became of their record."""
+        """Count sampled requests by the fate of the record."""
         self._logged.add((self._bounded(model_name), code.name), requests)
 
     def _know(self, name: str) -> None:
@@ -347,20 +349,20 @@ class Metrics(Observer, Collector):
         self._unknown.add(name)
         return name
 
-    # What is read from it.
+    # Reading.
 
     @property
     def registry(self) -> CollectorRegistry:
-        """A prometheus registry of its own that holds these metrics and nothing else."""
+        """A separate prometheus registry with only the metrics of this object."""
         if self._registry is None:
             self._registry = CollectorRegistry()
             self._registry.register(self)
         return self._registry
 
     def value(self, name: str) -> int:
-        """A counter by TF Serving's internal name (`/tensorflow/serving/request_count`), 0 for other names.
+        """Return a counter by TF Serving's internal name (`/tensorflow/serving/request_count`), 0 for unknown names.
 
-        As there, a counter with labels gives its first cell; here the first by the order of its labels' values.
+        A counter with labels gives the first cell, as in TF Serving; first means the order of label values here.
         """
         mangled = re.sub(r"\W", ":", name, flags=re.ASCII)
         found = (family for family in self._families if family.name == mangled and family.kind == "counter")
@@ -371,7 +373,7 @@ class Metrics(Observer, Collector):
         return self.value(name)
 
     def exposition(self) -> bytes:
-        """The page that TF Serving shows: braces always, metrics and cells sorted; with a line of help for each."""
+        """Return TF Serving's page: braces always, metrics and cells sorted; with a line of help for each metric."""
         lines: list[str] = []
         for family in self._families:
             samples = list(family.values())
@@ -381,15 +383,15 @@ class Metrics(Observer, Collector):
         return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
     async def page(self) -> bytes:
-        """What REST shows: `exposition`, unless there is more to know than this process has counted."""
+        """Return the page for REST: `exposition`, unless a subclass adds the counts of further processes."""
         return self.exposition()
 
     def cells(self) -> Cells:
-        """Everything counted so far, for the `add_cells` of another process."""
+        """Return all counts so far, for the `add_cells` of another process."""
         return {family.name: cells for family in self._families if (cells := family.cells())}
 
     def add_cells(self, cells: Cells) -> None:
-        """Count what another process has counted."""
+        """Add the counts of another process."""
         for family in self._families:
             family.add_cells(cells.get(family.name, {}))
 
@@ -404,12 +406,12 @@ class Metrics(Observer, Collector):
             yield metric
 
     def describe(self) -> Iterable[Metric]:
-        """For prometheus_client, which refuses a name twice in one registry."""
+        """For prometheus_client: a registry refuses a second metric of the same name."""
         return self.collect()
 
 
 def header(name: str, kind: str, documentation: str) -> tuple[str, str]:
-    """The lines of the page that stand before the samples of a metric; the documentation is one line of plain text."""
+    """Return the lines before the samples of a metric; the documentation is a line of plain text."""
     return f"# HELP {name} {documentation}", f"# TYPE {name} {kind}"
 
 
@@ -424,11 +426,11 @@ def _braces(labels: dict[str, str]) -> str:
 
 
 def _escaped(value: str) -> str:
-    # TF Serving leaves newlines as they are, which breaks the page.
+    # TF Serving leaves newlines unescaped and so breaks the page.
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _number(value: float) -> str:
-    """Six digits as TF Serving prints, or as many as it takes: a sum of six digits soon stands still."""
+    """Six digits as TF Serving prints, or more for an exact value: a sum of six digits soon stands still."""
     short = f"{value:g}"
     return short if float(short) == value else f"{value:.17g}" if value % 1 else f"{value:.0f}"

@@ -1,7 +1,7 @@
-"""Hooks that the runtime calls as things happen; metrics and request logging are observers.
+"""Hooks for events of the runtime; metrics and request logging are observers.
 
-Every method does nothing by default. `Observers` fans a call out and drops, with a log line, an observer's failure:
-an observer cannot fail a request.
+Methods of the base class are empty. `Observers` fans a call out and drops, with a log line, an observer's failure: an
+observer cannot fail a request.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ __all__ = ["Observer", "Observers", "running_api"]
 logger = logging.getLogger("embedserve")
 
 running_api: ContextVar[str] = ContextVar("embedserve_running_api", default="Predict")
-"""Which API a run answers: `Predict`, `Classify`, `Regress` or `MultiInference`; readable in `run_finished`."""
+"""The API of a run: `Predict`, `Classify`, `Regress` or `MultiInference`; readable in `run_finished`."""
 
 
 class Observer:
-    """Base class: override what you want to see. All calls come on the registry's loop; do not block."""
+    """Base class: override the methods of interesting events. All calls come on the registry's loop; do not block."""
 
     def version_state(self, id: ServableId, state: State, error: Exception | None) -> None:
-        """A version entered `state`; `error` is set when it ended by failing."""
+        """A version entered `state`; `error` is set for an end by failure."""
 
     def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
-        """One load attempt ended after `seconds`."""
+        """A load attempt ended after `seconds`."""
 
     def warmup_finished(self, id: ServableId, path: str, seconds: float, records: int, error: Exception | None) -> None:
-        """Recorded warm-up requests were read to their end, or failed."""
+        """The recorded warm-up requests were all read, or a request failed."""
 
     def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
-        """One request's stay in the predictor ended: queue wait and run together."""
+        """A request's stay in the predictor ended: queue wait and run together."""
 
     def graph_run_finished(self, id: ServableId, seconds: float, in_session: bool) -> None:
-        """A run of one request or batch ended with an answer, after `seconds` in its thread.
+        """A run of a request or batch ended with an answer, after `seconds` in the run thread.
 
-        `in_session` tells runs of a graph session from those of functions and interpreters. A load's runs are not told.
+        `in_session` tells runs of a graph session from runs of functions and interpreters. Runs of a load are not
+        reported.
         """
 
     def run_stuck(self, id: ServableId, signature_name: str, seconds: float) -> None:
-        """A run went on past its time and was left behind in its thread; the name is empty for a SessionRun."""
+        """A run exceeded the time limit and was left behind in the thread; the name is empty for a SessionRun."""
 
     def run_returned(self, id: ServableId, signature_name: str) -> None:
-        """A run that was stuck has ended after all."""
+        """A stuck run has ended after all."""
 
     def batch_formed(
         self, id: ServableId, signature_name: str, rows: int, padded_rows: int, requests: int, reason: str
     ) -> None:
-        """A batch left its queue; `reason` is `full`, `slot`, `timeout` or `closing`."""
+        """A batch left the queue; `reason` is `full`, `slot`, `timeout` or `closing`."""
 
     def queue_wait(self, id: ServableId, signature_name: str, seconds: float) -> None:
-        """One task waited `seconds` before its batch left the queue."""
+        """A task waited `seconds` before the batch left the queue."""
 
     def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
         """A request of `rows` rows and `inputs` input tensors joined a batch queue."""
@@ -63,8 +64,8 @@ class Observer:
     def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
         """An adapter answered a request with `code`.
 
-        `model_name` is what the client sent, known or not; `api` is `predict`... on REST, `Predict`... on gRPC and ""
-        for requests that run no model; `entrypoint` is `REST` or `GRPC`.
+        `model_name` is the name sent by the client, known or not. `api` is `predict`... on REST, `Predict`... on gRPC
+        and "" for requests without a model's run. `entrypoint` is `REST` or `GRPC`.
         """
 
     def examples_counted(self, model_name: str, examples: int) -> None:
@@ -91,7 +92,7 @@ class Observers(Observer):
         self._observers.append(observer)
 
     def remove(self, observer: Observer) -> None:
-        """Stop calling `observer`; unknown ones are ignored."""
+        """Stop calling `observer`; unknown observers are ignored."""
         if observer in self._observers:
             self._observers.remove(observer)
 

@@ -1,7 +1,7 @@
-"""How urgent a request is: three levels, their names on every API, and a queue with a lane for each.
+"""The urgency of a request: three levels, their names on every API, and a queue with a lane for each level.
 
-The rule, here and in `batching/batch_queue.py`: a request overtakes those of lower priority, takes the place of the
-newest and lowest where the queue is full, and of `TURNS` runs in a row one goes to whoever has waited longest.
+The rule, here and in `batching/batch_queue.py`: a request overtakes requests of lower priority. In a full queue the
+request takes the place of the newest request of the lowest priority. A run in every `TURNS` goes to the oldest request.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ T = TypeVar("T")
 PriorityName: TypeAlias = Literal["high", "normal", "low"]
 
 PRIORITY_KEY = "x-embedserve-priority"
-"""The REST header and the gRPC metadata key that name a request's priority."""
+"""The name of the REST header and the gRPC metadata key for a request's priority."""
 
 OVERTAKEN = "a request of higher priority took this one's place"
-"""What the error of a request that was evicted from a full queue ends with."""
+"""The end of the error message for a request evicted from a full queue."""
 
 TURNS = 8
 
 
 class Priority(enum.IntEnum):
-    """How urgent a request is; a smaller number goes first. Only the names are public: other servers count up."""
+    """The urgency of a request; a smaller number goes first. Only the names are public: other servers count upwards."""
 
     HIGH = 0
     NORMAL = 1
@@ -41,10 +41,10 @@ _NAMES: dict[str, Priority] = dict(zip(_PUBLIC, Priority, strict=True))
 
 
 def priority_named(name: str) -> Priority:
-    """The level of that name, in any case.
+    """Return the level with the name, in any case.
 
     Raises:
-        InvalidInputError: There is none.
+        InvalidInputError: The name is unknown.
     """
     found = _NAMES.get(name.strip().lower()) if isinstance(name, str) else None
     if found is None:
@@ -53,10 +53,10 @@ def priority_named(name: str) -> Priority:
 
 
 def sent_priority(value: str | bytes) -> PriorityName:
-    """What a client sent under `PRIORITY_KEY`, as `predict` takes it.
+    """Convert a client's value of `PRIORITY_KEY` to the argument of `predict`.
 
     Raises:
-        InvalidInputError: It is no priority.
+        InvalidInputError: The value is no priority.
     """
     try:
         level = priority_named(value.decode("latin-1") if isinstance(value, bytes) else value)
@@ -66,7 +66,7 @@ def sent_priority(value: str | bytes) -> PriorityName:
 
 
 class Lanes(Generic[T]):
-    """What waits, by priority and in the order in which it came."""
+    """A queue of items by priority, and by arrival within a priority."""
 
     def __init__(self) -> None:
         self._lanes: tuple[deque[tuple[int, T]], ...] = tuple(deque() for _ in Priority)
@@ -81,7 +81,7 @@ class Lanes(Generic[T]):
         return (item for lane in self._lanes for _, item in lane)
 
     def append(self, item: T, level: int) -> None:
-        """Add the newest of its level."""
+        """Add an item as the newest of the level."""
         self._came += 1
         self._size += 1
         self._lanes[level].append((self._came, item))
@@ -99,7 +99,7 @@ class Lanes(Generic[T]):
         raise IndexError("nothing waits")
 
     def evict(self, level: int) -> T | None:
-        """Take out the newest of the lowest level below `level`; None if nothing is below."""
+        """Remove and return the newest item of the lowest level below `level`; None without a lower item."""
         for lane in reversed(self._lanes[level + 1 :]):
             if lane:
                 self._size -= 1
@@ -107,12 +107,12 @@ class Lanes(Generic[T]):
         return None
 
     def retain(self, wanted: Callable[[T], bool]) -> int:
-        """Take out what is not wanted any more; how many that were."""
+        """Remove the unwanted items; return the number of removed items."""
         before = self._size
         self._lanes = tuple(deque(entry for entry in lane if wanted(entry[1])) for lane in self._lanes)
         self._size = sum(map(len, self._lanes))
         return before - self._size
 
     def clear(self) -> None:
-        """Take everything out."""
+        """Remove all items."""
         self.retain(lambda _: False)
