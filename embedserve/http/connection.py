@@ -50,9 +50,9 @@ _read_settings = struct.Struct(">HI").iter_unpack
 class Http2Connection:
     """An HTTP/2 connection: `receive` takes bytes, `take` gives bytes, and the further methods answer requests.
 
-    A stream ends exactly once for its user: by the end of its answer (a send that returns True, or `Sent` with
-    `ended`), by `Reset`, or by a call of `reset`. Sends on a stream that is over are dropped silently, because streams
-    may end while their events wait.
+    A stream ends exactly once for the user. The end is the end of an answer (a send that returns True, or `Sent` with
+    `ended`), a `Reset`, or a call of `reset`. Streams may end while events wait, so sends on a stream that is over are
+    dropped silently.
 
     Args:
         limits: The costs that the client may cause.

@@ -22,7 +22,7 @@ _NO_BODY = (b"204", b"304")
 class Http1Connection:
     """An HTTP/1.x connection; `stream_id` is the number of a request, from 1.
 
-    A request ends exactly once for its user: by the end of its answer, by `Reset`, or by a call of `reset`. Sends for a
+    A request ends exactly once for the user: by the end of an answer, by `Reset`, or by a call of `reset`. Sends for a
     request that is over are dropped silently.
 
     Args:

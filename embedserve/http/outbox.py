@@ -36,7 +36,7 @@ _header = FRAME_HEADER.pack
 
 
 def greeting(limits: Limits) -> bytes:
-    """The first bytes of a server: its settings, and the window of the connection, for which no setting exists."""
+    """The first bytes of a server: the settings, and the connection's window, which needs a frame of its own."""
     settings = {
         Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
         Setting.INITIAL_WINDOW_SIZE: limits.stream_window,

@@ -13,7 +13,7 @@ _GAPS = 64
 
 
 class Stream:
-    """An open stream, from its head until both sides have ended it or either side has reset it.
+    """An open stream, from its head until both sides have ended or either side has reset the stream.
 
     Attributes:
         receive_window: Bytes that the client may still send; below zero while a smaller window takes effect.

@@ -101,10 +101,10 @@ def create_app(
 
     A host that mounts the application enters the registry, because frameworks run no lifespan of mounted applications:
     `Starlette(routes=[Mount("/ml", create_app(registry))], lifespan=registry.lifespan)`. An application that runs alone
-    (`uvicorn module:app`) enters a registry that is not yet entered in its own lifespan.
+    (`uvicorn module:app`) enters the registry in the application's lifespan, unless entered before.
 
     Args:
-        registry: Entered or not yet. Calls on a loop other than the registry's are carried over, at a small cost.
+        registry: Entered or not yet. Calls on a foreign loop are carried over to the registry's, at a small cost.
         grpc: Answer gRPC and gRPC-Web calls on the same port, as `embedserve.grpc.GrpcMiddleware` does in front of a
             host application. Below a prefix only gRPC-Web clients reach the gRPC API.
         cors: Add TF Serving's CORS headers to every answer of the REST API, and let any origin make gRPC-Web calls.
@@ -147,8 +147,8 @@ class RestApp:
     """ASGI application over a registry; the only state is the set of calls under way.
 
     Attributes:
-        ending: Whether a cancellation means that a drain has run out of time, so that the request gets 503. Set by a
-            server that cancels requests for no further reason.
+        ending: Set by a server whose only reason for cancelling is a drain out of time; cancelled requests then get
+            503.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class RestApp:
         return is_elsewhere(self._registry)
 
     def takes(self, scope: Scope) -> bool:
-        """Whether the application answers a request, be it with an error; the host has the rest."""
+        """Whether the application answers a request, even with an error; the host has the rest."""
         target = raw_target(scope)
         return is_rest(target) or self._is_metrics(target) or (self._health and _is_health(path_of(target)))
 

@@ -53,7 +53,7 @@ def is_strict_uri(target: str) -> bool:
 
 
 def is_rest(target: str) -> bool:
-    """Whether the REST API answers for the target, be it with an error."""
+    """Whether the REST API answers for the target, even with an error."""
     return target[:4].lower() == "/v1/"
 
 
@@ -151,7 +151,7 @@ def known_route(scope: Mapping[str, Any]) -> Route | None:
     """The route of a valid request, remembered as a whole: target, strictness, API and route in a single lookup.
 
     Returns:
-        None for an invalid request and for a long target; the caller then takes the steps one by one.
+        None for an invalid request and for a long target; the caller then takes each step by itself.
     """
     path, query = scope["path"], scope.get("query_string", b"")
     root, outer = scope.get("root_path", ""), scope.get("app_root_path", "")

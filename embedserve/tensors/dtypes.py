@@ -340,7 +340,7 @@ def by_numpy(dtype: np.dtype[Any]) -> DType:
 
 
 def short_name(dtype: np.dtype[Any]) -> str:
-    """TensorFlow's short name of a numpy dtype; numpy's own name if TensorFlow has no such dtype."""
+    """TensorFlow's short name of a numpy dtype; numpy's own name for a dtype unknown to TensorFlow."""
     try:
         return by_numpy(dtype).name
     except KeyError:

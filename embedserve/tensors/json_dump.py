@@ -1,6 +1,6 @@
 """Writes a JSON value into an error message as TensorFlow Serving does: pretty, and cut after about 256 bytes.
 
-The functions serve error messages only, so they may be slow. Values may be deep, so there is no recursion.
+The text is for error messages only, so speed does not count. Values may be deep, so the code has no recursion.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Reads a JSON document as TensorFlow Serving's parser does, and explains errors in the document.
 
-Three readers, fast to slow: orjson for strict documents, the standard library's scanner for documents with `NaN` and
-`Infinity`, and a tolerant parser without recursion for the rest and for every error. All readers give the same tree:
-dict, list, str, int, float, bool, None. Bytes that are no UTF-8 become lone surrogates (`surrogateescape`). The module
-knows no tensor.
+Three readers work from fast to slow. orjson reads strict documents. The standard library's scanner reads documents with
+`NaN` and `Infinity`. A tolerant parser without recursion reads the rest, and explains every error. All readers give the
+same tree: dict, list, str, int, float, bool, None. Bytes that are no UTF-8 become lone surrogates (`surrogateescape`).
+The module knows no tensor.
 """
 
 from __future__ import annotations

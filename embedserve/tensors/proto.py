@@ -80,9 +80,9 @@ def declared(proto: TensorProto, what: str = "") -> Declared:
 def decode(proto: TensorProto, what: str = "") -> Array:
     """Read a tensor.
 
-    As in TensorFlow, the last value is repeated for missing elements, a message without values is zeros, surplus values
-    are ignored, and integers wrap into narrower dtypes. A reader of clients' messages reserves the size from `declared`
-    before.
+    The rules are TensorFlow's. The last value is repeated for missing elements, and a message without values is zeros.
+    Surplus values are ignored, and integers wrap into narrower dtypes. A reader of clients' messages reserves the size
+    from `declared` before.
 
     Args:
         proto: Any representation: `tensor_content` or the typed field.

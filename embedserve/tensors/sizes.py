@@ -61,7 +61,7 @@ def array_bytes(array: Array) -> int:
 
 
 def repeated_examples(count: int, context: int) -> int:
-    """Bytes that copies of a context of `context` bytes add to `count` serialized Examples."""
+    """Bytes of `count` serialized Examples, each behind a context of `context` bytes, beside the Examples' own."""
     return count * (STRING_BYTES + context)
 
 

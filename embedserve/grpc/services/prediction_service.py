@@ -52,7 +52,7 @@ SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"
 
 
 LARGE_MEMORY = 16 * LARGE
-"""Bytes of numbers above which a thread writes the answer: unlike further values, numbers cost a copy only."""
+"""Bytes of inputs, or of float, complex or bool outputs, above which a thread works: such values cost a copy only."""
 
 SMALL = 4096
 """Bytes up to which an array costs less than its call, and is not reserved."""

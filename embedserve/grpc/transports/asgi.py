@@ -53,11 +53,11 @@ _MAX_AGE = (b"access-control-max-age", b"86400")
 class GrpcApp:
     """ASGI application that answers the calls of a registry's gRPC services, and gRPC-Web's.
 
-    Run alone, the application enters a registry that is not yet entered in its lifespan. Mounted below a prefix, the
-    application is for gRPC-Web clients: gRPC clients cannot use a prefix, and need `GrpcMiddleware`.
+    Run alone, the application enters the registry in the application's lifespan, unless entered before. Mounted below a
+    prefix, the application is for gRPC-Web clients: gRPC clients cannot use a prefix, and need `GrpcMiddleware`.
 
     Args:
-        registry: Entered or not yet. Calls on a loop other than the registry's are carried over, at a small cost.
+        registry: Entered or not yet. Calls on a foreign loop are carried over to the registry's, at a small cost.
         max_message_bytes: Largest message in or out, after decompression; `max_request_bytes` bounds requests too.
         compression: Compression of answers for clients that accept compression; compressed requests are always read.
         max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
@@ -148,7 +148,7 @@ class GrpcApp:
     # A single call.
 
     async def answer(self, request: _Request, send: Send) -> None:
-        """Answer a call, be it with an error. The hot path."""
+        """Answer a call, with a message or an error. The hot path."""
         wire = request.wire
         if asyncio._get_running_loop() is not self._registry.loop and is_elsewhere(self._registry):
             await carry_over(self._registry, partial(self._answer_there, request), request.scope, request.receive, send)
@@ -241,7 +241,7 @@ class GrpcApp:
         return None
 
     async def _put_together(self, event: Any, request: _Request) -> bytes:
-        """The only message of a request that comes in several events."""
+        """The only message of a request that `_whole` declines."""
         request.first = event
         with self._reader(request) as reader:
             message = await reader.only()

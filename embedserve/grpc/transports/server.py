@@ -442,10 +442,11 @@ def tcp_address(host: str, port: int) -> str:
 
 
 class UnixSocket:
-    """The path of a Unix socket: bound under a name of its own, then renamed into place.
+    """The path of a Unix socket: bound under a temporary name, then renamed into place.
 
-    The path therefore always leads to a live server, and the last server to start wins. A server that stops later does
-    not remove its successor's path, although gRPC removes the path that it bound. Every method touches the file system.
+    The path therefore always leads to a live server, and the last server to start wins. gRPC removes a bound path at
+    the stop of a server; the temporary name keeps the successor's path from removal. Every method touches the file
+    system.
     """
 
     def __init__(self, path: str) -> None:
@@ -476,7 +477,7 @@ class UnixSocket:
         os.replace(self._bound, self.path)
 
     def remove(self) -> None:
-        """Remove the path, unless another server has taken it over."""
+        """Remove the path, unless the socket of another server is there by now."""
         path = self._bound if self._inode is None else self.path
         try:
             if self._inode is None or os.lstat(path).st_ino == self._inode:
