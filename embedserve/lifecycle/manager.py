@@ -1,7 +1,7 @@
-"""Makes the set of loaded versions follow the aspired one, without ever breaking a request.
+"""Makes the set of loaded versions follow the aspired versions, without ever breaking a request.
 
-Asks the transition policy what comes next and runs one coroutine per move: `_bring_up` or `_take_down`. Knows no
-directory and no TensorFlow: sources tell it what is aspired, loaders do the work in threads. Loop only.
+The transition policy names the next move, and each move is a coroutine: `_bring_up` or `_take_down`. Knows no directory
+and no TensorFlow: sources report the aspired versions, loaders do the work in threads. Loop only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WARM_UP_PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class AspiredVersion:
-    """What a source wants served: a way to load it, and the fingerprint that tells generations apart."""
+    """A version that a source wants served: a way to load, and the fingerprint to tell generations apart."""
 
     make_loader: Callable[[], Loader]
     fingerprint: Any = None
@@ -44,7 +44,7 @@ class AspiredVersion:
 
 
 class Manager:
-    """Owns every managed version and the serving map; the registry asks it, sources tell it."""
+    """Owns every managed version and the serving map: sources command the manager, the registry queries the manager."""
 
     def __init__(
         self,
@@ -88,10 +88,10 @@ class Manager:
 
     @property
     def closing(self) -> bool:
-        """Whether every version is on its way down, or gone, because the registry is left."""
+        """Whether the registry is being left, so that every version is unloading or gone."""
         return self._closing
 
-    # What requests ask.
+    # Queries of requests.
 
     def latest(self, name: str) -> ManagedVersion:
         """The largest available version.
@@ -105,10 +105,10 @@ class Manager:
             raise ServableNotFoundError(self._not_found(f"Latest({name})", name)) from None
 
     def specific(self, name: str, version: int) -> ManagedVersion:
-        """Exactly this version.
+        """Exactly the given version.
 
         Raises:
-            ServableNotFoundError: It is not available.
+            ServableNotFoundError: The version is not available.
         """
         try:
             return self._serving[name][version]
@@ -149,7 +149,11 @@ class Manager:
         return tuple(sorted(self._aspired.get(name, ())))
 
     def abort(self, error: Callable[[ServableId], ServingError]) -> int:
-        """Fail every request under way in any version, and all that come; how many handles were held."""
+        """Fail all present and future requests of every version.
+
+        Returns:
+            The number of handles held.
+        """
         held = 0
         for versions in self._managed.values():
             for version in versions:
@@ -158,17 +162,17 @@ class Manager:
                     version.predictor.abort(error)
         return held
 
-    # What sources tell.
+    # Commands of sources.
 
     def set_aspired_versions(self, name: str, aspired: Mapping[int, AspiredVersion]) -> None:
-        """Aim for exactly these versions of `name`: leaving one out is the instruction to unload it."""
+        """Aim for exactly the given versions of `name`: leaving out a version means unload."""
         if self._closing and aspired:
-            return  # Told by a change that was under way.
+            return  # A change that was under way at the close has no effect.
         self._aspired[name] = {number: self._kept_generation(name, number, new) for number, new in aspired.items()}
         self._reconcile(name)
 
     def _kept_generation(self, name: str, number: int, new: AspiredVersion) -> AspiredVersion:
-        """A version that reads its files at run time keeps its first generation: the files under it have changed."""
+        """Keep the first generation of a version with reads at run time: the files under the version have changed."""
         serving = self._serving.get(name, {}).get(number)
         if serving is None or serving.fingerprint == new.fingerprint or serving.path != new.path:
             return new
@@ -184,15 +188,15 @@ class Manager:
         return AspiredVersion(new.make_loader, serving.fingerprint, new.path, new.warm_up)
 
     def _reconcile(self, name: str) -> None:
-        """Make the managed versions agree with the aspired ones, then start whatever the policy says is next."""
+        """Make the managed versions agree with the aspired versions, then start the moves that the policy names."""
         aspired = self._aspired.get(name, {})
         managed = self._managed.setdefault(name, [])
         for version in managed:
             wanted = aspired.get(version.id.version)
             version.set_aspired(wanted is not None and _is_generation(version, wanted))
             if version.state is State.START and not version.aspired:
-                self._advance(version, State.END)  # Nothing has begun, so there is nothing to take down.
-        # Ended ones that nobody wants are forgotten; the monitor remembers their last status.
+                self._advance(version, State.END)  # No load has begun, so no take-down is needed.
+        # Unwanted ended generations are forgotten; the monitor remembers the last status.
         managed[:] = [v for v in managed if v.state is not State.END or (v.aspired and v.error is not None)]
         for number, wanted in aspired.items():
             if not any(v.id.version == number and _is_generation(v, wanted) for v in managed):
@@ -200,7 +204,7 @@ class Manager:
         while (action := self._policy([version.snapshot() for version in managed])) is not None:
             what, snapshot = action
             version = next(v for v in managed if v.snapshot() == snapshot)
-            # The state moves here, before the task first runs, so the policy is not asked for this again.
+            # The state moves before the task first runs, so that the policy does not name the same move again.
             match what:
                 case Action.LOAD:
                     self._advance(version, State.LOADING)
@@ -220,7 +224,7 @@ class Manager:
         self._note(version)
 
     def refresh(self, version: ManagedVersion) -> None:
-        """Show what has changed of a version that keeps its state, and unload one that was left with a stuck run."""
+        """Show changes of a version that keeps its state, and unload a version whose stuck run has come back."""
         name, number = version.id.name, version.id.version
         if version in self._managed.get(name, ()):
             self._monitor.update(name, [v for v in self._managed[name] if v.id.version == number])
@@ -238,10 +242,10 @@ class Manager:
         if self._observers:
             self._observers.version_state(version.id, version.state, version.error)
 
-    # One generation's way up.
+    # A generation's way up.
 
     async def _bring_up(self, version: ManagedVersion) -> None:
-        """Load, warm up, publish; after a failure wait and try again for as long as it is aspired."""
+        """Load, warm up, publish; after a failure wait and retry while the version is aspired."""
         while True:
             try:
                 servable = await self._load_and_warm_up(version)
@@ -250,20 +254,20 @@ class Manager:
             else:
                 if self._coordinator is not None:
                     await self._coordinator.hold(version, servable)
-                    if version.state is not State.LOADING:  # Published meanwhile, and perhaps withdrawn again.
+                    if version.state is not State.LOADING:  # Published during the hold, and perhaps withdrawn again.
                         break
                 if version.aspired and not self._closing:
                     self.publish(version, servable)
                     break
                 version.predictor = None
                 await self._unload(version, servable)
-                if version.aspired and not self._closing:  # It is wanted again since.
+                if version.aspired and not self._closing:  # Aspired again during the unload.
                     continue
                 version.error = LoadError("Loading of servable cancelled", code=Code.CANCELLED)
                 self._advance(version, State.END)
                 break
             version.failures += 1
-            # What hangs once hangs again, and each attempt would cost a thread.
+            # A load that hangs once hangs again, and each attempt would cost a thread.
             retried = version.aspired and not self._closing and not isinstance(error, HungError)
             delay = self._retry.delay(version.failures) if retried else None
             self._log_failure(version, error, delay)
@@ -293,7 +297,7 @@ class Manager:
         except BaseException as raised:
             if isinstance(raised, Exception):
                 error = raised
-            if not isinstance(raised, HungError):  # A thread still has what would be unloaded.
+            if not isinstance(raised, HungError):  # A thread still holds the objects to unload.
                 await self._unload(version, servable)
             raise
         finally:
@@ -340,7 +344,7 @@ class Manager:
             logger.error("Servable %s cannot be loaded: %s: %s", version.id, Code(error.code).name, error)
 
     def publish(self, version: ManagedVersion, servable: Servable) -> None:
-        """Let requests find a loaded and warm version; synchronous, so that no request sees half of it."""
+        """Let requests find a loaded and warm version; synchronous, so no request sees a half-published version."""
         version.servable = servable
         version.signatures = servable.signatures
         version.error = None
@@ -350,12 +354,12 @@ class Manager:
         self._advance(version, State.AVAILABLE)
         logger.info("Successfully loaded servable version %s", version.id)
 
-    # One generation's way down.
+    # A generation's way down.
 
     def withdraw(self, version: ManagedVersion) -> None:
-        """Take a version away from new requests; synchronous. Those that hold it keep it, then it is unloaded.
+        """Hide a version from new requests; synchronous. Requests in flight finish, then the version is unloaded.
 
-        One that is still aspired is loaded anew after that.
+        A version that is still aspired is loaded anew after the unload.
         """
         self._advance(version, State.UNLOADING)
         serving = self._serving.get(version.id.name, {})
@@ -377,12 +381,12 @@ class Manager:
                 finally:
                     self._drains.discard(drain)
         except TimeoutError:
-            # Only when the registry closes. A thread still runs the model, so its memory must stay.
+            # Only when the registry closes: a thread still runs the model, so the model's memory must stay.
             logger.error("Servable version %s is still in use (%r); it is left loaded", version.id, version)
             version.predictor.abort()
         else:
             if (trouble := version.predictor.trouble) is not None:
-                # A thread still runs it; `refresh` unloads it when that is back.
+                # A thread still runs the model; `refresh` unloads the version when the run is back.
                 logger.error("Servable version %s is left loaded: %s", version.id, trouble)
             else:
                 logger.info("Done quiescing servable version %s", version.id)
@@ -403,10 +407,10 @@ class Manager:
             logger.exception("Unloading servable version %s failed; its memory may not be given back", version.id)
 
     async def _give_back(self, loader: Loader) -> None:
-        """Give a dropped version's memory back, together with whatever else is dropped before that begins.
+        """Give a dropped version's memory back, together with the memory of versions dropped before the start.
 
-        It holds up every thread for a while. The load threads take it after the unloads that they have been given, so
-        those share it.
+        Giving back holds up every thread for a while. The load threads do so after the unloads queued before, and all
+        the unloads share the call.
         """
         if self._giving_back is None or self._giving_back.begun:
             self._giving_back = _GivingBack(self._load_pool, loader)
@@ -435,10 +439,10 @@ class Manager:
         self._monitor.publish()
 
     async def aclose(self) -> None:
-        """Unload everything; waits for requests in flight for at most `drain_timeout`."""
+        """Unload every version; waits for requests in flight for at most `drain_timeout` seconds."""
         self._closing = True
         if self._drain_timeout is not None:
-            for drain in self._drains:  # Versions that were retired before have no more time than the others.
+            for drain in self._drains:  # Versions retired before get no more time than the rest.
                 drain.reschedule(asyncio.get_running_loop().time() + self._drain_timeout)
         for name in list(self._aspired):
             self.set_aspired_versions(name, {})
@@ -447,12 +451,12 @@ class Manager:
 
 
 def _is_generation(version: ManagedVersion, wanted: AspiredVersion) -> bool:
-    """Whether the same contents in the same place: a model may read files there at run time."""
+    """Whether contents and place are the same: a model may read files in the place at run time."""
     return version.fingerprint == wanted.fingerprint and version.path == wanted.path
 
 
 class _GivingBack:
-    """Memory that is given back, for all who wait for it, once a load thread is free."""
+    """Memory given back for all waiting unloads at once, when a load thread is free."""
 
     def __init__(self, pool: LoadPool, loader: Loader) -> None:
         self._loader = loader
@@ -475,6 +479,6 @@ def _load_error(id: ServableId, raised: Exception) -> ServingError:
     if not isinstance(raised, ServingError):
         logger.error("loading %s failed unexpectedly", id, exc_info=raised)
         return LoadError(f"{type(raised).__name__}: {raised}")
-    # Kept as long as the failure is; the frames of its traceback would keep what had been loaded.
+    # The error lives as long as the failure; the frames of the traceback would keep the loaded objects alive.
     raised.__cause__ = raised.__context__ = None
     return raised.with_traceback(None)

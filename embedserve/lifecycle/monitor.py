@@ -1,6 +1,6 @@
 """The last state and error of every version ever known, and a way to wait for a change.
 
-Written by the manager on the loop; the published snapshot is immutable, so any thread may read it.
+Only the loop writes. The published snapshot is immutable, so any thread may read the snapshot.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ __all__ = ["Monitor", "VersionStatus"]
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """What is known of one version of one model.
+    """The status of a model's version.
 
     Attributes:
         version: The version's number.
         state: AVAILABLE while any generation of the version serves.
-        code, message: The error that ended it, or that its load is being retried for; OK and empty otherwise.
+        code, message: The error that ended the version or made the load retry; otherwise OK and empty.
         path: The version's directory.
-        generation: Counts how often the version was brought up: for new contents, or after it had been unloaded.
+        generation: Counts how often the version was brought up: for new contents, or after an unload.
         kind: `function`, `session`, `frozen`, `xla` or `tflite` once loaded.
-        note: What else to know: a newer generation that failed, why a directory is not loaded yet, why no new
-            version can be found, which stuck runs the version is refused for, what of `optimize` could not be had,
-            or which signatures take any number of rows though they declare one.
-        batching: Whether requests of each signature share runs, and why or why not, once loaded.
+        note: A remark beside the state. Possible remarks: a newer generation failed, the reason for a wait before the
+            load, the reason why no new version can be found, the stuck runs behind a refusal, missing parts of
+            `optimize`, or signatures that take any number of rows despite a declared number.
+        batching: Whether requests of each signature share runs, with the reason, once loaded.
     """
 
     version: int
@@ -47,12 +47,12 @@ class VersionStatus:
 
     @property
     def error_message(self) -> str:
-        """What TensorFlow Serving's status says: the error, or why a version that was never loaded is not taken yet."""
+        """The message of TensorFlow Serving's status: the error, or the reason why a version was never loaded."""
         return self.message or (self.note if self.state is State.START else "")
 
 
 def status_of(generations: Iterable[ManagedVersion]) -> VersionStatus:
-    """Fold the generations of one version into one status."""
+    """Fold the generations of a version into a single status."""
     newest_first = sorted(generations, key=lambda v: v.generation, reverse=True)
     serving = next((v for v in newest_first if v.state is State.AVAILABLE), None)
     shown = serving or newest_first[0]
@@ -76,7 +76,7 @@ def status_of(generations: Iterable[ManagedVersion]) -> VersionStatus:
 
 
 class Monitor:
-    """Remembers every version's last status for the life of the registry's entry."""
+    """Remembers every version's last status while the registry is entered."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, dict[int, VersionStatus]] = {}
@@ -94,24 +94,24 @@ class Monitor:
         return self._snapshot
 
     def available(self) -> list[str]:
-        """`model:version` of whatever serves; readable from any thread."""
+        """List `model:version` of every serving version; readable from any thread."""
         return [
             f"{name}:{s.version}" for name, all in self._snapshot.items() for s in all if s.state is State.AVAILABLE
         ]
 
     def update(self, name: str, generations: Iterable[ManagedVersion]) -> None:
-        """Take over the state of one version's live generations."""
+        """Take over the state of a version's live generations."""
         status = status_of(generations)
         self._statuses.setdefault(name, {})[status.version] = status
         self.publish()
 
     def set_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
-        """Note why directories of `name` that look like versions are not loaded yet."""
+        """Note the reasons why version directories of `name` are not loaded yet."""
         self._waiting[name] = dict(reasons)
         self.publish()
 
     def set_trouble(self, name: str, trouble: str | None) -> None:
-        """Note what keeps new versions of `name` from being found; None for nothing."""
+        """Note the obstacle to finding new versions of `name`; None for no obstacle."""
         if trouble is None:
             self._troubles.pop(name, None)
         else:
@@ -119,11 +119,11 @@ class Monitor:
         self.publish()
 
     def waiting(self, name: str) -> Mapping[int, str]:
-        """Version → why its directory is not loaded yet."""
+        """Map each waiting version to the reason for the wait."""
         return self._waiting.get(name, {})
 
     def publish(self) -> None:
-        """Make a new snapshot and wake whoever waits for a change."""
+        """Make a new snapshot and wake every task that waits for a change."""
         names = self._statuses.keys() | {name for name, reasons in self._waiting.items() if reasons}
         self._snapshot = MappingProxyType({name: self._of(name) for name in sorted(names)})
         self._changes.notify()
@@ -139,9 +139,9 @@ class Monitor:
         return tuple(statuses[version] for version in sorted(statuses, reverse=True))
 
     async def changed(self) -> None:
-        """Wait for one change."""
+        """Wait for a change."""
         await self._changes.next()
 
     async def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `condition()` holds; it is asked again after every change. False when the time is over."""
+        """Wait until `condition()` holds; every change asks the condition again. False if the time is over first."""
         return await self._changes.wait_until(condition, timeout)

@@ -1,8 +1,7 @@
-"""One look at a model, or at the root: what was remembered + what the directory holds now → what is aspired, and what
-is remembered next.
+"""Looks at a model or at the root: memory + directory contents → aspired versions and the next look's memory.
 
-Plain functions over frozen values, called by `source` in a thread with the real `Disk` and by tests with a made-up
-one. Knows no loop, no event and no model that is loaded; directory state is the only truth.
+Plain functions over frozen values. The functions run in a thread with the real `Disk`, and in tests with a made-up
+disk. The module knows no loop, no event and no loaded model; directory state is the only truth.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class VersionDirectory:
-    """A version that is whole and quiet: where it is, and the contents it was judged by."""
+    """A whole and quiet version: number, place, and the judged contents."""
 
     version: int
     path: Path
@@ -48,7 +47,7 @@ class VersionDirectory:
 
 @dataclass(frozen=True)
 class Listing:
-    """A directory as of one moment: which one it is, and its entries."""
+    """A directory at one moment: identity and entries."""
 
     device: int
     inode: int
@@ -56,7 +55,7 @@ class Listing:
 
 
 class Disk(Protocol):
-    """What a scan asks the file system; every call may block."""
+    """The file system's interface for a scan; every call may block."""
 
     def time(self) -> float:
         """Monotonic seconds."""
@@ -66,32 +65,32 @@ class Disk(Protocol):
 
         Args:
             path: The directory.
-            follow: Look where links lead, and leave out those that lead nowhere.
+            follow: Look at the targets of links, and leave out links without a target.
 
         Raises:
-            OSError: It is gone, unreadable or too large.
+            OSError: The directory is gone, unreadable or too large.
         """
 
     def leads_nowhere(self, path: Path) -> bool:
-        """Whether there is no such path, or a link to one that is not there."""
+        """Whether the path is missing, or a link to a missing target."""
 
     def look(self, path: Path) -> Look:
         """Stat every file of a version directory (`completeness.look`)."""
 
     def check(self, path: Path) -> str | None:
-        """What keeps a version directory from being loaded (`completeness.check`)."""
+        """Find the reason why a version directory cannot be loaded (`completeness.check`)."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known of one version directory since it last changed.
+    """Knowledge about a version directory since the last change.
 
     Attributes:
-        look: What it looked like.
-        since: When it was first seen to look like that.
-        judged: Whether `lacking` is the verdict on these contents, so that they need not be read again.
-        lacking: What is missing or cannot be read; None if nothing is, as far as is known.
-        misplaced: Whether something else than a SavedModel stands there, which no time makes one.
+        look: The stats of the files.
+        since: When the same stats were first seen, in monotonic seconds.
+        judged: Whether `lacking` is the verdict on the contents, so that no scan needs to read the files again.
+        lacking: The missing or unreadable part; None if no part is known to lack.
+        misplaced: Whether the directory holds other contents than a SavedModel, so that waiting cannot help.
     """
 
     look: Look
@@ -103,13 +102,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What one look at a model leaves to the next.
+    """Memory from one look at a model to the next.
 
     Attributes:
         observations: By version directory.
         aspired: None until the base path was read once.
-        device: Which one held the base path when it last held versions.
-        is_model: Whether there has been a version directory.
+        device: The device of the base path when the base path last held versions.
+        is_model: Whether a version directory has ever been seen.
     """
 
     observations: Mapping[Path, Observation] = field(default_factory=dict)
@@ -120,20 +119,20 @@ class ModelMemory:
 
 @dataclass(frozen=True)
 class ModelScan:
-    """What a look found out about one model.
+    """Findings of a look at a model.
 
     Attributes:
         memory: For the next look.
-        found: Path of every version there is.
-        waiting: Why a version that the policy wants is not taken (yet).
-        problem: What is wrong with its base path, or None.
-        unreadable: Whether the base path could not be read, so that nothing is known of what is there now.
-        gone: Whether there is no base path.
-        instead: What the base path holds in place of versions, and what to do about it; None where nothing is known.
-        misplaced: Whether what is there has to be moved or converted before any of it is a version.
+        found: Path of every present version.
+        waiting: Reasons by wanted version that is not taken (yet).
+        problem: The fault of the base path, or None.
+        unreadable: Whether the base path could not be read, so that the present contents are unknown.
+        gone: Whether the base path is missing.
+        instead: The contents in place of versions, with advice; None for unknown contents.
+        misplaced: Whether the contents must be moved or converted to become a version.
         place: Device and inode of the base path.
         notices: Texts to log once.
-        due: When a version will have been quiet long enough, if one is being waited for.
+        due: When a waiting version will have been quiet long enough, in monotonic seconds; None without a wait.
     """
 
     memory: ModelMemory
@@ -151,12 +150,12 @@ class ModelScan:
 
 @dataclass(frozen=True)
 class RootMemory:
-    """What one look at the root leaves to the next.
+    """Memory from one look at the root to the next.
 
     Attributes:
         names: Directories that may be models.
-        missed: When one of them was first seen to be gone.
-        device: Which one held the root when it last held directories.
+        missed: When a gone directory was first missed, by name, in monotonic seconds.
+        device: The device of the root when the root last held directories.
     """
 
     names: frozenset[str] = frozenset()
@@ -166,7 +165,7 @@ class RootMemory:
 
 @dataclass(frozen=True)
 class RootScan:
-    """What a look at the root found out; the attributes are as those of `ModelScan`."""
+    """Findings of a look at the root; attributes as in `ModelScan`."""
 
     memory: RootMemory
     children: Sequence[Child] = ()
@@ -186,18 +185,18 @@ def _earliest(times: Iterable[float | None]) -> float | None:
 def scan_root(
     memory: RootMemory, root: Path, gone: Collection[str], disk: Disk, settle: float, absent: AbsentVersions = "keep"
 ) -> RootScan:
-    """Look which directories there are.
+    """List the directories that may be models.
 
-    A directory that is gone is dropped only when a second look, `settle` later, finds the same: replacing a
-    directory by two renames must not unload it.
+    A gone directory is dropped only when a second look, `settle` seconds later, misses the directory again: replacing a
+    directory by two renames must not unload the model.
 
     Args:
-        memory: What the last look left.
+        memory: The last look's memory.
         root: Directory whose subdirectories are discovered as models.
-        gone: Names under which the last look at a model found nothing: they may be links that lead nowhere.
+        gone: Names whose base path was missing at the last look: the names may be links without a target.
         disk: The file system.
-        settle: Seconds for which a directory must not change before it is believed.
-        absent: What becomes of versions that are not there (`RegistryOptions.absent_versions`).
+        settle: Seconds for which a directory must stay unchanged before a scan trusts the contents.
+        absent: The fate of absent versions (`RegistryOptions.absent_versions`).
     """
     try:
         listing = disk.listing(root, follow=False)
@@ -231,7 +230,7 @@ def scan_root(
 
 
 def _meant(path: Path, error: OSError, disk: Disk) -> str:
-    """After the error of a directory that is none: which may have been meant, or what the file becomes a version by."""
+    """Explain an unreadable directory: the directory probably meant, or the way from a file to a version."""
     if isinstance(error, FileNotFoundError):
         beside = [child.name for child in _entries(disk, path.parent) if child.is_directory]
         return misplaced.nearly(path, beside)
@@ -247,25 +246,25 @@ def _entries(disk: Disk, path: Path) -> Sequence[Child]:
 
 
 def _check_mount(path: Path, before: int | None, device: int, holds: bool) -> None:
-    """Refuse to believe a directory that lost its contents and its device together: a mount point without its mount.
+    """Reject a directory that lost contents and device together: a mount point without the mount.
 
     Raises:
-        OSError: That is so.
+        OSError: The directory is empty now, and on another device.
     """
     if before is not None and device != before and not holds:
         raise OSError(errno.ENODEV, "it is empty now and on another device: its mount is gone", str(path))
 
 
 def diagnose(root: Path, children: Sequence[Child], instead: Iterable[str]) -> tuple[str, bool]:
-    """Why there is no model under a readable root, and what to do about the usual mistakes.
+    """Explain why a readable root holds no model, with advice for the usual mistakes.
 
     Args:
         root: The root.
-        children: What it holds.
-        instead: What its directories hold in place of versions.
+        children: The root's entries.
+        instead: For each directory that holds no versions, the contents found.
 
     Returns:
-        The text, and whether the root cannot have been what was meant; an empty one is merely early.
+        The text, and whether the root must be a mistake; an empty root is merely early.
     """
     found = misplaced.in_root(root, children, instead)
     if found is not None:
@@ -287,15 +286,15 @@ def scan_model(
     settle: float,
     absent: AbsentVersions = "keep",
 ) -> ModelScan:
-    """Look at one model.
+    """Look at a model.
 
     Args:
-        config: Its name and base path.
-        policy: Which versions are wanted.
-        memory: What the last look left.
+        config: The model's name and base path.
+        policy: Chooses the wanted versions.
+        memory: The last look's memory.
         disk: The file system.
-        settle: Seconds for which a directory must not change before it is believed.
-        absent: What becomes of versions that are not there (`RegistryOptions.absent_versions`).
+        settle: Seconds for which a directory must stay unchanged before a scan trusts the contents.
+        absent: The fate of absent versions (`RegistryOptions.absent_versions`).
     """
     try:
         listing = disk.listing(config.directory)
@@ -358,7 +357,7 @@ def _changes_nothing(config: ModelConfig, aspired: Mapping[int, VersionDirectory
 
 
 def base_path_problem(config: ModelConfig, error: OSError) -> str:
-    """That a base path cannot be read, in TensorFlow Serving's words."""
+    """Word an unreadable base path as TensorFlow Serving does."""
     path = config.directory
     reason = f"NOT_FOUND: {path} not found" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
     return (
@@ -391,7 +390,7 @@ def _unserved(config: ModelConfig, policy: VersionPolicy, found: Mapping[int, Pa
 
 
 class _Examination:
-    """One scan's look at the versions of one model; only those that the policy asks about are looked at."""
+    """A scan's look at the versions of a model; only versions that the policy asks about are looked at."""
 
     def __init__(self, memory: ModelMemory, found: Mapping[int, Path], disk: Disk, settle: float) -> None:
         self.waiting: dict[int, str] = {}
@@ -406,7 +405,7 @@ class _Examination:
         self._seen: dict[Path, Observation] = {}
 
     def aspire(self, policy: VersionPolicy) -> dict[int, VersionDirectory]:
-        """What the policy wants among the versions that can be had."""
+        """Choose the policy's versions among the loadable versions."""
         candidates = dict(self._found)
         while True:
             chosen = {number: self._examine(number) for number in choose(policy, candidates)}
@@ -417,9 +416,9 @@ class _Examination:
                 del candidates[number]
 
     def _held(self, policy: VersionPolicy) -> dict[int, VersionDirectory]:
-        """What to keep while nothing the policy wants can be had: a model must not go dark over a copy in progress.
+        """Choose the versions to keep while no wanted version is loadable: a copy in progress must not stop a model.
 
-        A version whose directory is gone is kept only until its successor has been quiet for long enough.
+        A version whose directory is gone is kept only until the successor has been quiet for long enough.
         """
         if not choose(policy, self._found):
             return {}
@@ -430,11 +429,11 @@ class _Examination:
         }
 
     def kept(self) -> dict[int, VersionDirectory]:
-        """What was aspired before and is still there."""
+        """The versions that were aspired before and are still present."""
         return {number: self._emitted[number] for number in self._emitted if number in self._found}
 
     def _examine(self, number: int) -> VersionDirectory | None:
-        """The version as it may be served now: its new contents, else the last ones that were whole, else None."""
+        """The servable state of a version: the new contents, else the last whole contents, else None."""
         path = self._found[number]
         emitted = self._emitted.get(number)
         observation = self._seen.get(path) or self._observe(path)
@@ -455,7 +454,7 @@ class _Examination:
         begin = self._disk.time()
         try:
             look = self._disk.look(path)
-        except OSError as error:  # No concern of the other versions.
+        except OSError as error:  # Other versions are still examined.
             self._seen[path] = Observation(Look((), ()), begin, lacking=f"{path}: {error.strerror or error}")
             return self._seen[path]
         observation = self._before.get(path)
@@ -474,10 +473,10 @@ class _Examination:
             lacking, list_ = self._disk.check(path), partial(_entries, self._disk)
             instead = lacking and misplaced.in_version(path, list_(path), list_)
             return replace(observation, judged=True, lacking=lacking, misplaced=bool(instead))
-        except OSError as error:  # Not a verdict: asked again by the next scan.
+        except OSError as error:  # No verdict: the next scan asks again.
             return replace(observation, lacking=f"{error.filename or path} cannot be read: {error.strerror or error}")
 
     def observations(self) -> dict[Path, Observation]:
-        """For the next scan; versions that were not looked at keep what was known of them."""
+        """Observations for the next scan; versions without a look keep the earlier observation."""
         kept = {path: self._before[path] for path in self._found.values() if path in self._before}
         return kept | self._seen

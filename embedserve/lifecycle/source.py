@@ -1,8 +1,8 @@
-"""FileSystemSource: keeps telling its listener which version directories should be served.
+"""FileSystemSource: keeps telling a listener the version directories to serve.
 
-File events make a look come sooner, and regular looks find what they miss; what is aspired follows from the
-directories alone (`scan`). The root and every model are looked at on their own, in threads (`looks`); everything else
-happens on the registry's loop. Knows no loader.
+File events make a look come sooner, and regular looks find missed changes. The aspired versions follow from the
+directories alone (`scan`). Threads look at the root and at every model separately (`looks`); all other work happens on
+the registry's loop. Knows no loader.
 """
 
 from __future__ import annotations
@@ -40,52 +40,58 @@ __all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds for which a directory that goes on changing counts as a version that is about to be whole.
+# Seconds for which a directory that goes on changing counts as a version on the way.
 COPY_PATIENCE = 10.0
 
-# Seconds for which what has to be moved or converted must stay as it is before nobody waits for a version any more.
-# Programs that export write into a directory of another name, and archives are unpacked beside themselves.
+# Seconds without change after which misplaced contents end the wait for a version. Exporting programs write into a
+# directory of another name first, and archives are unpacked beside the archive.
 MOVE_PATIENCE = 2.0
 
-# Seconds after which a look counts as hung, if no part of it has come back: it is named, nobody waits for it, and what
-# it looks at is left alone until it comes back.
+# Seconds without progress after which a look counts as hung. The source then logs the directory, stops waiting, and
+# leaves the directory alone until the look comes back.
 LOOK_SECONDS = 10.0
 
-# Seconds that a start waits for first looks, and the end for those under way.
+# Seconds that a start waits for first looks, and the close for looks under way.
 START_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
 
-# A directory whose look takes long is left alone for so many times as long, whatever `poll_interval` says.
+# After a slow look, a directory rests for `_REST` times the look's duration, even if `poll_interval` is shorter.
 _REST = 4.0
 
 
 class SourceListener(Protocol):
-    """Whom a source tells; every call comes on the loop, between two turns of it, and must not block."""
+    """The receiver of a source's reports.
+
+    Every call comes on the loop, between two turns of the loop, and must not block.
+    """
 
     def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
-        """The models changed: all of them, given by name or discovered. Nothing more is told of one left out."""
+        """Take the changed models: all models, given by name or discovered.
+
+        No more reports follow about a model left out.
+        """
 
     def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
-        """The versions of a model that should be served changed: all of them. Leaving one out means unload it."""
+        """Take all aspired versions of a model after a change. Leaving out a version means unload."""
 
     def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
-        """The versions that the policy wants but that are not whole and quiet yet changed: all of them, with why."""
+        """Take the changed waiting versions, with reasons: all wanted versions not yet whole and quiet."""
 
     def on_trouble(self, name: str, trouble: str | None) -> None:
-        """What keeps the source from finding new versions of a model changed; None where nothing does."""
+        """Take the changed obstacle to finding new versions of a model; None for no obstacle."""
 
 
 class _Part:
-    """A directory that is looked at on its own: the root, or one model's base path.
+    """A directory with separate looks: the root, or a model's base path.
 
     Attributes:
         path: The directory.
         config: The model; None for the root.
-        scan: What the last look that came back has found out.
-        asked: When a look has to begin at the latest, in monotonic seconds.
-        regular: When the next regular look begins.
-        hung: What is said of a look that has taken too long, until it comes back.
-        epoch: Counts changes of what is asked; a look that began before the last one is thrown away.
+        scan: The findings of the last finished look.
+        asked: When a look must begin at the latest, in monotonic seconds.
+        regular: When the next regular look begins, in monotonic seconds.
+        hung: The message about an overdue look, until the look comes back.
+        epoch: Counts changes of the configuration; a look from before the last change is thrown away.
     """
 
     def __init__(self, path: Path, config: ModelConfig | None = None) -> None:
@@ -97,8 +103,8 @@ class _Part:
         self.asked = -math.inf
         self.regular = math.inf
         self.due: float | None = None
-        self.since: float | None = None  # A version that is wanted has been changing.
-        self.misplaced: float | None = None  # Since when something else than versions stands there.
+        self.since: float | None = None  # When a wanted version began to change.
+        self.misplaced: float | None = None  # When misplaced contents were first seen.
         self.hung: str | None = None
         self.epoch = 0
         self.target: WatchTarget | None = None
@@ -107,17 +113,19 @@ class _Part:
 
     @property
     def key(self) -> tuple[bool, Path]:
-        """What a look is known by; a hung directory is left alone, whatever model it is configured for."""
+        """The identity of a look; a hung directory is left alone, whatever model is configured for the directory."""
         return self.config is None, self.path
 
     def ask(self, at: float = -math.inf) -> None:
-        """Have a look begin then."""
+        """Have a look begin at the time `at`."""
         self.asked = min(self.asked, at)
 
 
 class _Waiter:
-    """Somebody who wants looks at some parts: each is over with one that begins at `quiet_at` or later, or that leaves
-    nothing due."""
+    """A task that waits for looks at some parts.
+
+    A part is done after a look that begins at `quiet_at` or later, or after a look that leaves no version due.
+    """
 
     def __init__(self, parts: Iterable[_Part], names: Collection[str] | None, quiet_at: float = math.inf) -> None:
         self.names = names
@@ -127,12 +135,12 @@ class _Waiter:
 
 
 class FileSystemSource:
-    """Follows the models given by name, and those discovered under `root`.
+    """Follows the models given by name, and the models discovered under `root`.
 
     Args:
-        options: `poll_interval`, `settle`, `watch` and `absent_versions` are used.
-        root: Directory of model directories, or None to discover nothing.
-        listener: Whom to tell.
+        options: The source reads `poll_interval`, `settle`, `watch` and `absent_versions`.
+        root: Directory of model directories, or None to discover no models.
+        listener: Receives the reports.
     """
 
     def __init__(self, options: RegistryOptions, root: Path | None, listener: SourceListener) -> None:
@@ -162,16 +170,16 @@ class FileSystemSource:
         root = "no root" if self._root is None else self._root.path
         return f"<FileSystemSource {root}, {len(self._told_models)} models, {state}>"
 
-    # What is asked.
+    # Queries.
 
     @property
     def diagnosis(self) -> str | None:
-        """Why no model is known under the root and what to do, or what is wrong with the root; None if nothing is."""
+        """The reason why the root gives no model, with advice, or the root's fault; None if all is well."""
         return self._diagnosis()[0]
 
     @property
     def misused(self) -> bool:
-        """Whether the root is not there, or holds something else than models; an empty one is merely early."""
+        """Whether the root is missing, or holds other contents than models; an empty root is merely early."""
         return self._diagnosis()[1]
 
     def _diagnosis(self) -> tuple[str | None, bool]:
@@ -192,14 +200,14 @@ class FileSystemSource:
 
     @property
     def unread(self) -> bool:
-        """Whether it is not known yet which models there are: a first look is under way, or hangs at the root."""
+        """Whether the set of models is still unknown: a first look is under way, or hangs at the root."""
         if self._root is None:
             return False
         never = self._root_scan.place is None and not self._root_scan.unreadable
         return never or any(part.scan is None and part.hung is None for part in self._parts.values())
 
     def problem(self, name: str) -> str | None:
-        """What the last look found wrong with a model's base path, or None."""
+        """The fault of a model's base path at the last look, or None."""
         part = self._parts.get(name)
         if part is None:
             return None
@@ -211,8 +219,10 @@ class FileSystemSource:
         return base_path_problem(part.config, OSError(errno.ETIMEDOUT, part.hung))
 
     def coming(self, name: str) -> bool:
-        """Whether a version that is wanted has been changing, but for no longer than a copy may take, or a first look
-        has not come back."""
+        """Whether a version is on the way.
+
+        True before the first look has come back, and while a wanted version changes for no longer than a copy may take.
+        """
         part = self._parts.get(name)
         if part is None or part.hung is not None:
             return False
@@ -221,20 +231,20 @@ class FileSystemSource:
         return part.since is not None and time.monotonic() < part.since + self._options.settle + COPY_PATIENCE
 
     def misplaced(self, name: str) -> bool:
-        """Whether what stands at a model's base path has to be moved or converted first, and nobody is at it."""
+        """Whether the contents of a model's base path must be moved or converted first, and have stayed unchanged."""
         part = self._parts.get(name)
         since = None if part is None else part.misplaced
         return since is not None and time.monotonic() >= since + self._options.settle + MOVE_PATIENCE
 
     def found(self, name: str) -> Mapping[int, Path]:
-        """Every version directory of a model that the last look saw, whole or not, wanted or not."""
+        """Every version directory of a model at the last look, whole or not, wanted or not."""
         part = self._parts.get(name)
         return MappingProxyType({}) if part is None or part.scan is None else part.scan.found
 
-    # What is told.
+    # Commands.
 
     def set_models(self, models: Iterable[ModelConfig]) -> None:
-        """Follow exactly these models, and the discovered ones, from now on; a look at what changed comes at once.
+        """Follow exactly the given models and the discovered models; a look at the changes comes at once.
 
         Policies set by `set_policy` are forgotten.
         """
@@ -244,13 +254,13 @@ class FileSystemSource:
         self._wake.set()
 
     def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """Choose versions of one model by this policy, not its own, from the next look on, which comes at once."""
+        """Choose versions of a model by `policy` instead of the configured policy; a look comes at once."""
         self._policies[name] = policy
         self._follow()
         self._wake.set()
 
     def _follow(self) -> list[_Part]:
-        """Make the parts agree with what is configured, and with what the root holds; the new ones."""
+        """Make the parts agree with the configuration and the root's contents; return the new parts."""
         if self._root is not None:
             self._discovered = {
                 name: self._discovered.get(name) or ModelConfig(name=name, base_path=self._root.path / name)
@@ -259,13 +269,13 @@ class FileSystemSource:
         configs = self._discovered | self._configured
         for name in self._parts.keys() - configs.keys():
             del self._parts[name]
-            self._policies.pop(name, None)  # One that comes back under this name is another model.
+            self._policies.pop(name, None)  # A model that comes back under the name is a new model.
         new = []
         for name, config in configs.items():
             part = self._parts.get(name)
             if part is None or part.path != config.directory:
                 before, part = part, _Part(config.directory, config)
-                if before is not None:  # Versions that serve stay until those of the new place are whole and quiet.
+                if before is not None:  # Serving versions stay until the versions of the new place are whole and quiet.
                     part.memory, part.trouble = replace(before.memory, device=None), before.trouble
                 self._parts[name] = part
                 new.append(part)
@@ -279,8 +289,10 @@ class FileSystemSource:
     # From start to end.
 
     async def start(self) -> None:
-        """Go on by itself until `aclose`; returns when the listener has been told of a first look at everything, or
-        after `START_SECONDS`."""
+        """Run until `aclose`.
+
+        Returns after the listener has heard of a first look at every directory, or after `START_SECONDS`.
+        """
         self._task = asyncio.create_task(self._run(), name="embedserve-source")
         with suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
@@ -289,11 +301,11 @@ class FileSystemSource:
     async def scan_now(self, names: Collection[str] | None = None) -> None:
         """Look, and return when the listener has been told.
 
-        Directories that were complete before the call are taken when it returns: where one has to be watched for the
-        settle window first, this waits so long, but no longer if it keeps changing. What hangs is not waited for.
+        Directories that were complete before the call are aspired at the return. The call waits for the settle window
+        of a new directory, but no longer if the directory keeps changing. The call does not wait for hung directories.
 
         Args:
-            names: Models that the caller is concerned with; None for all, and those that have just appeared.
+            names: Models of concern to the caller; None for all models, including newly found models.
         """
         if self._closed:
             return
@@ -319,7 +331,7 @@ class FileSystemSource:
                 self._waiters.remove(waiter)
 
     async def aclose(self) -> None:
-        """Stop; the listener is told nothing any more. A look that hangs is left alone in its thread."""
+        """Stop; the listener hears no more. A hung look is left alone in the look's thread."""
         self._closed = True
         task, self._task = self._task, None
         if task is not None:
@@ -338,9 +350,9 @@ class FileSystemSource:
             await self._pause()
 
     def _turn(self) -> None:
-        """Begin the looks that are due, and tell what has changed since the last turn."""
+        """Begin the looks that are due, and report the changes since the last turn."""
         now = time.monotonic()
-        # A regular look that is nearly due comes along, so that many models are looked at in one go.
+        # A regular look that is nearly due comes along, so that many models are looked at together.
         soon = now + min(0.05, self._options.poll_interval / 10)
         for part in self._all():
             due = part.asked <= now or part.regular <= soon or (part.due is not None and part.due <= now)
@@ -391,19 +403,19 @@ class FileSystemSource:
                 moments += [part.asked, part.regular, math.inf if part.due is None else part.due]
             elif part.hung is None:
                 moments.append(look.since + LOOK_SECONDS)
-        # A timer may fire a little early, and a look that comes early has to be repeated.
+        # A timer may fire a little early, and an early look would have to be repeated.
         delay = max(0.0, min(moments, default=math.inf) - time.monotonic()) + 0.001
         with suppress(TimeoutError):
             async with asyncio.timeout(None if math.isinf(delay) else delay):
                 await self._wake.wait()
 
     def hint(self) -> None:
-        """Look at everything soon."""
+        """Look at every directory soon."""
         for part in self._all():
             part.ask()
         self._wake.set()
 
-    # What comes back.
+    # Results of looks.
 
     def _on_look(self, look: Look, result: Any) -> None:
         self._wake.set()
@@ -461,10 +473,10 @@ class FileSystemSource:
         elif part.since is None:
             part.since = time.monotonic()
         part.misplaced = (part.misplaced or time.monotonic()) if scan.misplaced else None
-        if scan.place is not None or scan.gone:  # What cannot be read just now is watched on.
+        if scan.place is not None or scan.gone:  # The watch of an unreadable directory stays.
             part.target = None if scan.place is None else WatchTarget(part.path, *scan.place)
         if self._root is not None and scan.gone and scan.memory.is_model and (before is None or not before.gone):
-            self._root.ask()  # A link that leads nowhere is listed, and no model.
+            self._root.ask()  # A link without a target is listed, but is no model.
         if not self._is_visible(part):
             return
         for notice in scan.notices:
@@ -480,13 +492,13 @@ class FileSystemSource:
             self._call(self._listener.on_waiting, name, MappingProxyType(dict(scan.waiting)))
 
     def _is_visible(self, part: _Part) -> bool:
-        """Whether it is a model, or may be one that hangs since before its first look."""
+        """Whether the part is a model, or may be a model that has hung since before the first look."""
         assert part.config is not None
         hangs_unseen = part.hung is not None and part.scan is None
         return part.config.name in self._configured or part.memory.is_model or hangs_unseen
 
     def _note_looked(self, part: _Part, begun: float, now: float) -> None:
-        """Release who waited for this look; where something has to be quiet first, there comes one look more."""
+        """Release the waiters of the look; a part with a version that must be quiet first gets another look."""
         for waiter in self._waiters:
             quiet_at = waiter.quiet_at.get(part)
             if quiet_at is None or (begun < waiter.since and quiet_at > -math.inf):
@@ -505,7 +517,7 @@ class FileSystemSource:
                 if not waiter.done.done():
                     waiter.done.set_result(None)
 
-    # What the listener is told.
+    # Reports to the listener.
 
     def _tell_models(self) -> None:
         models = {name: part.config for name, part in self._parts.items() if part.config and self._is_visible(part)}
@@ -532,7 +544,7 @@ class FileSystemSource:
         self._said = diagnosis
 
     def _tell_instead(self) -> None:
-        """Log what directories beside models hold in place of versions; where there is no model, the diagnosis does."""
+        """Log the contents of directories without versions beside models; without models, the diagnosis says so."""
         for part in self._parts.values():
             if part.scan is not None and part.scan.instead is not None and not self._is_visible(part):
                 if part.scan.instead not in part.noticed:
