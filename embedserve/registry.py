@@ -1,7 +1,7 @@
 """ModelRegistry: the public runtime, used by `async with`, by `with`, or as a host app's lifespan.
 
-Adapters and embedders use only this. It holds no serving state of its own: each entry makes a `Runtime` and
-leaving ends it, so a registry may be entered again, on any loop.
+The registry holds no serving state: each entry makes a `Runtime`, and leaving ends the runtime. A registry may
+therefore be entered again, on any loop.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ class ModelRegistry(RegistryView):
     """Loads SavedModels, follows their directories, and answers requests.
 
     Args:
-        root: Directory or URL of models, `root/<name>/<version>/saved_model.pb`; all in it are found, new ones too.
-        models: Models given one by one, instead of or besides those under `root`: a `ModelConfig`, its options as a
-            dictionary, or a path, which also names the model (`models/digits` is the model `digits`).
-        observers: Called as things happen; see `embedserve.observer`.
-        options: Any field of `RegistryOptions`, such as `batching="auto"`, `num_batch_threads`, `start_timeout`.
+        root: Directory or URL of models, `root/<name>/<version>/saved_model.pb`; all models below are found, new models
+            too.
+        models: Listed models, instead of or besides the models under `root`. An entry is a `ModelConfig`, a dictionary
+            of options, or a path with the model's name at the end (`models/digits` is the model `digits`).
+        observers: Called at each event; see `embedserve.observer`.
+        options: Any field of `RegistryOptions`, for example `batching="auto"`, `num_batch_threads`, `start_timeout`.
 
     Raises:
         ConfigError: Neither `root` nor `models`, a name twice, an unknown option or a bad value.
 
-    Nothing is imported, started or read before the registry is entered, by `async with`, `with` or `lifespan`.
+    Imports, threads and file reads begin only at the entry by `async with`, `with` or `lifespan`.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ class ModelRegistry(RegistryView):
         """Enter on the running loop; `wait=False` returns before the first load has ended.
 
         Raises:
-            StartError: Fewer models became available than `start_requires` asks for; the registry is left again.
-            RegistryStateError: Already entered, or a registry cannot run here: trio runs the coroutine, gevent has
-                patched the process, or TensorFlow had run before this process was forked.
+            StartError: Fewer models became available than `start_requires` demands; the registry is left again.
+            RegistryStateError: The registry is entered already or cannot run here: trio runs the coroutine, gevent has
+                patched the process, or TensorFlow had run in the parent before the fork.
         """
         check_asyncio()
         if self._claim_entry() is not None:
@@ -95,10 +96,10 @@ class ModelRegistry(RegistryView):
         await self._start(wait)
 
     def _claim_entry(self) -> Future[None] | None:
-        """None if the caller is the one to enter; else the entry that is on or has begun. From any thread.
+        """Return None for the caller to enter; else the future of the current or begun entry. From any thread.
 
         Raises:
-            RegistryStateError: Nobody can enter in this process, whose threads are no threads.
+            RegistryStateError: No entry is possible in the process: greenlets replace the threads.
         """
         check_threads()
         with self._claiming:
@@ -126,18 +127,18 @@ class ModelRegistry(RegistryView):
         entering.set_result(None)
 
     async def ensure_started(self) -> None:
-        """Enter on the running loop, or wait until whoever has begun to enter is done; from any loop.
+        """Enter on the running loop, or wait for an entry already begun; from any loop.
 
-        For hosts that start on their first request. It need not be called again, and costs little if it is.
+        For hosts with a start at the first request. Further calls are optional and cheap.
 
         Raises:
-            StartError, RegistryStateError: As `start`, for each who waits; the next call tries again.
+            StartError, RegistryStateError: As `start`, for each waiting caller; the next call tries again.
         """
         if not await self._enter_or_join():
             await self.wait_until_ready()
 
     async def _enter_or_join(self) -> bool:
-        """Enter, or wait for the end of an entry that is under way; whether this call has entered, and is to leave."""
+        """Enter, or wait for an entry already begun; return whether the call has entered and must leave."""
         if self.started:
             return False
         check_asyncio()
@@ -149,9 +150,9 @@ class ModelRegistry(RegistryView):
         return other is None
 
     def ensure_started_sync(self) -> None:
-        """As `ensure_started`, from any thread: enters on a private loop thread where nobody has entered yet.
+        """As `ensure_started`, from any thread: enters on a private loop thread unless the registry is entered.
 
-        `close` leaves again; the end of the process does so by itself.
+        Leave by `close`; the end of the process also leaves.
 
         Raises:
             StartError, RegistryStateError: As `ensure_started`.
@@ -178,7 +179,7 @@ class ModelRegistry(RegistryView):
         atexit.register(self._at_exit)
 
     def _abandon(self, runtime: Runtime) -> None:
-        """Forget an entry whose loop is closed or in another process: nothing of it can be ended in order."""
+        """Forget an entry whose loop is closed or in another process: an orderly end is impossible."""
         runtime.abandon()
         self._runtime = self._private = self._entering = None
 
@@ -186,10 +187,10 @@ class ModelRegistry(RegistryView):
         return Runtime(self.options, self._root, self._models, self.observers)
 
     async def wait_until_ready(self, timeout: float | None = None) -> None:
-        """Wait until as many models have been served as `start_requires` asks for, after `start(wait=False)`.
+        """Wait for the models required by `start_requires`, after `start(wait=False)`.
 
         Raises:
-            StartError: The time (`start_timeout` if None) is over, or no model that is missing can still succeed.
+            StartError: The time (`start_timeout` if None) is over, or no missing model can still succeed.
         """
         limit = self.options.start_timeout if timeout is None else timeout
         await self._on_loop(lambda runtime: runtime.wait_until_ready(limit))
@@ -199,9 +200,9 @@ class ModelRegistry(RegistryView):
         self._here().draining = True
 
     def give_up(self) -> None:
-        """Answer every request that waits or runs, and all that come, with UNAVAILABLE: a drain has no time for them.
+        """Answer all waiting, running and further requests with UNAVAILABLE, because the drain's time is over.
 
-        For a server that is about to close its clients' connections; leaving comes next. Loop only.
+        For servers on the point of closing client connections; leaving comes next. Loop only.
         """
         self._here().manager.abort(lambda id: ServingError(CUT_SHORT, code=Code.UNAVAILABLE))
 
@@ -235,11 +236,11 @@ class ModelRegistry(RegistryView):
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
-        """For a host application: `Starlette(lifespan=registry.lifespan)`, or inside the host's own lifespan:
-        `async with registry.lifespan(app): yield`.
+        """Enter for the time of a host application: `Starlette(lifespan=registry.lifespan)`.
 
-        A registry that is entered already, on whichever loop, is used and left to whoever has entered it. After
-        `start(wait=False)` the host answers at once, health first, while models still load.
+        Inside a host's own lifespan, write `async with registry.lifespan(app): yield`.
+        An already entered registry, on any loop, is used and stays entered afterwards. After `start(wait=False)` the
+        host answers at once, health first, while models still load.
 
         Raises:
             StartError, RegistryStateError: As `start`.
@@ -264,10 +265,10 @@ class ModelRegistry(RegistryView):
         self.close()
 
     def close(self) -> None:
-        """Leave, from any thread but the registry's loop; as `aclose`. Nothing happens where nobody has entered.
+        """Leave, from any thread but the registry's loop; as `aclose`. A registry without an entry is left as is.
 
         Raises:
-            RegistryStateError: Called on the registry's own loop: await `aclose()` there.
+            RegistryStateError: The caller is on the registry's own loop: await `aclose()` instead.
         """
         private, runtime = self._private, self._runtime
         if runtime is not None and runtime.dead:
@@ -287,7 +288,7 @@ class ModelRegistry(RegistryView):
             try:
                 self._sync(self.aclose)
             except RegistryStateError:
-                if not runtime.closed:  # Else another thread has left it just now.
+                if not runtime.closed:  # Else another thread has just left the registry.
                     raise
 
     def __reduce__(self) -> NoReturn:
@@ -320,34 +321,34 @@ class ModelRegistry(RegistryView):
         timeout: float | None = None,
         priority: PriorityName = "normal",
     ) -> dict[str, Array]:
-        """Answer one request with the latest available version, or the one asked for.
+        """Answer a request with the latest available version, or with the requested version.
 
         Args:
             name: The model.
             inputs: Values by input name; a table (DataFrame of pandas or polars, Table or RecordBatch of pyarrow) or a
-                list of records with a column for each input; or the bare value of a signature with one input. Python
-                numbers and lists take the declared dtype; arrays, `tf.Tensor`s and columns are cast where
+                list of records with a column for each input; or the bare value of a signature with a single input.
+                Python numbers and lists take the declared dtype; arrays, `tf.Tensor`s and columns are cast where
                 `np.can_cast(..., "same_kind")` allows it; `str` becomes UTF-8 bytes.
-            version: Exactly this version.
-            label: The version that this label means.
-            signature_name: Which signature of the version.
+            version: The number of the version.
+            label: A label of the version.
+            signature_name: A signature of the version.
             output_filter: Names of the outputs to return; None or empty returns all.
-            timeout: Seconds; None and infinity wait as long as it takes. Cancelling the call gives the request up.
-            priority: `high` overtakes what waits with `normal`, and that overtakes `low`; where the queue is full, the
-                newest of the lowest priority gives way. Of eight runs in a row one goes to who has waited longest.
+            timeout: Seconds; None and infinity set no bound. Cancelling the call gives the request up.
+            priority: `high` overtakes waiting `normal` requests, and `normal` overtakes `low`. In a full queue the
+                newest request of the lowest priority gives way. A run in every eight goes to the oldest request.
 
         Returns:
             Outputs by name, dtypes and shapes as TensorFlow made them; string outputs are object arrays of `bytes`. The
-            arrays may be views of a batch's output: copy one that is kept for long.
+            arrays may be views of a batch's output: copy an array before keeping the array for long.
 
         Raises:
-            ServableNotFoundError: No such model or version is available.
-            InvalidModelSpecError: Unknown label, or a name, version or label of another type.
-            SignatureNotFoundError: The version has no such signature.
+            ServableNotFoundError: The model or version is not available.
+            InvalidModelSpecError: Unknown label, or a name, version or label of a wrong type.
+            SignatureNotFoundError: The name of the signature is unknown.
             InvalidInputError: Names, dtypes or shapes do not fit, a value is missing or out of the dtype's range, or
-                there is no such priority or timeout.
-            QueueFullError: Too many requests wait already, or one of higher priority took this one's place.
-            OverloadedError: With adaptive batching: what waits already takes longer than `timeout`.
+                the priority or timeout is invalid.
+            QueueFullError: The queue is full, or a request of higher priority took the place of the request.
+            OverloadedError: With adaptive batching: the waiting requests take longer than `timeout`.
             DeadlineExceededError: `timeout` passed, or is shorter than a run takes (with adaptive batching).
             InferenceError: TensorFlow failed; the code is TensorFlow's.
             RegistryStateError: Not entered, closed, or in a forked child.
@@ -384,7 +385,7 @@ class ModelRegistry(RegistryView):
         """As `predict`, from any thread but the registry's loop (a plain `def` endpoint, a script, Flask).
 
         Raises:
-            RegistryStateError: Called on the registry's own loop, which it would block for ever.
+            RegistryStateError: The caller is on the registry's own loop and would block the loop for ever.
         """
         return self._sync(
             lambda: self.predict(
@@ -400,7 +401,7 @@ class ModelRegistry(RegistryView):
         )
 
     def acquire(self, name: str, *, version: int | None = None, label: str | None = None) -> Acquisition:
-        """`async with registry.acquire(name) as handle`: hold one version, which stays loaded meanwhile.
+        """Hold a loaded version: `async with registry.acquire(name) as handle`.
 
         Raises:
             ServableNotFoundError, InvalidModelSpecError, RegistryStateError: On entering, as `predict`.
@@ -428,20 +429,20 @@ class ModelRegistry(RegistryView):
     # Changes on demand.
 
     async def reconfigure(self, models: Iterable[ModelLike], *, wait: bool = True) -> None:
-        """Serve exactly these models from now on, and those discovered under `root`, if there is one.
+        """Serve exactly the listed models and the models discovered under `root`, if given.
 
         Returns when each added model is available.
 
         Raises:
-            ConfigError: A name twice, or what is no model. Nothing has changed.
-            ServingError: FAILED_PRECONDITION for a label on a version that is not available (nothing has changed), or
+            ConfigError: A name twice, or an entry without a model. The served models are unchanged.
+            ServingError: FAILED_PRECONDITION for a label on an unavailable version (the configuration is unchanged), or
                 UNKNOWN when an added model failed to load (the rest of the configuration is in force).
         """
         configs = [_config_of(model) for model in _listed(models)]
         await self._on_loop(lambda runtime: runtime.control.reconfigure(configs, wait))
 
     async def look_again(self) -> None:
-        """Have every directory and store looked at soon, whatever `poll_interval` says; waits for none of them."""
+        """Have every directory and store scanned soon, whatever `poll_interval` says; does not wait for the scans."""
 
         async def look(runtime: Runtime) -> None:
             runtime.source.hint()
@@ -449,20 +450,20 @@ class ModelRegistry(RegistryView):
         await self._on_loop(look)
 
     async def pin(self, name: str, version: int, *more: int) -> None:
-        """Serve exactly these versions until `unpin`: a roll back. Returns when they serve.
+        """Serve exactly the listed versions until `unpin`: a roll back. Returns once the versions serve.
 
         Raises:
-            ServableNotFoundError: No such model or version directory. Nothing has changed.
-            LoadError: A version failed to load. Nothing has changed.
+            ServableNotFoundError: The model or a version directory is absent. The served versions are unchanged.
+            LoadError: A version failed to load. The served versions are unchanged.
         """
         await self._on_loop(lambda runtime: runtime.control.pin(name, (version, *more)))
 
     async def unpin(self, name: str) -> None:
-        """Follow the configured version policy again. Returns when its largest version serves.
+        """Follow the configured version policy again. Returns once the policy's largest version serves.
 
         Raises:
-            ServableNotFoundError: No such model.
-            LoadError: That version failed to load; what served before still does.
+            ServableNotFoundError: The model is unknown.
+            LoadError: The largest version failed to load; the previous versions still serve.
         """
         await self._on_loop(lambda runtime: runtime.control.unpin(name))
 
@@ -470,7 +471,7 @@ class ModelRegistry(RegistryView):
         """Let `label` mean `version` from now on; None removes the label.
 
         Raises:
-            ServableNotFoundError: No such model.
+            ServableNotFoundError: The model is unknown.
             ServingError: FAILED_PRECONDITION when the version is not available.
         """
         await self._on_loop(lambda runtime: runtime.control.set_label(name, label, version))
@@ -499,12 +500,12 @@ class ModelRegistry(RegistryView):
             await runtime.bridge(call(runtime))
 
     async def run_on_loop(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
-        """Await a coroutine function on the registry's loop, from any other loop; for adapters.
+        """Await a coroutine function on the registry's loop, from any loop; for adapters.
 
         Cancelling the caller cancels the coroutine.
 
         Raises:
-            RegistryStateError: The registry's loop cannot be reached, or the caller's is not one of asyncio.
+            RegistryStateError: The registry's loop cannot be reached, or the caller's loop is no asyncio loop.
         """
         return await self._here().bridge(call(*args))
 
@@ -534,7 +535,7 @@ def _config_of(model: object) -> ModelConfig:
 
 
 def _leave(registry: weakref.ref[ModelRegistry]) -> None:
-    """Leave a registry that the process has not left by its end."""
+    """Leave a registry still entered at the end of the process."""
     entered = registry()
     if entered is not None:
         entered.close()

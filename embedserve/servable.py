@@ -1,6 +1,6 @@
-"""The words shared by everything that loads, runs or asks for a version, and the protocols between them.
+"""The vocabulary of loads, runs and requests for a version, and the protocols between the layers.
 
-Knows no TensorFlow, no loop and no directory: loaders and servables are run in threads by what imports this.
+The module knows no TensorFlow, no loop and no directory. Loaders and servables run in threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class State(enum.IntEnum):
-    """Where a version is in its life; it only ever moves down. Numbers as in get_model_status.proto."""
+    """The stage of a version's life; a version moves only downwards. Numbers as in get_model_status.proto."""
 
     START = 10
     LOADING = 20
@@ -38,7 +38,7 @@ class State(enum.IntEnum):
 
 @dataclass(frozen=True, order=True, slots=True)
 class ServableId:
-    """One version of one model."""
+    """A version of a model."""
 
     name: str
     version: int
@@ -48,10 +48,10 @@ class ServableId:
 
 
 class Cancellation:
-    """Lets the loop stop a run that is already in a thread.
+    """Lets the loop stop a run in a thread.
 
-    The servable sets `on_cancel` when the run starts and clears it when the run ends; `cancel` may be called from any
-    thread, before, during or after the run.
+    The servable sets `on_cancel` at the start of the run and clears the callback at the end. `cancel` may be called
+    from any thread, before, during or after the run.
     """
 
     __slots__ = ("_callback", "cancelled")
@@ -61,14 +61,15 @@ class Cancellation:
         self._callback: Callable[[], None] | None = None
 
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
-        """Call `callback` once when cancelled; at once if that has already happened."""
+        """Call `callback` once at the cancellation; at once after an earlier cancellation."""
         self._callback = callback
-        # Set before the check: `cancel` sets the flag before it reads the callback, so one of the two sees the other.
+        # Set before the check: `cancel` sets the flag before reading the callback, so either side sees the change of
+        # the opposite side.
         if callback is not None and self.cancelled:
             callback()
 
     def cancel(self) -> None:
-        """Ask the run to stop. It ends with an error, or with its result if it was already done."""
+        """Ask the run to stop. The run ends with an error, or with the result of an already finished run."""
         self.cancelled = True
         callback = self._callback
         if callback is not None:
@@ -76,7 +77,7 @@ class Cancellation:
 
 
 class Servable(Protocol):
-    """One loaded version. `run` is called from run threads, several at a time."""
+    """A loaded version. `run` is called from several run threads at a time."""
 
     @property
     def kind(self) -> str:
@@ -103,11 +104,11 @@ class Servable(Protocol):
         cancellation: Cancellation | None = None,
         timeout: float | None = None,
     ) -> dict[str, Array]:
-        """Run one signature on bound inputs (see `Signature.bind`) and return the named outputs, or all.
+        """Run a signature on bound inputs (see `Signature.bind`) and return the named outputs, or all.
 
         Args:
             signature_name: A key of `signatures`.
-            inputs: Exactly the signature's inputs, in its dtypes; never modified.
+            inputs: Exactly the signature's inputs, in the declared dtypes; never modified.
             output_names: Outputs to compute; None means all.
             cancellation: Stops the run where the servable can be stopped.
             timeout: Seconds left for the run, where the servable can bound it.
@@ -119,57 +120,57 @@ class Servable(Protocol):
 
 
 class Loader(Protocol):
-    """Owns one version's resources, from load to unload. Every method runs in a thread; calls never overlap."""
+    """Owns a version's resources, from load to unload. Every method runs in a thread; calls never overlap."""
 
     @property
     def batching(self) -> tuple[Batching, BatchingOptions] | None:
         """How the version loaded last is to be batched; None means as the configuration says."""
 
     note: str
-    """What else to know of the version loaded last, for its status; empty if there is nothing."""
+    """A remark on the last load for the version's status; empty without a remark."""
 
     warmup_records: int | None
-    """Recorded warm-up requests that `warm_up` read to the end; None where there is no file, or a request failed."""
+    """The number of recorded warm-up requests read by `warm_up`; None without a file, or after a failed request."""
 
     def load(self) -> Servable:
         """Load the version.
 
         Raises:
-            LoadError: What is wrong with the directory or the model, and what to do.
+            LoadError: The directory or model is unusable; the message says the reason and the remedy.
         """
 
     def warm_up(self, servable: Servable) -> None:
-        """Replay the version's recorded warm-up requests, if it has any; called once, before `warm_up_thread`.
+        """Replay the version's recorded warm-up requests, if any; called once, before `warm_up_thread`.
 
         Raises:
             LoadError: A recorded request failed.
         """
 
     def warm_up_thread(self, servable: Servable) -> None:
-        """Run each signature that is free of state writes on made-up inputs; called once in every run thread.
+        """Run each signature without state writes on made-up inputs; called once in every run thread.
 
-        Errors of made-up inputs are ignored: they say nothing about real ones.
+        Errors of made-up inputs are ignored: real inputs may still succeed.
         """
 
     def unchanged(self) -> bool:
-        """Whether the version's directory is still what it was before `load`; asked after warm-up."""
+        """Whether the version's directory is unchanged since before `load`; called after warm-up."""
 
     def unload(self, servable: Servable | None) -> None:
-        """Drop the version's resources; `servable` is what `load` returned, or None where it failed."""
+        """Drop the version's resources; `servable` is the result of `load`, or None after a failure."""
 
     def give_back(self) -> None:
-        """Give the memory of dropped versions, whosever they were, back to the system: slow, so once for several."""
+        """Return the memory of dropped versions, of all loaders, to the system: slow, so once for several versions."""
 
 
 class SlotCall(Protocol[T_co]):
-    """Work of one version that is not a run of a signature; called in a run thread."""
+    """Work on a version without a signature's run; called in a run thread."""
 
     def __call__(self, *, cancellation: Cancellation, timeout: float | None) -> T_co:
-        """Do it; both arguments as for `Servable.run`."""
+        """Do the work; both arguments as for `Servable.run`."""
 
 
 class Predictor(Protocol):
-    """Runs one loaded version for callers on the loop; direct and batched look the same from here."""
+    """Runs a loaded version for callers on the loop; direct and batched predictors look the same."""
 
     def submit(
         self,
@@ -179,21 +180,21 @@ class Predictor(Protocol):
         deadline: float | None = None,
         priority: int = Priority.NORMAL,
     ) -> asyncio.Future[dict[str, Array]]:
-        """Queue one bound request and return the future of its outputs; loop only, never blocks.
+        """Queue a bound request and return the future of its outputs; loop only, never blocks.
 
-        Cancelling the future gives the request up: it is dropped before it costs a run, and a run whose requests have
-        all gone is cancelled. At `deadline` (a `loop.time()`) the future fails with DeadlineExceededError, and with
-        QueueFullError when a request of higher `priority` takes its place in a full queue.
+        Cancelling the future gives the request up: a queued request is dropped without a run, and a run is cancelled
+        once all requests have gone. At `deadline` (a `loop.time()`) the future fails with DeadlineExceededError. The
+        future fails with QueueFullError when a request of higher `priority` takes the place in a full queue.
 
         Raises:
-            QueueFullError: The bounded queue is full, and nothing of lower priority waits there.
+            QueueFullError: The bounded queue is full of requests with the same or a higher priority.
             InvalidInputError: The request can never be batched (too many rows).
         """
 
     def submit_call(
         self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL
     ) -> asyncio.Future[T]:
-        """Queue one call for a run thread, unbatched; bound, cancellation, deadline and priority as for `submit`.
+        """Queue a call for a run thread, unbatched; bound, cancellation, deadline and priority as for `submit`.
 
         Raises:
             QueueFullError: The bounded queue is full.
@@ -201,17 +202,17 @@ class Predictor(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why requests are refused although the version is loaded; None where they are not."""
+        """Why requests to the loaded version are refused; None for a healthy version."""
 
     def abort(self, error: Callable[[ServableId], ServingError] | None = None) -> None:
-        """Fail everything submitted that has not ended, where waiting any longer is not wanted, and all that comes.
+        """Fail all unfinished and all further requests, when there is no time to wait.
 
         Args:
-            error: Makes each request's own; None says that the registry was left.
+            error: Makes the error of each request; None reports a left registry.
         """
 
     async def aclose(self) -> None:
-        """Wait until everything submitted has ended; call after the last handle was released."""
+        """Wait for the end of all submitted requests; call after the last handle was released."""
 
     def statistics(self) -> object:
         """A frozen snapshot of the queue, for `ModelRegistry.statistics`."""

@@ -1,7 +1,7 @@
-"""What a signature takes and gives: bind a request's inputs, pick its outputs, explain a mismatch.
+"""The inputs and outputs of a signature: bind a request's inputs, pick outputs, explain a mismatch.
 
-Called under a handle, once per request, so it is on the hot path: an array that already fits costs a few look-ups.
-Nothing here runs TensorFlow; rule 9 (no bad shape reaches a kernel) is kept here.
+`bind` runs once per request, on the hot path: a fitting array costs a few look-ups. The module runs no TensorFlow and
+keeps rule 9: no bad shape reaches a kernel.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ __all__ = ["DEFAULT_SIGNATURE", "BatchingVerdict", "Composite", "Signature", "Te
 
 DEFAULT_SIGNATURE = "serving_default"
 _FEW_NAMES = 16
-"""So many input names are listed as TensorFlow Serving does; among more, only those that do not fit are named."""
+"""Largest number of input names for TensorFlow Serving's full list; above, only the wrong names are listed."""
 
 _PREDICT_METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a signature.
+    """An input or output of a signature.
 
     Attributes:
-        name: The alias requests use.
+        name: The alias in requests.
         dtype: Row of the dtype table.
-        shape: Sizes, None where unknown; None as a whole when the rank is unknown.
+        shape: Sizes, None where unknown; None as a whole for an unknown rank.
         tensor_name: Name in the graph (`x:0`), for messages and for sessions.
     """
 
@@ -59,11 +59,11 @@ def _fits(shape: tuple[int, ...], required: tuple[int | None, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """An output of several tensors, or of none that has values; its parts are outputs of their own.
+    """An output of several tensors, or an output without values; the parts are separate outputs.
 
     Attributes:
-        kind: What it is, for messages: `a sparse tensor`.
-        parts: What each part is, and the name of the output that it is; in TensorFlow's order.
+        kind: The kind for messages: `a sparse tensor`.
+        parts: The role of each part and the name of the part's output; in TensorFlow's order.
     """
 
     kind: str
@@ -76,14 +76,14 @@ class Composite:
 
 @dataclass(frozen=True, slots=True)
 class BatchingVerdict:
-    """Whether requests of a signature may be merged along dimension 0, and why or why not.
+    """Whether requests of a signature may be merged along dimension 0, and the reason.
 
     Attributes:
-        batchable: Whether they may.
-        reason: A sentence without its end.
-        by: `proof` and `graph`: the graph alone decided, for it and against it. `probe`: a run of made-up or recorded
-            rows did, for what the graph leaves open. `option`: the owner did. `none`: nothing has yet.
-        operation, node: The first operation in the way of a proof and its node in the graph; empty with a proof.
+        batchable: Whether merging is allowed.
+        reason: A sentence without a full stop.
+        by: The origin of the verdict. `proof` (for) and `graph` (against): the graph alone. `probe`: a run of made-up
+            or recorded rows, where the graph leaves the question open. `option`: the owner. `none`: no verdict yet.
+        operation, node: The first operation in the way of a proof and the node in the graph; empty with a proof.
     """
 
     batchable: bool
@@ -99,18 +99,18 @@ class BatchingVerdict:
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """One callable signature of a loaded version.
+    """A callable signature of a loaded version.
 
     Attributes:
         name: Key in the SavedModel.
-        inputs, outputs: Specs by alias, sorted by alias. A part of a composite output stands under its tensor's name.
+        inputs, outputs: Specs by alias, sorted by alias. A part of a composite output stands under the tensor's name.
         method_name: As stored (`tensorflow/serving/predict`, ...).
-        defaults: Values for inputs that a request may leave out.
-        stateless: Neither writes state nor draws random numbers, nested functions included.
+        defaults: Values for optional inputs.
+        stateless: The signature neither writes state nor draws random numbers, nested functions included.
         shape_free: Only element-wise operations, so declared shapes need not hold (rule 9's exception).
         batching: Whether concurrent requests may share a run.
         input_ranks: Required rank per input of unknown declared rank.
-        composites: Outputs that cannot be answered as they are, by alias.
+        composites: Outputs without an answerable form, by alias.
         fixed_rows: Why a request must have the declared number of rows, where `free_batch` was not used; for messages.
         input_dtypes: Dtypes of `inputs` by alias.
     """
@@ -129,7 +129,7 @@ class Signature:
     input_dtypes: Mapping[str, DType] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        # What `bind` compares against, worked out once: (name, numpy dtype, shape or None, spec).
+        # The expectations of `bind`, worked out once: (name, numpy dtype, shape or None, spec).
         checks = tuple((name, spec.dtype.numpy, self._required_shape(spec), spec) for name, spec in self.inputs.items())
         object.__setattr__(self, "_checks", checks)
         object.__setattr__(self, "input_dtypes", {name: spec.dtype for name, spec in self.inputs.items()})
@@ -157,23 +157,23 @@ class Signature:
         return spec.shape
 
     def bind(self, inputs: Any, *, used_defaults: bool = True, cast: bool = True) -> dict[str, Array]:
-        """Check a request's inputs against the signature and bring them to its dtypes.
+        """Check a request's inputs against the signature and convert the values to the declared dtypes.
 
         Args:
             inputs: A mapping by input name; a DataFrame of pandas or polars, a pyarrow Table or RecordBatch, or a list
-                of records, with a column for each input; or, where the signature has exactly one input, its bare value.
-                Values may be numbers, strings, bytes, lists, ndarrays, tf.Tensors, or what numpy can read (a column).
-                Python numbers and lists take the declared dtype; arrays are cast where
-                `np.can_cast(..., "same_kind")` allows it; `str` becomes UTF-8 bytes.
+                of records, with a column for each input; or the bare value of a signature with a single input. Values
+                may be numbers, strings, bytes, lists, ndarrays, tf.Tensors, or other objects readable by numpy (a
+                column). Python numbers and lists take the declared dtype; arrays are cast where `np.can_cast(...,
+                "same_kind")` allows it; `str` becomes UTF-8 bytes.
             used_defaults: Fill left-out inputs from `defaults`.
-            cast: Cast arrays as said; False refuses an array of another dtype, as TF Serving does.
+            cast: Cast arrays as described; False refuses an array of an undeclared dtype, as TF Serving does.
 
         Returns:
-            One array per input, in the signature's dtypes. Arrays that fit are passed on without a copy.
+            An array per input, in the signature's dtypes. Fitting arrays are passed on without a copy.
 
         Raises:
-            InvalidInputError: Names, dtype or shape do not fit, or a value is missing; the words of TF Serving come
-                first where it has some.
+            InvalidInputError: Names, dtype or shape do not fit, or a value is missing; the message begins with TF
+                Serving's words, if any.
         """
         if type(inputs) is not dict and not isinstance(inputs, Mapping):
             inputs = self._bare(inputs, cast)
@@ -184,7 +184,7 @@ class Signature:
                     value = inputs[name]
                 except KeyError:
                     break
-                # The common case first: an ndarray of the declared dtype whose shape fits.
+                # The common case first: an ndarray of the declared dtype and a fitting shape.
                 if type(value) is not np.ndarray or value.dtype is not dtype or dtype.hasobject:
                     value = self._convert(spec, value, cast)
                 if shape is not None:
@@ -200,7 +200,7 @@ class Signature:
         return self.bind(self._complete(inputs, used_defaults), cast=cast)
 
     def check_names(self, names: Collection[str]) -> None:
-        """Refuse input names that `bind` would refuse, before any value is read.
+        """Refuse wrong input names, as `bind` does, before any value is read.
 
         Raises:
             InvalidInputError: As `bind`.
@@ -209,7 +209,7 @@ class Signature:
             self._check_names(set(names), self.defaults)
 
     def check_declared(self, name: str, dtype: DType, shape: tuple[int, ...]) -> None:
-        """Refuse a tensor that `bind` would refuse uncast, by what it says of itself.
+        """Refuse a tensor by the declared dtype and shape, as `bind` without casts does.
 
         Raises:
             InvalidInputError: As `bind`.
@@ -222,7 +222,7 @@ class Signature:
             raise self._shape_error(spec, required, shape)
 
     def _bare(self, value: Any, cast: bool) -> Mapping[str, Any]:
-        """The inputs that a table's columns are, or one value is."""
+        """Return the inputs for a table's columns, or for a bare value."""
         try:
             columns = columns_of(value)
         except ValueError as error:
@@ -253,13 +253,13 @@ class Signature:
         return array[:, None] if array.ndim == 1 else array
 
     def _complete(self, inputs: Mapping[str, Any], used_defaults: bool) -> dict[str, Any]:
-        """Fill in defaults, or raise the error that says which names are wrong."""
+        """Fill in defaults, or raise the error with the wrong names."""
         defaults = self.defaults if used_defaults else {}
         self._check_names(set(inputs), defaults)
         return {name: inputs[name] if name in inputs else defaults[name] for name in self.inputs}
 
     def _check_names(self, given: set[Any], defaults: Mapping[str, Array]) -> None:
-        """Raise the error that says which names are wrong, if any is (TF Serving: predict_util.cc)."""
+        """Raise the error with the wrong names, if any (TF Serving: predict_util.cc)."""
         names = set(self.inputs)
         unnamed = [name for name in given if not isinstance(name, str)]
         if unnamed:
@@ -324,7 +324,7 @@ class Signature:
         )
 
     def check_predict_method(self) -> None:
-        """Refuse a signature that Predict is not for, as `enable_signature_method_name_check` asks.
+        """Refuse a signature unfit for Predict, for `enable_signature_method_name_check`.
 
         Raises:
             ServingError: INTERNAL, as TF Serving (predict_util.cc).
@@ -369,5 +369,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def rows(inputs: Tensors) -> int:
-    """Size along dimension 0 of bound inputs; every input has one."""
+    """Return the size along dimension 0 of bound inputs; every input has a dimension 0 of the same size."""
     return len(next(iter(inputs.values())))

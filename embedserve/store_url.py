@@ -1,6 +1,6 @@
-"""The URL of a remote model store: what tells it from a path, which package reads it, how it is shown.
+"""The URL of a remote model store: the difference from a path, the reading package, and the text without credentials.
 
-Used by `config` for base paths. Whether the store answers is asked by `remote`, when a registry is entered.
+The module opens no connection; `remote` finds out at the registry's entry whether the store answers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from embedserve.errors import Code, ConfigError
 __all__ = ["StoreUrl", "check_readable", "is_url", "local_path", "redacted"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# Up to the last `@`, though a path may hold one: a password may hold a `/`, and nothing tells which it is.
+# Up to the last `@`: a password may hold a `/`. A path with an `@` is cut too, because the two cases look alike.
 _USER = re.compile(r"(?<=://)\S+@")
 _QUERY = re.compile(r"(://[^\s?#]*[?#])[^\s'\"<>)]+")
 _LOCAL = ("file", "local")
 _WEB = ("http", "https")
-# Stores whose URLs name a bucket or host; others may begin with a path.
+# Stores whose URLs name a bucket or host; URLs of further stores may begin with a path.
 _NAMED = ("s3", "s3a", "gs", "gcs", *_WEB)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
@@ -32,19 +32,19 @@ def is_url(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """A text without what may be a credential in the URLs in it: user, password, query (a signature), fragment.
+    """Return a text without possible credentials in URLs: user, password, query (a signature), fragment.
 
-    What stands before the last `@` of a URL counts as user and password, for a password may hold a `/` or an `@`.
+    The text before the last `@` of a URL counts as user and password: a password may hold a `/` or an `@`.
     """
     return _QUERY.sub(r"\1***", _USER.sub("***@", text))
 
 
 @dataclass(frozen=True, repr=False)
 class StoreUrl:
-    """A directory in a remote store. As text it has no credentials; `full` has them.
+    """A directory in a remote store. The text form has no credentials; `full` has the credentials.
 
     Raises:
-        ConfigError: It cannot be one: no bucket or host, a query, a chain of file systems.
+        ConfigError: The URL has no bucket or host, a query, or a chain of file systems.
     """
 
     full: str
@@ -70,7 +70,7 @@ class StoreUrl:
 
     @property
     def host(self) -> str:
-        """Bucket or host, without credentials; stores of one host share what a host can bear."""
+        """Bucket or host, without credentials; stores of the same host share a limit of requests."""
         return self.full.partition("://")[2].partition("/")[0].rpartition("@")[2]
 
     @property
@@ -80,7 +80,7 @@ class StoreUrl:
 
     @property
     def is_web(self) -> bool:
-        """Whether directories are web pages that list links."""
+        """Whether directories are web pages with links."""
         return self.scheme in _WEB
 
 
@@ -97,7 +97,7 @@ def _check_form(url: StoreUrl) -> None:
 
 
 def _credentials_problem(full: str) -> str | None:
-    """Why a URL's user and password cannot be told from its path; a host may be followed by a port, and by no more."""
+    """Return the reason if user and password cannot be told from the path; only a port may follow a host."""
     authority, slash, path = full.partition("://")[2].partition("/")
     _, at, host = authority.rpartition("@")
     if slash and not at and "@" in path and ":" in host and not host.rpartition(":")[2].isdigit():
@@ -106,7 +106,7 @@ def _credentials_problem(full: str) -> str | None:
 
 
 def local_path(text: str) -> str | None:
-    """The path that a file:// URL means; None for other URLs.
+    """Return the path of a file:// URL; None for URLs of another scheme.
 
     Raises:
         ConfigError: The URL names another host.
@@ -120,10 +120,10 @@ def local_path(text: str) -> str | None:
 
 
 def check_readable(url: StoreUrl) -> None:
-    """Find a missing package when a store is configured, not when it is first asked. Imports no file system.
+    """Find a missing package at the configuration of a store, before the first access. Imports no file system.
 
     Raises:
-        ConfigError: UNIMPLEMENTED; which extra or package to install.
+        ConfigError: UNIMPLEMENTED; the message names the extra or package to install.
     """
     extra = f"pip install 'embedserve[{_EXTRAS.get(url.scheme, 'remote')}]'"
     if importlib.util.find_spec("fsspec") is None:
@@ -134,7 +134,7 @@ def check_readable(url: StoreUrl) -> None:
     if url.scheme not in available_protocols():
         raise ConfigError(f"{url}: fsspec knows no file system for {url.scheme}://", code=Code.UNIMPLEMENTED)
     if url.scheme in registry or url.scheme not in known_implementations:
-        return  # Imported already, or brought by a package of its own.
+        return  # Imported already, or registered by another package.
     known = known_implementations[url.scheme]
     package = "aiohttp" if url.is_web else known["class"].partition(".")[0]
     if importlib.util.find_spec(package) is None:

@@ -1,7 +1,7 @@
-"""Fakes for tests of what embeds a registry: a servable, a loader and a registry without TensorFlow or directories.
+"""Fakes for tests of an embedding application: a servable, a loader and a registry without TensorFlow or directories.
 
-A `FakeLoader` runs a Python function as one version of a model, a `Gate` holds its runs or loads back, `fake_signature`
-says what it takes and gives. Registry, batching, handles, REST and gRPC are the real ones.
+A `FakeLoader` runs a Python function as a version of a model, a `Gate` holds runs or loads back, and `fake_signature`
+describes inputs and outputs. Registry, batching, handles, REST and gRPC are real.
 
 registry = FakeRegistry({"m": {1: FakeLoader()}})
 async with registry:
@@ -43,18 +43,18 @@ def fake_signature(
     stateless: bool = True,
     method_name: str = "tensorflow/serving/predict",
 ) -> Signature:
-    """A signature from `{name: (dtype, shape)}`; by default float `x [?]` to float `y [?]`.
+    """Return a signature from `{name: (dtype, shape)}`; by default float `x [?]` to float `y [?]`.
 
     Args:
-        name: What requests call it.
-        inputs, outputs: A dtype is TensorFlow's short name or numpy's (`float` and `float32` are one); sizes are None
-            where any will do, and so is the shape of any rank.
+        name: The name in requests.
+        inputs, outputs: A dtype is TensorFlow's short name or numpy's (`float` and `float32` are the same). A size is
+            None for any size, and a shape is None for any rank.
         batchable: Whether requests may share a run.
-        stateless: Whether it neither writes state nor draws random numbers.
+        stateless: Whether the signature neither writes state nor draws random numbers.
         method_name: As in a SavedModel.
 
     Raises:
-        ConfigError: There is no such dtype.
+        ConfigError: A dtype is unknown.
     """
 
     def specs(of: Mapping[str, tuple[str, tuple[int | None, ...] | None]]) -> dict[str, TensorSpec]:
@@ -91,7 +91,7 @@ def times_ten(version: int, inputs: Tensors) -> dict[str, Array]:
 
 
 class FakeServable:
-    """Runs a Python function as a model, and notices a run after its unload.
+    """Runs a Python function as a model, and notices a run after the unload.
 
     Attributes:
         runs: Dimension 0 of the first input of each run, in order.
@@ -117,7 +117,7 @@ class FakeServable:
         cancellation: Cancellation | None = None,
         timeout: float | None = None,
     ) -> dict[str, Array]:
-        """Call the loader's `model`; waits for its `gate` first, as a slow or endless model would."""
+        """Call the loader's `model`; a closed `gate` holds the call back, like a slow or endless model."""
         if not self._loader.loaded:
             raise AssertionError("run after unload")
         first = next(iter(inputs.values()), None)
@@ -150,10 +150,10 @@ class FakeServable:
 
 
 def _checked(outputs: Mapping[str, Any], signature: Signature, names: Sequence[str] | None) -> dict[str, Array]:
-    """The outputs that were asked for, as arrays, if they are what the signature says.
+    """Return the requested outputs as arrays, checked against the signature.
 
     Raises:
-        InferenceError: One is missing, or has another shape or kind of values.
+        InferenceError: An output is missing, or has another shape or kind of values.
     """
     told = f"the function of the fake signature {signature.name!r}"
     if not isinstance(outputs, Mapping):
@@ -178,10 +178,10 @@ def _checked(outputs: Mapping[str, Any], signature: Signature, names: Sequence[s
 
 
 class Gate:
-    """Holds runs (or loads) back until it is opened.
+    """Holds runs or loads back until the gate is opened.
 
     Attributes:
-        waiting: How many are held back now.
+        waiting: Number of threads held back now.
     """
 
     def __init__(self, opened: bool = False) -> None:
@@ -190,18 +190,18 @@ class Gate:
         self.waiting = 0
 
     def open(self) -> None:
-        """Let everything through from now on."""
+        """Let all threads through from now on."""
         with self._condition:
             self._opened = True
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Hold whatever comes back again."""
+        """Hold the next threads back again."""
         with self._condition:
             self._opened = False
 
     def notify(self) -> None:
-        """Make waiters look at their cancellation."""
+        """Make waiting threads check for a cancellation."""
         with self._condition:
             self._condition.notify_all()
 
@@ -218,14 +218,14 @@ class Gate:
 
 
 class FakeLoader:
-    """Loads a `FakeServable`, or fails as told.
+    """Loads a `FakeServable`, or fails on demand.
 
     Args:
-        model: `(version, inputs) -> outputs`, run in run threads. What it gives is checked against the signature.
-        signatures: What the servable says it has.
-        failures: How many loads fail before one succeeds; -1 fails for ever.
-        gate: Holds runs back until it is opened.
-        load_gate: Holds loads back until it is opened.
+        model: `(version, inputs) -> outputs`, run in run threads. The outputs are checked against the signature.
+        signatures: The signatures of the servable.
+        failures: Number of failed loads before a success; -1 fails for ever.
+        gate: Holds runs back until the gate is opened.
+        load_gate: Holds loads back until the gate is opened.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class FakeLoader:
         return self.servable
 
     def warm_up(self, servable: Servable) -> None:
-        """Fail as often as told."""
+        """Fail as often as demanded."""
         if self.warmup_failures:
             self.warmup_failures -= 1
             raise LoadError("the fake warm-up was told to fail")
@@ -285,25 +285,25 @@ class FakeLoader:
         self.warm_threads.add(threading.get_ident())
 
     def unchanged(self) -> bool:
-        """False as often as told."""
+        """Return False as often as demanded."""
         if self.changes_while_loading:
             self.changes_while_loading -= 1
             return False
         return True
 
     def unload(self, servable: Servable | None) -> None:
-        """From here on a run is an error."""
+        """Unload; a later run is an error."""
         if servable is not None:
             self.unloads += 1
         self.loaded = False
 
     def give_back(self) -> None:
-        """Only counted."""
+        """Count the call."""
         self.gave_back += 1
 
 
 class FakeSource:
-    """Versions from a dictionary instead of directories; every change is told at once."""
+    """Versions from a dictionary instead of directories; every change is reported at once."""
 
     def __init__(self, listener: SourceListener, models: Mapping[str, Mapping[int, FakeLoader]]) -> None:
         self._listener = listener
@@ -313,14 +313,14 @@ class FakeSource:
         self._configs: dict[str, ModelConfig] = {}
 
     async def start(self) -> None:
-        """Tell everything once."""
+        """Report all versions once."""
         await self.scan_now()
 
     async def aclose(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: the source has no task to stop."""
 
     async def scan_now(self, names: Collection[str] | None = None) -> None:
-        """Tell the listener what is there."""
+        """Report the present versions to the listener."""
         self._listener.on_models(self._configs)
         for name, config in self._configs.items():
             policy = self._policies.get(name, config.version_policy)
@@ -332,16 +332,16 @@ class FakeSource:
             )
 
     def hint(self) -> None:
-        """Every change is told at once."""
+        """Do nothing: every change is reported at once."""
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
         return (FileStamp(f"generation {self.fingerprints.get((name, version), 1)}", 0, 0, ""),)
 
     def release(self) -> None:
-        """Nothing is kept on a disk."""
+        """Do nothing: no files are kept on a disk."""
 
     def stores(self) -> dict[str, StoreStatistics]:
-        """Nothing is remote."""
+        """Return no stores: all versions are local."""
         return {}
 
     diagnosis = None
@@ -349,29 +349,29 @@ class FakeSource:
     unread = False
 
     def problem(self, name: str) -> str | None:
-        """There is no base path to be wrong."""
+        """Report an absent version; there is no base path."""
         return None if self.found.get(name) else f"No versions of servable {name} found"
 
     def coming(self, name: str) -> bool:
-        """What is there is there."""
+        """Return False: every version is present at once."""
         return False
 
     def misplaced(self, name: str) -> bool:
-        """There is no base path."""
+        """Return False: there is no base path."""
         return False
 
     def set_models(self, models: Sequence[ModelConfig]) -> None:
-        """Follow these models."""
+        """Follow the listed models."""
         self._configs = {model.name: model for model in models}
         self._policies.clear()
 
     def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """Choose by this policy."""
+        """Choose by the policy."""
         self._policies[name] = policy
 
 
 class FakeRegistry(ModelRegistry):
-    """A real registry over fake versions: lifecycle, batching, handles and adapters work as ever."""
+    """A real registry over fake versions: lifecycle, batching, handles and adapters are real."""
 
     def __init__(
         self,
