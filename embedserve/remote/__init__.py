@@ -1,1 +1,1 @@
-"""Models in remote stores: synced version by version to a local cache, and told as any source tells."""
+"""Models in remote stores: synced version by version to a local cache, and reported like any source's models."""

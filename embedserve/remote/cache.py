@@ -1,12 +1,12 @@
-"""The local directory that versions are fetched into: whole or not there, bounded, shared between processes.
+"""The local directory for fetched versions: whole versions only, bounded, shared between processes.
 
-    <root>/<store>/url                what the directory caches, without credentials
-    <root>/<store>/<version>-<digest>       a whole version; never written again
-    <root>/<store>/<version>-<digest>.part  one that is being fetched
+    <root>/<store>/url                           the cached URL, without credentials
+    <root>/<store>/<version>-<digest>            a whole version; never written again
+    <root>/<store>/<version>-<digest>.part       a version that is being fetched
 
-A directory that is in use has a shared `flock`, one that is being fetched or removed an exclusive one, so that several
-processes may share a cache and none takes away what another serves; the locks of a process that dies go with it.
-Every function blocks and is called in threads. Knows no store, no policy and no loop.
+A directory in use has a shared `flock`; a directory being fetched or removed has an exclusive `flock`. Several
+processes may therefore share a cache without removing each other's served versions. The locks of a dead process go with
+the process. Every function blocks and runs in threads. Knows no store, no policy and no loop.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ __all__ = ["Cache", "CachedVersion", "Part", "cache_key"]
 _WHOLE = re.compile(r"([0-9]+)-([0-9a-f]{16})")
 _PART = ".part"
 _GONE = ".gone-"
-_RESERVED = ".reserved"  # In a part, as large as the version will be: others count on it.
+_RESERVED = ".reserved"  # In a part, as large as the finished version: other processes count the size as taken.
 _LOCK = ".lock"
 _URL = "url"
-# Left free on the disk whatever the bound of the cache is: a full disk harms the whole machine.
+# Bytes left free on the disk, whatever the cache's bound: a full disk harms the whole machine.
 SPARE_BYTES = 64 * 2**20
 
 
 def cache_key(url: StoreUrl, options: Mapping[str, Any]) -> str:
-    """The directory of a store's versions: readable, and another one for another endpoint of the same URL."""
+    """Name the directory of a store's versions: readable, and different for another endpoint of the same URL."""
     told = json.dumps([str(url), _without_secrets(options)], sort_keys=True, default=str)
     readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(url).partition("://")[2])[-60:].strip("-.")
     return f"{readable}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
 def _without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A rotated credential must not lose the cache."""
+    """Drop the secrets: a rotated credential must not lose the cache."""
     return {
         name: _without_secrets(value) if isinstance(value, Mapping) else value
         for name, value in options.items()
@@ -60,7 +60,7 @@ def _without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CachedVersion:
-    """A whole version in the cache; `used` is when it was last taken into use, in nanoseconds."""
+    """A whole version in the cache; `used` is the time of the last use, in nanoseconds since 1970."""
 
     version: int
     digest: str
@@ -73,10 +73,10 @@ class Part:
     """A version that is being fetched.
 
     Attributes:
-        path: Where its files are put.
-        lock: Exclusive, held as long as this object is of use.
-        contents: What it will hold.
-        missing: Files that are not there yet.
+        path: The directory for the files.
+        lock: Exclusive, held as long as the part is in use.
+        contents: The files of the finished version.
+        missing: Files still to fetch.
     """
 
     path: Path
@@ -86,26 +86,26 @@ class Part:
 
 
 class Cache:
-    """One cache directory, for any number of stores.
+    """A cache directory for any number of stores.
 
     Args:
-        root: Made if it is not there; local, for locks of network file systems are not to be trusted.
-        max_bytes: Bound of all files in it, or None for what the disk has.
+        root: Made if missing; must be local, because locks of network file systems are unreliable.
+        max_bytes: Bound of all files together; None for the whole disk.
     """
 
     def __init__(self, root: Path, max_bytes: int | None) -> None:
         self.root = root
         self.max_bytes = max_bytes
-        self._sizes: dict[Path, int] = {}  # Of whole versions, which never change.
+        self._sizes: dict[Path, int] = {}  # Of whole versions; the sizes never change.
 
     def __repr__(self) -> str:
         return f"<Cache {self.root}>"
 
     def open(self) -> None:
-        """Make the directory, readable by this user alone: whoever can write a model can run code.
+        """Make the directory, readable by the present user alone: a writer of models can run code.
 
         Raises:
-            StoreError: It cannot be written to; which option names another one.
+            StoreError: The directory cannot be written to; the text names the option for another directory.
         """
         try:
             with self._alone():
@@ -121,15 +121,15 @@ class Cache:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process at a time decides what goes and what may come."""
+        """Enter alone among all processes, to decide removals and additions."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with alone(self.root / _LOCK):
             yield
 
-    # What is there.
+    # Present versions.
 
     def path(self, key: str, version: int, digest: str) -> Path:
-        """Where a version of a store is, or will be."""
+        """The directory of a store's version, present or not."""
         return self.root / key / f"{version}-{digest}"
 
     def whole(self, key: str) -> tuple[CachedVersion, ...]:
@@ -140,15 +140,15 @@ class Cache:
                 for entry in entries:
                     name = _WHOLE.fullmatch(entry.name)
                     if name is not None and entry.is_dir(follow_symlinks=False):
-                        with suppress(FileNotFoundError):  # Removed meanwhile.
+                        with suppress(FileNotFoundError):  # Removed in the meantime.
                             used = entry.stat(follow_symlinks=False).st_mtime_ns
                             found.append(CachedVersion(int(name[1]), name[2], self.root / key / entry.name, used))
-        except OSError:  # Not there yet; what else is wrong with it, `open` tells.
+        except OSError:  # The directory is missing; `open` reports all other faults.
             pass
         return tuple(found)
 
     def names_below(self, root: StoreUrl, options: Mapping[str, Any]) -> list[str]:
-        """Names of the models directly under a store's root that have a whole version here."""
+        """Names of the models directly under a store's root with a whole version in the cache."""
         names = []
         for folder in self._folders():
             with suppress(OSError, UnicodeDecodeError, ConfigError):
@@ -158,12 +158,16 @@ class Cache:
         return sorted(names)
 
     def take(self, path: Path) -> tuple[Lock, Fingerprint] | None:
-        """Keep a whole version from being removed, and say what its files are; None if it is not whole, or gone."""
+        """Protect a whole version from removal.
+
+        Returns:
+            The lock and the files' fingerprint; None if the version is incomplete or gone.
+        """
         try:
             lock = Lock.take(path, exclusive=False)
         except (BusyError, OSError):
             return None
-        if missing(path) is not None:  # After a crash of the machine, or by hand.
+        if missing(path) is not None:  # After a crash of the machine, or after manual changes.
             lock.release()
             self.remove(path)
             return None
@@ -178,28 +182,28 @@ class Cache:
         if path in self._sizes:
             return self._sizes[path]
         size = sum(stamp.size for stamp in fingerprint(path))
-        if path.exists():  # Else it may have been removed before the last file was seen.
+        if path.exists():  # A directory removed during the count has a wrong sum.
             self._sizes[path] = size
         return size
 
-    # What comes.
+    # Additions.
 
     def begin(
         self, key: str, url: StoreUrl, version: int, contents: RemoteVersion, previous: Part | None
     ) -> Part | None:
-        """Make room and a place for a version; None if it is there already.
+        """Make room and a directory for a version; None if the version is already present.
 
         Args:
-            key: Of the store.
-            url: Of the store.
-            version: Its number.
-            contents: What it holds.
-            previous: A part for earlier contents of the same version, whose equal files are taken over. It is of no use
-                any more afterwards.
+            key: The store's key.
+            url: The store's URL.
+            version: The version's number.
+            contents: The version's files.
+            previous: A part with earlier contents of the same version. Equal files are taken over, and the part becomes
+                useless.
 
         Raises:
-            NoRoomError: It does not fit. Nothing has gone but what there was of it.
-            BusyError: Another process is fetching it.
+            NoRoomError: The version does not fit. Only the version's own part was removed.
+            BusyError: Another process is fetching the version.
         """
         folder = self.root / key
         whole = self.path(key, version, contents.digest)
@@ -232,7 +236,7 @@ class Cache:
         return Part(path, lock, contents, absent)
 
     def _carry_over(self, previous: Part, path: Path, contents: RemoteVersion) -> Lock:
-        """Turn a part into one for other contents: what differs goes before the name changes."""
+        """Turn a part into a part for other contents: differing files go before the name changes."""
         if previous.path != path:
             kept = set(contents.files)
             for file in previous.contents.files:
@@ -244,7 +248,7 @@ class Cache:
         return previous.lock
 
     def _sweep(self, folder: Path, version: int, keep: Path) -> None:
-        """Remove other parts of this version that nobody fetches any more."""
+        """Remove abandoned other parts of the version."""
         for part in folder.glob(f"{version}-*{_PART}"):
             if part != keep:
                 self.remove(part)
@@ -289,7 +293,7 @@ class Cache:
             return 0
 
     def _lock_unused(self) -> list[tuple[Path, Lock]]:
-        """What nobody uses or fetches, least recently used first."""
+        """Unused versions and abandoned parts, least recently used first, locked."""
         unused = []
         for path in self._everything():
             with suppress(BusyError, OSError):
@@ -300,10 +304,10 @@ class Cache:
         return [url.parent for url in self.root.glob(f"*/{_URL}")]
 
     def place(self, part: Part, file: RemoteFile, fetched: Path) -> None:
-        """Put a fetched file where it belongs, once it is on the disk.
+        """Sync a fetched file to the disk, then move the file to the final place.
 
         Raises:
-            StoreError: It has another size than the listing said.
+            StoreError: The size differs from the listing.
         """
         size = fetched.stat().st_size
         if size != file.size:
@@ -315,13 +319,13 @@ class Cache:
         fetched.rename(target)
 
     def finish(self, part: Part) -> str | None:
-        """Judge a part whose files are all there, and make a whole version of it, which the part's lock then keeps.
+        """Judge a complete part, and turn the part into a whole version under the part's lock.
 
         Returns:
-            What the version lacks: a text with paths below `part.path`. The part then stays as it is.
+            The missing pieces of the version: a text with paths below `part.path`. The part then stays unchanged.
 
         Raises:
-            StoreError: A file is not there after all; the part is to be begun again.
+            StoreError: A file is missing after all; begin the part again.
         """
         for file in part.contents.files:
             if not _is_there(part.path / file.path, file.size):
@@ -334,15 +338,15 @@ class Cache:
         with self._alone():
             _drop_hidden(part.path)
             if whole.exists():
-                self.remove(whole)  # It is not as it was, or it would have been found.
+                self.remove(whole)  # A damaged version; an intact version would have been found.
             part.path.rename(whole)
             part.lock.share()
         return None
 
-    # What goes.
+    # Removals.
 
     def remove(self, path: Path) -> bool:
-        """Remove a version or part that nobody uses; whether it is gone."""
+        """Remove an unused version or part; return whether the directory is gone."""
         try:
             lock = Lock.take(path, exclusive=True)
             try:
@@ -356,14 +360,14 @@ class Cache:
         return True
 
     def _remove_locked(self, path: Path) -> None:
-        """Out of the way by one rename: nobody finds half a version, whatever happens meanwhile."""
+        """Rename first, then delete: no reader finds half a version, even after a crash."""
         gone = path.with_name(f"{_GONE}{secrets.token_hex(8)}")
         path.rename(gone)
         self._sizes.pop(path, None)
         shutil.rmtree(gone, ignore_errors=True)
 
     def abandon(self, part: Part) -> None:
-        """Remove a part that is not wanted any more."""
+        """Remove an unwanted part."""
         part.lock.release()
         self.remove(part.path)
 
@@ -376,7 +380,7 @@ def _is_there(path: Path, size: int) -> bool:
 
 
 def _written(part: Path) -> int:
-    """Bytes of the disk that a part has taken so far; nearly none for its reservation."""
+    """Bytes of the disk that a part has taken so far; the sparse reservation takes nearly none."""
     written = 0
     for folder, _, names in os.walk(part):
         for name in names:
@@ -386,7 +390,7 @@ def _written(part: Path) -> int:
 
 
 def _remove_file(path: Path, top: Path) -> None:
-    """And the directories that it leaves empty: what was one may be a file now."""
+    """Remove a file and the directories left empty: the new contents may hold a file in place of a directory."""
     path.unlink(missing_ok=True)
     for above in path.relative_to(top).parents:
         if above.parts:
@@ -395,7 +399,7 @@ def _remove_file(path: Path, top: Path) -> None:
 
 
 def _drop_hidden(part: Path) -> None:
-    """Remove the reservation, and files that were being fetched when their process died."""
+    """Remove the reservation, and half-fetched files of a dead process."""
     for path in part.glob(".*"):
         path.unlink()
 

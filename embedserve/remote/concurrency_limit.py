@@ -1,4 +1,4 @@
-"""How much may be under way with one host at a time. Handed out by `syncer`, asked for by `store`; loop only."""
+"""Limits of simultaneous requests and transfers per host. Loop only."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ TRANSFERS_OF_A_STORE = 4
 
 
 class ConcurrencyLimit:
-    """Shared by all stores of one host. Transfers may take hours: they keep nobody from asking, nor one another off."""
+    """The limits of a host, shared by all of the host's stores.
+
+    Transfers may take hours. Requests have a separate limit, and each store has a transfer limit, so that transfers
+    block neither requests nor other stores.
+    """
 
     def __init__(self) -> None:
         self.questions = asyncio.Semaphore(QUESTIONS)
         self._transfers = asyncio.Semaphore(TRANSFERS)
 
     def transfers(self) -> Transfers:
-        """What one store may transfer at a time."""
+        """The transfer limit of a store, within the host's limit."""
         return Transfers(self._transfers)
 
 
 class Transfers:
-    """`async with` it to transfer one file."""
+    """`async with` around the transfer of a file."""
 
     def __init__(self, of_host: asyncio.Semaphore) -> None:
         self._of_host = of_host

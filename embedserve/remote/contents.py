@@ -1,6 +1,6 @@
-"""What a remote version holds, judged from its listing alone: names that may be written, sizes, a digest.
+"""Judges a remote version by the listing alone: safe names, sizes, a digest.
 
-Plain data and functions, filled by `store`, compared by `plan`, written by `cache`. Knows no store and no disk.
+Plain data and functions. Knows no store and no disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["MAX_FILES", "RemoteFile", "RemoteVersion", "tag_of", "version_of"]
 
-# What a listing may hold at most, of one directory or of one version: a base path that was mistaken is noticed.
+# Files of a version, or entries of a directory, at most; a larger listing shows a mistaken base path.
 MAX_FILES = 10_000
 _MAX_DEPTH = 32
 _MAX_PATH_BYTES = 1000
@@ -22,20 +22,20 @@ _MAX_NAME_BYTES = 200
 
 _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt", "model.tflite")
 
-# Where file systems put what changes with the contents; else the time of the last change has to do.
+# Where file systems report a mark of the contents; otherwise the time of the last change must do.
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "content_md5", "content_settings", "checksum")
 _TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "created", "timeModified")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a version.
+    """A file of a version.
 
     Attributes:
-        path: Relative to the version, with `/`; safe to be written below a directory.
+        path: Relative to the version, with `/`; safe to write below a directory.
         size: In bytes.
         tag: Differs for other contents, as far as the store tells.
-        source: What the file system calls it.
+        source: The file system's name for the file.
     """
 
     path: str
@@ -46,14 +46,14 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class RemoteVersion:
-    """The files of a version as listed, sorted by path, and what is wrong with them, if anything is."""
+    """The listed files of a version, sorted by path, and the fault of the listing, if any."""
 
     files: tuple[RemoteFile, ...] = ()
     lacking: str | None = None
 
     @cached_property
     def digest(self) -> str:
-        """Names these contents: 16 hexadecimal digits."""
+        """The name of the contents: 16 hexadecimal digits."""
         listed = json.dumps([(file.path, file.size, file.tag) for file in self.files])
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
@@ -64,7 +64,7 @@ class RemoteVersion:
 
 
 def tag_of(info: Mapping[str, Any]) -> str:
-    """What tells two contents of a file apart, of all that a file system says of it."""
+    """Pick the mark that distinguishes a file's contents from a file system's information."""
     for name in _TAGS:
         if info.get(name):
             return str(info[name])
@@ -75,11 +75,11 @@ def version_of(listed: Iterable[tuple[str, int | None, str, str]]) -> RemoteVers
     """Judge a listing.
 
     Args:
-        listed: Path below the version, size, tag and source of each file, as the store says them.
+        listed: Path below the version, size, tag and source of each file, as the store reports.
 
     Returns:
-        The version. Hidden files are left out, as in a local directory. Where one name is not safe to write, or no size
-        is known, nothing is: the version has no files and says why.
+        The version. Hidden files are left out, as in a local directory. An unsafe name or an unknown size spoils the
+        version: the version then has no files and gives the reason.
     """
     files: dict[str, RemoteFile] = {}
     for path, size, tag, source in listed:
@@ -120,7 +120,7 @@ def _refusal(path: str) -> str | None:
 
 
 def _lacking(paths: Iterable[str]) -> str | None:
-    """What no version can be loaded without; the rest is judged when it has been fetched."""
+    """Find the lack of an essential file; the other files are judged after the fetch."""
     names = set(paths)
     if not names:
         return "it holds no file"

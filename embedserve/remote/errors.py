@@ -1,6 +1,6 @@
-"""What can keep a remote version from being had, and how it is told without a secret.
+"""Errors of remote versions, and texts without secrets.
 
-None of these reaches a caller: `follower` and `root` turn them into statuses and into pauses before the next attempt.
+No error of the module reaches a caller: `follower` and `root` turn the errors into statuses and retry pauses.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ __all__ = ["BusyError", "MissingError", "NoRoomError", "StoreError", "is_secret"
 
 _SECRET = re.compile(r"secret|token|passw|pwd|key|credential|auth|cookie|sas", re.IGNORECASE)
 _LONGEST = 1000
-_SHORTEST_SECRET = 4  # A shorter one would be replaced all over a text.
+_SHORTEST_SECRET = 4  # Shorter secrets would be replaced all over a text.
 
 
 class StoreError(Exception):
-    """A store did not answer, refused, or answered what cannot be right. The text holds no secret."""
+    """A store did not answer, refused, or answered nonsense. The text holds no secret."""
 
 
 class MissingError(StoreError):
-    """What was asked for is not in the store."""
+    """The requested path is not in the store."""
 
 
 class NoRoomError(Exception):
-    """A version does not fit into the cache, even after everything unused has gone."""
+    """A version does not fit into the cache, even after the removal of all unused versions."""
 
 
 class BusyError(Exception):
-    """Another process has the same files in its hands just now."""
+    """Another process is working on the same files."""
 
 
 def without_secrets(text: str, options: Mapping[str, Any]) -> str:
-    """A text, shortened, without credentials: neither those in URLs nor those among the storage options."""
+    """Shorten a text, and remove the credentials of URLs and storage options."""
     for secret in _secrets(options):
         text = text.replace(secret, "***")
     text = redacted(text)
@@ -43,7 +43,7 @@ def without_secrets(text: str, options: Mapping[str, Any]) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a storage option of this name may hold a credential."""
+    """Whether a storage option of the given name may hold a credential."""
     return _SECRET.search(name) is not None
 
 

@@ -1,7 +1,7 @@
-"""Brings versions of one model from its store into the cache, one at a time, and remembers what came of it.
+"""Brings versions of a model from the store into the cache, one at a time, and remembers the outcomes.
 
-Told by `follower` what to fetch; decides when a version that could not be fetched is tried again. A version becomes
-whole only if the store still holds what was fetched, and if that can be loaded. Loop only; knows no policy.
+Decides when a failed fetch is repeated. A version becomes whole only if the fetched contents are still in the store and
+are loadable. Loop only; knows no policy.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ __all__ = ["Fetcher"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds until a version that could not be fetched is tried again.
+# Seconds until the first retry of a failed fetch; `next_delay` lengthens the pauses.
 FIRST_RETRY = 1.0
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What came of the last attempt at some contents.
+    """The outcome of the last attempt at some contents.
 
     Attributes:
-        text: Why they are not there.
-        since: Loop time of the first attempt that failed.
-        retry_at: Loop time of the next one; None if it would come to the same.
-        final: Whether another version should take their place meanwhile.
+        text: The reason why the contents are missing.
+        since: Loop time of the first failed attempt.
+        retry_at: Loop time of the next attempt; None if a retry would give the same outcome.
+        final: Whether another version should take the contents' place until then.
     """
 
     text: str
@@ -51,17 +51,17 @@ class _Attempt:
 
 
 class Fetcher:
-    """What is on its way for one model.
+    """The fetches of a model.
 
     Args:
-        model: Its name, for the log.
-        url: Its base path.
-        key: Of its store in the cache.
-        cache: Where versions are put.
+        model: The model's name, for the log.
+        url: The model's base path.
+        key: The key of the model's store in the cache.
+        cache: The place for fetched versions.
         disk: Threads.
-        settle: Seconds for which a version must not change in the store.
+        settle: Seconds for which a version must stay unchanged in the store.
         keep: Called with the path and the lock of a version that became whole.
-        ended: Called when a fetch has ended, however it did, and when one that failed may be tried again.
+        ended: Called after every fetch, and when a failed fetch may be repeated.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Fetcher:
         return f"<Fetcher of {self._model}, {'idle' if self.running is None else f'at version {self.running}'}>"
 
     def findings(self) -> dict[tuple[int, str], str]:
-        """Why contents cannot be had, by version and digest, as far as trying again would not help now."""
+        """The reasons why contents are unavailable, by version and digest, while a retry would not help."""
         now = asyncio.get_running_loop().time()
         return {
             key: attempt.text
@@ -111,7 +111,7 @@ class Fetcher:
         return {key for key, attempt in self._attempts.items() if attempt.final and attempt.retry_at is not None}
 
     def progress(self, version: int, contents: RemoteVersion) -> str:
-        """Where a version is that only has to be fetched."""
+        """Describe the progress of a version that only needs fetching."""
         attempt = self._attempts.get((version, contents.digest))
         if attempt is not None and not attempt.final:
             return f"it could not be fetched from {self._url}: {attempt.text}; it is tried again"
@@ -119,11 +119,11 @@ class Fetcher:
 
     @property
     def error(self) -> str | None:
-        """Why the last attempt at something failed that is tried again."""
+        """The reason of the last failed attempt with a pending retry."""
         return next((attempt.text for attempt in self._attempts.values() if not attempt.final), None)
 
     def note(self, looked: Mapping[int, RemoteVersion]) -> None:
-        """Remember since when a version holds what it holds; forget what is not there any more."""
+        """Note since when each version has the present contents; forget missing contents."""
         now = asyncio.get_running_loop().time()
         there = {(version, contents.digest) for version, contents in looked.items()}
         self._seen = {key: self._seen.get(key, now) for key in there}
@@ -132,7 +132,7 @@ class Fetcher:
     def start(
         self, store: Store, names: Mapping[int, str], looked: Mapping[int, RemoteVersion], fetch: Sequence[int]
     ) -> None:
-        """Fetch the first of these versions that is due, unless something is under way."""
+        """Fetch the first due version of `fetch`, unless a fetch is under way."""
         if self._task is not None:
             return
         now = asyncio.get_running_loop().time()
@@ -150,17 +150,17 @@ class Fetcher:
         self._ended()
 
     def stop_unless(self, wanted: Collection[int]) -> None:
-        """Give up what is under way if it is none of these versions; what has come of it stays for another time."""
+        """Cancel a fetch of a version outside `wanted`; the fetched files stay for a later fetch."""
         if self._task is not None and self.running not in wanted:
             self._task.cancel()
 
     async def drop(self, wanted: Collection[int]) -> None:
-        """Remove what came of versions that are none of these, and are not under way."""
+        """Remove the parts of versions outside `wanted`, except the part of a running fetch."""
         for version in self._parts.keys() - {*wanted, self.running}:
             await self._disk.run_shielded(self._cache.abandon, self._parts.pop(version))
 
     async def aclose(self) -> None:
-        """Stop. What has come stays in the cache for the next process."""
+        """Stop. Fetched files stay in the cache for the next process."""
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
@@ -193,7 +193,7 @@ class Fetcher:
             self._try_again(key, f"{type(error).__name__}: {error}", final=False)
 
     def _forget_broken(self, version: int, error: Exception) -> None:
-        """A part that somebody removed by hand is begun anew."""
+        """Begin a part anew after a manual removal."""
         if isinstance(error, FileNotFoundError) and version in self._parts:
             self._parts.pop(version).lock.release()
 
@@ -210,7 +210,11 @@ class Fetcher:
         self._timer = loop.call_later(delay, self._ended)
 
     async def _bring(self, store: Store, version: int, name: str, contents: RemoteVersion) -> str | None:
-        """Fetch, look again, judge, put in place; what the version lacks, if it lacks something."""
+        """Fetch, look again, judge, put in place.
+
+        Returns:
+            The missing pieces of the version; None for a whole version.
+        """
         loop = asyncio.get_running_loop()
         previous = self._parts.pop(version, None)
         part = await self._disk.run_shielded(self._cache.begin, self._key, self._url, version, contents, previous)

@@ -1,7 +1,7 @@
-"""Follows one model's base path in a remote store: asks it, and makes the cache and the listener agree with the answer.
+"""Follows a model's base path in a remote store: queries the store, and updates the cache and the listener.
 
-Every round is `plan.decide` over what the store says and the cache has; nothing is taken away on the word of a store
-that did not answer. Made by `syncer`; loop only. Knows no loaded version.
+Every round is `plan.decide` over the store's answer and the cache's contents; an unanswered query removes no version.
+Loop only. Knows no loaded version.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ __all__ = ["Follower", "StoreStatistics", "SyncContext", "SyncListener"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds that a registry waits for a store's first answer before it serves what it has in the cache.
+# Seconds that a registry waits for a store's first answer before serving the cached versions.
 FIRST_ANSWER = 10.0
-# Stands for contents that are not of this store.
+# Marks contents from another source than the store.
 _ELSEWHERE = "elsewhere"
 
 
 class SyncListener(Protocol):
-    """Whom a follower tells, as `lifecycle.source.SourceListener` is told."""
+    """The receiver of a follower's reports, like `lifecycle.source.SourceListener`."""
 
     def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
-        """The versions of a model that should be served changed: all of them."""
+        """Take all aspired versions of a model after a change."""
 
     def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
-        """The versions that are wanted but not served with their current contents changed: all of them, with why."""
+        """Take all wanted versions that are not served with the current contents, with reasons, after a change."""
 
 
 @dataclass(frozen=True)
 class SyncContext:
-    """What the followers of one registry share."""
+    """The shared parts of a registry's followers."""
 
     options: RegistryOptions
     cache: Cache
@@ -66,13 +66,13 @@ class SyncContext:
 
 @dataclass(frozen=True)
 class StoreStatistics:
-    """How the sync of one remote model goes.
+    """The state of a remote model's sync.
 
     Attributes:
         url: The base path, without credentials.
-        last_sync: When the store last answered, in seconds since 1970; None if it never did.
-        last_error: Why it did not, or why a version could not be fetched; None while all is well.
-        failures: Times in a row that it did not answer.
+        last_sync: The time of the store's last answer, in seconds since 1970; None before the first answer.
+        last_error: The reason of a missing answer or a failed fetch; None while all is well.
+        failures: Unanswered rounds in a row.
         fetching: The version that is being fetched.
         fetched_bytes: Bytes fetched since the registry was entered.
         cached_bytes: Bytes of the model's whole versions in the cache.
@@ -88,13 +88,13 @@ class StoreStatistics:
 
 
 class Follower:
-    """Keeps the listener told of one remote model, from `start` to `aclose`.
+    """Keeps the listener informed of a remote model, from `start` to `aclose`.
 
     Args:
-        config: The model; its base path is a `StoreUrl`.
-        context: What it shares with others.
-        listener: Whom to tell.
-        served: What the listener was told last under this name, by whoever followed it before.
+        config: The model; the base path is a `StoreUrl`.
+        context: The parts shared with other followers.
+        listener: Receives the reports.
+        served: The aspired versions that an earlier source last reported for the model.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Follower:
 
     @property
     def problem(self) -> str | None:
-        """Why there may be no version, or None."""
+        """The reason why a version may be missing, or None."""
         if self._poller.error is not None:
             return self._poller.error
         if self._names is None:
@@ -160,13 +160,13 @@ class Follower:
 
     @property
     def coming(self) -> bool:
-        """Whether the store is being asked for the first time, or a version is being fetched; not after a failure."""
+        """Whether the store's first answer is pending, or a version is being fetched; False after a failure."""
         if self._poller.error is not None or self._fetcher.error is not None:
             return False
         return self._names is None or self._fetcher.running is not None or bool(self._fetcher.finished)
 
     def statistics(self) -> StoreStatistics:
-        """What became of the sync so far; readable from any thread."""
+        """The state of the sync; readable from any thread."""
         return StoreStatistics(
             str(self.url),
             self._last_sync,
@@ -182,11 +182,11 @@ class Follower:
         self._poller.start()
 
     def stop(self) -> None:
-        """Tell nothing any more; `aclose` waits for the end."""
+        """End all reports; `aclose` waits for the end."""
         self._poller.stop()
 
     def set_policy(self, config: ModelConfig, policy: VersionPolicy | None) -> None:
-        """Follow a changed configuration, or choose by another policy than its own, from the next round on."""
+        """Follow a changed configuration, or replace the configured policy, from the next round on."""
         self.config = config
         policy = config.version_policy if policy is None else policy
         if policy != self._policy:
@@ -194,23 +194,23 @@ class Follower:
             self._poller.wake()
 
     def hint(self) -> None:
-        """Ask the store soon."""
+        """Query the store soon."""
         self._poller.wake()
 
     async def settled(self) -> None:
-        """Wait until what the policy wants has been fetched and told, or cannot be had now."""
+        """Wait until each version that the policy wants is fetched and reported, or is unavailable for now."""
         await self._poller.settled(lambda: self._fetcher.running is None)
 
     async def aclose(self) -> None:
-        """Stop; nothing is told any more."""
+        """Stop, and wait for the end of all reports."""
         await self._poller.aclose()
         await self._fetcher.aclose()
 
     async def cached_paths(self) -> list[Path]:
-        """Every whole version of this store in the cache."""
+        """Every whole version of the store in the cache."""
         return [found.path for found in await self._disk.run(self._cache.whole, self._key)]
 
-    # One round.
+    # A round.
 
     async def _round(self) -> None:
         policy = self._policy
@@ -225,7 +225,7 @@ class Follower:
         slip = bool(self.served) and self._absent != "unload" and names_only_absent(policy, self._names)
         self._complain(self._unwanted(self._names) if slip else None)
         if policy != self._policy:
-            return  # Changed meanwhile; the next round comes at once.
+            return  # Changed in the meantime; the next round comes at once.
         await self._serve(plan, {v: finding or self._fetching(v) for v, finding in plan.waiting.items()})
         assert self._store is not None
         self._fetcher.note(self._looked)
@@ -238,7 +238,7 @@ class Follower:
         return self._fetcher.progress(version, self._looked[version])
 
     async def _ask_patiently(self, policy: VersionPolicy, cached: _Cached) -> Plan:
-        """Ask the store; serve from the cache meanwhile, where the first answer takes long."""
+        """Query the store; serve from the cache during a slow first answer."""
         asking = asyncio.ensure_future(self._ask(policy, cached))
         try:
             if not self._told:
@@ -255,7 +255,7 @@ class Follower:
             self._store = await self._context.open_store(self.url, self._storage_options)
         names, duplicates = find_versions(await self._store.directories(), policy)
         if not names and self.url.is_web:
-            # An error page, a captive portal and an index that is off look like this, too.
+            # An error page, a captive portal and a disabled index look the same.
             raise StoreError(f"the page at {self.url}/ lists no version; it is taken for an error page")
         looked: dict[int, RemoteVersion] = {}
         while (plan := self._decide(policy, names, looked, cached)).look:
@@ -275,7 +275,7 @@ class Follower:
         return decide(policy, found, looked, cached, findings, self._digests, without_room, self._absent)
 
     async def _serve_from_memory(self, policy: VersionPolicy, cached: _Cached, error: str) -> None:
-        """Follow the policy over what was last known, or over what the cache has; nothing is unloaded for an error."""
+        """Apply the policy to the last answer, or to the cache; an error unloads no version."""
         names = cached if self._names is None else self._names
         if self._names is None and not cached:
             return
@@ -286,10 +286,10 @@ class Follower:
         await self._serve(plan, {v: reason for v, reason in waiting.items() if v not in plan.serve or reason != error})
 
     async def _serve(self, plan: Plan, waiting: Mapping[int, str]) -> None:
-        """Take the chosen versions and tell the listener what changed.
+        """Take the chosen versions and report changes to the listener.
 
         Raises:
-            StoreError: One has gone from the cache since. Nothing is told.
+            StoreError: A version has gone from the cache since. The listener hears no report.
         """
         served: dict[int, VersionDirectory] = {}
         for version, digest in plan.serve.items():
@@ -314,7 +314,8 @@ class Follower:
     async def _remove(self, plan: Plan, cached: _Cached) -> None:
         assert self._names is not None
         bounded = self._context.options.remote_cache_max_bytes is not None
-        # A pinned model goes back to its own policy; and in a bounded cache what was served once may stay.
+        # A pinned model may return to the configured policy, and a bounded cache may keep versions that were served
+        # once.
         keep = self._names if bounded else choose(self.config.version_policy, self._names)
         gone = superfluous(keep, self._looked, cached, plan.serve)
         self._context.leases.discard(self.config.name, (self._cache.path(self._key, *which) for which in gone))
@@ -333,7 +334,7 @@ _Cached: TypeAlias = dict[int, dict[str, int]]
 
 
 def _look_into(cache: Cache, key: str) -> tuple[_Cached, int]:
-    """When each of the whole versions of a store was last used, by version and digest; and their bytes."""
+    """Find the last use of a store's whole versions, by version and digest, and the sum of the versions' bytes."""
     cached: _Cached = {}
     for found in cache.whole(key):
         cached.setdefault(found.version, {})[found.digest] = found.used

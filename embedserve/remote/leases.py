@@ -1,7 +1,7 @@
-"""Which cached versions are in use here, so that they stay; what is not wanted any more goes when nobody uses it.
+"""Counts the uses of cached versions: used versions stay, unwanted and unused versions go.
 
-Shared by the followers of one registry. A version is wanted from the moment it is taken until its model is told another
-set, and in use until the registry has unloaded it. Loop only; files and locks are touched in threads.
+All followers of a registry share the leases. A version is wanted from `take` until the model's next set of versions. A
+version is in use until the registry has unloaded the version. Loop only; threads touch files and locks.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from embedserve.saved_model.files.completeness import Fingerprint
 
 __all__ = ["Leases"]
 
-# Seconds until it is looked again whether a version that must go is still loaded.
+# Seconds between checks whether an unwanted version is still loaded.
 LOOK_AGAIN = 1.0
 
 
 class Leases:
-    """The versions that one registry has taken from a cache.
+    """The versions that a registry has taken from a cache.
 
     Args:
-        cache: Where they are.
+        cache: The place of the versions.
         disk: Threads.
         in_use: Paths of the version directories that are loaded, or being loaded or unloaded.
     """
@@ -51,13 +51,17 @@ class Leases:
         self._task = asyncio.get_running_loop().create_task(self._tidy(), name="embedserve-leases")
 
     def put(self, model: str, path: Path, lock: Lock) -> None:
-        """Keep a version that was fetched for a model just now, with the lock that it was fetched under."""
+        """Keep a version that was just fetched for a model, under the fetch's lock."""
         self._fresh.setdefault(model, set()).add(path)
         self._unwanted.discard(path)
         self._locks[path] = lock
 
     async def take(self, model: str, path: Path) -> Fingerprint | None:
-        """Keep a whole version for a model, and say what its files are; None if it is not whole, or has gone."""
+        """Keep a whole version for a model.
+
+        Returns:
+            The files' fingerprint; None if the version is incomplete or gone.
+        """
         self._wanted.setdefault(model, set()).add(path)
         self._fresh.get(model, set()).discard(path)
         self._unwanted.discard(path)
@@ -68,12 +72,12 @@ class Leases:
         return fingerprint
 
     def keep(self, model: str, paths: Iterable[Path]) -> None:
-        """Want exactly these versions for a model, and those that were fetched since they were chosen."""
+        """Want exactly the given versions for a model, and versions fetched since the choice."""
         self._wanted[model] = set(paths)
         self._changed.set()
 
     def discard(self, model: str, paths: Iterable[Path], *, remove: bool = True) -> None:
-        """Do without versions that were fetched for a model; remove them when no other wants and nobody uses them."""
+        """Give up fetched versions of a model; remove the versions when no model wants or uses the files."""
         unwanted = set(paths)
         self._fresh[model] = self._fresh.get(model, set()) - unwanted
         if remove:
@@ -84,14 +88,14 @@ class Leases:
         return {path for wanted in (self._wanted, self._fresh) for paths in wanted.values() for path in paths}
 
     async def aclose(self) -> None:
-        """Stop tidying up. What is taken stays, for it is still loaded; `release` it afterwards."""
+        """Stop tidying up. Taken versions are still loaded and stay until `release`."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
 
     def release(self) -> None:
-        """Let go of everything."""
+        """Let go of every version."""
         while self._locks:
             self._locks.popitem()[1].release()
 
@@ -103,7 +107,7 @@ class Leases:
                 await asyncio.sleep(LOOK_AGAIN)
 
     async def _tidy_once(self) -> bool:
-        """Let go of what is not used; whether something is still used that shall go."""
+        """Let go of unused versions; return whether an unwanted version is still in use."""
         used = {*map(Path, self._in_use()), *self._all_wanted()}
         locks = {path: self._locks.pop(path) for path in self._locks.keys() - used}
         going = self._unwanted - used
@@ -115,7 +119,7 @@ class Leases:
 def _let_go(cache: Cache, locks: Mapping[Path, Lock], paths: Iterable[Path]) -> None:
     for path, lock in locks.items():
         with suppress(OSError):
-            os.utime(path)  # It was used until now.
+            os.utime(path)  # The end of the last use.
         lock.release()
     for path in paths:
         cache.remove(path)

@@ -1,6 +1,6 @@
-"""Locks on directories, between processes and within one: what is in use is not removed, what is removed is not used.
+"""Locks on directories, between processes and within a process: removal and use of a directory exclude each other.
 
-Used by `cache`. A `flock` belongs to an open file, so a process that dies, however it does, lets go of its own.
+A `flock` belongs to an open file, so the end of a process, however sudden, releases the process's locks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Lock", "alone"]
 
 
 class Lock:
-    """An open directory with a `flock` on it, until it is released."""
+    """An open directory with a `flock`, until the release."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -26,14 +26,14 @@ class Lock:
         """Lock a directory at once.
 
         Raises:
-            BusyError: Another process, or another part of this one, has it locked.
-            FileNotFoundError: It is not there (any more).
+            BusyError: Another process, or another part of the present process, holds the lock.
+            FileNotFoundError: The directory is missing.
         """
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _flock(descriptor, exclusive=exclusive, wait=False)
             if not os.path.samestat(os.fstat(descriptor), path.stat()):
-                raise FileNotFoundError(path)  # It was replaced between the two.
+                raise FileNotFoundError(path)  # The directory was replaced between the two calls.
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
@@ -42,14 +42,14 @@ class Lock:
         return cls(descriptor)
 
     def share(self) -> None:
-        """Make an exclusive lock a shared one."""
+        """Turn an exclusive lock into a shared lock."""
         _flock(self._descriptor, exclusive=False, wait=False)
 
     def __del__(self) -> None:
-        self.release()  # Of a lock that was taken for a caller who was cancelled.
+        self.release()  # For locks taken for a cancelled caller.
 
     def release(self) -> None:
-        """Let go; does nothing the second time."""
+        """Let go; a second call has no effect."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -57,14 +57,14 @@ class Lock:
 
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """Wait until nobody else is in here with this file."""
+    """Wait for the exclusive lock on `file`, and hold the lock within the context."""
     with file.open("w") as opened:
         _flock(opened.fileno(), exclusive=True, wait=True)
         yield
 
 
 def _flock(descriptor: int, *, exclusive: bool, wait: bool) -> None:
-    import fcntl  # Not on Windows, where only the models in stores are missing.
+    import fcntl  # Windows has no `fcntl`, and lacks only the models in stores.
 
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)

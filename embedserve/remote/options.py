@@ -1,6 +1,6 @@
-"""Where the storage options of a remote model come from: a file, the registry's, its own.
+"""Collects the storage options of a remote model from a file, the registry and the model.
 
-Called by `cli`, `follower` and `root`. Knows no option of any file system.
+Knows no option of any file system.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["read_storage_options", "storage_options"]
 
 
 def read_storage_options(file: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """A JSON object of options by scheme; a command line is no place for credentials.
+    """Read a JSON object of options by scheme; a command line is no place for credentials.
 
     Raises:
-        ConfigError: There is no such file, or it holds something else; what it holds is not shown.
+        ConfigError: The file is missing or holds other data; the text does not show the file's contents.
     """
     try:
         options = json.loads(Path(file).read_bytes())
@@ -35,5 +35,5 @@ def read_storage_options(file: str | os.PathLike[str]) -> dict[str, dict[str, An
 
 
 def storage_options(scheme: str, own: Mapping[str, Any], options: RegistryOptions) -> dict[str, Any]:
-    """What fsspec is given: the registry's options of the URL's scheme, and over them the model's own."""
+    """Merge the options for fsspec: the model's own options override the registry's options of the URL's scheme."""
     return {**options.remote_storage_options.get(scheme, {}), **own}

@@ -1,7 +1,7 @@
-"""What a store holds + what is cached → what to look at, to fetch, to serve and to say. Plain functions over data.
+"""Store contents + cache contents → versions to look at, to fetch, to serve and to report.
 
-Called by `follower` after every look at its store; the rules are those of `lifecycle.scan` for local directories. Knows
-no store, no disk and no clock.
+Plain functions over data, with the rules of `lifecycle.scan` for local directories. Knows no store, no disk and no
+clock.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from embedserve.remote.contents import RemoteVersion
 
 __all__ = ["Plan", "decide", "next_delay", "superfluous"]
 
-# Seconds between attempts at a store that does not answer: at first, and in the end.
+# Seconds between attempts at a silent store: the first pause and the longest pause.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 
-# Versions that are not whole; beyond them only those are considered that are in the cache.
+# Unusable versions that a plan passes over, at most; beyond the limit a plan considers only cached versions.
 MOST_PASSED_OVER = 10
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from one look.
+    """The consequences of a look.
 
     Attributes:
-        look: Versions whose contents have to be listed before anything can be said; the rest is then empty.
+        look: Versions whose contents must be listed first; the rest of the plan is then empty.
         fetch: Versions to fetch, the most wanted first.
         serve: Digest of the contents to serve, by version.
-        waiting: Why a version that the policy wants is not served with its current contents: a finding about them, or
-            None where they only have to be fetched.
+        waiting: Wanted versions without service of the current contents, with a finding about the contents. None stands
+            for contents that only need fetching.
     """
 
     look: tuple[int, ...] = ()
@@ -56,14 +56,14 @@ def decide(
     """Choose versions.
 
     Args:
-        policy: The model's.
+        policy: The model's policy.
         found: Versions in the store.
-        looked: Contents of those that were looked at.
-        cached: Digests of the whole versions in the cache, with when each was last used.
-        findings: Why the contents of a version cannot be served, by version and digest.
-        served: Digests of what is served now.
-        without_room: Contents that come only when others go.
-        absent: What becomes of versions that are not there (`RegistryOptions.absent_versions`).
+        looked: Contents of the versions already listed.
+        cached: Digests of the whole versions in the cache, with the time of the last use.
+        findings: Reasons why contents cannot be served, by version and digest.
+        served: Digests of the contents served now.
+        without_room: Contents that fit only after the removal of others.
+        absent: The fate of absent versions (`RegistryOptions.absent_versions`).
     """
     last = dict(served) if absent == "last" and not asks_for_none(policy) else {}
     if absent != "unload" and names_only_absent(policy, found):
@@ -73,7 +73,7 @@ def decide(
         return looked[version].lacking or findings.get((version, looked[version].digest))
 
     def generation(version: int) -> str | None:
-        """The contents of a version that can be served now: the current ones, else the last ones that were whole."""
+        """The servable contents of a version: the current contents, else the last whole contents."""
         digests = cached.get(version, {})
         if version in looked and looked[version].digest in digests:
             return looked[version].digest
@@ -86,12 +86,12 @@ def decide(
         unknown = tuple(version for version in chosen if version not in looked)
         if unknown:
             return Plan(look=unknown)
-        # What cannot be had does not count, so that the next one takes its place.
+        # An unavailable version does not count, so that the next version takes its place.
         hopeless = {v: problem(v) for v in chosen if problem(v) and generation(v) is None}
         if not hopeless:
             break
         waiting |= hopeless
-        # A directory of other things than versions must not be looked through to its end, again and again.
+        # A directory of other things than versions must not be searched to the end, again and again.
         looking = len(waiting) < MOST_PASSED_OVER
         candidates = {v: None for v in candidates if v not in hopeless and (looking or generation(v) is not None)}
     outdated = [v for v in chosen if looked[v].digest not in cached.get(v, {})]
@@ -112,9 +112,9 @@ def _serve(
     coming: bool,
     served: Mapping[int, str],
 ) -> dict[int, str]:
-    """What the policy wants of what can be had now; a model must not go dark over a version on its way.
+    """Choose among the available versions; a model must not go dark over a version on the way.
 
-    However long that takes: a large file is in an object store when its upload has ended, and not before.
+    The wait has no limit: a large file appears in an object store only at the end of the upload.
     """
     chosen = choose(policy, available)
     if chosen or not choose(policy, dict.fromkeys(found)):
@@ -128,7 +128,7 @@ def superfluous(
     cached: Mapping[int, Mapping[str, int]],
     serve: Mapping[int, str],
 ) -> list[tuple[int, str]]:
-    """Cached contents that may go, by version and digest: neither served nor current, nor of a version to keep."""
+    """Find cached contents to remove: neither served nor current, nor of a version to keep."""
     return [
         (version, digest)
         for version, digests in cached.items()
@@ -139,13 +139,13 @@ def superfluous(
 
 
 def next_delay(interval: float, failing_for: float | None, spread: float | None = None) -> float:
-    """Seconds until a store is asked again.
+    """Seconds until the next query of a store.
 
     Args:
-        interval: The regular pause; infinite for a store that is asked once.
-        failing_for: How long it has not answered, or None. The pause is about as long, so it doubles each time, and a
-            store that is back is noticed in twice the time that it was away, but for a bound.
-        spread: 0 to 1, where in the range of jitter; random if None, so that many processes do not ask as one.
+        interval: The regular pause; infinite for a store with a single query.
+        failing_for: Seconds without an answer, or None. The pause is about as long, so pauses double up to a bound. A
+            returning store is therefore noticed within twice the downtime.
+        spread: 0 to 1, the place in the range of jitter; random if None, so that many processes do not query at once.
     """
     place = random.random() if spread is None else spread
     if failing_for is None:

@@ -1,6 +1,6 @@
-"""Does something again and again: at an interval, sooner when woken, later while it fails.
+"""Repeats a coroutine: at an interval, sooner after a wake-up, later during failures.
 
-`follower` and `root` are driven by it. Knows no store; loop only.
+Knows no store; loop only.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ logger = logging.getLogger("embedserve")
 
 
 class Poller:
-    """One task that runs `round` until it is closed.
+    """A task that runs `round` until the close.
 
     Args:
-        round: One round; StoreError means that the store could not be asked.
-        interval: Seconds between rounds; infinite for rounds that only come when woken, or until one succeeds.
+        round: A round; StoreError means an unreachable store.
+        interval: Seconds between rounds; infinite for rounds that come only on wake-ups, or until a round succeeds.
     """
 
     def __init__(self, round: Callable[[], Awaitable[None]], interval: float) -> None:
@@ -37,33 +37,33 @@ class Poller:
         self._closed = False
         self._failing_since: float | None = None
         self.failures = 0
-        """Rounds that failed in a row."""
+        """Failed rounds in a row."""
         self.error: str | None = None
-        """Why the last one failed, or None."""
+        """The reason of the last round's failure, or None."""
 
     def start(self) -> None:
         """Begin with the first round at the next turn of the loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="embedserve-sync")
 
     def wake(self) -> None:
-        """Have a round that begins from now on come at once."""
+        """Have a new round come at once."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Begin no round and go on with none: what `round` waits for ends in a cancellation."""
+        """Begin no more rounds, and cancel a running round."""
         self._closed = True
         if self._task is not None:
             self._task.cancel()
 
     async def aclose(self) -> None:
-        """Stop, and wait for the end; who waits is released."""
+        """Stop, wait for the end, and release the waiters of `settled`."""
         self.stop()
         if self._task is not None:
             await asyncio.wait([self._task])
         self._tell()
 
     async def settled(self, done: Callable[[], bool]) -> None:
-        """Have a round come at once; return when it and as many more as `done()` takes have ended, or failed."""
+        """Have a round come at once; return after a failed round, or after rounds until `done()` holds."""
         self.wake()
         first = self._begun + 1
         while not self._closed and not (self._ended >= first and (self.error or (done() and not self._wake.is_set()))):

@@ -1,7 +1,7 @@
 """Finds the models under a remote root: `ModelRegistry("s3://bucket/models")`.
 
-Every directory with a version directory in it is a model. One that is gone is dropped only when a second look finds
-the same, and nothing is dropped on the word of a store that did not answer. Made by `syncer`; loop only.
+Every directory with a version directory is a model. A missing model is dropped only after a second miss, and a store
+without an answer drops no model. Loop only.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ logger = logging.getLogger("embedserve")
 
 
 class RemoteRoot:
-    """Knows the models under one URL.
+    """Knows the models under a URL.
 
     Args:
         url: The root.
         context: As for followers.
-        changed: Called with the names, whenever they change.
+        changed: Called with all names after every change.
     """
 
     def __init__(self, url: StoreUrl, context: SyncContext, changed: Callable[[Sequence[str]], None]) -> None:
@@ -46,11 +46,11 @@ class RemoteRoot:
         self._names: tuple[str, ...] = ()
         self._missed: set[str] = set()
         self.diagnosis: str | None = f"{url} has not answered yet"
-        """Why there is no model, and what to do, or None."""
+        """The reason for missing models, with advice, or None."""
         self.misused = False
-        """Whether the root is not there, or holds something else than models."""
+        """Whether the root is missing, or holds other contents than models."""
         self.unread = True
-        """Whether neither the store nor the cache has said which models there are."""
+        """Whether the models are still unknown to both store and cache."""
         interval = options.poll_interval if options.remote_poll_interval is None else options.remote_poll_interval
         self._poller = Poller(self._round, interval)
 
@@ -58,7 +58,7 @@ class RemoteRoot:
         return f"<RemoteRoot {self.url}, {len(self._names)} models>"
 
     async def start(self) -> None:
-        """Begin; returns after the first answer, or when it takes too long."""
+        """Begin; returns after the first answer, or after `FIRST_ANSWER` seconds."""
         self._poller.start()
         try:
             async with asyncio.timeout(FIRST_ANSWER):
@@ -67,7 +67,7 @@ class RemoteRoot:
             await self._remember()
 
     def hint(self) -> None:
-        """Ask the store soon."""
+        """Query the store soon."""
         self._poller.wake()
 
     async def aclose(self) -> None:
@@ -128,7 +128,7 @@ class RemoteRoot:
         return f"no models found under {self.url}; expected {self.url}/<model name>/<version number>/saved_model.pb"
 
     async def _remember(self) -> None:
-        """Before the first answer the cache says which models there are."""
+        """Take the models from the cache before the first answer."""
         if self._names:
             return
         context = self._context

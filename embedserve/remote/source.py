@@ -1,7 +1,7 @@
-"""CombinedSource: local directories and remote stores as the one source that a registry knows.
+"""CombinedSource: local directories and remote stores as a single source for a registry.
 
-A model whose base path is a URL is followed by the syncer, any other by `FileSystemSource`; the listener cannot tell.
-Made by `runtime`; loop only. Imports no file system before there is a remote model.
+The syncer follows models with a URL as base path, and `FileSystemSource` follows all other models; the listener sees no
+difference. Loop only. Imports no file system before the first remote model.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ __all__ = ["CombinedSource", "VersionHolder"]
 
 
 class VersionHolder(SourceListener, Protocol):
-    """A listener that says which of the version directories it was told of are still read."""
+    """A listener that names the version directories still in use."""
 
     def directories_in_use(self) -> Collection[str]:
         """Paths of the versions that are loaded, or being loaded or unloaded."""
 
 
 class CombinedSource:
-    """Follows the models given by name, and those under `root`, wherever they are.
+    """Follows the models given by name, and the models under `root`, local or remote.
 
     Args:
         options: As for `FileSystemSource` and `Syncer`.
-        root: Directory or URL of a directory of models, or None to discover nothing.
-        listener: Whom to tell.
+        root: Directory or URL of a directory of models, or None to discover no models.
+        listener: Receives the reports.
     """
 
     def __init__(self, options: RegistryOptions, root: Path | StoreUrl | None, listener: VersionHolder) -> None:
@@ -56,47 +56,47 @@ class CombinedSource:
     def __repr__(self) -> str:
         return f"<CombinedSource {self._root or 'no root'}, {self._local!r}, {self._remote!r}>"
 
-    # What is asked.
+    # Queries.
 
     @property
     def diagnosis(self) -> str | None:
-        """Why no model was discovered under the root and what to do, or None."""
+        """The reason why the root gives no model, with advice, or None."""
         return (self._remote if isinstance(self._root, StoreUrl) else self._local).diagnosis
 
     @property
     def misused(self) -> bool:
-        """Whether the root is not there, or holds something else than models; an empty one is merely early."""
+        """Whether the root is missing, or holds other contents than models; an empty root is merely early."""
         return (self._remote if isinstance(self._root, StoreUrl) else self._local).misused
 
     @property
     def unread(self) -> bool:
-        """Whether it is not known yet which models there are."""
+        """Whether the set of models is still unknown."""
         return self._local.unread or self._remote.unread
 
     def problem(self, name: str) -> str | None:
-        """What is wrong with a model's base path, or None."""
+        """The fault of a model's base path, or None."""
         return (self._remote if self._is_remote(name) else self._local).problem(name)
 
     def coming(self, name: str) -> bool:
-        """Whether a version of the model is on its way by itself: it is being fetched, or was copied a moment ago."""
+        """Whether a version of the model is on the way: a fetch is under way, or a copy was made a moment ago."""
         return (self._remote if self._is_remote(name) else self._local).coming(name)
 
     def misplaced(self, name: str) -> bool:
-        """Whether what stands at a model's base path has to be moved or converted before any of it is a version."""
+        """Whether the contents of a model's base path must be moved or converted to become a version."""
         return not self._is_remote(name) and self._local.misplaced(name)
 
     def stores(self) -> Mapping[str, StoreStatistics]:
-        """How the sync of each remote model goes; readable from any thread."""
+        """The state of each remote model's sync; readable from any thread."""
         return self._remote.statistics()
 
     def _is_remote(self, name: str) -> bool:
         config = self._configured.get(name) or self._discovered.get(name)
         return config is not None and isinstance(config.base_path, StoreUrl)
 
-    # What is told.
+    # Commands.
 
     def set_models(self, models: Iterable[ModelConfig]) -> None:
-        """Follow exactly these models, and the discovered ones, from the next scan on, which comes at once.
+        """Follow exactly the given models and the discovered models; the next scan comes at once.
 
         Policies set by `set_policy` are forgotten.
         """
@@ -110,7 +110,7 @@ class CombinedSource:
         self._remote.set_models([self._configured[name] for name in remote], handed_over)
 
     def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """Choose versions of one model by this policy, not its own, from the next scan on, which comes at once."""
+        """Choose versions of a model by `policy` instead of the configured policy; the next scan comes at once."""
         if self._is_remote(name):
             self._policies[name] = policy
             self._remote.set_policy(name, policy)
@@ -118,7 +118,7 @@ class CombinedSource:
             self._local.set_policy(name, policy)
 
     async def start(self) -> None:
-        """Look at every local directory once, begin to ask the stores, tell, and go on until `aclose`.
+        """Look at every local directory once, begin to query the stores, report, and go on until `aclose`.
 
         Raises:
             StartError: The cache of remote versions cannot be used.
@@ -128,10 +128,10 @@ class CombinedSource:
         await self._remote.start()
 
     async def scan_now(self, names: Collection[str] | None = None) -> None:
-        """Look at these models, or at everything, and return when the listener has been told.
+        """Look at the named models, or at every model, and return when the listener has been told.
 
-        Of stores only those are waited for whose model was given another policy by `set_policy` since the last call: a
-        store that does not answer must not hold up the others' changes.
+        The call waits only for stores of models with a new policy from `set_policy` since the last call: a silent store
+        must not delay changes of other models.
         """
         await self._local.scan_now(None if names is None else [name for name in names if not self._is_remote(name)])
         self._tell_models()
@@ -140,23 +140,23 @@ class CombinedSource:
         await self._remote.settled(changed)
 
     def hint(self) -> None:
-        """Look at every directory and ask every store soon."""
+        """Look at every directory and query every store soon."""
         self._local.hint()
         self._remote.hint()
 
     async def aclose(self) -> None:
-        """Stop; the listener is told nothing any more."""
+        """Stop; the listener hears no more."""
         await self._local.aclose()
         await self._remote.aclose()
 
     def release(self) -> None:
-        """No version is loaded any more."""
+        """Take note that no version is loaded any more."""
         self._remote.release()
 
-    # What the two sources tell.
+    # Reports of the two sources.
 
     def on_discovered(self, configs: Mapping[str, ModelConfig], remote: bool) -> None:
-        """One of them found its models."""
+        """Take the models found by either source."""
         if remote == isinstance(self._root, StoreUrl):
             self._discovered = configs
         if not remote:
@@ -178,24 +178,24 @@ class CombinedSource:
                 self.on_waiting(name, self._waiting.get(name, {}), remote=False)
 
     def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory], remote: bool) -> None:
-        """One of them chose versions."""
+        """Take the versions chosen by either source."""
         if not remote:
             self._aspired[name] = aspired
             if not aspired and name in self._bridged and self._local.found(name):
-                return  # What the store had is served until the directory's versions are whole and quiet.
+                return  # The store's versions serve until the directory's versions are whole and quiet.
             self._bridged.discard(name)
         if name in self._told and remote == self._is_remote(name):
             self._listener.on_aspired(name, aspired)
 
     def on_waiting(self, name: str, reasons: Mapping[int, str], remote: bool) -> None:
-        """One of them has versions that cannot be served yet."""
+        """Take the versions of either source that cannot be served yet."""
         if not remote:
             self._waiting[name] = reasons
         if name in self._told and remote == self._is_remote(name):
             self._listener.on_waiting(name, reasons)
 
     def on_trouble(self, name: str, trouble: str | None) -> None:
-        """A local directory cannot be read, or can be again; of stores `stores` tells."""
+        """Take the trouble of a local directory, or None after the trouble; `stores` reports the trouble of stores."""
         if name in self._told and not self._is_remote(name):
             self._listener.on_trouble(name, trouble)
 

@@ -1,7 +1,7 @@
-"""One remote directory as fsspec shows it: the directories in it, what a version holds, a file's bytes.
+"""A remote directory through fsspec: subdirectories, the contents of versions, the bytes of files.
 
-Called by `follower` and `root` on the loop; the file system's coroutines run on fsspec's own thread, where they can be
-timed and cancelled. Imported only where there is a remote model. Knows no policy and no cache.
+Methods run on the loop. The file system's coroutines run on fsspec's thread, where timeouts and cancellation work. The
+module is imported only for remote models. Knows no policy and no cache.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _MAX_DIRECTORIES = 200
 
 
 def open_store(url: StoreUrl, options: Mapping[str, Any], timeout: float, limit: ConcurrencyLimit) -> Store:
-    """Import the file system and make one; in a thread, for either may take long.
+    """Import and make the file system; call in a thread, because both steps may take long.
 
     Args:
         url: The directory.
-        options: What fsspec calls storage options; they come before those in the URL.
+        options: fsspec's storage options; override the options in the URL.
         timeout: Seconds without an answer, or without a byte, after which the store counts as down.
-        limit: Shared by all stores of one host.
+        limit: Shared by all stores of a host.
 
     Raises:
-        StoreError: The file system cannot be made of these options.
+        StoreError: The options do not make a file system.
     """
     try:
         implementation = get_filesystem_class(url.scheme)
@@ -55,13 +55,13 @@ def open_store(url: StoreUrl, options: Mapping[str, Any], timeout: float, limit:
 
 
 def _defaults(url: StoreUrl, timeout: float) -> dict[str, Any]:
-    """What suits a store that is asked again and again and may send a large file for hours."""
+    """Defaults for a store with repeated queries and transfers of hours."""
     if url.scheme in ("s3", "s3a"):
-        # Part by part at once, files pass through memory as a whole; and what fails is tried again from here.
+        # Parallel parts would hold a whole file in memory; and retries are the fetcher's task.
         config = {"retries": {"max_attempts": 1}, "max_pool_connections": QUESTIONS + TRANSFERS}
         return {"max_concurrency": 1, "config_kwargs": config}
     if url.is_web or url.scheme in ("gs", "gcs"):
-        from aiohttp import ClientTimeout  # Whose own limit is five minutes for a whole file.
+        from aiohttp import ClientTimeout  # aiohttp's own limit is five minutes for a whole file.
 
         patient = {"timeout": ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)}
         return {"client_kwargs" if url.is_web else "session_kwargs": patient}
@@ -69,7 +69,7 @@ def _defaults(url: StoreUrl, timeout: float) -> dict[str, Any]:
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given comes before the defaults, also inside of options that hold options."""
+    """Let given options override the defaults, also inside nested options."""
     merged = {**defaults, **given}
     for name, default in defaults.items():
         if isinstance(default, Mapping) and isinstance(given.get(name), Mapping):
@@ -78,7 +78,7 @@ def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 
 
 class Store:
-    """A directory of versions, or of models. Loop only; holds nothing that has to be closed."""
+    """A directory of versions, or of models. Loop only; needs no close."""
 
     def __init__(
         self,
@@ -96,24 +96,24 @@ class Store:
         self._timeout = timeout
         self._questions = limit.questions
         self._transfers = limit.transfers()
-        # Object stores list a whole version in one request; a walk asks once per directory.
+        # Object stores list a whole version in one request; a walk needs a request per directory.
         self._lists_trees = type(file_system)._find is not AsyncFileSystem._find
 
     def __repr__(self) -> str:
         return f"<Store {self.url}>"
 
     async def directories(self, name: str = "") -> list[str]:
-        """Names of the directories in this one, or in the one of that name in it.
+        """Names of the directories in the store's directory, or in the subdirectory `name`.
 
         Raises:
-            MissingError: It is not there; object stores have no empty directories.
+            MissingError: The directory is missing; object stores have no empty directories.
             StoreError: The store did not answer, or refused.
         """
         children = await self._children(f"{self._path}/{name}" if name else self._path)
         return [path for path, is_directory, _ in children if is_directory and "/" not in path]
 
     async def look(self, name: str) -> RemoteVersion:
-        """What the version directory of that name holds now.
+        """The present contents of the version directory `name`.
 
         Raises:
             StoreError: The store did not answer, or refused.
@@ -157,7 +157,7 @@ class Store:
         return found
 
     async def _children(self, path: str) -> list[tuple[str, bool, Mapping[str, Any]]]:
-        """Name below `path`, whether it is a directory, and what is known of each entry."""
+        """List name below `path`, kind and information of each entry."""
         self._file_system.invalidate_cache()
         listed = await self._ask(
             lambda: self._file_system._ls(f"{path}/" if self.url.is_web else path or "/", detail=True)
@@ -168,19 +168,19 @@ class Store:
         for info in listed:
             name = self._below(path, info)
             is_directory = info.get("type") == "directory"
-            if name and (is_directory or not name.endswith("/")):  # Else a marker, an empty object.
+            if name and (is_directory or not name.endswith("/")):  # Other names belong to markers, i.e. empty objects.
                 children.append((name.rstrip("/") if is_directory else name, is_directory, info))
         return children
 
     def _below(self, top: str, info: Mapping[str, Any]) -> str | None:
-        """An entry's path below a directory; None for a link that leads elsewhere."""
+        """An entry's path below a directory; None for a link to another place."""
         name = str(info["name"])
         if not name.startswith(f"{top}/"):
             return None
         path = name[len(top) + 1 :]
         if not self.url.is_web:
             return path
-        # A link, not a key: it may point up, be a way to sort the page, and is quoted.
+        # Links are no keys: a link is quoted, may point up, and may sort the page.
         path = path.removeprefix("./")
         if "?" in path or "#" in path or path.startswith(("/", "../")) or path in ("", ".", ".."):
             return None
@@ -191,10 +191,10 @@ class Store:
         return {**info, "name": source}
 
     async def fetch(self, file: RemoteFile, to: Path) -> None:
-        """Write a file's bytes to a new local one.
+        """Write a file's bytes to a new local file.
 
         Raises:
-            StoreError: It could not be read, changed its length, or no byte came for the timeout.
+            StoreError: The file is unreadable, changed in length, or sent no byte within the timeout.
         """
         progress = _Progress(file.size)
         async with self._transfers:
@@ -203,7 +203,7 @@ class Store:
             )
             try:
                 while not reading.done():
-                    # Not every file system reports progress, but each writes a file.
+                    # Some file systems report no progress, but each writes a file.
                     seen = progress.reports, await asyncio.to_thread(_last_write, to)
                     await asyncio.wait([reading], timeout=self._timeout)
                     if not reading.done() and seen == (progress.reports, await asyncio.to_thread(_last_write, to)):
@@ -229,28 +229,28 @@ class Store:
                 self._fail(f"{self.url} cannot be read", error)
 
     def _fail(self, what: str, error: Exception) -> NoReturn:
-        """Raise what became of a request, in words without a secret."""
+        """Raise a request's failure, in words without a secret."""
         cause = error.__cause__
         if self.url.is_web and isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
-            # fsspec says this of every failure to look at a file, also of a server that is down.
+            # fsspec raises FileNotFoundError for every failed look at a file, even for a server that is down.
             error = error if 400 <= getattr(cause, "status", 0) < 500 else cause
         text = without_secrets(f"{what}: {type(error).__name__}: {error}", self._options)
         raise (MissingError if isinstance(error, FileNotFoundError) else StoreError)(text) from None
 
     async def _on_io(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of the file system where all of its kind run."""
+        """Run a coroutine on the file system's own loop."""
         try:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._file_system.loop))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # Else the caller would seem to have been cancelled, and would end without a word.
+            # Otherwise the caller would seem to be cancelled, and would end without a word.
             raise ConnectionAbortedError("the file system gave the request up") from None
 
 
 class _Progress(Callback):  # type: ignore[misc]
-    """Counts bytes on fsspec's thread, and ends a transfer that brings more than was listed."""
+    """Counts bytes on fsspec's thread, and ends a transfer with more bytes than listed."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class _Progress(Callback):  # type: ignore[misc]
         self._limit = limit
 
     def set_size(self, size: int | None) -> None:
-        self.value = 0  # A file system that tries again begins anew.
+        self.value = 0  # A file system begins anew on a retry.
 
     def relative_update(self, inc: int = 1) -> None:
         self.reports += 1

@@ -1,8 +1,7 @@
-"""Follows every remote model of one registry, those given by name and those under a remote root.
+"""Follows every remote model of a registry: the models given by name and the models under a remote root.
 
-Decides who is followed; `follower` does it. Made by `source`, or by whoever wants versions from stores without a
-registry: a listener is told where they are on the local disk. Imports no file system before there is a remote model.
-Loop only.
+Decides which models are followed; `follower` does the work. The class also works without a registry: a listener then
+hears the versions' places on the local disk. Imports no file system before the first remote model. Loop only.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ DISK_THREADS = 4
 
 
 class SyncerListener(SyncListener, Protocol):
-    """Whom a syncer tells; every call comes on the loop, between two turns of it, and must not block."""
+    """The receiver of a syncer's reports; every call comes on the loop, between two turns, and must not block."""
 
     def on_discovered(self, configs: Mapping[str, ModelConfig]) -> None:
-        """The models under the remote root changed: all of them."""
+        """Take all models under the remote root after a change."""
 
 
 def default_cache_dir(environment: Mapping[str, str]) -> Path:
-    """Where versions are cached unless an option says otherwise: `$XDG_CACHE_HOME/embedserve`, or `~/.cache/...`."""
+    """The cache directory without an option: `$XDG_CACHE_HOME/embedserve`, or `~/.cache/embedserve`."""
     return absolute(environment.get("XDG_CACHE_HOME") or "~/.cache") / "embedserve"
 
 
@@ -50,11 +49,11 @@ class Syncer:
     """Syncs remote models from `start` to `aclose`.
 
     Args:
-        options: `poll_interval`, `settle`, `start_timeout` and those that begin with `remote_`.
+        options: The syncer reads `poll_interval`, `settle`, `start_timeout` and all options that begin with `remote_`.
         root: URL of a directory of models, or None.
-        cache_dir: Where versions are put, unless the options say.
-        listener: Whom to tell.
-        in_use: Paths of version directories that were told and may still be read, wanted or not; they stay.
+        cache_dir: The cache directory, unless the options name another directory.
+        listener: Receives the reports.
+        in_use: Paths of reported version directories that may still be read, wanted or not; the directories stay.
     """
 
     def __init__(
@@ -83,52 +82,52 @@ class Syncer:
     def __repr__(self) -> str:
         return f"<Syncer of {len(self._followers)} models in {self._cache.root}>"
 
-    # What is asked.
+    # Queries.
 
     @property
     def diagnosis(self) -> str | None:
-        """Why there is no model under the root and what to do, or None."""
+        """The reason why the root gives no model, with advice, or None."""
         return None if self._root is None else self._root.diagnosis
 
     @property
     def misused(self) -> bool:
-        """Whether the root is not there, or holds something else than models; an empty one is merely early."""
+        """Whether the root is missing, or holds other contents than models; an empty root is merely early."""
         return self._root is not None and self._root.misused
 
     @property
     def unread(self) -> bool:
-        """Whether there is a root of which it is not known yet which models it has."""
+        """Whether the root's models are still unknown; False without a root."""
         return self._root is not None and self._root.unread
 
     def problem(self, name: str) -> str | None:
-        """Why a model may have no version, or None."""
+        """The reason why a model may have no version, or None."""
         follower = self._followers.get(name)
         return None if follower is None else follower.problem
 
     def coming(self, name: str) -> bool:
-        """Whether a model's store is being asked for the first time, or a version is being fetched."""
+        """Whether a store's first answer is pending, or a version is being fetched."""
         follower = self._followers.get(name)
         return follower is not None and follower.coming
 
     def served(self, name: str) -> Mapping[int, VersionDirectory]:
-        """What the listener was told of a model last."""
+        """The versions last reported of a model."""
         follower = self._followers.get(name)
         return {} if follower is None else follower.served
 
     def statistics(self) -> dict[str, StoreStatistics]:
-        """How each model's sync goes; readable from any thread."""
+        """The state of each model's sync; readable from any thread."""
         return {name: follower.statistics() for name, follower in list(self._followers.items())}
 
-    # What is told.
+    # Commands.
 
     def set_models(
         self, models: Iterable[ModelConfig], served: Mapping[str, Mapping[int, VersionDirectory]] | None = None
     ) -> None:
-        """Follow exactly these models, and those under the root. Policies set by `set_policy` are forgotten.
+        """Follow exactly the given models and the root's models. Policies set by `set_policy` are forgotten.
 
         Args:
-            models: Whose base paths are URLs.
-            served: What the listener was told of a model by somebody else, which stays until it can be replaced.
+            models: Models with URLs as base paths.
+            served: Versions reported by another source, by model; the versions stay until a replacement is there.
         """
         self._configured = {config.name: config for config in models}
         self._policies.clear()
@@ -136,7 +135,7 @@ class Syncer:
             self._follow(served or {})
 
     def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """Choose versions of one model by this policy, not its own."""
+        """Choose versions of a model by `policy` instead of the configured policy."""
         self._policies[name] = policy
         if name in self._followers:
             self._followers[name].set_policy(self._followers[name].config, policy)
@@ -145,7 +144,7 @@ class Syncer:
         assert self._root is not None
         gone = self._discovered.keys() - set(names)
         for name in gone - self._configured.keys():
-            self._policies.pop(name, None)  # One that comes back under this name is another model.
+            self._policies.pop(name, None)  # A model that comes back under the name is a new model.
         self._discovered = {
             name: ModelConfig(name=name, base_path=self._root.url / name) for name in names if not name_problem(name)
         }
@@ -178,7 +177,7 @@ class Syncer:
         task.add_done_callback(self._closing.discard)
 
     async def _leave(self, follower: Follower, replaced: bool) -> None:
-        """Stop following; what is cached goes when nobody uses it any more, unless the cache has a bound."""
+        """Stop following; unused cached versions then go, unless the cache has a bound."""
         await follower.aclose()
         if not replaced:
             self._leases.keep(follower.config.name, ())
@@ -188,7 +187,7 @@ class Syncer:
     # Start and stop.
 
     async def start(self) -> None:
-        """Begin; returns when the root has answered, if there is one, not when anything was fetched.
+        """Begin; returns after the root's answer, if the syncer has a root, without waiting for fetches.
 
         Raises:
             StartError: The cache directory cannot be used.
@@ -205,16 +204,16 @@ class Syncer:
         self._follow({})
 
     def hint(self) -> None:
-        """Ask the root and every model's store soon."""
+        """Query the root and every model's store soon."""
         if self._root is not None:
             self._root.hint()
         for follower in self._followers.values():
             follower.hint()
 
     async def settled(self, names: Iterable[str]) -> None:
-        """Wait until what these models' policies want has been fetched and told, or cannot be had now.
+        """Wait until the named models' wanted versions are fetched and reported, or are unavailable for now.
 
-        No longer than `start_timeout`.
+        The wait ends after `start_timeout` seconds.
         """
         followers = [self._followers[name] for name in names if name in self._followers]
         limit = self._options.start_timeout
@@ -224,7 +223,7 @@ class Syncer:
                     waiting.create_task(follower.settled())
 
     async def aclose(self) -> None:
-        """Stop; nothing is told any more. What was told stays on the disk until `release`."""
+        """Stop all reports. Reported versions stay on the disk until `release`."""
         for follower in self._followers.values():
             follower.stop()
         if self._root is not None:
@@ -236,7 +235,7 @@ class Syncer:
         await self._leases.aclose()
 
     def release(self) -> None:
-        """Nothing that was told is read any more: other processes may remove it."""
+        """Note that no reported version is read any more: other processes may remove the versions."""
         self._leases.release()
         self._disk.close()
 
