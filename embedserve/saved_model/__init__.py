@@ -1,4 +1,4 @@
-"""SavedModels: completeness and contents of a directory, and runs of its signatures. Only this package runs TensorFlow.
+"""SavedModels: completeness and contents of a directory, and runs of signatures. Only `saved_model` runs TensorFlow.
 
-The package's import loads no module; `loader`, `function`, `session` and their neighbours import TensorFlow.
+The package's import loads no module; `loader`, `function`, `session` and neighbouring modules import TensorFlow.
 """

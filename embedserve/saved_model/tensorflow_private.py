@@ -236,7 +236,7 @@ def string_inputs(op: str, stored: Any = None) -> list[str]:
 
 
 def takes_references(op: str, stored: Any = None) -> bool:
-    """Whether an op type takes a TF1 reference, through which it may write a variable."""
+    """Whether an op type takes a TF1 reference, and so may write a variable."""
     definition = op_definition(op, stored)
     return definition is not None and any(argument.is_ref for argument in definition.input_arg)
 

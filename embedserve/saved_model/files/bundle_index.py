@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 __all__ = ["TornIndexError", "shard_sizes"]
 
+# Two block handles of at most 20 bytes each, and the magic number of 8 bytes.
 _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _TRAILER_BYTES = 5  # Compression type and checksum of a block.

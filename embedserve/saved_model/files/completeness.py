@@ -1,6 +1,6 @@
 """Judges whether a version directory is whole, and whether the directory has changed.
 
-A directory is judged by the files that its own files require. No file records the length of an asset, so only time can
+The files of a directory name further files that must exist. No file records the length of an asset, so only time can
 tell whether an asset is whole: see the source's settle window. The module knows no loop, no clock and no policy; every
 function blocks.
 """

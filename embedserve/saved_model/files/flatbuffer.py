@@ -1,7 +1,7 @@
 """Reads the tables of a flatbuffer, and judges whether a TFLite file is whole.
 
-A flatbuffer is written back to front. Its first written parts (operator codes, weights and names) end the file, so a
-truncated file has offsets past its end. The module judges no operator.
+A flatbuffer is written back to front. Operator codes, weights and names are written first and end the file, so a
+truncated file has offsets past the end. The module judges no operator.
 """
 
 from __future__ import annotations

@@ -330,7 +330,7 @@ def _tensor_name(source: str) -> str:
 
 
 def _startup_fetches(meta_graph: Any) -> list[str]:
-    """Operations and tensors of the graph that a session runs before it serves."""
+    """Operations and tensors of the graph that a session runs before the first request."""
     fetches = [meta_graph.saver_def.restore_op_name] if meta_graph.saver_def.restore_op_name else []
     for collection in _INIT_COLLECTIONS:
         if collection in meta_graph.collection_def:

@@ -145,7 +145,7 @@ def why_not_callable(name: str, definition: Any) -> str | None:
 
 
 class _NotCallableError(Exception):
-    """A signature has an input that is no dense tensor, or no output that is a dense tensor."""
+    """A signature has an input that is no dense tensor, or has no dense output."""
 
 
 class _NotDenseError(Exception):

@@ -24,6 +24,7 @@ _MOST_DIRECTORIES = 16
 _MOST_NAMES = 12
 """Names in a command; a wildcard stands for more names."""
 _NOT_MODELS = "so it is not a directory of models"
+# Largest version number, an int64.
 _LARGEST = 2**63 - 1
 _DIGITS = re.compile(r"[0-9]+")
 
@@ -188,7 +189,7 @@ def _moved(path: Path, children: Sequence[Child], target: Path) -> str:
 
 
 def _served(base: Path, root: bool = False) -> str:
-    """The options that serve a model's directory; with `root`, also the option that serves its parent."""
+    """The options that serve a model's directory; with `root`, also the option that serves the parent directory."""
     every = f"{base.parent} to find every model in it, or " if root else ""
     return (
         f"Pass {every}models=[{str(base)!r}] to ModelRegistry, "

@@ -342,7 +342,7 @@ def find(reader: GraphReader, inputs: Mapping[str, str], fetched: Iterable[str])
 
 
 def unguarded(reader: GraphReader, inputs: Iterable[str], fetched: Iterable[str]) -> list[str]:
-    """Harms that a request can do in spite of the table, one line for each such operation of the model."""
+    """Possible harms of a request in spite of the table, a line for each dangerous operation of the model."""
     return [
         f"{node.op} {node.name!r}: {UNGUARDED[node.op].harm}"
         for body, node, operands in _dangerous(reader, reader.bodies(fetched, inputs), UNGUARDED)
@@ -382,7 +382,7 @@ def _inputs_of(definition: Any, node: Any) -> NodeInputs:
 
 
 def _chosen(body: Body, tensor: str, makers: frozenset[str]) -> bool:
-    """Whether a value that a request chooses reaches a tensor other than through `makers`."""
+    """Whether a value of the request reaches a tensor by a path around `makers`."""
     todo, seen = [node_name(tensor)], set()
     while todo:
         name = todo.pop()

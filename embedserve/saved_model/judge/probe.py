@@ -150,7 +150,7 @@ def _sharing(servable: Servable, signature: Signature, rows: Sequence[_Row]) -> 
 
 
 def _orders_of_sharing(count: int, sharing: int) -> list[tuple[int, ...]]:
-    """The first row beside the rows that share a value with the first row, before and after them."""
+    """The first row before and after the rows with a value of the first row."""
     order = (0, *range(count, count + sharing))
     return [order, order[::-1]] if sharing else []
 

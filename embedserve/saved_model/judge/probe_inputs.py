@@ -23,6 +23,7 @@ __all__ = ["MadeUp", "Recorded", "Sample", "candidates", "shape_of"]
 # Sizes for unknown dimensions after the first: a short text or a small vector, a single element, a thumbnail, a
 # photograph.
 _SIZES = (4, 1, 32, 224)
+# Most elements per input and row; a larger made-up input is skipped to keep the load short.
 _MAX_ELEMENTS = 2**20
 # Rows of made-up integers hold indices, sizes and class numbers: small, and never negative.
 _SMALL_INTEGERS = (0, 2)
@@ -38,7 +39,7 @@ class Sample(Protocol):
         """Inputs of `rows` rows; an input without a leading unknown dimension has a single value."""
 
     def unlike(self, random: np.random.Generator) -> Iterator[dict[str, Array]]:
-        """Yield inputs of one row each, without end, that differ in length, sign, magnitude and number of values.
+        """Yield inputs of a single row, without end, with different length, sign, magnitude and number of values.
 
         All rows have the sizes of `batch`. The model may refuse a row. The iterator is empty where an input has no
         rows.
@@ -160,7 +161,7 @@ def _unlike_rows(
     ranges: Mapping[str, tuple[int, int]],
     random: np.random.Generator,
 ) -> Iterator[dict[str, Array]]:
-    """Yield one row of each kind, then rows whose inputs are of any kind."""
+    """Yield a row of each kind, then rows that mix the kinds of inputs."""
     for turn in itertools.count():
         kinds = list(Kind)
         row = {}

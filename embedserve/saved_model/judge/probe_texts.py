@@ -20,8 +20,10 @@ Features = Mapping[str, tuple[int, int | None]]
 
 # The first words are numbers too, so that a model of numbers takes some of the unlike strings.
 _WORDS: list[bytes] = "-1000 0.001 7 the Quick fox, jumps over a lazy dog été 日本 out of vocabulary!".encode().split()
+# Most words of an unlike string, and most values of a feature with a variable number of values.
 _MOST_WORDS = 12
 _MOST_VALUES = 9
+# `DataType` numbers of string and int64.
 _BYTES, _INT64 = 7, 9
 
 

@@ -1,4 +1,4 @@
-"""Puts checks into a MetaGraph before a load: a call that asserts the rule that an operation does not check.
+"""Puts checks into a MetaGraph before a load: a call that asserts an unchecked rule of an operation.
 
 A check is a function in the MetaGraph's library. The operation waits for the check by a control input; the rest of the
 graph stays. TensorFlow loads directories only, so a copy holds the changed graph, beside links to the version's files.

@@ -192,7 +192,7 @@ class SavedModelLoader:
         return declared, freed
 
     def _kept(self, signature: Signature, why: str) -> Signature:
-        """The signature as declared, after a message to an owner who wanted `free_batch`."""
+        """The signature as declared; a warning for `free_batch=True`, a log line for "auto"."""
         found = f"signature {signature.name!r} takes the declared number of rows: free_batch could not be used: {why}"
         if self._free_batch is True:
             self._warn(found)
@@ -233,7 +233,7 @@ class SavedModelLoader:
     def _with_unchecked(
         self, hazards: Mapping[str, Sequence[str]], graph: GraphReader, signatures: Mapping[str, Signature]
     ) -> Mapping[str, Sequence[str]]:
-        """Harms that no check prevents, by signature, for a version that only loads without its checks."""
+        """Harms without a check, by signature, for a version that only loads without checks."""
         if not self._has_checks:
             return hazards
         inputs, outputs = _ends_of(signatures)

@@ -33,7 +33,7 @@ def freeze_imports() -> None:
     """Hide all existing objects from the garbage collector, once in the life of the process.
 
     Call the function before the first load. The objects of TensorFlow's modules stay for good, and are most of the work
-    of a collection: 0.2 s in which no thread runs. Later objects, such as those of models, can still be collected.
+    of a collection: 0.2 s in which no thread runs. Objects of models come later, and can still be collected.
     """
     if _frozen.acquire(blocking=False):
         gc.collect()
@@ -41,7 +41,7 @@ def freeze_imports() -> None:
 
 
 def give_back() -> None:
-    """Collect the functions and graphs of a dropped model, which refer to each other, and trim the heap."""
+    """Collect the functions and graphs of a dropped model, which form reference cycles, and trim the heap."""
     gc.collect()
     if _trim is not None:
         _trim(0)

@@ -30,6 +30,7 @@ _SMALL_GRAPH = 2 * 2**20
 _LONG_RUN = 0.005
 # Number of measurements of each way, taken in turns: the least time is free of the machine's further load.
 _TURNS = 2
+# Seconds per compared run.
 _PATIENCE = 5.0
 
 

@@ -29,6 +29,7 @@ __all__ = ["MAX_RECORDS", "RecordedInputs", "read_logs", "recorded_inputs", "rep
 
 logger = logging.getLogger("embedserve")
 
+# Most recorded requests of a version; the limit is TensorFlow Serving's (`saved_model_warmup_util.cc`).
 MAX_RECORDS = 1000
 # Seconds for a recorded request; a longer run counts as endless.
 _PATIENCE = 600.0

@@ -129,7 +129,7 @@ class Optimised:
 
 
 def optimise(plain: Servable, wanted: Wanted) -> Optimised:
-    """Make the optimised copy of a version and compare its answers with those of `plain`, which continues to serve.
+    """Make the optimised copy of a version and compare the answers with the answers of `plain`; `plain` stays open.
 
     Raises:
         NotOptimisableError: The version cannot be optimised; the message says why.

@@ -214,7 +214,7 @@ class FunctionServable:
         }
 
     def close(self) -> None:
-        """Drop the functions, their variables and their tables."""
+        """Drop the functions with variables and tables."""
         _kept_kernels.add(sum(function.inline for function in self._functions.values()))
         self._functions = {}
         self._loaded = None

@@ -23,6 +23,7 @@ logger = logging.getLogger("embedserve")
 
 v1 = tf.compat.v1
 
+# Loads in turn before a race of init ops counts as a failure.
 _INIT_ATTEMPTS = 5
 
 

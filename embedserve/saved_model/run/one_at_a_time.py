@@ -1,4 +1,4 @@
-"""Serialises runs that overwrite a variable with a request's values, so that no run reads another run's value.
+"""Serialises runs that overwrite a variable with values of a request, so that no run reads a foreign value.
 
 The module knows no TensorFlow.
 """

@@ -34,6 +34,7 @@ _HANDLES = (tf.resource, tf.variant)
 
 # Most output choices per signature. TensorFlow compiles and keeps a graph for each choice of a client.
 _MAX_OUTPUT_CHOICES = 32
+# Milliseconds, about 25 days: the largest time limit of a run.
 _MAX_LIMIT_MS = 2**31 - 1
 # Most choices of feeds, fetches and targets. TensorFlow keeps the graph of each choice until the session is closed.
 _MAX_GRAPH_CHOICES = 256

@@ -1,1 +1,1 @@
-"""TensorFlow Lite models: the contents of a model's file, and interpreters that run a model."""
+"""TensorFlow Lite models: the contents of a model's file, and the interpreters for a model."""

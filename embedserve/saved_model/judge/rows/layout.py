@@ -272,7 +272,7 @@ def _concat(call: Call, values: Sequence[Value], along: Value) -> Value:
 
 
 def _lines(parts: Sequence[tuple[int, Value]]) -> Value:
-    """A matrix of known numbers, joined from values that hold some lines each, such as the widths of a padding."""
+    """A matrix of known numbers, joined from values with some lines each: for example the widths of a padding."""
     contents = tuple(one for _, value in parts for one in value.contents or ())
     return constant((Size(sum(many for many, _ in parts)), shape_of(parts[0][1])[-1]), contents)
 

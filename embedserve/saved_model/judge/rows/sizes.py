@@ -1,8 +1,8 @@
-"""Sizes of dimensions as products of numbers and symbols: which sizes grow with a request's rows, and which do not.
+"""Sizes of dimensions as products of numbers and symbols: a size grows with a request's rows, or stays the same.
 
 A size is a factor times symbols. A symbol that begins with `#` counts: the batch's value is the sum over the requests.
-`#rows` is the number of rows, at least 1. Any further symbol with `#` is a number of entries over all rows, such as the
-words of all texts. A symbol without `#` has the same value for a request and for the request's batch.
+`#rows` is the number of rows, at least 1. Any further symbol with `#` is a number of entries over all rows, for example
+the words of all texts. A symbol without `#` has the same value for a request and for the request's batch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 __all__ = ["ONE", "ROWS_SYMBOL", "Size", "added", "named", "number", "product", "quotient"]
 
 ROWS_SYMBOL = "#rows"
+# Characters of a name. A hash replaces a longer name, so that names of nested expressions stay short.
 _LONGEST_NAME = 80
 
 

@@ -32,9 +32,9 @@ class Kind(Enum):
         DISTINCT: An entry for each distinct value of rows; `shape` is the shape of an entry.
         PLACES: For each entry, the place of the entry's value in DISTINCT of the same `token`.
         LIST: Tensors in a list of `length`, each like `element`. Element i belongs to row i where `length` counts.
-        ITEM: Inside a loop over rows: a value of the row whose turn runs.
-        TURN, NEXT, BELOW: Inside a loop over rows: the row's number, the number plus 1, whether the number is below the
-            count.
+        ITEM: Inside a loop over rows: a value of the current row.
+        TURN, NEXT, BELOW: Inside a loop over rows: the current row's number, the number plus 1, whether the number is
+            below the count of rows.
         MIXED: Depends on more than a single row.
         UNPROVEN: The table has no rule for the operation, or for the operation's case.
     """
@@ -89,8 +89,8 @@ class Value:
         kind: See `Kind`.
         shape: Sizes, None for an unknown rank; known for ROWS. For MIXED: () for a proven scalar.
         axis: Dimension of the rows.
-        contents: Elements in row-major order, if known. An element is None if equal in every batch, and an obstacle if
-            mixed. For a MIXED scalar: the lower bound.
+        contents: Elements in row-major order, if known. None stands for an unknown element with the same value in every
+            batch, an obstacle for a mixed element. For a MIXED scalar: a lower bound.
         space: Number of the rows that NUMBERS and SPLITS count, or of the images in BLOCKS.
         total: For lengths of rows and for SPLITS: the symbol of the sum.
         full: For NUMBERS and INDICES: every row has an entry.

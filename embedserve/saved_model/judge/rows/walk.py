@@ -1,7 +1,6 @@
 """Follows a graph from the fed inputs to the outputs and judges each tensor by the table; see `values` for the kinds.
 
-The walk enters nested functions, branches and loops. Values carried by a loop reach a fixed point. The module reads
-protos only and runs no model.
+The walk enters nested functions, branches and loops until a loop's values are stable. The module reads protos only.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ _CALLS = frozenset(("PartitionedCall", "StatefulPartitionedCall"))
 _BRANCHES = frozenset(("If", "StatelessIf", "Case", "StatelessCase"))
 _LOOPS = frozenset(("While", "StatelessWhile"))
 _VARIABLES = frozenset(("VarHandleOp", "Variable", "VariableV2"))
+# Most elements of a known constant (shapes and axes are shorter), nested calls, and rounds to a fixed point.
 _MAX_ELEMENTS = 64
 _MAX_DEPTH = 60
 _MAX_TURNS = 12
@@ -199,7 +199,7 @@ class _Scope:
         raise NotImplementedError
 
     def found(self, reference: str) -> Value:
-        """A tensor that is given, or whose node has been computed."""
+        """A given tensor, or a tensor of a computed node."""
         given = self.given(reference)
         if given is not None:
             return given
