@@ -1,1 +1,1 @@
-"""Threads, event loops, what may be in flight, and the CPUs and memory of the container. Knows no model."""
+"""Threads, event loops, bytes in flight, and the CPUs and memory of the container. The package knows no model."""

@@ -1,4 +1,4 @@
-"""Threads for large decodes and encodes: few at once, unless some of them take long. Knows no format."""
+"""Threads for large decodes and encodes: few at once, unless some calls take long. The module knows no format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class AbandonedError(Exception):
-    """The work of a thread was given up, because nobody waits for its result any more."""
+    """The work of a thread was given up: no caller waits for the result."""
 
 
 class _Job:
-    """A call for a thread, and whether its caller still waits."""
+    """A call for a thread, with a mark for an absent caller."""
 
     __slots__ = ("abandoned", "call")
 
@@ -39,10 +39,10 @@ _here = threading.local()
 
 
 def check_wanted() -> None:
-    """For long work that a thread of the pool does: end it if its caller was cancelled. Elsewhere nothing happens.
+    """End the long work of a pool's thread after the caller's cancellation. No effect in further threads.
 
     Raises:
-        AbandonedError: Nobody waits.
+        AbandonedError: No caller waits.
     """
     job = getattr(_here, "job", None)
     if job is not None and job.abandoned:
@@ -50,9 +50,9 @@ def check_wanted() -> None:
 
 
 class CodecPool:
-    """A few turns for many threads: what takes longer than `patience` seconds gives its turn to the next.
+    """A few turns for many threads: a call beyond `patience` seconds gives the turn to the next call.
 
-    So a few slow bodies hold up nobody.
+    A few slow bodies therefore hold up no request.
     """
 
     def __init__(
@@ -89,5 +89,5 @@ class CodecPool:
         return result
 
     def close(self) -> None:
-        """Let the threads end after what they run now."""
+        """Let the threads end after the present calls."""
         self._pool.close()

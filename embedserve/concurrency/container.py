@@ -1,7 +1,7 @@
-"""How many CPUs and how much memory may this process use? Knows no thread and no request.
+"""The number of CPUs and the bytes of memory usable by the process. The module knows no thread and no request.
 
 Containers limit both by control groups (`docker run --cpus=2 --memory=1g`, a Kubernetes limit), while the machine's own
-figures stay visible. Read are the files of cgroup v1 and v2.
+figures stay visible. The module reads the files of cgroup v1 and v2.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 __all__ = ["present_cpus", "present_memory", "usable_cpus", "usable_memory"]
 
 _UNKNOWN = 16 << 30
-"""Bytes that are assumed where the machine's memory cannot be read."""
+"""Bytes to assume on a machine with unreadable memory."""
 
 Reader = Callable[[Path], float | None]
-"""Takes the directory of one group; gives its limit, or None where the group has none."""
+"""Takes the directory of a group; returns the group's limit, or None without a limit."""
 
 
 def allowances(
     root: Path, controller: str, unified: Reader, classic: Reader, mounts: tuple[str, ...] = ()
 ) -> Iterator[float]:
-    """Yield the limit of the process's control group and of each group above, where there is one.
+    """Yield the limit of the process's control group and of each group above, if present.
 
     Args:
         root: Where `proc` and `sys` are mounted.
@@ -40,7 +40,7 @@ def allowances(
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        # Seen from a container the group may be named as its host knows it; then only the mount's root is there.
+        # A container may see the group under the host's name for the group; then only the mount's root is readable.
         groups = [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]
         if not controllers:
             found = (unified(mount / group) for group in groups)
@@ -53,12 +53,12 @@ def allowances(
 
 
 def present_cpus() -> int:
-    """The CPUs that the process may run on."""
+    """Return the number of CPUs allowed to the process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """The CPUs that the process may run on, or as many as its control group's quota pays for where that is less.
+    """Return the number of CPUs allowed to the process, or the control group's quota, rounded up, if smaller.
 
     Args:
         root: Where `proc` and `sys` are mounted.
@@ -90,7 +90,7 @@ def _cpu_quota(group: Path) -> float | None:
 
 
 def present_memory() -> int:
-    """The machine's memory in bytes, or 16 GiB where it cannot be read."""
+    """Return the machine's memory in bytes; 16 GiB if unreadable."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -98,7 +98,7 @@ def present_memory() -> int:
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """The machine's memory in bytes, or the least limit of the process's control groups where that is less.
+    """Return the machine's memory in bytes, or the least limit of the process's control groups if smaller.
 
     Args:
         root: Where `proc` and `sys` are mounted.
@@ -117,7 +117,7 @@ def _memory_max(group: Path) -> float | None:
 
 
 def _memory_limit(group: Path) -> float | None:
-    """Version 1 has no word for no limit: a number that no machine has."""
+    """Version 1 writes no limit as a number larger than any machine's memory."""
     return _bytes(group / "memory.limit_in_bytes")
 
 
@@ -128,6 +128,6 @@ def _bytes(file: Path) -> float | None:
         return None
 
 
-# Read with the module: options are made on event loops, which are not to wait for files.
+# Read with the module: options are made on event loops, and a loop must not wait for files.
 _quotas(Path("/"))
 _limits(Path("/"))

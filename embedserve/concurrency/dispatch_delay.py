@@ -1,7 +1,7 @@
-"""How long a free run slot waits for requests that are already on their way through the loop.
+"""How long a free run slot waits for requests already on their way through the loop.
 
-A transport that hands the loop an event at a time would have each request leave alone, though more are coming, and a
-run of one costs about as much as a run of thirty. Asked by `threads.RunPool` before each dispatch; knows no thread.
+Without a delay, a transport with an event per loop turn would have each request leave alone. A run of a single request
+costs about as much as a run of thirty. The module knows no thread.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ __all__ = ["DispatchDelay"]
 
 
 class DispatchDelay:
-    """Decides from what waiting has brought so far: an idle system never waits, and one with nothing to gain hardly.
+    """Decides from the gain of earlier waits: an idle system never waits, and a system without gain hardly ever waits.
 
-    First it waits turns of the loop, as long as each few of them bring another request: turns of a loop that has
-    nothing to do pass in microseconds, and a busy one would not have run the work much sooner.
+    The first kind of wait is a few turns of the loop, as long as every few turns bring another request. Turns of an
+    idle loop pass in microseconds, and a busy loop would not have run the work much sooner.
 
-    In a process that uses a core up, with short runs, it tries pauses of milliseconds besides. They pay as long as the
-    core is busy meanwhile with the requests that come, of which each saves most of a run; with few clients it soon has
-    nothing to do. So a pause ends at a number of requests that grows while nothing is idled away and shrinks when
-    something is, and where pauses cost more than they save they are tried less and less often. Turns that bring
-    nothing do not say that nothing is on its way: other threads may have it, which a turning loop keeps from the core.
+    The second kind is a pause of milliseconds, tried in a process with short runs and a fully used core. A pause pays
+    while the core is busy with incoming requests, because each request saves most of a run. With few clients the core
+    soon falls idle. A pause therefore ends at a number of requests: the number grows after pauses without idle time and
+    shrinks after idle time. Pauses with more cost than gain are tried less and less often. Turns without a new request
+    do not prove an empty queue: a turning loop keeps the core from threads with further requests.
 
     Attributes:
-        enough: Requests at which a pause ends before its time.
+        enough: Number of requests to end a pause before the time is over.
     """
 
     QUIET_TURNS = 16
@@ -36,18 +36,18 @@ class DispatchDelay:
     TRY_EVERY = 16
 
     SHORT_RUN = 0.002
-    SATURATED = 0.5  # Of one core, which is all that Python code can use.
+    SATURATED = 0.5  # Of a single core, the most for Python code.
     WINDOW = 0.05
-    STEP = 0.001  # After each the pause ends, unless the process has worked for so much of it.
+    STEP = 0.001  # Seconds; the pause goes on only after `WORKING` of a step spent at work.
     WORKING = 0.7
     MOST_STEPS = 4
-    SAVED = 0.000_05  # Seconds of the process that a request costs less when it shares a run.
+    SAVED = 0.000_05  # Seconds of the process saved by each request in a shared run.
     RARELY = 1024  # Dispatches between two tries of a pause, at the most.
-    # Where turns bring nothing, pauses are tried after so many tries of turns, if so many requests are there.
+    # Where turns bring no request, pauses are tried after `VAIN` tries of turns, with at least `SOME` requests present.
     VAIN = 4
     SOME = 4.0
-    # What becomes of the number that ends a pause when more than a part of the time from pause to pause was idle, and
-    # when not: it grows, the faster the longer that goes on.
+    # The change of the number of requests to end a pause. After an idle share above `LITTLE` between two pauses, the
+    # number shrinks by the factor `SHRUNK`. Else the number grows, and the growth itself accelerates.
     LITTLE = 0.1
     SHRUNK = 0.8
     GROWTH = 0.125
@@ -58,19 +58,19 @@ class DispatchDelay:
         self._used = used
         self._trust = 0
         self._since_tried = 0
-        self._vain = 0  # Tries of turns in a row that brought nothing.
+        self._vain = 0  # Tries of turns in a row without a new request.
         self._turns = self._quiet = self._first = self._most = 0
         self._end = 0.0
-        self._usual = 0.0  # Requests that are there before any waiting.
+        self._usual = 0.0  # Requests present before any wait.
         self._run_seconds = 0.0
         self._saturated = False
         self._window = (now(), used())
         self._paused = False
-        # Now and used, at the end of the last pause and of the last step of this one.
+        # Now and used, at the end of the last pause and of the present pause's last step.
         self._since = self._stepped = (0.0, 0.0)
-        self._balance = 0.0  # Seconds that the last pauses have saved; where they have not, there are only tries.
+        self._balance = 0.0  # Seconds saved by the last pauses; without a saving, pauses are only tried.
         self._pause_every = self._until_pause = self.TRY_EVERY
-        self._target = 0.0  # Requests that end a pause.
+        self._target = 0.0  # Requests to end a pause.
         self._growth = self.GROWTH
         self.enough = sys.maxsize
 
@@ -79,14 +79,14 @@ class DispatchDelay:
         return f"<DispatchDelay trust {self._trust}{', saturated' * self._saturated}{pauses}>"
 
     def ran(self, seconds: float) -> None:
-        """A run took so long, from its dispatch to its end."""
+        """Learn the seconds of a run, from the dispatch to the end."""
         self._run_seconds += (seconds - self._run_seconds) / 16
 
     def pause(self, waiting: int) -> float | None:
-        """Seconds after which to ask again, 0 for the next turn of the loop; None to dispatch now.
+        """Return the seconds to the next call, 0 for the next turn of the loop; None to dispatch now.
 
         Args:
-            waiting: Requests that could go together and are here now; 0 where none can be gained.
+            waiting: Present requests able to share a run; 0 without any gain.
         """
         if self._paused:
             now, total = self._now(), self._used()
@@ -155,13 +155,13 @@ class DispatchDelay:
         return self.STEP
 
     def stop(self, waiting: int) -> None:
-        """The pause is over, perhaps before its time, with `waiting` requests there."""
+        """End the pause, perhaps before the time, with `waiting` present requests."""
         self._paused = False
         now, total = self._now(), self._used()
         began, used = self._since
         self._since = (now, total)
         idle = (now - began) - (total - used)
-        saved = (waiting - self._first - 1) * self.SAVED  # One more would have come anyway.
+        saved = (waiting - self._first - 1) * self.SAVED  # A further request would have come anyway.
         self._balance = max(self._balance, 0.0) * (7 / 8) + saved - idle
         if idle > self.LITTLE * (now - began):
             self._target = min(self._target, waiting) * self.SHRUNK

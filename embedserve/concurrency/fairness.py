@@ -1,7 +1,7 @@
-"""Whose claim on a run slot is served next, and when one thread more is lent: functions over plain data.
+"""The choice of the next claim on a run slot, and the time to lend an extra thread: functions over plain data.
 
-A model takes turns with the others however many signatures, versions and callers it has. Asked by `threads.RunPool`.
-Knows no thread, no clock and no batch.
+Models take turns, however many signatures, versions and callers a model has. The module knows no thread, no clock and
+no batch.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Collection, Mapping, Sequence
 __all__ = ["LEND_AFTER", "Turns", "lend_at", "next_in_turn"]
 
 LEND_AFTER = 0.1
-"""Seconds for which one model must have held every slot before another is lent a thread.
+"""Seconds of holding every slot by a single model before another model is lent a thread.
 
-Chosen above the runs that most models have: those give a slot back sooner, and a pool keeps to its size.
+Chosen longer than the runs of most models: short runs give a slot back sooner, and a pool keeps to the size.
 """
 
 
 def next_in_turn(claims: Sequence[str], held: Mapping[str, int], served: Mapping[str, int]) -> int:
-    """Index of the claim that gets the free slot.
+    """Return the index of the claim for the free slot.
 
-    The model that holds the fewest slots goes first, among equals the one whose last turn is longest ago, among its
-    claims the oldest. A model that holds no slot therefore waits for at most one run of each other model to begin, and
-    no model gets the last slot while another, which has none, waits. Turns count runs: a batch is one turn.
+    The model with the fewest slots goes first; among equals, the model with the oldest last turn; within a model, the
+    oldest claim. A model without a slot therefore waits for at most a single run of each further model to begin. No
+    model gets the last slot while a model without a slot waits. Turns count runs: a batch is a turn.
 
     Args:
-        claims: The model of each claim, oldest first; at least one.
-        held: Slots that a model holds now.
+        claims: The model of each claim, oldest first; at least a single claim.
+        held: Number of slots held by each model.
         served: Number of a model's last turn; turns are counted up from 1.
     """
     if len(claims) == 1:
@@ -35,13 +35,13 @@ def next_in_turn(claims: Sequence[str], held: Mapping[str, int], served: Mapping
 
 
 class Turns:
-    """Which model holds how many slots, and when each was served last.
+    """The number of slots held by each model, and the last turn of each model.
 
     Attributes:
-        held: Slots by model; a model without one is not in it.
+        held: Slots by model; a model without a slot is absent.
     """
 
-    REMEMBERED = 4096  # Models; those served longest ago are forgotten, and count as never served.
+    REMEMBERED = 4096  # Models; models served longest ago are forgotten, and count as never served.
 
     def __init__(self) -> None:
         self.held: dict[str, int] = {}
@@ -62,7 +62,7 @@ class Turns:
             del self._served[next(iter(self._served))]
 
     def end(self, model: str) -> None:
-        """It gives the slot back."""
+        """Return a slot of the model."""
         left = self.held[model] - 1
         if left:
             self.held[model] = left
@@ -71,13 +71,13 @@ class Turns:
 
 
 def lend_at(claims: Collection[str], running: Sequence[tuple[str, float]]) -> float | None:
-    """When a claim may be served by a thread beyond the pool's size; None for not at all.
+    """Return the time for serving a claim by a thread beyond the pool's size; None for never.
 
-    One model whose runs are long, or never end, may hold every slot because nobody else waited when it took them.
+    A model with long or endless runs may hold every slot, because no further model waited at the time of the claims.
 
     Args:
         claims: The model of each claim.
-        running: For each slot, all of them taken, the model that holds it and when its run began.
+        running: For each of the pool's slots, all taken: the model in the slot and the beginning of the run.
     """
     if not running:
         return None

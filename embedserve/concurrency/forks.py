@@ -1,6 +1,6 @@
-"""Whether TensorFlow had run before this process was forked, which it does not survive.
+"""Whether TensorFlow had run in the parent before the fork; TensorFlow does not survive a fork.
 
-Imported with the package, when no other part of it is: the host may fork before it uses a name.
+Imported with the package, as the only module: the host may fork before the first use of a name.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ FORK_REMEDY = (
 
 
 class _Forks:
-    """Notes, at each fork of this process, whether TensorFlow had run before it.
+    """Notes, at each fork of the process, whether TensorFlow had run before.
 
-    A fork costs it 30 µs, a process that has not imported TensorFlow nothing.
+    A fork costs 30 µs more after an import of TensorFlow, and no time before.
     """
 
     def __init__(self) -> None:
         self.ran_in: int | None = None
-        """The process that ran TensorFlow and then forked this one; None if there is none."""
+        """The forked parent in which TensorFlow had run; None without such a parent."""
         self._running: int | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self._before, after_in_child=self._in_child)
@@ -41,7 +41,7 @@ class _Forks:
 
 
 def _tensorflow_has_run() -> bool:
-    """Whether TensorFlow has started its threads, none of which a forked child has. Its mere import starts none."""
+    """Return whether TensorFlow has started threads; a forked child has none. An import alone starts no thread."""
     if "tensorflow" not in sys.modules:
         return False
     for path in glob.glob("/proc/self/task/*/comm"):
@@ -58,7 +58,7 @@ def check_fork() -> None:
     """Refuse to load models where TensorFlow can only hang.
 
     Raises:
-        RegistryStateError: This process was forked from one in which TensorFlow had run.
+        RegistryStateError: TensorFlow had run in the parent before the fork.
     """
     if _forks.ran_in is not None:
         raise RegistryStateError(

@@ -1,8 +1,8 @@
-"""The one account of what requests make the process hold: bodies, what they become, and answers until they are sent.
+"""The only account of bytes held by requests: bodies, decoded inputs, and answers until their sending.
 
-Adapters reserve before anything is made, and give back when the answer is sent. How many bytes something will be is
-worked out by `tensors/sizes.py` and `grpc/message_size.py`. Loop only; knows no wire. A host's own arrays in process
-are the host's memory, and are not counted.
+Adapters reserve before the allocation, and release after sending the answer. `tensors/sizes.py` and
+`grpc/message_size.py` work out the sizes. Loop only; the module knows no wire. A host's own arrays in process are the
+host's memory, and are not counted.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["InflightBytes", "Reservation", "default_limit"]
 
 
 def default_limit() -> int:
-    """A quarter of the memory that the process may use, in bytes."""
+    """Return a quarter of the process's usable memory, in bytes."""
     return max(1, usable_memory() // 4)
 
 
 MAX_GROWTH = 1 << 28
-"""Bytes that any request may become, however few were sent: a few bytes stay small on the largest machine."""
+"""Bytes of growth allowed to any request, however small: 256 MiB is small on any machine."""
 
 GROWTH_FACTOR = 128
-"""Bytes that each byte on the wire may become besides: what reading JSON of brackets takes, and little else."""
+"""Further bytes of growth for each byte on the wire: enough for the parse of JSON brackets, with little to spare."""
 
 
 class InflightBytes:
@@ -41,7 +41,7 @@ class InflightBytes:
         return f"<InflightBytes {self.reserved} of {self.limit}>"
 
     def check_request(self, size: int) -> None:
-        """Refuse one request that is too large by itself.
+        """Refuse a single request above the size limit.
 
         Raises:
             RequestTooLargeError: `size` is over `max_request_bytes`.
@@ -56,10 +56,10 @@ class InflightBytes:
 
         Args:
             size: Bytes.
-            what: What they are for, for the message.
+            what: The purpose of the bytes, for the message.
 
         Raises:
-            RequestTooLargeError: With them the bytes held would be over `max_inflight_bytes`. Nothing was taken.
+            RequestTooLargeError: The total would be over `max_inflight_bytes`. The account is unchanged.
         """
         if self.reserved + size > self.limit:
             raise RequestTooLargeError(
@@ -87,9 +87,9 @@ class InflightBytes:
 
 
 class Reservation:
-    """The bytes that one request holds of `max_inflight_bytes`, from its first byte until its answer is sent.
+    """A request's share of `max_inflight_bytes`, from the first byte until the answer is sent.
 
-    Leaving the context gives them back.
+    Leaving the context releases the bytes.
     """
 
     __slots__ = ("_inflight", "sent", "size")
@@ -100,7 +100,7 @@ class Reservation:
         self.size = 0
 
     def receive(self, size: int, what: str) -> None:
-        """Hold `size` bytes that came over the wire, compressed or not.
+        """Hold `size` bytes from the wire, compressed or not.
 
         Raises:
             RequestTooLargeError: As `add`.
@@ -109,19 +109,20 @@ class Reservation:
         self.sent += size
 
     def add(self, size: int, what: str = "") -> None:
-        """Hold `size` more bytes, before they are made; `what` they are for is named where they are refused.
+        """Hold `size` more bytes before the allocation; `what` names the purpose in the refusal.
 
         Raises:
-            RequestTooLargeError: The process holds too much already.
+            RequestTooLargeError: The process holds too many bytes already.
         """
         self._inflight.reserve(size, what)
         self.size += size
 
     def grow(self, size: int, what: str) -> None:
-        """Hold the `size` bytes that a request takes beyond those that were sent, before they are made.
+        """Hold the `size` bytes of a request beyond the bytes on the wire, before the allocation.
 
         Raises:
-            RequestTooLargeError: As `add`, or the request would hold more than 256 MiB and 128 bytes for each sent.
+            RequestTooLargeError: As `add`, or the request would hold more than 256 MiB and 128 bytes for each byte
+                sent.
         """
         self.add(size, what)
         limit = MAX_GROWTH + GROWTH_FACTOR * self.sent
@@ -132,15 +133,15 @@ class Reservation:
             )
 
     def become(self, size: int) -> None:
-        """Hold `size` bytes from now on: what was reserved has been made, and its real size is known.
+        """Hold `size` bytes from now on: the reserved objects exist, and the real size is known.
 
-        Never refused: the bytes are there.
+        Never refused: the bytes are allocated already.
         """
         self._inflight.reserved += size - self.size
         self.size = size
 
     def release(self) -> None:
-        """Give back what is held."""
+        """Release the held bytes."""
         self.become(0)
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
-"""Threads for everything slow but inference: loads, unloads, directory scans, large decodes and encodes.
+"""Threads for all slow work but inference: loads, unloads, directory scans, large decodes and encodes.
 
-A call that goes on past its limit is left behind in its thread, and the thread is replaced. No thread holds up the end
-of the process. Knows neither model nor directory.
+A call beyond the time limit is left behind in the thread, and the thread is replaced. No thread holds up the end of the
+process. The module knows neither model nor directory.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ logger = logging.getLogger("embedserve")
 T = TypeVar("T")
 
 MAX_STUCK = 8
-"""Threads of a pool that are replaced: each costs what its call holds, a model in the worst case."""
+"""Bound of replaced threads of a pool: each thread costs the memory held by the call, a model in the worst case."""
 
 _here = threading.local()
 
 
 class _Job:
-    """One call, from the queue through a thread to its future, which both sides may end first."""
+    """A call, from the queue through a thread to the future; caller and thread may each end the future first."""
 
     def __init__(self, pool: LoadPool, call: Callable[..., Any], args: tuple[Any, ...], limit: float) -> None:
         self.pool = pool
@@ -43,19 +43,19 @@ class _Job:
         self.limit = limit
         self.future: Future[Any] = Future()
         self.late: Callable[[Any], object] | None = None
-        self.thread: int | None = None  # Since it has begun.
+        self.thread: int | None = None  # Set at the beginning of the call.
         self.what = ""
         self.since = 0.0
         self.ends_at = math.inf
         self.timer: asyncio.TimerHandle | None = None
 
     def now_does(self, what: str, limit: float) -> None:
-        """In the thread: begin a part with a limit of its own."""
+        """In the thread: begin a part with a separate limit."""
         self.what, self.since = what, time.monotonic()
         self.ends_at = self.since + min(limit, self.limit)
 
     def run(self) -> bool:
-        """In a thread; False if it was left behind meanwhile."""
+        """Run the call in a thread; return False for a thread left behind during the call."""
         if not self.future.set_running_or_notify_cancel():
             return True
         self.now_does("", self.limit)
@@ -88,7 +88,7 @@ class _Job:
                 logger.exception("what a call that hung had made could not be given back")
 
     def where(self) -> str:
-        """What it does, and the innermost function of ours that it is in."""
+        """Return the current part, and the innermost function of embedserve in the call's stack."""
         frame = sys._current_frames().get(self.thread or 0)
         while frame is not None and not str(frame.f_globals.get("__name__")).startswith("embedserve."):
             frame = frame.f_back
@@ -98,9 +98,9 @@ class _Job:
 
 @contextmanager
 def doing(what: str, limit: float) -> Iterator[None]:
-    """Name a part of what this load thread does, which may take `limit` seconds; elsewhere nothing happens.
+    """Name a part of a load thread's work, with a limit in seconds; no effect in further threads.
 
-    A call that hangs is named by its part. After the part the limit of the whole call counts anew.
+    A hanging call is named by the part. After the part the limit of the whole call counts anew.
     """
     job: _Job | None = getattr(_here, "job", None)
     if job is None:
@@ -115,11 +115,11 @@ def doing(what: str, limit: float) -> Iterator[None]:
 
 
 class LoadPool:
-    """Threads that are made when they are needed and end with `close`.
+    """Threads made on demand and ended by `close`.
 
     Args:
-        loop: Where results are awaited.
-        size: Threads at most, without those left behind.
+        loop: The loop of the results.
+        size: Largest number of threads, without threads left behind.
         name: Beginning of the threads' names.
     """
 
@@ -137,11 +137,11 @@ class LoadPool:
 
     @property
     def trouble(self) -> str | None:
-        """Why this process should be replaced; None where it need not be."""
+        """Why the process should be replaced; None in a healthy process."""
         return f"{self._stuck} load threads hang" if self._stuck > MAX_STUCK else None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """Run `call(*args)` in a thread. The thread cannot be stopped: cancelling only leaves it alone."""
+        """Run `call(*args)` in a thread. A running thread cannot be stopped: cancelling leaves the thread alone."""
         result: T = await asyncio.wrap_future(self._submit(call, args, math.inf).future, loop=self.loop)
         return result
 
@@ -152,15 +152,15 @@ class LoadPool:
         limit: float = math.inf,
         late: Callable[[T], object] | None = None,
     ) -> T:
-        """As `run`, but a cancelled caller still waits for the thread's end before it is cancelled.
+        """As `run`, but a cancelled caller still waits for the thread's end before the cancellation.
 
         Args:
-            call, args: What to run.
-            limit: Seconds from its beginning after which it is left behind.
-            late: Called in the thread with the result of a call that returns after it was left behind.
+            call, args: The function to run and the arguments.
+            limit: Seconds from the call's beginning to the time of leaving the thread behind.
+            late: Called in the thread with the result of a call left behind and returned after all.
 
         Raises:
-            HungError: `limit` has passed, or that of a part (`doing`); the call may still go on.
+            HungError: `limit` or the limit of a part (`doing`) has passed; the call may still go on.
         """
         job = self._submit(call, args, limit)
         job.late = late
@@ -204,7 +204,7 @@ class LoadPool:
             return self._jobs.get()
 
     def look_soon(self, job: _Job) -> None:
-        """From a thread: the time at which `job` has to end has changed."""
+        """From a thread: report a changed end time of `job`."""
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self._look, job)
 
@@ -226,7 +226,7 @@ class LoadPool:
         )
         try:
             job.future.set_exception(error)
-        except InvalidStateError:  # It has ended just now.
+        except InvalidStateError:  # The call has just ended.
             return
         self._threads -= 1
         self._stuck += 1
@@ -237,7 +237,7 @@ class LoadPool:
         self._stuck -= 1
 
     def close(self) -> None:
-        """Let the threads end after what they run now; what has not begun is cancelled."""
+        """Let the threads end after the present calls; queued calls are cancelled."""
         self._closed = True
         with suppress(queue.Empty):
             while True:

@@ -1,7 +1,7 @@
-"""The event loop that something belongs to, how callers on other loops and threads reach it, and a loop of its own.
+"""An owner's event loop, the ways to reach the loop from foreign loops and threads, and a private loop.
 
-`Runtime` is one. Where a call could only hang (a closed loop, a forked child, the loop itself waiting for itself) it
-raises with the remedy instead. Knows no model.
+`Runtime` is an owner. A call that could only hang raises with the remedy instead: on a closed loop, in a forked child,
+or from the loop to the loop. The module knows no model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["OwnerLoop", "PrivateLoop", "check_asyncio", "check_threads"]
 
 T = TypeVar("T")
 
-# gevent and eventlet put greenlets in place of these: an event loop in a thread of its own then waits for ever.
+# gevent and eventlet put greenlets in place of these functions: an event loop in a thread then waits for ever.
 _REPLACED: tuple[tuple[Any, str], ...] = (
     (_thread, "start_new_thread"),
     (queue, "SimpleQueue"),
@@ -36,7 +36,7 @@ _REPLACED: tuple[tuple[Any, str], ...] = (
 
 
 def check_threads() -> None:
-    """Refuse a process whose threads, queues or sockets were replaced by greenlets, where a registry can only hang.
+    """Refuse a process with greenlets in place of threads, queues or sockets, because a registry can only hang there.
 
     Raises:
         RegistryStateError: gevent or eventlet has patched the standard library.
@@ -52,10 +52,10 @@ def check_threads() -> None:
 
 
 def check_asyncio() -> None:
-    """Refuse a coroutine that no asyncio loop runs.
+    """Refuse a coroutine without an asyncio loop.
 
     Raises:
-        RegistryStateError: trio, or nothing at all, runs the caller.
+        RegistryStateError: The caller runs under trio, or without any loop.
     """
     if asyncio._get_running_loop() is None:
         trio = sys.modules.get("trio")
@@ -67,7 +67,7 @@ def check_asyncio() -> None:
 
 
 class OwnerLoop:
-    """Belongs to the loop on which it is made, until it is closed."""
+    """Belongs to the loop of the creation, until the loop is closed."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -75,19 +75,19 @@ class OwnerLoop:
         self.closed = False
 
     def on_loop(self) -> bool:
-        """Whether the caller runs on this loop."""
+        """Return whether the caller runs on the owner's loop."""
         return asyncio._get_running_loop() is self.loop
 
     @property
     def dead(self) -> bool:
-        """Whether nothing can run here any more: the loop is closed, or in another process."""
+        """Whether the loop is unusable for good: the loop is closed, or in another process."""
         return self.loop.is_closed() or os.getpid() != self.pid
 
     def check_process(self) -> None:
-        """Refuse a forked child, which has the memory of its parent and none of its threads.
+        """Refuse a forked child: a child has the memory of the parent and none of the threads.
 
         Raises:
-            RegistryStateError: This is a forked child.
+            RegistryStateError: The process is a forked child.
         """
         if os.getpid() != self.pid:
             raise RegistryStateError(
@@ -96,10 +96,10 @@ class OwnerLoop:
             )
 
     def check_reachable(self) -> None:
-        """Raise, with the remedy, where a call from outside the loop could only hang.
+        """Raise, with the remedy, if a call from outside the loop could only hang.
 
         Raises:
-            RegistryStateError: A forked child, a closed loop or a loop that does not run.
+            RegistryStateError: A forked child, a closed loop or a stopped loop.
         """
         self.check_process()
         if self.closed:
@@ -112,10 +112,10 @@ class OwnerLoop:
             )
 
     async def bridge(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on this loop for a caller on another; cancellation is carried over.
+        """Run a coroutine on the owner's loop for a caller on a foreign loop; cancellation is carried over.
 
         Raises:
-            RegistryStateError: This loop cannot be reached, or the caller's is not one of asyncio.
+            RegistryStateError: The owner's loop cannot be reached, or the caller's loop is no asyncio loop.
         """
         try:
             check_asyncio()
@@ -125,10 +125,10 @@ class OwnerLoop:
         return await asyncio.wrap_future(self._submit(call))
 
     def call_sync(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run a call on this loop for a thread that waits.
+        """Run a call on the owner's loop and block the calling thread until the result.
 
         Raises:
-            RegistryStateError: The caller is on that loop, which would wait for itself.
+            RegistryStateError: The caller is on the owner's loop and would block the loop.
         """
         if self.on_loop():
             raise RegistryStateError(
@@ -158,13 +158,13 @@ class OwnerLoop:
             raise
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        """Run `call` on the loop from any thread; nothing is left to do once the loop is closed."""
+        """Run `call` on the loop from any thread; a closed loop ignores the call."""
         with suppress(RuntimeError):  # Closed.
             self.loop.call_soon_threadsafe(call)
 
 
 class PrivateLoop:
-    """An event loop in a thread of its own, for a registry entered by plain `with`; runs until `close`."""
+    """An event loop in a private thread, for a registry entered by plain `with`; runs until `close`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -175,7 +175,7 @@ class PrivateLoop:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
-            self._loop.run_until_complete(asyncio.sleep(0))  # What was asked for just now becomes tasks.
+            self._loop.run_until_complete(asyncio.sleep(0))  # Callbacks scheduled just now become tasks.
             while pending := asyncio.all_tasks(self._loop):
                 for task in pending:
                     task.cancel()
@@ -185,7 +185,7 @@ class PrivateLoop:
             self._loop.close()
 
     def run(self, call: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine on the loop and wait for it; an interrupted wait cancels it."""
+        """Run a coroutine on the loop and wait for the end; an interrupted wait cancels the coroutine."""
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             future.result()
@@ -194,11 +194,11 @@ class PrivateLoop:
             raise
 
     def close(self) -> None:
-        """Stop the loop, cancel what is left on it, and join the thread."""
+        """Stop the loop, cancel the remaining tasks, and join the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
     def close_after(self, call: Coroutine[Any, Any, None]) -> None:
-        """As `close`, once a coroutine has ended on the loop; nothing is waited for."""
+        """As `close`, after the end of a coroutine on the loop; the caller does not wait."""
         ended = asyncio.run_coroutine_threadsafe(call, self._loop)
         ended.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))

@@ -1,8 +1,8 @@
-"""Run threads, the only door from the event loop to inference; everything else that is slow is in load_pool.py.
+"""Run threads, the only door from the event loop to inference; all further slow work is in load_pool.py.
 
-They are few, live as long as the registry and are warmed, because TensorFlow keeps state per thread. A run slot
-is asked for before the work is chosen, so that a batch keeps growing while every thread is busy; `fairness` says whose
-claim is next. A thread whose work does not end is left behind and replaced. Knows no model but by its name.
+Run threads are few, live as long as the registry and are warmed, because TensorFlow keeps state per thread. A run slot
+is claimed before the choice of the work, so that a batch keeps growing while every thread is busy. `fairness` chooses
+the next claim. A thread with endless work is left behind and replaced. The module knows only the names of models.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ __all__ = ["RunPool", "SlotClient", "Task", "Work", "outlast", "tellable"]
 
 T = TypeVar("T")
 
-# Seconds after which a thread of a closed pool sees that nobody will tell it to end.
+# Seconds between two checks of a thread of a closed pool for a closed loop: no message comes from a closed loop.
 LOOK_FOR_LOOP = 0.5
 
 
 class Work(Protocol):
-    """What one run thread is to do. All but `call` happens on the loop."""
+    """The work of a run thread. All methods but `call` run on the loop."""
 
     look_at: float
-    """The `loop.time()` at which `overdue` is asked; infinite where the work is sure to end."""
+    """The `loop.time()` of the next `overdue` check; infinite for work with a sure end."""
 
     def call(self) -> Any:
-        """Do it; in the thread."""
+        """Do the work; in the thread."""
 
     def done(self, result: Any, error: Exception | None) -> None:
-        """Take the result of `call`, or the error that it raised, be it after `stuck`."""
+        """Take the result of `call`, or the raised error, even after `stuck`."""
 
     def overdue(self) -> bool:
         """Whether the thread is to be left behind; if not, `look_at` is later from here on."""
 
     def stuck(self, seconds: float) -> None:
-        """The thread was left behind after so many seconds; it may still come back."""
+        """Take note: the thread was left behind after `seconds`. The thread may still come back."""
 
 
 class Task:
@@ -71,35 +71,36 @@ class Task:
 
 
 class SlotClient(Protocol):
-    """Something with work for a run thread."""
+    """A client with work for a run thread."""
 
     @property
     def model(self) -> str:
-        """Whose work this is: clients of one model share its turns."""
+        """The model of the work: clients of the same model share the model's turns."""
 
     @property
     def waiting(self) -> int:
-        """Requests that could go together in the next work; 0 where each goes alone. Loop only."""
+        """Requests able to share the next work; 0 where each request goes alone. Loop only."""
 
     def take_work(self) -> Work | None:
-        """Choose the work now that a thread is free. None when there is nothing (any more) to run. Loop only; must not
-        raise."""
+        """Choose the work for the free thread, or return None without any work. Loop only; must not raise."""
 
     def turn_away(self, error: ServingError) -> None:
-        """Fail whatever waits, for nothing may run it. A claim that was made counts as withdrawn. Loop only; must not
-        raise."""
+        """Fail all waiting requests, because no thread can run them. An open claim counts as withdrawn.
+
+        Loop only; must not raise.
+        """
 
 
 class _RunThread:
-    """One run thread and the one place its next work is put."""
+    """A run thread and the queue for the thread's next work."""
 
     def __init__(self, pool: RunPool, name: str, *, lent: bool = False) -> None:
         self._pool = pool
         self.lent = lent
         self.todo: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self.reserved: deque[_Reserved] = deque()  # Work for this thread and no other.
+        self.reserved: deque[_Reserved] = deque()  # Work for this thread only.
         self.work: Work | None = None
-        self.model: str | None = None  # None for work that no client chose.
+        self.model: str | None = None  # None for work without a client.
         self.began = 0.0
         pool.waker.join()
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -118,15 +119,15 @@ class _RunThread:
             error: Exception | None = None
             try:
                 result = work.call()
-            except BaseException as raised:  # Handed to the loop; a run thread must outlive whatever it ran.
+            except BaseException as raised:  # Handed to the loop; a run thread must outlive any work.
                 error = tellable(raised)
             if not ring((self, work, result, error)):
                 return
             del work, result, error
 
     def _next(self) -> Work | None:
-        """What to do next, or None to end."""
-        while self._pool.closed:  # Its loop may be closed before it sees that this thread is back.
+        """Return the next work, or None to end."""
+        while self._pool.closed:  # The loop may close before hearing of the thread's return.
             try:
                 return self.todo.get(timeout=LOOK_FOR_LOOP)
             except queue.Empty:
@@ -136,10 +137,10 @@ class _RunThread:
 
 
 class _LoopWaker:
-    """How run threads tell the loop what has ended: an eventfd where there is one.
+    """Reports ended work from run threads to the loop: by an eventfd where available.
 
     Measured against `call_soon_threadsafe`, to a thread and back: 21 instead of 26 µs, with uvloop 14 instead of 22.
-    The last thread closes the file: one that has told the loop may still be about to ring.
+    The last thread closes the file: until then a thread may still be about to ring.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[..., None]) -> None:
@@ -153,12 +154,12 @@ class _LoopWaker:
             self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             try:
                 loop.add_reader(self._fd, self._rung)
-            except NotImplementedError:  # A loop that watches no files.
+            except NotImplementedError:  # A loop without support for watching files.
                 os.close(self._fd)
                 self._fd = -1
 
     def ring(self, ended: tuple[Any, ...]) -> bool:
-        """Make the loop call `answer(*ended)`; from any thread. False if the loop is closed: nobody is left to tell."""
+        """Make the loop call `answer(*ended)`; from any thread. Return False on a closed loop."""
         if self._loop.is_closed():
             return False
         if self._fd >= 0:
@@ -177,11 +178,11 @@ class _LoopWaker:
             while self._ended:
                 self._answer(*self._ended.popleft())
         finally:
-            if self._ended:  # The answer raised: the loop reports that, and the rest is not lost.
+            if self._ended:  # The answer raised: the loop reports the error, and the rest is not lost.
                 os.eventfd_write(self._fd, 1)
 
     def silence(self) -> None:
-        """Stop listening; on the loop, when every thread has told its last."""
+        """Stop listening; on the loop, after the last report of every thread."""
         if self._fd >= 0 and not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
 
@@ -199,13 +200,13 @@ class _LoopWaker:
 
 
 class _Reserved:
-    """One call for one run thread; its outcome is awaited in `RunPool.run_in_each_thread`."""
+    """A call for a single run thread; `RunPool.run_in_each_thread` awaits the outcome."""
 
     def __init__(self, call: Callable[[], object], ended: asyncio.Future[None], limit: float) -> None:
         self.call = call
         self.ended = ended
         self.limit = limit
-        self.look_at = math.inf  # Until it begins.
+        self.look_at = math.inf  # Until the call begins.
 
     def overdue(self) -> bool:
         return True
@@ -223,13 +224,13 @@ class _Reserved:
 
 
 class RunPool:
-    """A fixed number of run threads handed out as slots, to one model after the other. Loop only.
+    """A fixed number of run threads handed out as slots, to models in turn. Loop only.
 
     Args:
-        loop: Where everything but `Work.call` happens.
+        loop: The loop of all calls but `Work.call`.
         size: Run threads, warm and free or at work.
         name: Beginning of the threads' names.
-        max_stuck: Threads with endless work that are replaced; None is as many as `size`.
+        max_stuck: Bound of replaced threads with endless work; None is `size`.
     """
 
     def __init__(
@@ -251,9 +252,9 @@ class RunPool:
         self.waker = _LoopWaker(loop, self._finished)
         self._made = 0
         self._threads: list[_RunThread] = []
-        # Last in, first out: the thread that ran last has its caches warm.
+        # Last in, first out: the thread of the last run has warm caches.
         self._idle: list[_RunThread] = []
-        self._spare: _RunThread | None = None  # Beyond `size`, made when it is first lent.
+        self._spare: _RunThread | None = None  # Beyond `size`; made at the first loan.
         self._stuck: list[_RunThread] = []
         for _ in range(size):
             self._idle.append(self._make_thread())
@@ -273,18 +274,18 @@ class RunPool:
 
     @property
     def busy(self) -> int:
-        """Threads that run something now, without those left behind."""
+        """Number of threads at work, without threads left behind."""
         lent = self._spare is not None and self._spare.work is not None
         return len(self._threads) - len(self._idle) + lent
 
     @property
     def stuck(self) -> int:
-        """Threads that were left behind with their work and have not come back."""
+        """Number of threads left behind with their work and not yet back."""
         return len(self._stuck)
 
     @property
     def trouble(self) -> str | None:
-        """Why this process should be replaced, None where it need not be; readable from any thread."""
+        """Why the process should be replaced; None in a healthy process. Readable from any thread."""
         if not self._stuck or self.closed:
             return None
         if not self._threads:
@@ -294,12 +295,13 @@ class RunPool:
         return None
 
     def request(self, client: SlotClient) -> None:
-        """Claim one slot; `client.take_work` is called when one is free, never from within this call.
+        """Claim a slot; `client.take_work` is called once a slot is free, never within the call of `request`.
 
-        Waiting until the next turn of the loop lets every request of this turn join the same batch, at no idle cost.
+        Waiting until the next turn of the loop lets every request of the present turn join the same batch, at no idle
+        cost.
 
         Raises:
-            RegistryStateError: The pool was closed and its threads have ended.
+            RegistryStateError: The pool was closed and the threads have ended.
         """
         if not self._threads:
             if self.closed:
@@ -309,7 +311,7 @@ class RunPool:
         self._dispatch_soon()
 
     def _turn_away(self) -> None:
-        """No thread is left: nobody may wait for one."""
+        """Without any thread left, refuse all waiting clients."""
         reason = self.trouble
         if reason is not None and not self._threads:
             clients, self._waiting = self._waiting, []
@@ -322,7 +324,7 @@ class RunPool:
             self.loop.call_soon(self._dispatch)
 
     def _may_lend(self) -> bool:
-        """Whether the thread beyond the pool's size may be used now; if only later, that moment is waited for."""
+        """Whether the thread beyond the pool's size may be used now; a later time sets a timer."""
         spare = self._spare
         if self._lending is not None or (spare is not None and spare.work is not None):
             return False
@@ -344,7 +346,7 @@ class RunPool:
         self._dispatch_soon()
 
     def hurry(self) -> None:
-        """A client has as much as it can take at once, or as `delay.enough` says: free slots wait no longer."""
+        """End the pause of free slots: a client has a full batch, or as many requests as `delay.enough`."""
         if self._settled is not None:
             self._settled.cancel()
             self._settled = None
@@ -371,7 +373,7 @@ class RunPool:
                     model = client.model
                     self._turns.begin(model)
                     self._give(thread, work, model)
-        finally:  # A client that raises, against its promise, must not keep the others waiting.
+        finally:  # A client with an unexpected error must not keep further clients waiting.
             self._dispatching = False
             self._dispatch_soon()
             if self.closed:
@@ -394,7 +396,7 @@ class RunPool:
         self._give(thread, work, None)
 
     def _release(self, thread: _RunThread) -> None:
-        """What the thread was given is over, for the other models at least."""
+        """End a thread's work, at least in the account of the models' turns."""
         if thread.model is not None:
             self._turns.end(thread.model)
         thread.model = thread.work = None
@@ -419,10 +421,10 @@ class RunPool:
             if self.closed:
                 self._end_idle()
 
-    # Work that does not end.
+    # Endless work.
 
     def _watch(self, at: float) -> None:
-        """Look at `at` whether the work that had to be done by then is. One timer serves all; it is seldom set anew."""
+        """Check overdue work at time `at`. A single timer serves all threads and is seldom reset."""
         self._look_at = at
         if self._watching is not None:
             self._watching.cancel()
@@ -446,7 +448,7 @@ class RunPool:
         self._dispatch_soon()
 
     def _leave_behind(self, thread: _RunThread, now: float) -> None:
-        """Go on without a thread, with another in its place while the bound allows that."""
+        """Go on without a thread; within the bound a new thread takes the place."""
         work = thread.work
         assert work is not None
         self._stuck.append(thread)
@@ -486,19 +488,19 @@ class RunPool:
     async def run_in_each_thread(
         self, call: Callable[[], object], patience: float | None = None, limit: float = math.inf
     ) -> int:
-        """Run `call` once in every run thread, one after the other; for warm-up.
+        """Run `call` once in every run thread, in turn; for warm-up.
 
-        Only one thread at a time is taken from the requests of other models. Raises what `call` raised first. When
-        cancelled it first waits for the thread that is in `call`, so that nothing runs a servable behind its owner. A
-        thread that is made later, in place of one that was left behind or as the one that is lent, goes without.
+        Only a single thread at a time is taken from the requests of further models. The first error of `call` is
+        raised. A cancelled caller first waits for the thread in `call`, so that no run uses a servable behind the
+        owner's back. Threads made later, as replacements or as the lent thread, do not run `call`.
 
         Args:
-            call: What to run.
-            patience: Seconds to wait for a thread that is at work.
-            limit: Seconds that `call` may take in one thread, which is then left behind.
+            call: The function to run.
+            patience: Seconds to wait for a thread at work.
+            limit: Seconds for `call` in a thread; beyond, the thread is left behind.
 
         Returns:
-            How many threads were left out, because what they ran went on for `patience` seconds more.
+            The number of threads left out, because their work went on for more than `patience` seconds.
 
         Raises:
             HungError: `call` took longer than `limit`.
@@ -530,14 +532,14 @@ class RunPool:
                 async with asyncio.timeout(wait):
                     await outlast(work.ended, withdraw)
             except TimeoutError:
-                if work.ended.done():  # It had begun just in time, or raised this itself.
+                if work.ended.done():  # The call began just in time, or raised the error itself.
                     work.ended.result()
                 else:
                     left_out += 1
         return left_out
 
     def close(self) -> None:
-        """Let the threads end when nothing is left to run; what was requested before is still served."""
+        """Let the threads end once no work is left; earlier requests are still served."""
         self.closed = True
         self.hurry()
         self._end_idle()
@@ -561,7 +563,7 @@ class RunPool:
 
 
 def tellable(error: BaseException) -> Exception:
-    """What the loop may be told: StopIteration fits in no future, and SystemExit in a task would end the process."""
+    """Return an error safe for the loop: no future takes StopIteration, and a SystemExit in a task ends the process."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     told = RuntimeError(f"a thread's work ended with {type(error).__name__}: {error}")
@@ -570,7 +572,7 @@ def tellable(error: BaseException) -> Exception:
 
 
 async def outlast(run: asyncio.Future[T], withdraw: Callable[[], bool]) -> T:
-    """Await a thread's work; a cancelled caller withdraws it if it has not begun, else still waits for its end."""
+    """Await a thread's work; a cancelled caller withdraws unstarted work, and else still waits for the end."""
     cancelled: asyncio.CancelledError | None = None
     while not run.done():
         try:
@@ -582,5 +584,5 @@ async def outlast(run: asyncio.Future[T], withdraw: Callable[[], bool]) -> T:
     if cancelled is None:
         return run.result()
     if not run.cancelled():
-        run.exception()  # Retrieved, so that asyncio does not report it as lost.
+        run.exception()  # Retrieved, so that asyncio does not report the error as lost.
     raise cancelled

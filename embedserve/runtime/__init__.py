@@ -1,1 +1,1 @@
-"""From entering a registry to leaving it: what exists meanwhile, how a start ends, and changes on demand."""
+"""From entering a registry to leaving: the objects of an entry, the end of a start, and changes on demand."""

@@ -1,6 +1,6 @@
-"""Changes on demand: reconfigure, pin, unpin and labels, one at a time, each all or nothing where it can be.
+"""Changes on demand: reconfigure, pin, unpin and labels. Changes run in turn, each all or nothing where possible.
 
-Works by telling the source what to aspire to and waiting for the manager; loads nothing itself. Loop only.
+`Control` sets the aspired versions of the source and waits for the manager; the module loads no version. Loop only.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from embedserve.servable import State
 
 __all__ = ["Control"]
 
-# Seconds beyond the settle window that a pin waits for a directory that is still being copied.
+# Seconds beyond the settle window for a pin to wait for a directory still being copied.
 SETTLE_GRACE = 5.0
 
 
 class Control:
-    """The one place that changes what an entered registry serves."""
+    """The only place for changes of an entered registry's models, pins and labels."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Control:
         self._changing = asyncio.Lock()
 
     def forget(self, name: str) -> None:
-        """The model is gone, and its pin with it."""
+        """Forget the pin of a removed model."""
         self._pins.pop(name, None)
 
     async def reconfigure(self, models: Iterable[ModelConfig], wait: bool = True) -> None:
@@ -53,8 +53,8 @@ class Control:
 
         Raises:
             ConfigError: A name twice.
-            ServingError: FAILED_PRECONDITION for a label on a version that is not available; UNKNOWN when an added
-                model did not become available. Everything else of the new configuration stays in force.
+            ServingError: FAILED_PRECONDITION for a label on a version before the version's availability; UNKNOWN when
+                an added model did not become available. The rest of the new configuration stays in force.
         """
         async with self._changing:
             configs: dict[str, ModelConfig] = {}
@@ -66,19 +66,20 @@ class Control:
                 self._check_labels(config)
             added = [name for name in configs if name not in self._models.configs]
             changed = [name for name, config in configs.items() if self._models.configs.get(name) != config]
-            # Labels and pins of discovered models are nobody's configuration, so they outlive a new one.
+            # Labels and pins of discovered models belong to no configuration, so labels and pins outlive a new
+            # configuration.
             configured = self._configured | configs.keys()
             labels = {name: kept for name, kept in self._models.labels.items() if name not in configured}
             self._models.set_labels(labels | {name: dict(config.version_labels) for name, config in configs.items()})
             self._keep_pins(configs)
             self._configured = set(configs)
             await self._source.scan_now(changed)
-        # A model that never comes must not keep the next configuration, its cure, from being applied.
+        # Outside the lock: a later configuration may be the cure for a missing model.
         if wait and added:
             await self._wait_for_added(added)
 
     def _keep_pins(self, configs: Mapping[str, ModelConfig]) -> None:
-        """Follow the new configuration; a pin ends when its model's version policy was changed, or the model left."""
+        """Follow the new configuration; a pin ends with a changed version policy or the removal of the model."""
         source, before = self._source, self._models.configs
         source.set_models(list(configs.values()))
         for name, pinned in list(self._pins.items()):
@@ -121,18 +122,18 @@ class Control:
         decisive = max(versions, key=lambda v: v.id.version, default=None)
         if decisive is None or decisive.error is None:
             return f"{{name: {name}}} due to error: DEADLINE_EXCEEDED: {self._models.readiness().get(name)}}}"
-        # TF Serving: server_core.cc; tools look for these words.
+        # TF Serving: server_core.cc; tools look for the exact words.
         error = decisive.error
         return f"{decisive.id} due to error: {Code(error.code).name}: {error}}}"
 
     async def pin(self, name: str, versions: Sequence[int]) -> None:
-        """Serve exactly these versions until `unpin`; returns when they serve.
+        """Serve exactly `versions` until `unpin`; returns once all of `versions` serve.
 
-        The versions served now stay until the targets are available, so a target that fails changes nothing.
+        The present versions stay until the targets are available, so a failed target changes no serving.
 
         Raises:
-            ServableNotFoundError: There is no such model or version directory.
-            LoadError: A target could not be loaded; nothing has changed.
+            ServableNotFoundError: The model or a version directory is absent.
+            LoadError: A target could not be loaded; the served versions are unchanged.
         """
         pinned, latest = SpecificVersions(versions=tuple(sorted(versions))), max(versions)
         async with self._changing:
@@ -149,18 +150,18 @@ class Control:
                 raise
             self._pins[name] = pinned
             await self._aspire(name, pinned)
-            # The old versions leave the serving map within this scan; `latest` is a target from here on, unless its
-            # directory has gone meanwhile.
+            # The old versions leave the serving map within the scan; `latest` is a target from here on, unless the
+            # directory has gone in the mean time.
             await self._monitor.wait_until(
                 lambda: self._manager.available(name)[-1:] == (latest,) or latest not in self._manager.available(name),
                 None,
             )
 
     async def unpin(self, name: str) -> None:
-        """Follow the configured version policy again; returns when its largest version serves.
+        """Follow the configured version policy again; returns once the largest version serves.
 
         Raises:
-            LoadError: That version could not be loaded; what served before still does.
+            LoadError: The largest version could not be loaded; the previous versions still serve.
         """
         async with self._changing:
             config = self._config_of(name)
@@ -175,7 +176,7 @@ class Control:
         await self._source.scan_now([name])
 
     async def _wait_for_version(self, name: str, version: int) -> None:
-        # A directory that was just dropped in is aspired to once it has settled.
+        # A directory copied just now is aspired to once settled.
         await self._monitor.wait_until(
             lambda: version in self._manager.aspired(name) or version not in self._monitor.waiting(name),
             self._options.settle + SETTLE_GRACE,
@@ -239,7 +240,7 @@ class Control:
 
 
 def label_error(name: str, version: int) -> ServingError:
-    """The error for a label on a version that does not serve."""
+    """Return the error for a label on a version without service."""
     return ServingError(
         f"Request to assign label to version {version} of model {name}, which is not currently available for inference",
         code=Code.FAILED_PRECONDITION,

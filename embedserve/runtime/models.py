@@ -1,6 +1,7 @@
-"""The models of an entered registry: how each is configured and labelled, and what can be expected of it.
+"""The models of an entered registry: the configuration, labels and prospects of each model.
 
-Reads the states that manager, monitor and source have; changes none of them. Knows no request and no start.
+The module reads the states of manager, monitor and source and changes none of the three. The module knows no request
+and no start.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ class Models:
         return f"<Models {', '.join(sorted(self.configs)) or 'none'}>"
 
     def set_labels(self, labels: Mapping[str, Mapping[str, int]]) -> None:
-        """Let labels mean these versions from now on, by model."""
+        """Set the labels of all models: version by label, by model."""
         self.labels = {name: dict(versions) for name, versions in labels.items()}
         if self._labels_changed is not None:
             self._labels_changed()
 
     def prospect(self, name: str) -> Prospect:
-        """What can be expected of a model."""
+        """Return the expectation for a model."""
         if self._manager.available(name):
             return Prospect.SERVED
         versions = self._manager.versions_of(name)
@@ -64,13 +65,13 @@ class Models:
         return Prospect.HOPELESS if hopeless and not self._monitor.waiting(name) else Prospect.TROUBLED
 
     def readiness(self) -> dict[str, str | None]:
-        """For each configured model None when it has an available, warm version and no stuck run, else the reason."""
+        """Return None for each configured model with an available, warm version and no stuck run, else the reason."""
         return {
             name: self.trouble(name) if self._manager.available(name) else self._why_not(name) for name in self.configs
         }
 
     def trouble(self, name: str) -> str | None:
-        """Why a model that serves is refused."""
+        """Return why requests to a serving model are refused, or None."""
         reasons = [
             f"version {version.id.version} is refused: {trouble}"
             for version in self._manager.serving()

@@ -1,6 +1,6 @@
-"""What a registry shows of itself, readable from any thread: state, models, versions, labels, statistics.
+"""A registry's read-only side, for any thread: state, models, versions, labels, statistics.
 
-The half of `ModelRegistry` that changes nothing; its snapshots are of the entry that is on, or of the last one.
+The base class of `ModelRegistry` changes no state. Snapshots belong to the current entry, or to the last entry.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RegistryView:
 
     @property
     def started(self) -> bool:
-        """Whether requests can be answered: entered, in this process, not left, and the first loads have ended."""
+        """Whether requests can be answered: entered in the current process, not left, and the first loads are over."""
         return self._entry is not None and self._entry.started
 
     @property
@@ -57,13 +57,13 @@ class RegistryView:
 
     @property
     def _entry(self) -> Runtime | None:
-        """The entry that is on; one of a process that has forked this one is not."""
+        """The current entry; None for an entry of a parent process before a fork."""
         runtime = self._runtime
         return None if runtime is None or runtime.pid != os.getpid() else runtime
 
     @property
     def _entry_of_this_process(self) -> Runtime | None:
-        """As `_entry`, but a child that was forked from the process with the entry is told so, not shown nothing."""
+        """As `_entry`, but raises in a child forked from the process with the entry."""
         runtime = self._runtime
         if runtime is not None:
             runtime.check_process()
@@ -76,7 +76,7 @@ class RegistryView:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that owns the registry; None before entry and after leaving."""
+        """The owner loop of the registry; None before entry and after leaving."""
         return None if self._runtime is None else self._runtime.loop
 
     def _here(self) -> Runtime:
@@ -90,14 +90,17 @@ class RegistryView:
 
     @property
     def inflight(self) -> InflightBytes:
-        """The bound on request bytes that adapters hold; loop only."""
+        """The bound on request bytes held by adapters; loop only."""
         return self._here().inflight
 
     def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
-        """Every version ever known in this entry, by model, versions descending; of one model if named.
+        """Return every version of the entry, past and present, by model, versions descending.
+
+        Args:
+            name: Only the model with the name, if given.
 
         Raises:
-            RegistryStateError: In a forked child of the process that has entered the registry.
+            RegistryStateError: The process is a forked child of the process with the entry.
         """
         entry = self._entry_of_this_process
         snapshot = self._last_status if entry is None else entry.monitor.snapshot
@@ -113,9 +116,9 @@ class RegistryView:
         return () if entry is None else tuple(sorted(entry.models.readiness()))
 
     def readiness(self) -> dict[str, str | None]:
-        """For each configured model None when it has an available, warm version that answers, else the reason.
+        """Return None for each configured model with an available, warm and answering version, else the reason.
 
-        A version with a stuck run answers nothing until the run returns.
+        A version with a stuck run does not answer until the run returns.
         """
         entry = self._entry
         if entry is None:
@@ -123,22 +126,22 @@ class RegistryView:
         return entry.models.readiness()
 
     def unready(self) -> str | None:
-        """Why the process as a whole is not ready, or None: what was configured at start has been served once.
+        """Return why the process as a whole is not ready, or None once the models configured at start have been served.
 
-        How much of it is needed is `start_requires`. Models that appear, fail or go later are no reason, but one with a
-        stuck run is; `readiness` tells of each.
+        `start_requires` decides how many models are required. Models with a later arrival, failure or removal are no
+        reason. A stuck run in a model is a reason; `readiness` has the reason for each model.
         """
         return self._not_entered if self._entry is None else self._entry.unready()
 
     def liveness(self) -> str | None:
-        """Why this process should be replaced, because stuck runs have used up its threads; None while it should not.
+        """Return why the process should be replaced: stuck runs have used up the threads. None in a healthy process.
 
-        `max_stuck_runs` is the bound. A run that returns gives its thread back, and the reason goes.
+        `max_stuck_runs` is the bound. A returning run gives the thread back and ends the reason.
         """
         return None if self._entry is None else self._entry.liveness()
 
     def labels(self, name: str) -> dict[str, int]:
-        """Label → version of one model.
+        """Return the labels of a model with their versions.
 
         Raises:
             RegistryStateError: As `status`.
@@ -147,7 +150,7 @@ class RegistryView:
         return {} if entry is None else dict(entry.models.labels.get(name, {}))
 
     def statistics(self) -> RegistryStatistics:
-        """What the registry does now.
+        """Return a snapshot of the registry's work.
 
         Raises:
             RegistryStateError: Not entered, or as `status`.
@@ -157,9 +160,9 @@ class RegistryView:
         return runtime.statistics()
 
     def check_reachable(self) -> None:
-        """Raise, with the remedy, where no call can reach the registry: for adapters on another loop than its own.
+        """Raise, with the remedy, where no call can reach the registry: for adapters on a foreign loop.
 
         Raises:
-            RegistryStateError: Not entered, left, in a forked child, or on a loop that does not run.
+            RegistryStateError: Not entered, left, in a forked child, or on a stopped loop.
         """
         self._here().check_reachable()

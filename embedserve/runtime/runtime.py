@@ -1,7 +1,7 @@
-"""Everything that exists between entering a registry and leaving it: loop, pools, manager, source and labels.
+"""The objects of an entered registry: loop, pools, manager, source and labels.
 
-One coroutine starts it (`start`) and one ends it (`aclose`). Made by `ModelRegistry` at entry, so that a registry can
-be entered again on another loop. Loop only, but for what `OwnerLoop` offers and the snapshots.
+The coroutine `start` starts all objects, and `aclose` ends all objects. Each entry has a new `Runtime`, so that a
+registry can be entered again on another loop. Loop only, except the methods of `OwnerLoop` and the snapshots.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RegistryStatistics:
-    """A snapshot of what the registry does now.
+    """A snapshot of the registry's work.
 
     Attributes:
-        in_flight: Requests that hold a version, by `(model, version)`.
-        queues: What each version's predictor says of itself, by `(model, version)`.
-        busy_threads, run_threads: Run threads at work, and how many there are.
-        reserved_bytes: Bytes of request bodies that the adapters hold.
-        stores: How the sync of each model in a remote store goes, by model.
-        stuck_runs: Runs that went on past their time and were left behind in their threads, until they return.
+        in_flight: Requests with a hold on a version, by `(model, version)`.
+        queues: The statistics of each version's predictor, by `(model, version)`.
+        busy_threads, run_threads: Number of working run threads, and of all run threads.
+        reserved_bytes: Bytes of request bodies held by the adapters.
+        stores: The progress of the sync of each model in a remote store, by model.
+        stuck_runs: Runs beyond the time limit, left behind in the run threads, until their return.
     """
 
     in_flight: Mapping[tuple[str, int], int]
@@ -97,14 +97,14 @@ _POLICIES = {"availability": availability_preserving, "resource": resource_prese
 def load_saved_model(
     id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
 ) -> Loader:
-    """The loader of every version, unless a test or an embedder brings another one."""
+    """Make the loader of a version; a test or an embedder may replace the function."""
     from embedserve.saved_model.load.loader import SavedModelLoader
 
     return SavedModelLoader(id, directory.path, config, options, directory.fingerprint)
 
 
 class Runtime(OwnerLoop):
-    """One entry of a registry."""
+    """An entry of a registry."""
 
     def __init__(
         self,
@@ -162,12 +162,12 @@ class Runtime(OwnerLoop):
     # A request.
 
     def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
-        """The version that answers a model spec (TF Serving: server_core.cc).
+        """Return the version for a model spec (TF Serving: server_core.cc).
 
         Raises:
             InvalidModelSpecError: No name, or an unknown label.
-            ServableNotFoundError: No such version is available.
-            NotReadyError: Nor need it be yet, for the first loads have not ended.
+            ServableNotFoundError: The version is not available.
+            NotReadyError: As ServableNotFoundError, before the first loads have ended.
         """
         try:
             return self._resolve(name, version, label)
@@ -212,7 +212,7 @@ class Runtime(OwnerLoop):
         cast: bool = True,
         priority: PriorityName = "normal",
     ) -> dict[str, Array]:
-        """Bind, run and return one request on a version, which is held meanwhile. The hot path."""
+        """Bind, run and return a request on a version; the version is held during the call. The hot path."""
         named = signature_name or DEFAULT_SIGNATURE
         signature = version.signatures.get(named) if isinstance(named, str) else None
         if signature is None:
@@ -236,7 +236,7 @@ class Runtime(OwnerLoop):
         timeout: float | None,
         priority: PriorityName,
     ) -> Awaitable[dict[str, Array]]:
-        """Run one bound request on a version that the caller holds until it has the answer."""
+        """Run a bound request on a version; the caller holds the version until the answer."""
         predictor = version.predictor
         assert predictor is not None
         level = Priority.NORMAL if priority == "normal" else priority_named(priority)
@@ -246,11 +246,11 @@ class Runtime(OwnerLoop):
         return predictor.submit(signature, bound, names, deadline, level)
 
     def deadline(self, timeout: float) -> float | None:
-        """The loop's time when so many seconds are over; None for infinity.
+        """Return the loop's time after `timeout` seconds; None for infinity.
 
         Raises:
-            InvalidInputError: It is no number of seconds.
-            DeadlineExceededError: It is 0 or less.
+            InvalidInputError: The timeout is no number of seconds.
+            DeadlineExceededError: The timeout is 0 or less.
         """
         if type(timeout) is not float or not 0 < timeout < math.inf:
             if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.integer | np.floating):
@@ -300,12 +300,12 @@ class Runtime(OwnerLoop):
         timeout: float | None,
         priority: PriorityName,
     ) -> dict[str, Array]:
-        """As `predict_on`, for a request that came in process, which no adapter logs."""
+        """As `predict_on`, for a request from the process itself: no adapter logs the request."""
         outputs = await self.predict_on(version, inputs, signature_name, output_filter, timeout, priority=priority)
         log = self.request_logs.sampled(version.id.name) if self.request_logs else None
         if log is not None:
             signature = version.signatures[signature_name or DEFAULT_SIGNATURE]
-            with suppress(ServingError):  # Whoever changes an input during the call is not logged.
+            with suppress(ServingError):  # A caller who changes an input during the call gets no log record.
                 sides = (signature.bind(inputs), outputs)
                 kept = [{name: array.copy() for name, array in side.items()} for side in sides]
                 log.add(predict_exchange(version.id.name, version.id.version, signature, *kept))
@@ -344,7 +344,7 @@ class Runtime(OwnerLoop):
             self._stuck.pop(version, None)
         self.manager.refresh(version)
 
-    # What the source tells (lifecycle/source.py: SourceListener).
+    # Reports from the source (lifecycle/source.py: SourceListener).
 
     def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
         """The set of models changed: discovered, configured anew, or gone."""
@@ -363,7 +363,7 @@ class Runtime(OwnerLoop):
         self.request_logs.set_models(self.models.configs)
 
     def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
-        """The versions of one model that should be served changed."""
+        """Take the aspired versions of a model."""
         self.manager.set_aspired_versions(
             name, {number: self._aspired_version(name, directory) for number, directory in aspired.items()}
         )
@@ -378,24 +378,24 @@ class Runtime(OwnerLoop):
         return AspiredVersion(make_loader, directory.fingerprint, str(directory.path), warmup != "none")
 
     def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
-        """Directories that look like versions but cannot be loaded yet, with the reason for each."""
+        """Take the reasons for directories that look like versions but cannot be loaded yet."""
         self.monitor.set_waiting(name, reasons)
 
     def on_trouble(self, name: str, trouble: str | None) -> None:
-        """What keeps new versions of a model from being found, or nothing any more."""
+        """Take the obstacle to finding new versions of a model, or None without an obstacle."""
         self.monitor.set_trouble(name, trouble)
 
     def directories_in_use(self) -> set[str]:
-        """Paths of versions whose files may still be read."""
+        """Return the paths of versions whose files may still be read."""
         return self.manager.directories()
 
     # Start and stop.
 
     async def start(self, wait: bool) -> None:
-        """Begin to watch and load; with `wait` return when as many models are served as `start_requires` asks for.
+        """Begin to watch and load; with `wait` return once the models required by `start_requires` are served.
 
         Raises:
-            StartError: Time is over, or no model that is still missing can succeed; the reason for each model.
+            StartError: Time is over, or no missing model can succeed; the message has the reason for each model.
         """
         await self.source.start()
         self._starting = self.loop.create_task(self._follow_start(), name="embedserve-start")
@@ -403,7 +403,7 @@ class Runtime(OwnerLoop):
             await self.wait_until_ready(self.options.start_timeout)
 
     async def _follow_start(self) -> None:
-        """Notice that the start is over, whether or not somebody waits for it."""
+        """Notice the end of the start, with or without a waiting caller."""
         while not self._start.over:
             await self.monitor.wait_until(lambda: self._look() is Outcome.SERVING, LOOK_INTERVAL)
 
@@ -435,9 +435,9 @@ class Runtime(OwnerLoop):
         return self._start.over
 
     def unready(self) -> str | None:
-        """Why the process as a whole is not ready, or None.
+        """Return why the process as a whole is not ready, or None.
 
-        What comes, goes or fails after the start is no reason; what serves and is stuck is one.
+        Later arrivals, removals and failures are no reason; a stuck run in a serving model is a reason.
         """
         if self.draining:
             return "the registry is draining: shutdown has begun"
@@ -451,11 +451,11 @@ class Runtime(OwnerLoop):
         return f"the start waits for {', '.join(self._start.missing(self.models.configs))}"
 
     def liveness(self) -> str | None:
-        """Why only a new process can help: what is stuck has used up the threads. None where that is not so."""
+        """Return why only a new process can help: stuck runs have used up the threads. None in a healthy process."""
         return self._run_pool.trouble or self._load_pool.trouble
 
     def statistics(self) -> RegistryStatistics:
-        """What the registry does now; readable from any thread."""
+        """Return a snapshot of the registry's work; readable from any thread."""
         serving = self.manager.serving()
         return RegistryStatistics(
             in_flight={(v.id.name, v.id.version): v.handles for v in serving},
@@ -468,14 +468,14 @@ class Runtime(OwnerLoop):
         )
 
     async def aclose(self) -> None:
-        """Drain and unload everything; bounded by `drain_timeout`."""
+        """Drain and unload all versions; bounded by `drain_timeout`."""
         self.draining = True
         if self._starting is not None:
             self._starting.cancel()
         await self.source.aclose()
         await self.manager.aclose()
         self.request_logs.close()
-        await self._codec_pool.run(self.request_logs.wait_closed)  # A load that hangs may have the load threads.
+        await self._codec_pool.run(self.request_logs.wait_closed)  # A hanging load may hold the load threads.
         self._close_pools()
 
     def _close_pools(self) -> None:

@@ -1,6 +1,6 @@
-"""What a registry asks of whoever finds its versions, and who that is.
+"""The protocol of a source of versions, and the default source.
 
-Used by `runtime`. A test, or a process that is told what to serve by another one, brings a source of its own.
+A test brings a source of its own, and so does a worker: the supervisor tells a worker the versions to serve.
 """
 
 from __future__ import annotations
@@ -26,44 +26,43 @@ class Source(Protocol):
         """Look once, tell the listener, then go on watching."""
 
     async def aclose(self) -> None:
-        """Stop watching; nothing is told any more."""
+        """Stop watching; the listener hears no further report."""
 
     def release(self) -> None:
         """No version is loaded any more; comes after `aclose`."""
 
     async def scan_now(self, names: Collection[str] | None = None) -> None:
-        """Look at these models, or at everything, and return when the listener has been told; what hangs is not waited
-        for."""
+        """Scan the models, or all models, and return once the listener has heard; hanging scans are not awaited."""
 
     def hint(self) -> None:
         """Look soon, at directories and stores alike, whenever the next look is due."""
 
     def problem(self, name: str) -> str | None:
-        """What the last scan found wrong with a model's base path, or None."""
+        """Return the last scan's problem with a model's base path, or None."""
 
     def coming(self, name: str) -> bool:
-        """Whether a version of the model is on its way by itself: it is being fetched, or was copied a moment ago."""
+        """Whether a version of the model is on the way: a fetch is running, or a copy has just changed."""
 
     def misplaced(self, name: str) -> bool:
-        """Whether what stands at a model's base path has to be moved or converted before any of it is a version."""
+        """Whether the content of a model's base path must be moved or converted to become a version."""
 
     @property
     def diagnosis(self) -> str | None:
-        """Why the last scan discovered no model, and what to do, or None."""
+        """Why the last scan discovered no model, with the remedy, or None."""
 
     @property
     def misused(self) -> bool:
-        """Whether the root cannot be what was meant: not there, or a model or version instead of models."""
+        """Whether the root is unusable: absent, or a model or version instead of a directory of models."""
 
     @property
     def unread(self) -> bool:
-        """Whether it is not known yet which models there are."""
+        """Whether the set of models is still unknown."""
 
     def set_models(self, models: Sequence[ModelConfig]) -> None:
-        """Follow exactly these models from the next scan on."""
+        """Follow exactly the listed models from the next scan on."""
 
     def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """Choose versions of one model by another policy from the next scan on."""
+        """Choose versions of a model by the policy from the next scan on."""
 
     def stores(self) -> Mapping[str, StoreStatistics]:
         """How the sync of each remote model goes; readable from any thread."""
@@ -73,7 +72,7 @@ MakeSource: TypeAlias = "Callable[[RegistryOptions, Path | StoreUrl | None, Vers
 
 
 def watch(options: RegistryOptions, root: Path | StoreUrl | None, listener: VersionHolder) -> Source:
-    """The source of every registry, unless a test or an embedder brings another one."""
+    """Make the source of a registry; a test or an embedder may replace the function."""
     from embedserve.remote.source import CombinedSource
 
     return CombinedSource(options, root, listener)

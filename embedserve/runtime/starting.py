@@ -1,6 +1,6 @@
-"""When a start is over: the models that were configured at start have been served once, as far as the start needs them.
+"""The end of a start: as many models configured at start have been served as the start requires.
 
-Functions of each model's prospects; `Start` remembers the answer, which stays. Knows no directory, clock or loop.
+Functions of each model's prospects; `Start` keeps a positive answer. The module knows no directory, clock or loop.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Literal, TypeAlias
 __all__ = ["LOOK_INTERVAL", "Outcome", "Prospect", "Requires", "Start"]
 
 LOOK_INTERVAL = 1.0
-"""Seconds between two looks at prospects besides those after every change: time alone makes some of them worse."""
+"""Seconds between two looks at prospects without a change: time alone makes some prospects worse."""
 
 Requires: TypeAlias = Literal["all", "any"]
 
 
 class Prospect(Enum):
-    """What can be expected of one model."""
+    """The expectation for a model."""
 
     SERVED = auto()
     """A version is available."""
@@ -36,16 +36,16 @@ class Outcome(Enum):
     PENDING = auto()
     SERVING = auto()
     EMPTY = auto()
-    """There is no model yet, and a root in which models may appear."""
+    """No model is present yet, and models may appear in a root."""
     FAILED = auto()
 
 
 class Start:
-    """One start of a registry.
+    """A start of a registry.
 
     Args:
-        requires: `all`: every model has to be served. `any`: one has to be served, and no other is coming.
-        discovers: Whether models may appear by themselves, so that an empty set of models is no finished start.
+        requires: `all`: every model has to be served. `any`: a model has to be served, and no further model is coming.
+        discovers: Whether models may appear in a root; an empty set of models is then no finished start.
     """
 
     def __init__(self, requires: Requires, discovers: bool) -> None:
@@ -54,17 +54,17 @@ class Start:
         self._first: frozenset[str] = frozenset()
         self._served: set[str] = set()
         self.over = False
-        """Whether the process is ready: models that come, go or fail later do not change that."""
+        """Whether the process is ready; later arrivals, removals and failures of models do not change the answer."""
 
     def __repr__(self) -> str:
         return f"<Start that requires {self._requires}, {'over' if self.over else 'pending'}>"
 
     def look(self, prospects: Mapping[str, Prospect], unread: bool = False) -> Outcome:
-        """Note the prospects of every model there is now, and say where the start is.
+        """Note the prospects of all present models, and return the stage of the start.
 
         Args:
             prospects: By model.
-            unread: Whether there may be models that are not known yet.
+            unread: Whether further models may exist, still undiscovered.
         """
         self._served |= {name for name, prospect in prospects.items() if prospect is Prospect.SERVED}
         if not unread:
@@ -74,16 +74,16 @@ class Start:
         return outcome
 
     def settle_for_less(self) -> bool:
-        """The time of the start is up; whether what has been served is enough."""
+        """End the start at the time limit; return whether the served models are enough."""
         self.over = self.over or (self._requires == "any" and bool(self._served))
         return self.over
 
     def missing(self, names: Collection[str]) -> list[str]:
-        """Those of the models `names` that the start still needs."""
+        """Return the models among `names` still missing for the start."""
         return sorted(self._needed(names) - self._served)
 
     def _needed(self, names: Collection[str]) -> set[str]:
-        """The models of the start that are still there; those that came later count once all of the first are gone."""
+        """Return the models of the start that are still present; later models count once all first models are gone."""
         return set(self._first.intersection(names) or names)
 
     def _outcome(self, prospects: Mapping[str, Prospect]) -> Outcome:
