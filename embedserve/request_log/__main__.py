@@ -21,7 +21,7 @@ _REPLAYABLE = ("predict_log", "classify_log", "regress_log", "multi_inference_lo
 
 
 class _CommandError(Exception):
-    """What keeps the command from doing what it was asked for."""
+    """The reason why the command fails."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,11 +63,11 @@ def _limit(text: str) -> int:
 
 
 def to_warmup(logs: Sequence[Path], output: Path, limit: int, model: str | None, *, force: bool = False) -> str:
-    """Write a warm-up file and say what is in it.
+    """Write a warm-up file and describe the file's contents.
 
     Raises:
-        _CommandError: The file exists, the logs hold several models or nothing to replay.
-        OSError: A log cannot be read, or the file not be written.
+        _CommandError: The file exists, or the logs hold several models or no replayable request.
+        OSError: A log cannot be read, or the file cannot be written.
     """
     if output.exists() and not force:
         raise _CommandError(f"{output} exists; --force replaces it")
@@ -107,7 +107,7 @@ def _read(logs: Sequence[Path], counts: Counter[str]) -> Iterator[Any]:
             raise FileNotFoundError(f"there is no file {path}")
         try:
             yield from read_logs(path)
-        except ServingError as error:  # A log whose writer was killed ends in half a record.
+        except ServingError as error:  # The log of a killed writer ends in half a record.
             counts[f"after what could not be read of {path} ({error.message.splitlines()[0]})"] += 1
 
 
@@ -120,7 +120,7 @@ def _request_only(log: Any) -> Any:
 
 
 def _why_not(log: Any) -> str | None:
-    """Why a version could not replay a record, whatever its signatures; None if it could."""
+    """The reason why no version could replay a record, whatever the signatures; None for a replayable record."""
     from embedserve.tensors import proto
 
     kind = log.WhichOneof("log_type")
@@ -138,7 +138,7 @@ def _why_not(log: Any) -> str | None:
 
 
 def _write(output: Path, records: Iterable[bytes]) -> None:
-    """Write beside `output` and move into place, for a registry may be watching."""
+    """Write beside `output` and move into place, because a registry may be watching."""
     import tensorflow as tf
 
     output.parent.mkdir(parents=True, exist_ok=True)

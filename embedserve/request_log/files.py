@@ -1,6 +1,6 @@
-"""TFRecord files of one prefix: the newest is written, the oldest are deleted, all together stay within a bound.
+"""TFRecord files of a prefix: the newest is written, the oldest are deleted, and a bound holds for all together.
 
-Used by the writer's thread; every method blocks. Knows no record's contents.
+Every method blocks. Knows no record's contents.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any
 
 __all__ = ["RecordTooLargeError", "RotatingFiles"]
 
-# Length, its checksum and the record's checksum.
+# Bytes around a record: the length, the length's checksum and the record's checksum.
 FRAME_BYTES = 16
 
 _NUMBERS = itertools.count(1)
 
 
 class RecordTooLargeError(Exception):
-    """A record that no file may hold."""
+    """A record larger than a file may be."""
 
 
 class RotatingFiles:
     """Files named `<prefix>-<UTC time>-<process>-<number>.tfrecord`, uncompressed.
 
-    The bound holds over all files of the prefix, also those of runs before this one; other files are left alone.
-    Several processes may share a prefix: each makes room for itself among the files of all.
+    The bound holds for all files of the prefix, including files of earlier runs; files with another name are left
+    alone. Several processes may share a prefix: each process makes room among the files of all.
 
     Args:
         prefix: Directory and beginning of the names.
-        max_file_bytes: Size at which the next file is begun.
+        max_file_bytes: Size at which the next file begins.
         max_total_bytes: Size of all files together.
     """
 
@@ -54,17 +54,17 @@ class RotatingFiles:
         """Make the directory.
 
         Raises:
-            OSError: It cannot be made or written to.
+            OSError: The directory cannot be made or written to.
         """
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(self.prefix.parent, os.W_OK | os.X_OK):
             raise PermissionError(f"{self.prefix.parent} is not writable")
 
     def write(self, record: bytes) -> None:
-        """Append a record, to a new file where it does not fit the present one.
+        """Append a record, to a new file if the present file has no room.
 
         Raises:
-            RecordTooLargeError: It is larger than a file may be.
+            RecordTooLargeError: The record is larger than a file may be.
             Exception: The system's or TensorFlow's error; the next record goes to a new file.
         """
         size = len(record) + FRAME_BYTES
@@ -91,7 +91,7 @@ class RotatingFiles:
             raise
 
     def close(self) -> None:
-        """End the present file; a record after this begins another."""
+        """End the present file; a later record begins another file."""
         writer, self._writer = self._writer, None
         if writer is None:
             return
@@ -115,8 +115,11 @@ class RotatingFiles:
         self._writer = tf.io.TFRecordWriter(str(self._path))
 
     def _abandon_file(self) -> None:
-        """Leave a file that may end in half a record to its readers, and none that holds no whole record: on a full
-        disk every attempt would leave one."""
+        """End a file after a failed write.
+
+        A file with a whole record stays for readers, even with half a record at the end. A file without any whole
+        record is removed, because every attempt on a full disk would leave a file.
+        """
         with contextlib.suppress(Exception):
             self.close()
         with contextlib.suppress(OSError):
@@ -124,7 +127,7 @@ class RotatingFiles:
                 self._path.unlink()
 
     def _make_room(self) -> None:
-        """Delete the oldest files until a whole new one fits."""
+        """Delete the oldest files until a whole new file fits."""
         files = []
         for path in self.prefix.parent.iterdir():
             if self._name.fullmatch(path.name):

@@ -1,7 +1,6 @@
-"""Which models are logged, how often, and by which writer; follows the configuration.
+"""The logged models, the sampling rates and the writers, as configured.
 
-Made and asked by the runtime, on its loop. Models that log to the same files share a writer, which outlives every
-configuration that still wants it.
+Models with the same files share a writer. A writer lives as long as any configuration needs the files. Loop only.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _Place: TypeAlias = tuple[Path, int, int]
 
 
 class ModelLog:
-    """Where the exchanges of one model go."""
+    """The log of a model."""
 
     __slots__ = ("_observer", "_rate", "_tags", "_writer")
 
@@ -44,16 +43,16 @@ class ModelLog:
         return random() < self._rate
 
     def add(self, exchange: Exchange) -> None:
-        """Log a sampled exchange: a successful request and its answer. Never waits, never raises."""
+        """Log a sampled exchange: a successful request and the answer. Never waits, never raises."""
         if not self._writer.put(exchange, self._rate, self._tags):
             self._observer.request_logged(exchange.model_name, Code.RESOURCE_EXHAUSTED, 1)
 
 
 class RequestLogs:
-    """The logs of all models; falsy while no model is logged, so that requests need not ask.
+    """The logs of all models; falsy while no model is logged, so that requests skip the logs.
 
     Args:
-        options: Limits for configurations that leave them open.
+        options: Limits for configurations without limits.
         observer: Hears of each sampled exchange.
         call_soon: Runs a call on the loop, from any thread.
     """
@@ -72,12 +71,12 @@ class RequestLogs:
         return bool(self._models)
 
     def sampled(self, model_name: str) -> ModelLog | None:
-        """Where to log an exchange of the model; None where it is not logged, or this one is not drawn."""
+        """Find the log for an exchange of the model; None if the model is not logged, or the exchange is not drawn."""
         log = self._models.get(model_name)
         return log if log is not None and log.sampled() else None
 
     def set_models(self, configs: Mapping[str, ModelConfig]) -> None:
-        """Log these models from now on, as they say."""
+        """Log the given models from now on, as configured."""
         wanted = {
             name: (config.logging_config, config.saved_model_tags)
             for name, config in configs.items()
@@ -113,11 +112,11 @@ class RequestLogs:
             self._call_soon(report)
 
     def close(self) -> None:
-        """Take nothing more; what was taken is still written."""
+        """Take no more exchanges; taken exchanges are still written."""
         self.set_models({})
 
     def wait_closed(self) -> None:
-        """Wait, in a thread, until the files are written, or a disk that hangs has had its time."""
+        """Wait, in a thread, until the files are written; a hung disk ends the wait after `_PATIENCE` seconds."""
         deadline = time.monotonic() + _PATIENCE
         for writer in self._closing:
             writer.join(max(0.0, deadline - time.monotonic()))

@@ -1,7 +1,7 @@
 """An answered request as a `PredictionLog` record.
 
-What came and went over gRPC is copied as it is; what came as JSON or in process is written as the message that would
-have said the same. Called by the writer's thread and by adapters. Knows no file and no sampling.
+gRPC messages are copied unchanged; JSON and in-process requests are written as the equivalent messages. Knows no file
+and no sampling.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _FIELDS: Mapping[Kind, int] = {
 _METADATA, _REQUEST, _RESPONSE = 1, 1, 2
 
 Contents: TypeAlias = bytes | Callable[[], bytes]
-"""A serialized message, or what makes it; called once, in the writer's thread."""
+"""A serialized message, or a function that makes the message; called once, in the writer's thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and its answer.
+    """A request and the answer.
 
     Attributes:
-        kind: Which of `PredictionLog`'s logs it is.
-        model_name, version, signature_name: What answered.
+        kind: The field of `PredictionLog`.
+        model_name, version, signature_name: The answering signature.
         request, response: The messages.
-        size: Bytes that it keeps in memory, about.
+        size: Approximate bytes held in memory.
     """
 
     kind: Kind
@@ -54,13 +54,13 @@ class Exchange:
 
 
 def record_of(exchange: Exchange, sampling_rate: float, tags: Sequence[str], seconds: int) -> bytes:
-    """The serialized `PredictionLog` of an exchange.
+    """Serialize an exchange as a `PredictionLog`.
 
     Args:
         exchange: Request and answer.
-        sampling_rate: How many of the model's exchanges are logged, 1 for all.
-        tags: Tag set that the model was loaded by.
-        seconds: When it was answered, in seconds since 1970.
+        sampling_rate: The logged share of the model's exchanges, 1 for all.
+        tags: The tag set of the loaded model.
+        seconds: Time of the answer, in seconds since 1970.
     """
     from tensorflow_serving.apis.logging_pb2 import LogMetadata
 
@@ -76,7 +76,7 @@ def _contents(given: Contents) -> bytes:
 
 
 def _field(number: int, contents: bytes) -> bytes:
-    """A message field on the wire: parts of a message may be put together from serialized ones."""
+    """Encode a message field; serialized parts may be concatenated to a message."""
     head = bytearray((number << 3 | 2,))
     length = len(contents)
     while length > 0x7F:
@@ -92,13 +92,13 @@ def _write_spec(spec: Any, name: str, version: int, signature_name: str) -> None
     spec.signature_name = signature_name
 
 
-# Messages for what did not come as one.
+# Messages for exchanges that did not come as messages.
 
 _Spec: TypeAlias = tuple[str, int, str]
 
 
 def predict_exchange(name: str, version: int, signature: Signature, inputs: Tensors, outputs: Tensors) -> Exchange:
-    """A Predict exchange of arrays that nobody writes to any more."""
+    """A Predict exchange; the caller must not change the arrays any more."""
     spec = (name, version, signature.name)
     return Exchange(
         "predict_log",

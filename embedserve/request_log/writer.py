@@ -1,7 +1,7 @@
-"""The thread that writes one prefix's files, and the bounded queue before it.
+"""The thread that writes a prefix's files, with a bounded queue.
 
-The loop puts exchanges in and never waits: what does not fit is dropped, counted and, now and then, warned about. Knows
-no model.
+The loop puts exchanges into the queue and never waits. Exchanges beyond the bound are dropped and counted, with a
+warning now and then. Knows no model.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["LogWriter", "Report"]
 logger = logging.getLogger("embedserve")
 
 MAX_QUEUED_BYTES = 64 * 2**20
-# What an exchange costs besides its messages; it bounds the number of empty ones.
+# Bytes of an exchange besides the messages; bounds the number of exchanges with empty messages.
 _OVERHEAD = 1024
 _WARNING_INTERVAL = 10.0
-# After a failure the disk is left alone for so many seconds, after each further one for twice as long, up to a bound.
+# Seconds for which the disk is left alone after a failure; doubled after each further failure, up to the bound.
 _RETRY_AFTER = 1.0
 _RETRY_AFTER_AT_MOST = 60.0
 _REPORT_EVERY = 100
 
 Report = Callable[[Counter[tuple[str, Code]]], None]
-"""Takes how many records of each model ended with each code; called in the writer's thread."""
+"""Takes the number of records by model and code; called in the writer's thread."""
 
 
 class _Taken(NamedTuple):
@@ -43,11 +43,11 @@ class _Taken(NamedTuple):
 
 
 class LogWriter:
-    """Writes exchanges in the order in which they came, from construction to `close`.
+    """Writes exchanges in order of arrival, from construction to `close`.
 
     Args:
-        files: Where to; nobody else uses it.
-        report: Hears what became of every exchange that was taken.
+        files: The files, used by the writer alone.
+        report: Hears the outcome of every taken exchange.
     """
 
     def __init__(self, files: RotatingFiles, report: Report, max_queued_bytes: int = MAX_QUEUED_BYTES) -> None:
@@ -55,7 +55,7 @@ class LogWriter:
         self._report = report
         self._max_queued_bytes = max_queued_bytes
         self._queue: queue.SimpleQueue[_Taken | None] = queue.SimpleQueue()
-        # Each is written by one thread only, so that their difference needs no lock.
+        # Each count has a single writing thread, so the difference needs no lock.
         self._taken_bytes = 0
         self._written_bytes = 0
         self._closed = False
@@ -70,7 +70,7 @@ class LogWriter:
         return f"<LogWriter {self._files.prefix}, {self._taken_bytes - self._written_bytes} bytes queued>"
 
     def put(self, exchange: Exchange, sampling_rate: float, tags: tuple[str, ...]) -> bool:
-        """Take an exchange to be written, unless too much is waiting already; loop only."""
+        """Queue an exchange, unless the queue is full; loop only."""
         size = exchange.size + _OVERHEAD
         if self._closed or self._taken_bytes - self._written_bytes + size > self._max_queued_bytes:
             self._dropped.add()
@@ -80,13 +80,13 @@ class LogWriter:
         return True
 
     def close(self) -> None:
-        """Write what was taken, then end; returns at once."""
+        """Write the queued exchanges, then end; returns at once."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end after `close`; False where the disk takes longer than `timeout` seconds."""
+        """Wait for the end after `close`; False if the disk takes longer than `timeout` seconds."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -143,7 +143,7 @@ class LogWriter:
 
 
 class _Warnings:
-    """Counts what happens too often to log each time."""
+    """Counts events that are too frequent to log each time."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -151,7 +151,7 @@ class _Warnings:
         self._next = 0.0
 
     def add(self, error: Exception | None = None) -> None:
-        """Count one more; a warning with the number so far is logged now and then."""
+        """Count an event; now and then a warning reports the count."""
         self._count += 1
         now = time.monotonic()
         if now >= self._next:

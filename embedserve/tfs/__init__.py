@@ -1,1 +1,1 @@
-"""TensorFlow Serving's formats: configuration and batching files, its messages, and the tf.Example calls."""
+"""TensorFlow Serving's formats: configuration and batching files, messages, and the tf.Example calls."""

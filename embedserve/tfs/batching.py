@@ -1,7 +1,7 @@
-"""TensorFlow Serving's `BatchingParameters`, the server's or one version's own → batching options.
+"""TensorFlow Serving's `BatchingParameters` of a server or a version → batching options.
 
-Called by what reads the server's configuration and by the loader of a version. Words of errors are TensorFlow Serving's
-(session_bundle_config.proto, batching_util.cc).
+The words of errors are TensorFlow Serving's (session_bundle_config.proto, batching_util.cc). Knows no model and no
+queue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERSION_BATCHING_FILE = "batching_params.pbtxt"
 
 
 def num_batch_threads(parameters: Any) -> int | None:
-    """Run threads that `BatchingParameters` ask for, or None.
+    """The number of run threads in `BatchingParameters`, or None.
 
     Raises:
         ConfigError: The number is not positive.
@@ -37,7 +37,7 @@ def num_batch_threads(parameters: Any) -> int | None:
 
 
 def batching_from_proto(parameters: Any) -> BatchingOptions:
-    """`BatchingParameters` with TensorFlow Serving's defaults, which refuse a request larger than a batch.
+    """Convert `BatchingParameters`, with TensorFlow Serving's defaults: a request larger than a batch is refused.
 
     Raises:
         ConfigError: The first finding, in TensorFlow Serving's words.
@@ -87,11 +87,11 @@ def batching_from_proto(parameters: Any) -> BatchingOptions:
 def batching_of_version(
     directory: str | os.PathLike[str], model: ModelConfig, options: RegistryOptions
 ) -> tuple[Batching, BatchingOptions]:
-    """How the version in `directory` is batched.
+    """Find the batching of the version in `directory`.
 
-    With `enable_per_model_batching_parameters` its own `batching_params.pbtxt` replaces the model's batching options,
-    but for `target_latency`, and a version without one is not batched (TF Serving: saved_model_bundle_factory.cc). A
-    file's `num_batch_threads` says nothing: threads are the process's.
+    With `enable_per_model_batching_parameters` the version's `batching_params.pbtxt` replaces the model's batching
+    options, except `target_latency`. A version without the file is not batched (TF Serving:
+    saved_model_bundle_factory.cc). The file's `num_batch_threads` has no effect, because threads belong to the process.
 
     Raises:
         LoadError: The file does not parse or is inconsistent.

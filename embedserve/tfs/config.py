@@ -1,7 +1,7 @@
 """TensorFlow Serving's text-proto files and configuration messages → the options of `embedserve.config`.
 
-Called by the command line, by the config file poller and by HandleReloadConfigRequest. Codes and words of errors are
-TensorFlow Serving's (server_core.cc). Knows no registry: whether a label's version is available is checked there.
+Codes and words of errors are TensorFlow Serving's (server_core.cc). Knows no registry, so the module cannot check
+whether a label's version is available.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ __all__ = [
 
 logger = logging.getLogger("embedserve")
 
-# What the kernel shows of itself: directories with numbers for names, none of which is a version.
+# The kernel's own directories; numbered directories there are no versions.
 _KERNEL = ("/proc/", "/sys/", "/dev/")
 MAX_ENTRIES = 10_000
-"""Entries of a base path that a reload may name, at most: every scan reads all of them."""
+"""Entries of a reload's base path, at most, because every scan reads all entries."""
 
 
 @dataclass(frozen=True)
 class Platform:
-    """What a key of the platform config map (or the flags) says of every model of that platform.
+    """The settings of a platform config map's key (or of the flags) for every model of the platform.
 
     Attributes:
-        model_options: Fields of `ModelConfig` that the platform sets for each of its models.
-        num_batch_threads: Run threads asked for by its batching parameters.
+        model_options: Fields of `ModelConfig` that the platform sets for each model.
+        num_batch_threads: Run threads from the platform's batching parameters.
         session_config: A serialized `tensorflow.ConfigProto`; empty for none.
-        per_model_batching: Each version directory has its own `batching_params.pbtxt`, or is not batched.
-        warmup_iterations: How often each recorded warm-up request is replayed, or None.
+        per_model_batching: Whether each version directory has a `batching_params.pbtxt` or is not batched.
+        warmup_iterations: Replays of each recorded warm-up request, or None.
     """
 
     __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
@@ -72,7 +72,7 @@ class Platform:
 
 
 DEFAULT_PLATFORMS: Mapping[str, Platform] = {"tensorflow": Platform({})}
-"""The only platform there is without a `platform_config_file`."""
+"""The only platform without a `platform_config_file`."""
 
 
 def read_model_server_config(path: str | os.PathLike[str]) -> Any:
@@ -92,16 +92,16 @@ def read_model_server_config(path: str | os.PathLike[str]) -> Any:
 def models_from_proto(
     config: Any, *, platforms: Mapping[str, Platform] = DEFAULT_PLATFORMS, previous: Any = None
 ) -> list[ModelConfig]:
-    """Check a `ModelServerConfig` and turn it into the models it lists.
+    """Check a `ModelServerConfig` and convert the listed models.
 
     Args:
         config: The `ModelServerConfig` message.
         platforms: The platforms that models may ask for, by name.
-        previous: The `ModelServerConfig` in force, if there is one: only a list may follow a list, and a model cannot
-            change its platform.
+        previous: The `ModelServerConfig` in force, if any: only a list may follow a list, and a model cannot change
+            platforms.
 
     Returns:
-        One `ModelConfig` per listed model, in the list's order; empty for a message with nothing set.
+        A `ModelConfig` per listed model, in the list's order; empty for an empty message.
 
     Raises:
         ConfigError: The first finding, with TensorFlow Serving's code and words.
@@ -127,15 +127,15 @@ def models_from_proto(
 
 
 def check_reload(models: Sequence[ModelConfig], in_force: Sequence[ModelConfig], log_root: Path | None) -> None:
-    """Refuse what a reload request may not ask of a running server. Looks at the disk: call it in a thread.
+    """Refuse requests of a reload that a running server must not allow. Reads the disk: call in a thread.
 
     Args:
-        models: What the request lists.
-        in_force: What is served now: request logs that are written already may go on.
-        log_root: Directory below which it may have request logs written.
+        models: The models in the request.
+        in_force: The models served now: request logs under way may go on.
+        log_root: The directory that must contain new request logs.
 
     Raises:
-        ConfigError: A base path that is obviously no directory of versions, or a request log elsewhere.
+        ConfigError: A base path is obviously no directory of versions, or a request log is elsewhere.
     """
     written = {model.logging_config.filename_prefix for model in in_force if model.logging_config is not None}
     for model in models:
@@ -164,7 +164,7 @@ def _base_path_problem(path: Path) -> str | None:
                 return f"has more than {MAX_ENTRIES} entries; expected one directory per version"
     except NotADirectoryError:
         return "is not a directory"
-    except OSError:  # It may appear, or become readable: that is waited for.
+    except OSError:  # A scan waits for the directory to appear, or to become readable.
         return None
     return None
 
@@ -238,7 +238,7 @@ def _model(model: Any, platforms: Mapping[str, Platform]) -> ModelConfig:
 
 
 def _logging(model: Any) -> LoggingOptions:
-    """A `LoggingConfig`; the only log collector there is has the type `file`, or none."""
+    """Convert a `LoggingConfig`; the only type of log collector is `file` or empty."""
     config = model.logging_config
     kind, prefix = config.log_collector_config.type, config.log_collector_config.filename_prefix
     if kind not in ("", "file"):
@@ -256,7 +256,7 @@ def _logging(model: Any) -> LoggingOptions:
             f"Model {model.name}: log_collector_config needs a filename_prefix with an absolute path; got {prefix!r}"
         )
     sampling = config.sampling_config
-    # This process is in no data centre and has no task number, so of the rates for some only those for all apply.
+    # The process has no data centre and no task number, so only the rates for all tasks apply.
     rates = (task for task in sampling.per_task_sampling_configs if not task.dc and not task.HasField("task_index"))
     rate = next((task.sampling_rate for task in rates), sampling.sampling_rate)
     if not 0 <= rate <= 1:
@@ -293,7 +293,7 @@ def platforms_from_file(path: str | os.PathLike[str]) -> dict[str, Platform]:
     """The platforms of a text-format `PlatformConfigMap`, each a `SavedModelBundleSourceAdapterConfig`.
 
     Raises:
-        ConfigError: The file does not parse, or a platform is not one of SavedModels.
+        ConfigError: The file does not parse, or a platform is no platform of SavedModels.
     """
     from tensorflow_serving.config import platform_config_pb2
 
@@ -338,7 +338,7 @@ def _platform_from_bundle(bundle: Any) -> Platform:
 
 
 def set_mixed_precision(session_config: Any, kind: str) -> None:
-    """Turn on the graph rewrite for a `mixed_precision` setting in a `ConfigProto`; only `bfloat16` is one."""
+    """Turn on the graph rewrite for a `mixed_precision` setting in a `ConfigProto`; only `bfloat16` has a rewrite."""
     if kind != "bfloat16":
         logger.warning("mixed_precision %r is ignored: only bfloat16 is supported", kind)
         return

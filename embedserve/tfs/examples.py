@@ -1,7 +1,7 @@
 """Classify, Regress and MultiInference over `tf.Example` on a model (TF Serving: classifier.cc, regressor.cc).
 
-Checks the signature's structure, feeds serialized Examples through `predict` (so they are batched like any request)
-and reads the result. Knows no wire. Order and words of errors are TensorFlow Serving's.
+Checks the signature's structure, feeds serialized Examples through `predict` (batched like any request) and reads the
+result. Knows no wire. Order and words of errors are TensorFlow Serving's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OUTPUT = "outputs"
 
 
 class Model(Protocol):
-    """One version that answers requests while it is held, such as a `ModelHandle`."""
+    """A held version that answers requests, for instance a `ModelHandle`."""
 
     name: str
     signatures: Mapping[str, Signature]
@@ -56,11 +56,11 @@ class Model(Protocol):
         timeout: float | None,
         priority: PriorityName,
     ) -> Mapping[str, Array]:
-        """Answer one request."""
+        """Answer a request."""
 
 
 class SerializableExample(Protocol):
-    """A `tf.train.Example`, or anything that serializes like one."""
+    """A `tf.train.Example`, or an object with the same serialization."""
 
     def SerializeToString(self) -> bytes:  # noqa: N802
         """The Example's bytes."""
@@ -68,16 +68,16 @@ class SerializableExample(Protocol):
 
 Example: TypeAlias = bytes | SerializableExample
 Classifications: TypeAlias = list[list[tuple[bytes, float]]]
-"""For each example its (label, score) pairs; a part that the signature does not give is `b""` or 0."""
+"""(label, score) pairs for each example; a part missing from the signature is `b""` or 0."""
 
 
 class InferenceTask(NamedTuple):
-    """One task of a MultiInference request.
+    """A task of a MultiInference request.
 
     Attributes:
-        signature_name: The signature to evaluate; each only once.
+        signature_name: The signature to evaluate; at most once per request.
         method_name: `tensorflow/serving/classify` or `tensorflow/serving/regress`.
-        model_name: What the request called the model; None is the handle's.
+        model_name: The model's name in the request; None for the handle's name.
     """
 
     signature_name: str
@@ -100,12 +100,12 @@ async def classify(
     priority: PriorityName = "normal",
     check_method_name: bool = False,
 ) -> Classifications:
-    """Classify Examples; `context` is merged under each of them (an example's own features win).
+    """Classify Examples; `context` is merged under each example (the example's own features win).
 
     `check_method_name` is `RegistryOptions.enable_signature_method_name_check`.
 
     Raises:
-        InvalidInputError: No examples, or the signature or its result is not a classifier's.
+        InvalidInputError: The call has no examples, or the signature or the result is not a classifier's.
     """
     signature = _signature(model, signature_name)
     names = _classification_outputs(signature, check_method_name)
@@ -126,7 +126,7 @@ async def regress(
     """Regress Examples: float32 of shape `[examples]`; `context` as for `classify`.
 
     Raises:
-        InvalidInputError: No examples, or the signature or its result is not a regressor's.
+        InvalidInputError: The call has no examples, or the signature or the result is not a regressor's.
     """
     signature = _signature(model, signature_name)
     names = _regression_outputs(signature, check_method_name)
@@ -144,13 +144,13 @@ async def multi_inference(
     priority: PriorityName = "normal",
     check_method_name: bool = False,
 ) -> list[Classifications | Array]:
-    """Evaluate several signatures on the same Examples, at the same time; one failing task fails them all.
+    """Evaluate several signatures on the same Examples, at the same time; a failing task fails all tasks.
 
     Returns:
-        In task order what `classify` or `regress` would return.
+        In task order, the results of `classify` or `regress`.
 
     Raises:
-        InvalidInputError: As those, or a signature is unknown or asked for twice.
+        InvalidInputError: As in `classify` and `regress`, or a signature is unknown or asked for twice.
         UnsupportedError: A task is neither a classification nor a regression.
     """
     checked = _checked_tasks(model, tasks, check_method_name)
@@ -179,7 +179,7 @@ def _first(failures: ExceptionGroup[Exception]) -> Exception:
 def _checked_tasks(
     model: Model, tasks: Sequence[InferenceTask], check_method_name: bool
 ) -> list[tuple[InferenceTask, Signature, tuple[str, ...]]]:
-    """Each task with its signature and the outputs to run, checked in the order of multi_inference.cc."""
+    """Each task with the signature and the outputs to run, checked in the order of multi_inference.cc."""
     model_name: str | None = None
     checked: dict[str, tuple[InferenceTask, Signature, tuple[str, ...]]] = {}
     for task in tasks:
@@ -285,7 +285,7 @@ async def _run(
     priority: PriorityName,
     api: str,
 ) -> Mapping[str, Array]:
-    # All outputs need no filter, and requests without one share batches with plain predictions.
+    # All outputs need no filter, and requests without a filter share batches with plain predictions.
     output_filter = None if len(names) == len(signature.outputs) else names
     token = running_api.set(api)
     try:

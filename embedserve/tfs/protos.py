@@ -1,8 +1,8 @@
-"""TensorFlow Serving's configuration messages that the tensorflow-serving-api package lacks, built at run time.
+"""TensorFlow Serving's configuration messages missing from the tensorflow-serving-api package, built at run time.
 
-They live in a descriptor pool of our own, under their original names (package `tensorflow.serving`), so that they never
-clash with another package's and parse errors name what users know. `read_text_proto` reads any of them from a file;
-what a message means is decided by its callers.
+A separate descriptor pool holds the messages under the original names (package `tensorflow.serving`). The messages
+therefore never clash with another package's, and parse errors show the names that users know. The module knows no
+meaning of any message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ M = TypeVar("M", bound=Message)
 
 PACKAGE = "tensorflow.serving"
 
-# Message → "name type number" per field; `*` marks a repeated field. A type is a scalar, a message of this table, a
+# Message → "name type number" per field; `*` marks a repeated field. A type is a scalar, a message of the table, a
 # well-known message (`Any`, `Int64Value`...) or a full name with a leading dot.
 _LIGHT = {
     "PrometheusConfig": "enable bool 1, path string 2",
@@ -49,7 +49,7 @@ _LIGHT = {
         "model_version int64 4, enable_all_batch_sizes_warmup bool 5"
     ),
     "ThreadPoolFactoryConfig": "thread_pool_factory_config Any 1",
-    # Their insides belong to graph rewriters that only TensorFlow Serving's own build has; they stay unknown fields.
+    # The fields belong to graph rewriters of TensorFlow Serving's own build; the fields stay unknown here.
     "RemoteOpRemapConfig": "",
     "BatchOpRewriteConfig": "",
     "RuntimeConfigProto": "",
@@ -62,7 +62,7 @@ _LIGHT = {
     ),
 }
 
-# These contain TensorFlow's own messages, whose modules import TensorFlow: built only when one is asked for.
+# Messages with parts from TensorFlow's modules; the modules import TensorFlow, so the messages are built on demand.
 _HEAVY = {
     "BatchingOptions": "",
     "SessionBundleConfig": (
@@ -121,7 +121,7 @@ def _file(name: str, messages: dict[str, str], dependencies: list[str]) -> FileD
 
 
 def _add_with_dependencies(pool: DescriptorPool, file: FileDescriptor, added: set[str]) -> None:
-    """Copy a compiled file and all it imports into `pool`."""
+    """Copy a compiled file and all imported files into `pool`."""
     if file.name in added:
         return
     for dependency in file.dependencies:
@@ -141,7 +141,7 @@ def _light_pool() -> tuple[DescriptorPool, set[str]]:
 
 @cache
 def message_pool() -> DescriptorPool:
-    """Our descriptor pool with every message in it; imports TensorFlow. Text-format needs it to expand an `Any`."""
+    """The pool with every message; imports TensorFlow. The text-format parser needs the pool to expand an `Any`."""
     from tensorflow.core.protobuf import config_pb2, named_tensor_pb2
 
     pool, added = _light_pool()
@@ -155,22 +155,22 @@ def message_pool() -> DescriptorPool:
 
 @cache
 def message_class(name: str) -> type[Message]:
-    """The message class of that short name, for instance `BatchingParameters`.
+    """The message class with the given short name, for instance `BatchingParameters`.
 
     Raises:
-        KeyError: This module has no such message.
+        KeyError: The module has no message of the name.
     """
     pool = _light_pool()[0] if name in _LIGHT else message_pool()
     return GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
 def read_text_proto(path: str | os.PathLike[str], message: M, *, expand_any: bool = False) -> M:
-    """Parse the text-format file at `path` into `message` and return it.
+    """Parse the text-format file at `path` into `message` and return `message`.
 
     Args:
         path: The file.
-        message: An empty message; its full name appears in the log of a parse error.
-        expand_any: Let `[type.googleapis.com/...] { }` name any message this package knows; imports TensorFlow.
+        message: An empty message; the full name appears in the log of a parse error.
+        expand_any: Let `[type.googleapis.com/...] { }` name any message of the module; imports TensorFlow.
 
     Raises:
         ConfigError: The file cannot be read (the file system's code), or does not parse (INVALID_ARGUMENT; the place
