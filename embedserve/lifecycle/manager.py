@@ -224,7 +224,7 @@ class Manager:
         self._note(version)
 
     def refresh(self, version: ManagedVersion) -> None:
-        """Show changes of a version that keeps its state, and unload a version whose stuck run has come back."""
+        """Show changes within a state, and unload a version after the return of the stuck run."""
         name, number = version.id.name, version.id.version
         if version in self._managed.get(name, ()):
             self._monitor.update(name, [v for v in self._managed[name] if v.id.version == number])

@@ -47,7 +47,7 @@ class VersionStatus:
 
     @property
     def error_message(self) -> str:
-        """The message of TensorFlow Serving's status: the error, or the reason why a version was never loaded."""
+        """The message of TensorFlow Serving's status: the error, or the reason why a new version is not loaded yet."""
         return self.message or (self.note if self.state is State.START else "")
 
 

@@ -89,7 +89,7 @@ class Observation:
         look: The stats of the files.
         since: When the same stats were first seen, in monotonic seconds.
         judged: Whether `lacking` is the verdict on the contents, so that no scan needs to read the files again.
-        lacking: The missing or unreadable part; None if no part is known to lack.
+        lacking: The missing or unreadable part; None if no part is known to be missing.
         misplaced: Whether the directory holds other contents than a SavedModel, so that waiting cannot help.
     """
 
@@ -124,7 +124,7 @@ class ModelScan:
     Attributes:
         memory: For the next look.
         found: Path of every present version.
-        waiting: Reasons by wanted version that is not taken (yet).
+        waiting: The reason for each wanted version that is not taken (yet).
         problem: The fault of the base path, or None.
         unreadable: Whether the base path could not be read, so that the present contents are unknown.
         gone: Whether the base path is missing.
@@ -275,7 +275,7 @@ def diagnose(root: Path, children: Sequence[Child], instead: Iterable[str]) -> t
     ), False
 
 
-# Versions of one model.
+# Versions of a model.
 
 
 def scan_model(

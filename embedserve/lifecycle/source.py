@@ -124,7 +124,7 @@ class _Part:
 class _Waiter:
     """A task that waits for looks at some parts.
 
-    A part is done after a look that begins at `quiet_at` or later, or after a look that leaves no version due.
+    A part is done after a look from `quiet_at` on, or after a look without a due version.
     """
 
     def __init__(self, parts: Iterable[_Part], names: Collection[str] | None, quiet_at: float = math.inf) -> None:

@@ -17,7 +17,7 @@ __all__ = ["Duplicate", "asks_for_none", "choose", "find_versions", "names_only_
 T = TypeVar("T")
 
 _DIGITS = re.compile(r"[0-9]+")
-_LARGEST = 2**63 - 1
+_LARGEST = 2**63 - 1  # int64, as in TensorFlow Serving.
 
 
 class Duplicate(NamedTuple):

@@ -27,12 +27,14 @@ _STEP_MILLISECONDS = 50  # An event is reported after a quiet time of 50 ms,
 _DEBOUNCE_MILLISECONDS = 200  # but after 200 ms at the latest.
 # How soon a new watch is noticed. The notice starts a scan for changes from before the watch.
 _TIMEOUT_MILLISECONDS = 100
-# Threads at most; each thread watches the directories that were added together. One more group merges all groups.
+# Threads at most; each thread watches the directories that were added together. A further group replaces all groups by
+# a single group.
 _MAX_GROUPS = 4
 # Seconds that closing waits for threads. Threads check for the end every step; a thread in a hung mount is left.
 _CLOSE_SECONDS = 2.0
 
 
+# File system types whose mounts are polled, as mountinfo names the types: network mounts and FUSE.
 _POLLED = re.compile(r"fuse|nfs|cifs|smb|9p|virtiofs|ceph|glusterfs|lustre|afs|gpfs|beegfs|davfs")
 
 
@@ -106,7 +108,7 @@ class _Group:
                 rust_timeout=_TIMEOUT_MILLISECONDS,
                 yield_on_timeout=True,
                 stop_event=self._stop,
-                ignore_permission_denied=True,  # Otherwise one unreadable directory would end the whole watch.
+                ignore_permission_denied=True,  # Otherwise an unreadable directory would end the whole watch.
             )
             for first, _ in enumerate(changes):
                 if not first:  # For changes from before the watch.

@@ -6,6 +6,7 @@ import asyncio
 
 __all__ = ["QUESTIONS", "TRANSFERS", "ConcurrencyLimit", "Transfers"]
 
+# Simultaneous requests to a host, and simultaneous transfers from a host and for a store.
 QUESTIONS = 8
 TRANSFERS = 16
 TRANSFERS_OF_A_STORE = 4

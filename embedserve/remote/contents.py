@@ -16,6 +16,7 @@ __all__ = ["MAX_FILES", "RemoteFile", "RemoteVersion", "tag_of", "version_of"]
 
 # Files of a version, or entries of a directory, at most; a larger listing shows a mistaken base path.
 MAX_FILES = 10_000
+# Parts of a path, bytes of all names in a path, and bytes of a name, at most; below the usual limits of file systems.
 _MAX_DEPTH = 32
 _MAX_PATH_BYTES = 1000
 _MAX_NAME_BYTES = 200

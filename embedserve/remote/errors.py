@@ -14,7 +14,7 @@ from embedserve.store_url import redacted
 __all__ = ["BusyError", "MissingError", "NoRoomError", "StoreError", "is_secret", "without_secrets"]
 
 _SECRET = re.compile(r"secret|token|passw|pwd|key|credential|auth|cookie|sas", re.IGNORECASE)
-_LONGEST = 1000
+_LONGEST = 1000  # Characters of a text, at most.
 _SHORTEST_SECRET = 4  # Shorter secrets would be replaced all over a text.
 
 

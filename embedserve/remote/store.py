@@ -26,6 +26,7 @@ __all__ = ["Store", "open_store"]
 
 T = TypeVar("T")
 
+# Directories of a version, at most: a walk needs a request for each.
 _MAX_DIRECTORIES = 200
 
 

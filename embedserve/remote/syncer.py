@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Syncer", "SyncerListener", "default_cache_dir"]
 
+# Threads for the cache's files and for opening stores.
 DISK_THREADS = 4
 
 

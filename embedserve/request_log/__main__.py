@@ -16,6 +16,7 @@ from typing import Any
 
 from embedserve.errors import ServingError
 
+# Warm-up records that a version loads, at most.
 MAX_RECORDS = 1000
 _REPLAYABLE = ("predict_log", "classify_log", "regress_log", "multi_inference_log")
 

@@ -22,13 +22,16 @@ __all__ = ["LogWriter", "Report"]
 
 logger = logging.getLogger("embedserve")
 
+# Bytes of the exchanges that wait for the disk, at most.
 MAX_QUEUED_BYTES = 64 * 2**20
 # Bytes of an exchange besides the messages; bounds the number of exchanges with empty messages.
 _OVERHEAD = 1024
+# Seconds between two warnings of the same kind.
 _WARNING_INTERVAL = 10.0
 # Seconds for which the disk is left alone after a failure; doubled after each further failure, up to the bound.
 _RETRY_AFTER = 1.0
 _RETRY_AFTER_AT_MOST = 60.0
+# Exchanges after which outcomes are reported, even with more exchanges in the queue.
 _REPORT_EVERY = 100
 
 Report = Callable[[Counter[tuple[str, Code]]], None]
