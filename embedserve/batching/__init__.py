@@ -1,1 +1,1 @@
-"""Concurrent requests of one loaded version and signature share a run; below the registry, so never across versions."""
+"""Concurrent requests of a loaded version's signature share a run; the registry stands above, so versions never mix."""

@@ -1,10 +1,10 @@
-"""When a batch leaves, how large, and which requests cannot be helped, by what was learnt of the runs.
+"""The time and size of a leaving batch, and the refusal of late requests, learnt from the times of earlier runs.
 
-The policy of `batching="adaptive"`. A batch is as large as holds the target latency, larger where throughput would
-suffer, and no larger than its most urgent task has time for. A batch may wait a moment for callers that are about to
-come back: a run with a large fixed cost splits callers that ask again and again into groups, the first to come back
-leave at once in a small batch, and every caller waits for two runs instead of one. A request that cannot be answered in
-time is refused at once. Knows no clock, thread or model.
+The policy of `batching="adaptive"`. The batch size keeps the target latency, is larger where throughput would suffer,
+and fits the time left to the batch's most urgent task. A batch may wait a moment for callers about to return. Without
+the wait, a large fixed cost of a run splits repeating callers into groups: the first callers leave at once in a small
+batch, and every caller waits for two runs. A request without enough time for an answer is refused at once. The module
+knows no clock, thread or model.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from embedserve.errors import DeadlineExceededError, OverloadedError
 
 __all__ = ["AdaptivePolicy"]
 
-# A batch is not so small that one of any size would have this share more throughput.
+# No batch is so small that a batch of unlimited size would have a throughput higher by more than this share.
 WORTHWHILE = 0.02
 
-# No batch is smaller than this share of what waits: then throughput is all that counts.
+# No batch is smaller than the waiting tasks divided by this number: under a backlog only throughput counts.
 SHARE_OF_BACKLOG = 4
 
-# One batch in so many is larger than the limit, so that the limit cannot rest on runs of long ago.
+# A batch in every `PROBE_INTERVAL` has `PROBE` times the limit, so that the limit never rests on old runs alone.
 PROBE_INTERVAL = 256
 PROBE = 1.5
 
-# Tasks that are given up before a run has to show that what was learnt is still so.
+# Tasks given up before a run has to confirm the learnt times.
 MOST_GIVEN_UP = 64
 
-# Of runs shorter than so many seconds one in so many is learnt from, but for the first ones.
+# Seconds. For shorter runs only a run in `QUICK_SHARE` is learnt from, after the first `FIRST_RUNS` runs.
 QUICK = 0.001
 QUICK_SHARE = 32
 FIRST_RUNS = 32
 
-# Seconds of a run's fixed cost below which a wait would be too short for the timers of an event loop.
+# Seconds of a run's fixed cost; below, a wait would be too short for the timers of an event loop.
 SHORTEST = 0.002
 
-# A batch waits for callers that come back only if they save so many times the seconds that its own callers lose.
+# Wait only if the expected arrivals save at least `GAIN` times the seconds that queued requests lose.
 GAIN = 1.5
 
 
 class AdaptivePolicy:
-    """The limits of one queue, learnt from its runs.
+    """The limits of a queue, learnt from the queue's runs.
 
     Args:
         options: Bounds, and the target latency.
-        threads: How many runs there can be at once.
+        threads: Largest number of runs at once.
 
     Attributes:
-        times: How long runs take by their rows.
+        times: Expected seconds of a run by rows.
         limit, looks, shed, leaving: As `LeavingPolicy`.
     """
 
@@ -94,7 +94,7 @@ class AdaptivePolicy:
         self._held = False
         self._longest = 0.0  # Far more seconds than the largest batch runs.
         self._timed = False  # Whether there has been a deadline.
-        self._earliest = math.inf  # No deadline of a task that waits is before this.
+        self._earliest = math.inf  # Lower bound of the waiting tasks' deadlines.
         self._to_give_up = MOST_GIVEN_UP
         self._batches_since_probe = 0
         self._unlearnt = 0
@@ -102,16 +102,16 @@ class AdaptivePolicy:
     def __repr__(self) -> str:
         return f"<AdaptivePolicy of at most {self.limit} rows, {self.times!r}>"
 
-    # Which requests are admitted.
+    # Admission.
 
     def check_deadline(self, queue: BatchQueue, rows: int, deadline: float, now: float, level: int) -> None:
-        """Refuse a request that could not be answered in time; called before it is put into the queue.
+        """Refuse a request without time for an answer; called before the request is put into the queue.
 
         Raises:
-            DeadlineExceededError: A run alone takes longer than it has.
-            OverloadedError: What waits and runs before it takes longer.
+            DeadlineExceededError: A run alone takes longer than the time left.
+            OverloadedError: The waiting and running requests ahead take too long.
         """
-        # What comes to an idle queue is tried whatever was learnt, for how else would it learn better?
+        # A request to an idle queue is always tried: only a run can correct the learnt times.
         if queue.running and deadline - now < (queue.batches + 2) * self._longest * max(self._forecast.pace, 1.0):
             self._check(rows, deadline - now, now, queue.rows_ahead(level), queue.waiting)
         self._timed = True
@@ -128,7 +128,7 @@ class AdaptivePolicy:
         wait = self._forecast.next_slot(now)
         if not ahead and not wait:
             return
-        # So small a batch that one can run while another waits for it.
+        # A batch small enough to run twice in the time left: one run to wait for, and the request's own run.
         room = max(min(self.limit, self._rows_within(left / (1 + pace) / margin)), rows)
         if ahead + rows > room:
             wait += pace * self._seconds(room) * ahead / room
@@ -148,19 +148,19 @@ class AdaptivePolicy:
         return self._allowed_rows(self.times.rows_within(seconds))
 
     def _allowed_rows(self, rows: float) -> float:
-        """The largest batch of at most `rows` that needs no padding; 0 if the smallest is larger."""
+        """Return the largest batch of at most `rows` without padding; 0 if the smallest allowed size is larger."""
         return max((size for size in self._allowed if size <= rows), default=0) if self._allowed else rows
 
     @property
     def _margin(self) -> float:
-        """What a prediction is multiplied by, to be kept nearly always."""
+        """A factor on predictions, so that nearly all promises hold."""
         return 1.03 + min(self.times.error, 0.2)
 
     # When a batch leaves, and how large.
 
     def leaves_at(self, batch: Batch, at: float, running: int) -> float:
         """As `LeavingPolicy.leaves_at`."""
-        # With another thread free, those who come back need not wait for this run.
+        # With another free thread, returning callers need not wait for the batch's run.
         if not self._watches or running < self._threads - 1:
             return at
         until = self._callers.worth_waiting_until(batch.rows, self.times)
@@ -211,7 +211,7 @@ class AdaptivePolicy:
         run = self._seconds(task.rows)
         task.future.set_exception(DeadlineExceededError(f"a run takes about {run:.3g} s, and less is left of the time"))
 
-    # What is learnt.
+    # Learning.
 
     def started(self, now: float, waiting: int) -> None:
         """As `LeavingPolicy.started`."""
@@ -238,7 +238,7 @@ class AdaptivePolicy:
     def choose(self) -> None:
         """Choose the limit, and whether each request is worth a look."""
         times = self.times
-        # One run may be waited for and one is the request's own.
+        # The target covers two runs: a run to wait for and the request's own run.
         rows = times.rows_within(self._target / 2)
         rows = max(rows, times.fixed / (WORTHWHILE * times.per_row) if times.per_row else math.inf)
         smallest = min(self._allowed, default=1)
@@ -249,24 +249,24 @@ class AdaptivePolicy:
 
 
 class Forecast:
-    """When a run thread comes free, told from the runs that are on and from how fast batches have left lately.
+    """The time until a run thread comes free, forecast from the present runs and the recent pace of batches.
 
-    Other models may have the same threads: how long they keep them shows in the pace.
+    Further models may use the same threads; the pace shows the effect.
 
     Attributes:
-        pace: Seconds from one start to the next while more waits, as a share of how long the first one runs.
+        pace: Seconds between two starts under a backlog, as a share of the first run's expected seconds.
     """
 
     def __init__(self, threads: int) -> None:
         self.pace = 1 / threads
         self._threads = threads
-        self._ends: list[float] = []  # When the runs that are on should end, as a heap.
+        self._ends: list[float] = []  # Expected end of each present run, as a heap.
         self._started_at = 0.0
         self._expected = 0.0
         self._backlogged = False
 
     def started(self, now: float, expected: float, backlogged: bool) -> None:
-        """A run that should take `expected` seconds begins; `backlogged` if more waits."""
+        """Note the start of a run with `expected` seconds; `backlogged` if more tasks wait."""
         if self._backlogged and self._expected:
             share = min((now - self._started_at) / self._expected, 10.0)
             self.pace += (share - self.pace) * 0.1
@@ -276,11 +276,11 @@ class Forecast:
         heapq.heappush(self._ends, now + expected)
 
     def ended(self, waits: bool) -> None:
-        """One of the runs is over; `waits` if there is more to run."""
-        if self._ends:  # It may have begun before anyone asked for a forecast.
+        """Note the end of a run; `waits` if more tasks wait."""
+        if self._ends:  # The run may have begun before the first forecast.
             heapq.heappop(self._ends)
         if not waits:
-            # What the pace was under load says less and less.
+            # The pace measured under load fades without load.
             self.pace += (1 / self._threads - self.pace) * 0.1
 
     def next_slot(self, now: float) -> float:
@@ -289,10 +289,10 @@ class Forecast:
 
 
 class ReturningCallers:
-    """How many rows come within the fixed cost of a run after a run has ended, and how fast, as it usually is.
+    """The usual number and speed of rows that return within a run's fixed cost after the end of a run.
 
     Attributes:
-        until: Rows that come after this are no returns.
+        until: The `loop.time()` after which a row no longer counts as a return.
     """
 
     def __init__(self) -> None:
@@ -302,7 +302,7 @@ class ReturningCallers:
         self._returned = 0
         self._all_answered = 0.0
         self._all_returned = 0.0
-        # Seconds from an end to the first row, and from one row to the next.
+        # Seconds from an end to the first row, and from row to row.
         self._first = 0.0
         self._gap = 0.0
         self._last = 0.0
@@ -324,10 +324,10 @@ class ReturningCallers:
         self._returned += rows
 
     def worth_waiting_until(self, rows: int, times: RunTimes) -> float:
-        """Until when `rows` that could run should wait for those who are about to come; 0 for not at all.
+        """Return the time until which `rows` ready rows should wait for returning callers; 0 for no wait.
 
-        Those who come in time save a run of their own, `times.fixed` seconds each; those who wait lose the wait and
-        the rows that they will run with.
+        Returning rows in time save a separate run, `times.fixed` seconds each. Waiting rows lose the wait and the run
+        time of the added rows.
         """
         usual = self._all_returned / self._all_answered if self._all_answered else 0.0
         expected = usual * self._answered

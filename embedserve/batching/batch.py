@@ -1,4 +1,4 @@
-"""What waits in a batch queue: a request, the pieces of one that was cut, and the batch that they are in."""
+"""The contents of a batch queue: a request, the pieces of a cut request, and a batch of requests or pieces."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from embedserve.servable import Array, Tensors
 __all__ = ["Batch", "BatchTask", "Cut", "Key", "Whole"]
 
 Key: TypeAlias = tuple[Any, ...]
-"""Everything that two requests must have in common to share a batch."""
+"""The common properties of requests in a batch; requests with different keys never share a batch."""
 
 Cut: TypeAlias = Callable[[Tensors, int, int], Tensors]
-"""Gives the rows from one number up to another of a request's inputs."""
+"""Returns the rows from a first up to a second number of a request's inputs."""
 
 
 class Whole:
-    """A request that was cut into several tasks: their outputs by position, until none is missing."""
+    """A request cut into several tasks: the outputs by position, until no piece is missing."""
 
     __slots__ = ("missing", "parts")
 
@@ -28,7 +28,7 @@ class Whole:
 
 
 class BatchTask:
-    """One request in the queue, or one piece of a request that was cut; pieces share the request's future."""
+    """A request in the queue, or a piece of a cut request; pieces share the request's future."""
 
     __slots__ = ("deadline", "entered", "future", "inputs", "position", "rows", "whole")
 
@@ -49,7 +49,7 @@ class BatchTask:
         self.position = 0
 
     def pieces(self, sizes: list[int], cut: Cut) -> Iterator[BatchTask]:
-        """This request as tasks of `sizes` rows."""
+        """Yield the request as tasks of `sizes` rows."""
         whole, end = Whole(len(sizes)), 0
         for position, rows in enumerate(sizes):
             start, end = end, end + rows
@@ -60,7 +60,7 @@ class BatchTask:
 
 
 class Batch:
-    """Tasks that run together. The last batch of its group is open: it still takes tasks."""
+    """Tasks with a shared run. The last batch of a line is open and still takes tasks."""
 
     __slots__ = ("key", "opened_at", "reason", "rows", "tasks")
 

@@ -1,8 +1,8 @@
-"""Which requests of one signature share a batch, and when a batch leaves: plain decisions over plain data.
+"""The choice of requests for a shared batch, and the time of leaving: plain decisions over plain data.
 
-The time is passed in. A policy, where there is one, decides how large a batch leaves, and when. The queue knows no
-clock, thread, model or numpy. A request of higher priority overtakes those of lower ones, and takes their place where
-the queue is full; of `TURNS` batches in a row one begins with whatever has waited longest. TF Serving:
+The time is passed in. A policy, if present, decides the size and the time of a leaving batch. The queue knows no clock,
+thread, model or numpy. A request of higher priority overtakes requests of lower priority, and takes the place of a
+lower request in a full queue. A batch in every `TURNS` begins with the oldest request. TF Serving:
 shared_batch_scheduler.h.
 """
 
@@ -20,30 +20,30 @@ from embedserve.priority import OVERTAKEN, TURNS, Priority
 
 __all__ = ["SLACK", "BatchQueue", "LeavingPolicy"]
 
-# In the order of their turns. Every line has at least one batch, and every batch at least one task.
+# In the order of turns. Every line has at least a batch, and every batch at least a task.
 Lines: TypeAlias = dict[Key, deque[Batch]]
 
 FULL = "The batch scheduling queue to which this task was submitted is full"
 
-# A run that is usually shorter than this gains nothing from a second one beside it: they fight for the interpreter.
-# So while one runs, an open batch grows until it is full, the run ends, or the run has lasted this long.
+# Seconds. A second run beside a shorter run gains no time: both fight for the interpreter. During a short run, an open
+# batch therefore grows until the batch is full, the run ends, or the run has lasted `PATIENCE`.
 PATIENCE = 0.001
 
-# Timers come up to this much early or late; a batch that is due within it is due.
+# Seconds of a timer's error, early or late; a batch due within the slack is due.
 SLACK = 0.0005
 
-# How often a full queue is searched for requests whose callers have left, at most.
+# Least seconds between two searches of a full queue for requests of departed callers.
 SEARCH_INTERVAL = 0.01
 
 
 class LeavingPolicy(Protocol):
-    """What a queue asks whose limits are not as configured: how large a batch leaves, when, and who cannot be helped.
+    """Decides the size and time of leaving batches, and gives up late tasks, instead of the configured limits.
 
     Attributes:
-        limit: Rows of the largest batch that leaves now.
-        looks: Whether each request that is queued is worth a second look.
+        limit: Rows of the largest batch to leave now.
+        looks: Whether each queued request is worth a second look.
         shed: Tasks refused for want of time.
-        leaving: Rows of the batch that left last; the queue sets it.
+        leaving: Rows of the last batch to leave; the queue sets the value.
     """
 
     limit: int
@@ -52,34 +52,34 @@ class LeavingPolicy(Protocol):
     leaving: int
 
     def came(self, rows: int, now: float) -> bool:
-        """A request was queued; whether a batch may have waited for it."""
+        """Note a queued request; return whether a batch may have waited for the request."""
 
     def leaves_at(self, batch: Batch, at: float, running: int) -> float:
-        """When a batch leaves that has room and could leave at `at`."""
+        """Return the time of leaving for a batch with room, free to leave from `at` on."""
 
     def share(self, batch: Batch, now: float, waiting: int) -> tuple[int, int, int]:
-        """How much of a batch leaves: its first tasks, their rows, and up to how many rows they may be filled up."""
+        """Return the leaving part of a batch: the number of first tasks, their rows, and the bound of rows to fill."""
 
     def started(self, now: float, waiting: int) -> None:
-        """The batch that left last runs now."""
+        """Note the start of the last batch to leave."""
 
     def ended(self, seconds: float | None, rows: int, now: float, waiting: int, typical: float) -> bool:
         """A run ended, as for `BatchQueue.ended`; whether `limit` or `looks` changed."""
 
 
 class BatchQueue:
-    """The queue of one signature of one loaded version: for each priority a line of batches per key, served in turn.
+    """The queue of a signature of a loaded version: for each priority a line of batches per key, served in turn.
 
     Args:
-        options: Bounds. With a policy `batch_timeout_micros` says nothing.
-        cut: Makes the pieces of a request that is too large.
-        policy: Decides how large a batch leaves, and when; None leaves them to the options.
+        options: Bounds. With a policy, `batch_timeout_micros` is ignored.
+        cut: Makes the pieces of a too large request.
+        policy: Decides the size and time of leaving batches; None leaves both to the options.
 
     Attributes:
-        limit: Rows of the largest batch that leaves now.
-        batches, waiting: What waits, in batches and in tasks.
-        running: Batches that run.
-        evicted: Tasks refused for one of higher priority.
+        limit: Rows of the largest batch to leave now.
+        batches, waiting: Waiting batches and waiting tasks.
+        running: Running batches.
+        evicted: Tasks refused in favour of a higher priority.
     """
 
     __slots__ = (
@@ -119,19 +119,19 @@ class BatchQueue:
         self._max_batches = options.max_enqueued_batches
         self._timeout = options.batch_timeout_micros / 1e6 if policy is None else 0.0
         self._levels: Sequence[Lines] = tuple({} for _ in Priority)
-        # Rows up to which an open batch takes more without a second look: none while evictions keep the queue over its
-        # bound, else as many as usual.
+        # Rows up to which an open batch takes more tasks without a second look. The bound is 0 while evictions keep the
+        # queue over the bound of batches, else the usual number.
         self._joinable = self._usual = self._limit
-        self._careful = self._splits  # Whether to open one needs a second look.
+        self._careful = self._splits  # Whether the opening of a batch needs a second look.
         self.limit = self._limit
-        self._room = self._limit  # Rows up to which a batch that leaves is filled up.
+        self._room = self._limit  # Rows up to which a leaving batch is filled up.
         self._overtakes = 0
         self._reruns: deque[Batch] = deque()
         self._closing = False
         self._search_at = 0.0
         self.running = 0
         self._started_at = 0.0
-        self._typical = 0.0  # Seconds of a run, the fast ones counting most: slow ones may have waited for the GIL.
+        self._typical = 0.0  # Seconds of a run, with most weight on fast runs: slow runs may have waited for the GIL.
         self.batches = 0
         self.waiting = 0
         self.evicted = 0
@@ -146,11 +146,11 @@ class BatchQueue:
         return 0 if self._policy is None else self._policy.shed
 
     def rows_ahead(self, level: int) -> int:
-        """Rows that wait and that a request of this priority does not overtake."""
+        """Return the number of waiting rows ahead of a request with the priority."""
         return sum(batch.rows for lines in self._levels[: level + 1] for line in lines.values() for batch in line)
 
     def admits(self, rows: int) -> bool:
-        """Whether a request of so many rows can be put here; False means that it runs alone.
+        """Return whether the queue takes a request of `rows` rows; False means a run alone.
 
         Raises:
             InvalidInputError: The request is too large, and `oversize` says `reject` or splitting is on.
@@ -162,10 +162,10 @@ class BatchQueue:
         return rows > 0
 
     def put(self, key: Key, task: BatchTask, now: float, level: int = Priority.NORMAL) -> bool:
-        """Queue an admitted request, cut into several tasks where splitting is on; whether a full batch waits.
+        """Queue an admitted request, cut into several tasks where splitting is on; return whether a full batch waits.
 
         Raises:
-            QueueFullError: It fits in no open batch, `max_enqueued_batches` are waiting, and none of lower priority.
+            QueueFullError: No open batch has room, `max_enqueued_batches` are waiting, and no lower task can give way.
         """
         line = self._levels[level].get(key)
         if line is not None:
@@ -217,7 +217,7 @@ class BatchQueue:
         return len(line) > 1 or task.rows == self._limit
 
     def _gone(self) -> None:
-        """A batch is no more in its line."""
+        """Count a batch removed from a line."""
         self.batches -= 1
         if self.batches == self._max_batches:
             self._joinable = self._usual
@@ -225,7 +225,7 @@ class BatchQueue:
     def _put_pieces(self, key: Key, task: BatchTask, now: float, level: int) -> bool:
         limit = self._limit
         line = self._levels[level].get(key)
-        # A line without an open batch may open one: as if it were there, empty and counted.
+        # A line without an open batch may open a batch: count the new batch as present and empty.
         opened, batches = (line[-1].rows, self.batches) if line else (0, self.batches + 1)
         room = limit - opened
         capacity = (self._max_batches - batches) * limit + room
@@ -259,7 +259,7 @@ class BatchQueue:
         return QueueFullError(f"{FULL}; currently {batches} batches enqueued and max_enqueued_batches is {most}")
 
     def _make_room(self, now: float) -> bool:
-        """Drop tasks whose callers have left, and pack the rest anew; whether there were any."""
+        """Drop tasks of departed callers, and pack the rest anew; return whether a task was dropped."""
         if now < self._search_at:
             return False
         self._search_at = now + SEARCH_INTERVAL
@@ -275,7 +275,7 @@ class BatchQueue:
         return self.waiting < before
 
     def _evict(self, rows: int, level: int) -> bool:
-        """Refuse the newest tasks of the lowest priorities below `level`, as many as have `rows`, if there are such."""
+        """Refuse the newest tasks of the lowest priorities below `level` to free `rows` rows; False if too few."""
         below = self._levels[level + 1 :]
         if sum(batch.rows for lines in below for line in lines.values() for batch in line) < rows:
             return False
@@ -298,12 +298,12 @@ class BatchQueue:
         return True
 
     def rerun(self, key: Key, tasks: list[BatchTask]) -> None:
-        """Queue each task of a failed batch again, alone and before all others; they were admitted once already."""
+        """Queue each task of a failed batch again, alone and before all further tasks, without a second admission."""
         self._reruns.extend(Batch(key, task, 0.0) for task in tasks)
         self.waiting += len(tasks)
 
     def ready_at(self) -> float | None:
-        """When the next batch should leave (0 for at once), or None while nothing waits."""
+        """Return the time for the next batch to leave (0 for at once), or None in an empty queue."""
         if self._reruns:
             return 0.0
         first: float | None = None
@@ -324,9 +324,9 @@ class BatchQueue:
         return at if self._policy is None else self._policy.leaves_at(batch, at, self.running)
 
     def pop(self, now: float) -> Batch | None:
-        """Take the next batch that is ready, of the highest priority and from the line whose turn it is; None if none.
+        """Return the next ready batch, of the highest priority and from the line in turn; None without a ready batch.
 
-        The batch may hold tasks whose callers have left; the caller drops them, and says `started` if it runs the rest.
+        The batch may hold tasks of departed callers; the caller drops such tasks, and calls `started` to run the rest.
         """
         if self._reruns:
             batch = self._reruns.popleft()
@@ -353,7 +353,7 @@ class BatchQueue:
             overtaken = (low and lines is not low) or (normal and lines is high)
             self._overtakes = self._overtakes + 1 if overtaken and self._overtakes < TURNS - 1 else 0
             self._fill(batch, self._room)
-        elif line and batch.rows < self._room:  # It may have filled up another.
+        elif line and batch.rows < self._room:  # Tasks may have filled up another batch.
             self._fill(batch, self._room)
         batch.reason = self._reason(batch, bool(line))
         self.waiting -= len(batch.tasks)
@@ -362,7 +362,7 @@ class BatchQueue:
         return batch
 
     def _divide(self, policy: LeavingPolicy, line: deque[Batch], now: float) -> None:
-        """Make the first batch of a line what may leave now, and its rest the next."""
+        """Make the first batch of a line the leaving part, and the rest the second batch."""
         front = leaving = line[0]
         count, rows, self._room = policy.share(front, now, self.waiting)
         if count < len(front.tasks):
@@ -372,10 +372,10 @@ class BatchQueue:
             front.tasks, front.rows = front.tasks[count:], front.rows - rows - gone
             line.appendleft(leaving)
             self.batches += 1
-        leaving.rows = rows  # Tasks whose callers have left take no room.
+        leaving.rows = rows  # Tasks of departed callers take no room.
 
     def _fill(self, batch: Batch, limit: int) -> None:
-        """Give the room left in a batch to those who wait with the same key, the most urgent first."""
+        """Fill the room left in a batch with waiting tasks of the same key, the most urgent first."""
         for lines in self._levels:
             line = lines.get(batch.key)
             while line:
@@ -404,14 +404,14 @@ class BatchQueue:
         return "timeout" if self._timeout else "slot"
 
     def started(self, now: float) -> None:
-        """A batch that was popped runs now."""
+        """Note the start of a popped batch."""
         self.running += 1
         self._started_at = now
         if self._policy is not None:
             self._policy.started(now, self.waiting)
 
     def ended(self, seconds: float | None, rows: int, now: float) -> None:
-        """A run of `rows` rows, padding included, ended after `seconds`; None when it failed and tells nothing."""
+        """Note the end of a run of `rows` rows, padding included, after `seconds`; None after a failure."""
         self.running -= 1
         if seconds is not None:
             if not self._typical:
@@ -421,7 +421,7 @@ class BatchQueue:
             self.adopt(self._policy)
 
     def adopt(self, policy: LeavingPolicy) -> None:
-        """Take over the limits that the policy has now."""
+        """Take over the policy's present limits."""
         self.limit = policy.limit
         self._careful = policy.looks or self._splits
         self._usual = 0 if policy.looks else self._limit
@@ -433,7 +433,7 @@ class BatchQueue:
         self._closing = True
 
     def tasks(self) -> Iterator[BatchTask]:
-        """Every task that waits."""
+        """Yield every waiting task."""
         for batch in self._reruns:
             yield from batch.tasks
         for lines in self._levels:

@@ -1,7 +1,7 @@
-"""Drives the queue of one signature: asks for a run thread when a batch is ready, and hands the answers out.
+"""Drives the queue of a signature: claims a run thread for a ready batch, and hands the answers out.
 
-The queue (batch_queue.py) decides, this module waits and calls. The failure, deadline or departure of one request
-touches no batch mate. Loop only, except the `call` methods, which run in run threads.
+The queue (batch_queue.py) decides; the batcher waits and calls. The failure, deadline or departure of a request touches
+no batch mate. Loop only, except the `call` methods in run threads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["SignatureBatcher"]
 
 
 class SignatureBatcher:
-    """Drives the queue of one signature: asks for a run thread when a batch is ready, and hands answers out."""
+    """Drives the queue of a signature: claims a run thread for a ready batch, and hands answers out."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class SignatureBatcher:
         deadline: float | None = None,
         priority: int = Priority.NORMAL,
     ) -> Answer:
-        """As `Predictor.submit`. The hot path: one future and one task per request, a slot per batch."""
+        """As `Predictor.submit`. The hot path: a future and a task per request, a slot per batch."""
         if self._closed or self._stuck:
             raise self._refuse(self._id) if self._closed else self.runs.refusal()
         if self._same_tails:  # Checked when the inputs were bound, so only the filter tells requests apart.
@@ -120,7 +120,7 @@ class SignatureBatcher:
             self._deadlines.watch(deadline)
         if self._observers:
             self._observers.request_enqueued(self._id, self.signature.name, rows, len(inputs))
-        # While a slot is on its way or the timer is set, only a full batch changes when the next one leaves.
+        # With a slot on the way or a timer set, only a full batch changes the time of the next departure.
         if not self._claimed and (full or self._timer is None):
             self._look(now)
         elif full or self._queue.waiting >= self._delay.enough:
@@ -138,7 +138,7 @@ class SignatureBatcher:
         return rows
 
     def _measure(self, inputs: Tensors, output_names: tuple[str, ...] | None) -> tuple[int, Key]:
-        """Rows and key of a request; no rows where an input is a scalar, so that it runs directly."""
+        """Return rows and key of a request; 0 rows for a scalar input, so that the request runs directly."""
         rows = -1
         key: list[Any] = [output_names]
         for name in self._names:
@@ -150,12 +150,12 @@ class SignatureBatcher:
                     raise _unequal(inputs)
                 rows = shape[0]
             tail = shape[1:]
-            # With padding only ranks must agree; what cannot be padded keeps to its own shape.
+            # With padding only ranks must agree; unpaddable inputs share a batch only with the same shape.
             key.append(len(shape) if self.ragged and len(shape) <= MAX_PADDED_RANK and 0 not in tail else tail)
         return rows, tuple(key)
 
     def _look(self, now: float) -> None:
-        """Ask for a slot if a batch is ready, else come back when one will be."""
+        """Claim a slot for a ready batch, else set the timer for the next ready batch."""
         if self._claimed:
             return
         at = 0.0 if self._joins else self._queue.ready_at()
@@ -175,7 +175,7 @@ class SignatureBatcher:
 
     @property
     def waiting(self) -> int:
-        """As `SlotClient.waiting`; a full batch waits for nothing."""
+        """As `SlotClient.waiting`; 0 with a full batch, because a full batch gains from no wait."""
         waiting = self._queue.waiting
         return waiting if waiting < self._queue.limit else 0
 
@@ -225,7 +225,7 @@ class SignatureBatcher:
             future.set_exception(copied(error))
 
     def _live(self, tasks: list[BatchTask], now: float) -> list[BatchTask]:
-        """The tasks that still need an answer; the same list if all do."""
+        """Return the tasks still in need of an answer; the same list if no task has ended."""
         gone = 0
         for task in tasks:
             future = task.future
@@ -245,7 +245,7 @@ class SignatureBatcher:
             self._observers.queue_wait(id, name, now - task.entered)
 
     def ended(self, run: BatchRun, tasks: list[BatchTask], result: Any, error: Exception | None) -> None:
-        """The thread that ran a batch is back."""
+        """Take back the thread of a batch's run, and answer the tasks."""
         self._over(run)
         self.runs.returned(run)
         if error is None:
@@ -278,7 +278,7 @@ class SignatureBatcher:
             self._joins.append(Join(self, task.future, task.deadline, whole.parts))
 
     def joined(self, join: Join) -> None:
-        """The thread that put a cut request's outputs together is back."""
+        """Take back the thread of a join."""
         self._over(join)
 
     def _fail(self, run: BatchRun, tasks: list[BatchTask], error: Exception) -> None:
@@ -286,27 +286,27 @@ class SignatureBatcher:
         if timed_out(error, run.timeout):
             error = expired()
         elif len(tasks) > 1 and self.signature.stateless and not run.ran:
-            # One of them is guilty, perhaps; alone, each answers for itself.
+            # A single request may be guilty; alone, each request gets the own result.
             self._rerun += len(live)
             self._queue.rerun(run.key, live)
             return
         for i, task in enumerate(live):
-            if not task.future.done():  # Pieces of one request share a future.
+            if not task.future.done():  # Pieces of a request share a future.
                 task.future.set_exception(copied(error) if i else error)
 
     def abandoned(self, run: BatchRun) -> None:
-        """Nobody waits for any task of a running batch; stop it. Its slot is free when the thread is back."""
+        """Cancel a running batch without waiting callers. The slot is free at the return of the thread."""
         self._cancelled += 1
         run.cancellation.cancel()
 
     def left_behind(self, run: BatchRun, seconds: float) -> None:
-        """A batch is stuck in its thread."""
+        """Report a batch as stuck in the run thread."""
         self._over(run)
         rows = run.rows + run.padding
         self.runs.left_behind(run, self.signature.name, run.tasks[0].inputs, rows, seconds)
 
     def statistics(self) -> PredictorStatistics:
-        """Counts so far, and what waits and runs now."""
+        """Return the counts so far, and the present numbers of waiting tasks and runs."""
         return PredictorStatistics(
             waiting=self._queue.waiting,
             running=len(self._running),
@@ -331,14 +331,14 @@ class SignatureBatcher:
                 yield run
 
     def close(self) -> None:
-        """Take no more requests; those that wait leave as soon as there is a slot."""
+        """Take no more requests; waiting requests leave as soon as there is a slot."""
         if not self._closed:
             self._closed = True
             self._queue.close()
             self._look(self._now())
 
     def abort(self, error: MakeError | None = None) -> None:
-        """Take no more requests, fail every one that is still owed an answer, and ask its run to stop."""
+        """Take no more requests, and fail every unanswered request; a run without a waiting caller is stopped."""
         make = self._refuse = error or left_behind
         self._closed = True
         for pending in list(self._pending()):
@@ -363,7 +363,7 @@ def _unequal(inputs: Tensors) -> InvalidInputError:
 
 
 def _longest(tasks: list[BatchTask], now: float) -> float | None:
-    """Seconds that the run may take: the most that any of its tasks has left, None if one has no deadline."""
+    """Return the seconds for the run: the most time left to any task, None for a task without a deadline."""
     last = 0.0
     for task in tasks:
         if task.deadline is None:
@@ -373,7 +373,7 @@ def _longest(tasks: list[BatchTask], now: float) -> float | None:
 
 
 class BatchRun:
-    """One batch, from the queue through a run thread to its tasks' answers."""
+    """A batch, from the queue through a run thread to the tasks' answers."""
 
     __slots__ = (
         *("_owner", "cancellation", "ends_at", "key", "look_at", "padding", "ran", "rows", "tasks", "timeout"),
@@ -393,7 +393,7 @@ class BatchRun:
         self.ends_at = self.look_at = math.inf
 
     def call(self) -> tuple[list[dict[str, Array]], float]:
-        """In a run thread: merge, run, split; the outputs of each task, and how long that took."""
+        """In a run thread: merge, run, split; return the outputs of each task, and the seconds."""
         began = perf_counter()
         tasks, owner = self.tasks, self._owner
         alone = len(tasks) == 1 and not self.padding
@@ -406,7 +406,7 @@ class BatchRun:
             timeout=self.timeout,
         )
         self.ran = True
-        # An unmerged request is answered as it would be without batching: its outputs need no rows.
+        # An unmerged request is answered as without batching: the outputs need no rows.
         if alone and tasks[0].whole is None:
             return [outputs], perf_counter() - began
         pieces = split(outputs, [task.rows for task in tasks], self.rows + self.padding)
@@ -414,7 +414,7 @@ class BatchRun:
 
     def done(self, result: Any, error: Exception | None) -> None:
         """On the loop, when the thread is back."""
-        tasks, self.tasks = self.tasks, []  # No cycle through the traceback of an error, and nothing left to watch.
+        tasks, self.tasks = self.tasks, []  # Breaks a cycle through an error's traceback, and ends `watch`.
         self._owner.ended(self, tasks, result, error)
 
     def overdue(self) -> bool:
@@ -425,7 +425,7 @@ class BatchRun:
         return False
 
     def expire(self) -> None:
-        """Answer the callers that are left: their time is over by `run_timeout`."""
+        """Answer the remaining callers: the time of `run_timeout` is over."""
         for task in self.tasks:
             if not task.future.done():
                 task.future.set_exception(self._owner.runs.expired())
@@ -436,7 +436,7 @@ class BatchRun:
         self._owner.left_behind(self, seconds)
 
     def watch(self, _: Answer | None = None) -> None:
-        """Keep an eye on one task whose caller still waits; when none is left, stop the run."""
+        """Watch a single task with a waiting caller; without such a task, stop the run."""
         tasks = self.tasks
         for i in range(self.watched, len(tasks)):
             if not tasks[i].future.done():
@@ -448,7 +448,7 @@ class BatchRun:
 
 
 class Join:
-    """The outputs of a request that was cut, being put together in a run thread."""
+    """The concatenation of a cut request's outputs, in a run thread."""
 
     __slots__ = ("_owner", "deadline", "future", "parts")
 

@@ -1,6 +1,6 @@
-"""DirectPredictor: one run per request, bounded, and what it shares with the batched path: deadlines, errors, figures.
+"""DirectPredictor: a run per request, bounded, and the parts shared with the batched path: deadlines, errors, figures.
 
-Called on the loop by a handle; knows no batch. Only `Servable.run` runs in a thread.
+The module knows no batch. Only `Servable.run` runs in a thread.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ T = TypeVar("T")
 Answer: TypeAlias = asyncio.Future[dict[str, Array]]
 MakeError: TypeAlias = Callable[[ServableId], ServingError]
 
-# The deadline timer does not come more often than this, however many deadlines there are.
+# Least seconds between two sweeps of the deadline timer, however many deadlines there are.
 SWEEP_INTERVAL = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class PredictorStatistics:
-    """What a predictor has done and has to do.
+    """The counts of a predictor, and the present numbers of waiting requests and runs.
 
     Attributes:
-        waiting: Requests, or pieces of split ones, in a queue now.
+        waiting: Requests, or pieces of split requests, in a queue now.
         running: Runs in a thread now.
-        runs: Runs that were started.
-        requests: Requests, or pieces, that those runs served.
+        runs: Started runs.
+        requests: Requests, or pieces, in the started runs.
         rows: Rows of batched runs, without padding.
-        padding_rows: Rows that were added to reach an allowed batch size.
-        refused: Requests turned away by a full queue, those among them that had to leave it for one of higher priority.
-        dropped: Requests that cost no run, because their deadline had passed or their caller had left.
-        cancelled: Runs that were asked to stop because nobody was left to answer.
-        rerun: Requests that ran again, alone, because a batch that they were in failed.
-        shed: Requests that adaptive batching gave up, because they could not be answered in time.
-        stuck: Runs that were left behind in their threads and have not returned.
+        padding_rows: Rows added to reach an allowed batch size.
+        refused: Requests turned away by a full queue, including requests evicted by a higher priority.
+        dropped: Requests without a run, because of a passed deadline or a departed caller.
+        cancelled: Runs asked to stop for want of a waiting caller.
+        rerun: Requests run again, alone, after the failure of their batch.
+        shed: Requests given up by adaptive batching for want of time.
+        stuck: Runs left behind in their threads and not yet returned.
     """
 
     waiting: int = 0
@@ -79,16 +79,17 @@ class PredictorStatistics:
 
 
 class Pending(Protocol):
-    """A request whose answer is owed."""
+    """A request without an answer yet."""
 
     future: Answer
     deadline: float | None
 
 
 class DeadlineTimer:
-    """One timer for the deadlines of many requests: watching one more costs a comparison.
+    """A timer for the deadlines of many requests: a further watch costs a comparison.
 
-    When it comes it looks through all of `pending`, ends those whose time is over, and is set for the next.
+    The sweep looks through all of `pending`, ends requests with a passed deadline, and sets the timer for the next
+    deadline.
     """
 
     __slots__ = ("_at", "_loop", "_pending", "_timer")
@@ -100,7 +101,7 @@ class DeadlineTimer:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, deadline: float) -> None:
-        """See to it that the request with this deadline, which is or will be pending, does not outlive it."""
+        """End the request with the deadline in time; the request is pending, or soon pending."""
         if deadline < self._at:
             self._at = deadline
             if self._timer is not None:
@@ -130,22 +131,22 @@ class DeadlineTimer:
 
 
 def expired() -> DeadlineExceededError:
-    """The error of a request whose deadline passed, waiting or running."""
+    """Return the error of a request with a passed deadline, waiting or running."""
     return DeadlineExceededError("Timed out waiting for notification")
 
 
 def refusal(id: ServableId) -> RegistryStateError:
-    """The error of a request that came after the predictor was closed."""
+    """Return the error of a request to a closed predictor."""
     return RegistryStateError(f"servable {id} is being unloaded and takes no more requests; acquire the model again")
 
 
 def left_behind(id: ServableId) -> RegistryStateError:
-    """The error of a request that was still running when the registry's drain timeout passed."""
+    """Return the error of a request still running at the end of the registry's drain timeout."""
     return RegistryStateError(f"the registry was left while servable {id} was still working on the request")
 
 
 def copied(error: Exception) -> Exception:
-    """An exception of its own for each caller: raising one in several tasks would mix their tracebacks."""
+    """Return a separate exception for each caller: a shared exception in several tasks would mix their tracebacks."""
     try:
         own = copy.copy(error)
     except Exception:
@@ -155,12 +156,12 @@ def copied(error: Exception) -> Exception:
 
 
 def timed_out(error: Exception, timeout: float | None) -> bool:
-    """Whether a run failed because its `timeout` was over, shortly before the deadline timer would have come."""
+    """Return whether a run failed by the end of `timeout`, shortly before the sweep of the deadline timer."""
     return timeout is not None and getattr(error, "code", None) is Code.DEADLINE_EXCEEDED
 
 
 async def drained(waiting: Callable[[], set[Answer]], running: Callable[[], int], idle: asyncio.Event) -> None:
-    """Wait until nothing waits and nothing runs; `idle` is set whenever a last run ends."""
+    """Wait until no request waits and no run is left; `idle` is set at the end of each last run."""
     while True:
         if futures := waiting():
             await asyncio.wait(futures)
@@ -172,7 +173,7 @@ async def drained(waiting: Callable[[], set[Answer]], running: Callable[[], int]
 
 
 class _DirectRun:
-    """One request, from the queue through a run thread to its answer."""
+    """A request, from the queue through a run thread to the answer."""
 
     __slots__ = (
         *("_call", "_owner", "cancellation", "deadline", "ends_at", "future", "inputs", "look_at"),
@@ -224,7 +225,7 @@ class _DirectRun:
         return False
 
     def expire(self) -> None:
-        """Answer the caller, whose time is over by `run_timeout`."""
+        """Answer the caller: the time of `run_timeout` is over."""
         if not self.future.done():
             self.future.set_exception(self._owner.runs.expired())
 
@@ -234,15 +235,15 @@ class _DirectRun:
         self._owner.left_behind(self, seconds)
 
     def left(self, _: Answer) -> None:
-        """The future is done; if the thread is not back yet, the caller has left or its time is over."""
+        """Stop the run, if the future is done before the thread's return: the caller has left, or the time is over."""
         self._owner.abandoned(self)
 
 
 class DirectPredictor:
-    """Runs every request on its own, in the order in which they came but for priorities; implements `Predictor`.
+    """Runs every request alone, in the order of priority and arrival; implements `Predictor`.
 
-    Lives as long as its version is loaded. It holds one place in the line for run threads at a time, so many requests
-    of one version do not keep the others waiting.
+    Lives as long as the loaded version. The predictor holds a single place in the line for run threads, so that many
+    requests of a version do not delay requests of further versions.
     """
 
     def __init__(
@@ -352,7 +353,7 @@ class DirectPredictor:
                 request.future.set_exception(copied(error))
 
     def ended(self, request: _DirectRun, completed: bool) -> None:
-        """The thread that ran `request` is back; `completed` if it has an answer."""
+        """Take back the thread of `request`; `completed` after a run with an answer."""
         self._running.discard(request)
         if not self._running:
             self._idle.set()
@@ -362,20 +363,20 @@ class DirectPredictor:
             self.runs.completed(request.seconds)
 
     def left_behind(self, request: _DirectRun, seconds: float) -> None:
-        """`request` is stuck in its thread."""
+        """Report `request` as stuck in the run thread."""
         self._running.discard(request)
         if not self._running:
             self._idle.set()
         self.runs.left_behind(request, request.signature, request.inputs, 0, seconds)
 
     def abandoned(self, request: _DirectRun) -> None:
-        """Nobody waits for `request` any more; stop its run if there still is one."""
+        """Stop the run, if any, of a request without a waiting caller."""
         if request in self._running:
             self._cancelled += 1
             request.cancellation.cancel()
 
     def statistics(self) -> PredictorStatistics:
-        """Counts so far, and what waits and runs now."""
+        """Return the counts so far, and the present numbers of waiting requests and runs."""
         return PredictorStatistics(
             waiting=len(self._waiting),
             running=len(self._running),
@@ -393,11 +394,11 @@ class DirectPredictor:
         return self.runs.trouble
 
     def close(self) -> None:
-        """Take no more requests; those that are here are answered."""
+        """Take no more requests; queued and running requests are answered."""
         self._closed = True
 
     def abort(self, error: MakeError | None = None) -> None:
-        """Take no more requests, fail every one that is still owed an answer, and ask its run to stop."""
+        """Take no more requests, and fail every unanswered request; runs of failed requests are asked to stop."""
         make = self._refuse = error or left_behind
         self._closed = True
         for request in [*self._waiting, *self._running]:
@@ -408,7 +409,7 @@ class DirectPredictor:
         """Close, and wait until every request has been answered and every thread is back."""
         self.close()
         await drained(self._unanswered, lambda: len(self._running), self._idle)
-        self._dropped += len(self._waiting)  # Their callers have left.
+        self._dropped += len(self._waiting)  # The callers have left.
         self._waiting.clear()
         self._deadlines.close()
 

@@ -1,6 +1,6 @@
-"""Merge, pad, split: one batch out of several requests' arrays, and each request's piece out of the batch's outputs.
+"""Merge, pad, split: a batch out of several requests' arrays, and each request's piece out of the batch's outputs.
 
-Pure numpy, called in run threads. Dimension 0 is rows everywhere. Which requests may be merged is decided before
+Pure numpy, in run threads. Dimension 0 is rows everywhere. The queue decides on the mergeable requests
 (batch_queue.py). TF Serving: batching_session.cc, batching_util.cc.
 """
 
@@ -19,7 +19,7 @@ MAX_PADDED_RANK = 6
 
 
 def target_rows(rows: int, allowed: Sequence[int]) -> int:
-    """Rows to run for a batch of `rows`: the smallest allowed size that holds them, else `rows` itself."""
+    """Return the rows to run for a batch of `rows`: the smallest sufficient allowed size, else `rows`."""
     return min((size for size in allowed if size >= rows), default=rows)
 
 
@@ -28,11 +28,12 @@ def merge(requests: Sequence[Tensors], padding: int = 0, *, ragged: bool = False
 
     Args:
         requests: Same names and dtypes in each; every array is `[rows, ...]` with at least one row.
-        padding: Rows to add; their outputs mean nothing.
-        ragged: Where other dimensions differ, pad each array at their ends to the largest, with its own first element.
+        padding: Rows to add; outputs of added rows are meaningless.
+        ragged: Where other dimensions differ, pad the ends of each array to the largest size, with the array's own
+            first element.
 
     Raises:
-        InvalidInputError: `ragged`, and an array that differs from the others is empty or of a rank over 6.
+        InvalidInputError: `ragged`, and an array of a different shape is empty or of a rank over 6.
     """
     merged: dict[str, Array] = {}
     for name in requests[0]:
@@ -67,12 +68,12 @@ def _merge_ragged(arrays: Sequence[Array], padding: int) -> Array:
 
 
 def split(outputs: Tensors, sizes: Sequence[int], rows: int) -> list[dict[str, Array]]:
-    """Undo `merge`: views of each output, `sizes[i]` rows for request i; rows after them are padding.
+    """Undo `merge`: views of each output, `sizes[i]` rows for request i; further rows are padding.
 
-    The views are disjoint, so what one caller writes no other sees; each keeps the whole batch's output alive.
+    The views are disjoint, so callers cannot see each other's writes. Each view keeps the whole batch's output alive.
 
     Raises:
-        InferenceError: An output is a scalar, or its dimension 0 is not `rows` (FAILED_PRECONDITION).
+        InferenceError: An output is a scalar, or the size along dimension 0 is not `rows` (FAILED_PRECONDITION).
     """
     pieces: list[dict[str, Array]] = [{} for _ in sizes]
     size = sizes[0]
@@ -111,7 +112,7 @@ def cut(inputs: Tensors, start: int, stop: int) -> dict[str, Array]:
 
 
 def join(parts: Sequence[Tensors]) -> dict[str, Array]:
-    """Concatenate the outputs of a request that was cut, in order.
+    """Concatenate the outputs of a cut request, in order.
 
     Raises:
         InferenceError: The parts' outputs do not fit together (INTERNAL).

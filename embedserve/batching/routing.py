@@ -1,6 +1,6 @@
-"""Which signatures of a loaded version are batched, and the one predictor that sends each request the right way.
+"""The choice of batched signatures of a loaded version, and a predictor to route each request.
 
-Made by whoever publishes a version. Each batched signature has a batcher (batcher.py); everything else runs directly.
+Each batched signature has a batcher (batcher.py); all further calls run directly.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def make_predictor(
     batching: Batching,
     max_pending: int,
 ) -> Predictor:
-    """The predictor of one loaded version; make it on the loop.
+    """Return the predictor of a loaded version; call on the loop.
 
     Args:
         servable: The loaded version.
-        runs: Which version it is, and how its runs are.
-        pool: Run threads, shared with other versions.
-        observers: Told of batches and queue waits.
+        runs: The version's id and record of runs.
+        pool: Run threads, shared with further versions.
+        observers: Receive batches and queue waits.
         options: Sizes and bounds of each signature's queue.
-        batching: `auto` batches the signatures that were judged batchable, and so does `adaptive`, in batches whose
-            limits it learns; True all whose inputs can have rows; False none.
-        max_pending: Bound of the unbatched path, in requests waiting or running.
+        batching: `auto` batches the signatures judged batchable. `adaptive` batches the same signatures with learnt
+            limits. True batches all signatures with rows in every input; False batches none.
+        max_pending: Bound of the unbatched path, in waiting or running requests.
     """
     direct = DirectPredictor(servable, runs, pool, observers, max_pending)
     batched = [signature for signature in servable.signatures.values() if _is_batched(signature, batching)]
@@ -60,7 +60,7 @@ def _is_batched(signature: Signature, batching: Batching) -> bool:
 
 
 class BatchingPredictor:
-    """Batches some signatures of one loaded version and runs the others directly; implements `Predictor`."""
+    """Batches some signatures of a loaded version and runs further signatures directly; implements `Predictor`."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class BatchingPredictor:
         return self._direct.submit_call(call, deadline, priority)
 
     def statistics(self) -> PredictorStatistics:
-        """Counts so far, and what waits and runs now, over all signatures."""
+        """Return the counts so far, and the present numbers of waiting requests and runs, over all signatures."""
         parts = [self._direct.statistics(), *(batcher.statistics() for batcher in self._batchers.values())]
         names = [field.name for field in fields(PredictorStatistics)]
         return PredictorStatistics(**{name: sum(getattr(part, name) for part in parts) for name in names})

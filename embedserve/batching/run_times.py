@@ -1,7 +1,7 @@
-"""How long a run takes by its rows, learnt from the runs themselves: a fixed part, and a part for each row.
+"""The seconds of a run by rows, learnt from the runs: a fixed part, and a part for each row.
 
-Medians of the last runs of like size shrug off what a garbage collection, a swap or
-a busy neighbour does to single ones. Knows no clock and no queue.
+Medians of the last runs of like size hide the effect of a garbage collection, a swap or a busy neighbour on single
+runs. The module knows no clock and no queue.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections import deque
 
 __all__ = ["RunTimes"]
 
-# Runs of like size whose median counts.
+# Number of last runs of like size in a median.
 WINDOW = 9
 
-# Runs after which a size that has not come again counts for half.
+# Runs after which an absent size counts for half.
 HALF_LIFE = 32
 
 
@@ -40,10 +40,10 @@ class RunTimes:
     """Seconds of a run as `fixed + per_row * rows`.
 
     Attributes:
-        fixed: Seconds of a run apart from its rows.
-        per_row: Seconds of each row; 0 while runs of one size only have been seen.
-        error: By which share a prediction is usually wrong.
-        runs: Runs seen.
+        fixed: Seconds of a run apart from the rows.
+        per_row: Seconds of each row; 0 while all runs had the same size.
+        error: Usual error of a prediction, as a share of the prediction.
+        runs: Number of runs seen.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class RunTimes:
         return f"<RunTimes {self.fixed * 1e3:.3g} ms + {self.per_row * 1e3:.3g} ms per row, from {self.runs} runs>"
 
     def observe(self, rows: int, seconds: float) -> bool:
-        """A run of `rows` rows took so long; whether that changes what is expected."""
+        """Learn the seconds of a run of `rows` rows; return whether the expectation changes."""
         expected = self.seconds(rows)
         if expected:
             self.error += (min(abs(seconds / expected - 1), 1.0) - self.error) * 0.05
@@ -73,17 +73,17 @@ class RunTimes:
         return True
 
     def seconds(self, rows: float) -> float:
-        """How long a run of so many rows takes; 0 while nothing is known."""
+        """Return the expected seconds of a run of `rows` rows; 0 before the first run."""
         return self.fixed + self.per_row * rows
 
     def rows_within(self, seconds: float) -> float:
-        """How many rows run in so many seconds; infinite where rows cost nothing, below 1 where no run is so short."""
+        """Return the rows that run in `seconds`; infinite for free rows, below 1 where no run is short enough."""
         if self.per_row:
             return (seconds - self.fixed) / self.per_row
         return math.inf if seconds >= self.fixed else 0.0
 
     def _fit(self) -> None:
-        """Least squares of the medians' relative errors, late ones counting more."""
+        """Fit least squares of the medians' relative errors, with more weight on late medians."""
         total = of_rows = of_squares = of_seconds = of_products = 0.0
         for size in self._sizes.values():
             rows, seconds = sum(size.rows) / len(size.rows), max(size.median, 1e-9)

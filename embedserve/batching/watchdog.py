@@ -1,7 +1,7 @@
-"""When a run of a loaded version counts as stuck, and what follows: it is named, and the version refused meanwhile.
+"""Decides that a run of a loaded version is stuck, names the run, and has the version refused until the return.
 
-One `VersionRuns` per loaded version, shared by its predictors. `threads.RunPool` looks at the clock and replaces the
-thread; this module knows neither thread nor queue.
+Each loaded version has a `VersionRuns`, shared by the version's predictors. `threads.RunPool` looks at the clock and
+replaces the thread; the module knows neither thread nor queue.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__ = ["SHORTEST_GRACE", "Run", "StuckRun", "VersionRuns", "grace"]
 logger = logging.getLogger("embedserve")
 
 SHORTEST_GRACE = 5.0
-"""Seconds past its time that any run has: a kernel may be long, and sees only at its end that the run was stopped."""
+"""Seconds of grace for any run past the time limit: a kernel may be long, and notices a stop only at its end."""
 
 _LONGEST_GRACE = 60.0
-# Bound of the log line that names a stuck run.
+# Bound of shapes in the log line about a stuck run.
 _MOST_SHAPES = 16
 
 
 def grace(allowed: float, longest: float) -> float:
-    """Seconds beyond `allowed` after which a run counts as stuck: as long again, within 5 and 60 seconds.
+    """Return the seconds beyond `allowed` until a run counts as stuck: as long again, within 5 and 60 seconds.
 
-    A version that has shown longer runs has twice the longest of them in all.
+    A version with longer completed runs has twice the longest run in all.
 
     Args:
-        allowed: Seconds from the run's start to the moment at which its last caller is answered.
-        longest: Seconds of the longest run of the version that ended by itself.
+        allowed: Seconds from the run's start to the answer of the last caller.
+        longest: Seconds of the version's longest completed run.
     """
     usual = min(max(allowed, SHORTEST_GRACE), _LONGEST_GRACE)
     return max(usual, 2 * longest - allowed)
@@ -44,14 +44,14 @@ def grace(allowed: float, longest: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class StuckRun:
-    """A run that went on past its time and was left behind in its thread.
+    """A run beyond the time limit, left behind in the run thread.
 
     Attributes:
-        model, version, signature: What runs; the signature is empty for a SessionRun.
-        shapes: Shape of each input, as text; never a value. For a batch those of its first request.
-        rows: Rows of the batch, padding included; 0 where the request runs alone.
-        since: `time.monotonic()` at which the run began.
-        left_behind: `time.monotonic()` at which it counted as stuck.
+        model, version, signature: The target of the run; the signature is empty for a SessionRun.
+        shapes: Shape of each input, as text; never a value. A batch shows the shapes of the first request.
+        rows: Rows of the batch, padding included; 0 for a request run alone.
+        since: `time.monotonic()` at the beginning of the run.
+        left_behind: `time.monotonic()` at the verdict of stuck.
     """
 
     model: str
@@ -64,7 +64,7 @@ class StuckRun:
 
     @property
     def seconds(self) -> float:
-        """Seconds for which it has run."""
+        """Seconds since the beginning of the run."""
         return time.monotonic() - self.since
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Run(Protocol):
     """A run in a thread; `VersionRuns.begin` sets both times."""
 
     ends_at: float
-    """The `loop.time()` at which its last caller has been answered."""
+    """The `loop.time()` by which the last caller has been answered."""
 
     look_at: float
     """As `threads.Work.look_at`."""
@@ -89,14 +89,15 @@ class _Waiting(Protocol):
 
 
 class VersionRuns:
-    """How the runs of one loaded version are: which are stuck, and how long the longest took. Loop only.
+    """The runs of a loaded version: the stuck runs, and the time of the longest run. Loop only.
 
     Args:
         id: Model and version.
-        observers: Told of a run that ended, of a stuck one, and of its return.
-        run_timeout: Seconds that a run may take, whatever its callers' deadlines; infinite for no bound.
-        in_session: Whether the version runs in a graph session. Only a timeout stops a session's run, so each has one.
-        changed: Called when the version begins to be refused, and when it recovers.
+        observers: Receive ended runs, stuck runs and returns of stuck runs.
+        run_timeout: Largest seconds of a run, whatever the callers' deadlines; infinite for no bound.
+        in_session: Whether the version runs in a graph session. Only a timeout stops a session's run, so each run has a
+            timeout.
+        changed: Called when the version begins to be refused, and at the recovery.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class VersionRuns:
 
     @property
     def trouble(self) -> str | None:
-        """Why the version is refused, None where it is not; readable from any thread."""
+        """Why the version is refused; None for a healthy version. Readable from any thread."""
         stuck = list(self.stuck.values())
         if not stuck:
             return None
@@ -136,12 +137,12 @@ class VersionRuns:
         )
 
     def begin(self, run: Run, now: float, timeout: float | None) -> float | None:
-        """Note when a run that begins now has to end, and return the seconds that it is given.
+        """Note the end time of a beginning run, and return the seconds given to the run.
 
         Args:
-            run: About to be handed to a thread.
+            run: On the way to a thread.
             now: `loop.time()`.
-            timeout: Seconds until the last of its callers gives up; None if one of them never does.
+            timeout: Seconds until the run's last caller gives up; None with a caller of endless patience.
         """
         if timeout is not None and timeout <= self.run_timeout:
             run.ends_at = now + timeout
@@ -151,25 +152,25 @@ class VersionRuns:
         return self._unless_given if timeout is None else self.run_timeout
 
     def overdue(self, run: Run) -> bool:
-        """At `look_at`: whether the run is stuck. If not, its last callers are to be answered, and it is stopped."""
+        """At `look_at`: return whether the run is stuck. If not, answer the last callers, and the run is stopped."""
         if run.look_at > run.ends_at:
             return True
         run.look_at += grace(self.run_timeout, self.longest)
         return False
 
     def expired(self) -> DeadlineExceededError:
-        """The error of a caller without a deadline, or with a later one, when `run_timeout` has passed."""
+        """Return the error of a caller without a deadline, or with a later deadline, after `run_timeout`."""
         return DeadlineExceededError(f"the run has taken longer than run_timeout, {self.run_timeout:g} s")
 
     def completed(self, seconds: float) -> None:
-        """A run ended by itself, with an answer."""
+        """Note a run completed with an answer."""
         if seconds > self.longest:
             self.longest = seconds
         if self._observers:
             self._observers.graph_run_finished(self.id, seconds, self._in_session)
 
     def left_behind(self, run: object, signature: str, inputs: Tensors, rows: int, seconds: float) -> None:
-        """A run is stuck: name it once, and refuse the version until it returns."""
+        """Note a stuck run: log the run once, and refuse the version until the run's return."""
         shapes = {name: str(list(array.shape)) for name, array in inputs.items()}
         now = time.monotonic()
         found = StuckRun(self.id.name, self.id.version, signature, shapes, rows, now - seconds, now)
@@ -186,7 +187,7 @@ class VersionRuns:
         self._changed()
 
     def returned(self, run: object) -> None:
-        """The thread that ran `run` is back, be it that the run was stuck or not."""
+        """Note the return of the thread of `run`, stuck or not."""
         found = self.stuck.pop(run, None)
         if found is None:
             return
