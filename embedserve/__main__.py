@@ -1,6 +1,6 @@
 """`python -m embedserve`: the standalone server and the sub-commands.
 
-`bench` measures a model, `verify` compares a model's answers with plain TensorFlow's, `live` asks whether the local
+`bench` measures a model, and `verify` compares a model's answers with plain TensorFlow's. `live` asks whether the local
 server is alive, and `install-command` makes `tensorflow_model_server` a command. All further arguments are flags of the
 server (`embedserve.server.cli`).
 """

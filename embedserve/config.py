@@ -59,7 +59,7 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 def absolute(value: str | os.PathLike[str]) -> Path:
-    """A path made absolute and normal, without following links."""
+    """Return an absolute and normal path, without following links."""
     path = os.path.expanduser(os.fspath(value))
     return Path(os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path)))
 
@@ -90,7 +90,7 @@ def location(value: str | os.PathLike[str] | StoreUrl) -> Path | StoreUrl:
 
 
 MAX_NAME = 255
-"""Characters of a model's name, at most: names stand in URLs, logs and labels, and often name a directory."""
+"""Largest number of characters in a model's name: names stand in URLs, logs and labels, and often name a directory."""
 
 
 def name_problem(name: str) -> str | None:
@@ -269,7 +269,7 @@ class RetryPolicy(_Options):
     maximum: float = Field(default=60.0, ge=0)
 
     def delay(self, failures: int) -> float | None:
-        """Seconds to wait after the `failures`-th failure in a row, or None to give up."""
+        """Return the seconds to wait after the `failures`-th failure in a row, or None to give up."""
         if self.max_retries is not None and failures > self.max_retries:
             return None
         return min(self.initial * 2.0 ** min(failures - 1, 60), self.maximum)
@@ -381,7 +381,7 @@ class RegistryOptions(_Options):
             Defaults for models without the option.
         num_tflite_pools: A default as well; None is an interpreter per run thread.
         num_batch_threads: Run threads, shared by all models; the default is the number of usable CPUs. An extra thread
-            is lent while a single model has held all run threads for a tenth of a second and another model waits.
+            is lent to a waiting model when another model has held all run threads for 0.1 s.
         run_timeout: Longest time of a run in seconds, even for callers with more patience; infinite for no bound. At
             the bound the run is stopped and the callers get DeadlineExceededError. An unstoppable run is stuck after
             the same time again (5 to 60 seconds): the thread is replaced and the version refused.

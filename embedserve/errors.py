@@ -144,7 +144,7 @@ class RequestTooLargeError(ServingError):
 
 
 class DeadlineExceededError(ServingError):
-    """The caller's timeout or deadline passed before the answer was there."""
+    """The caller's timeout or deadline passed before the answer."""
 
     code = Code.DEADLINE_EXCEEDED
 

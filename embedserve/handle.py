@@ -41,10 +41,10 @@ class Entry(Protocol):
         """Return the version for a model spec."""
 
     def on_loop(self) -> bool:
-        """Whether the caller runs on the registry's loop."""
+        """Return whether the caller runs on the registry's loop."""
 
     async def bridge(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the registry's loop for a caller on another."""
+        """Run a coroutine on the registry's loop for a caller on a foreign loop."""
 
     def call_sync(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run a call on the registry's loop and block the calling thread until the result."""
@@ -53,7 +53,7 @@ class Entry(Protocol):
         """Run `call` on the registry's loop, from any thread."""
 
     def deadline(self, timeout: float) -> float | None:
-        """The loop's time after `timeout` seconds; None for infinity."""
+        """Return the loop's time after `timeout` seconds; None for infinity."""
 
     async def predict_on(
         self,
@@ -438,7 +438,7 @@ class ModelHandle:
             )
 
     def release(self) -> None:
-        """Let the version go; synchronous, cannot be cancelled, harmless when repeated."""
+        """Release the version; synchronous, not cancellable, harmless when repeated."""
         if self._released:
             return
         self._released = True

@@ -67,7 +67,7 @@ class _Family:
         """Forget the cells whose first label values equal `leading`."""
 
     def cells(self) -> Mapping[_Labels, Any]:
-        """A copy of every cell."""
+        """Return a copy of every cell."""
         return {}
 
     def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
@@ -88,7 +88,7 @@ class _Counter(_Family):
         self._cells[values] = self._cells.get(values, 0) + amount
 
     def values(self) -> Iterator[_Sample]:
-        # The copy lets a thread of the host's scrape while the loop counts.
+        # The copy lets a scraping thread of the host read while the loop counts.
         for values, count in sorted(self._cells.copy().items()):
             yield "", self.named(values), count
 
@@ -369,7 +369,7 @@ class Metrics(Observer, Collector):
         return next((int(value) for family in found for _, _, value in family.values()), 0)
 
     async def read(self, name: str) -> int:
-        """The same, for the model service's reload requests."""
+        """As `value`, for the model service's reload requests."""
         return self.value(name)
 
     def exposition(self) -> bytes:
@@ -396,7 +396,7 @@ class Metrics(Observer, Collector):
             family.add_cells(cells.get(family.name, {}))
 
     def collect(self) -> Iterable[Metric]:
-        """For prometheus_client: the same samples under the same names."""
+        """For prometheus_client: the samples of the page under the same names."""
         for family in self._families:
             total = family.kind == "counter" and family.name.endswith("_total")
             kind = "unknown" if family.kind == "counter" and not total else family.kind

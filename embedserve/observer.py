@@ -72,7 +72,7 @@ class Observer:
         """A MultiInference request of `examples` examples ran."""
 
     def request_logged(self, model_name: str, code: Code, requests: int) -> None:
-        """So many sampled requests were logged (OK), or dropped: RESOURCE_EXHAUSTED or the code of the failure."""
+        """A number of sampled requests was logged (OK) or dropped (RESOURCE_EXHAUSTED, or the code of the failure)."""
 
 
 class Observers(Observer):

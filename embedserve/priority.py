@@ -87,7 +87,7 @@ class Lanes(Generic[T]):
         self._lanes[level].append((self._came, item))
 
     def popleft(self) -> T:
-        """Take the first of the highest level, or now and then the oldest of all."""
+        """Remove and return the oldest item of the highest level; once in `TURNS`, the oldest item of all levels."""
         self._size -= 1
         for level, lane in enumerate(self._lanes):
             if lane:

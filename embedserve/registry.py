@@ -47,7 +47,7 @@ class ModelRegistry(RegistryView):
         root: Directory or URL of models, `root/<name>/<version>/saved_model.pb`; all models below are found, new models
             too.
         models: Listed models, instead of or besides the models under `root`. An entry is a `ModelConfig`, a dictionary
-            of options, or a path with the model's name at the end (`models/digits` is the model `digits`).
+            of options, or a path. A path ends with the model's name (`models/digits` is the model `digits`).
         observers: Called at each event; see `embedserve.observer`.
         options: Any field of `RegistryOptions`, for example `batching="auto"`, `num_batch_threads`, `start_timeout`.
 
@@ -272,7 +272,7 @@ class ModelRegistry(RegistryView):
         """
         private, runtime = self._private, self._runtime
         if runtime is not None and runtime.dead:
-            self._abandon(runtime)  # A forked child has the object but not the threads.
+            self._abandon(runtime)  # A forked child has the object without the threads.
         elif private is not None:
             self._private = None
             atexit.unregister(self._at_exit)
@@ -304,7 +304,7 @@ class ModelRegistry(RegistryView):
         if private is None or runtime is None or runtime.dead:
             return
         warnings.warn(f"{self!r} was dropped without being left; it is left now", ResourceWarning, stacklevel=1)
-        with suppress(RuntimeError):  # The loop has ended meanwhile.
+        with suppress(RuntimeError):  # The loop may have ended.
             private.close_after(runtime.aclose())
 
     # Requests.
@@ -346,7 +346,7 @@ class ModelRegistry(RegistryView):
             InvalidModelSpecError: Unknown label, or a name, version or label of a wrong type.
             SignatureNotFoundError: The name of the signature is unknown.
             InvalidInputError: Names, dtypes or shapes do not fit, a value is missing or out of the dtype's range, or
-                the priority or timeout is invalid.
+                priority or timeout is invalid.
             QueueFullError: The queue is full, or a request of higher priority took the place of the request.
             OverloadedError: With adaptive batching: the waiting requests take longer than `timeout`.
             DeadlineExceededError: `timeout` passed, or is shorter than a run takes (with adaptive batching).
@@ -435,8 +435,8 @@ class ModelRegistry(RegistryView):
 
         Raises:
             ConfigError: A name twice, or an entry without a model. The served models are unchanged.
-            ServingError: FAILED_PRECONDITION for a label on an unavailable version (the configuration is unchanged), or
-                UNKNOWN when an added model failed to load (the rest of the configuration is in force).
+            ServingError: FAILED_PRECONDITION for a label on an unavailable version; the configuration is unchanged.
+                UNKNOWN for an added model with a failed load; the rest of the configuration is in force.
         """
         configs = [_config_of(model) for model in _listed(models)]
         await self._on_loop(lambda runtime: runtime.control.reconfigure(configs, wait))

@@ -124,7 +124,7 @@ class Loader(Protocol):
 
     @property
     def batching(self) -> tuple[Batching, BatchingOptions] | None:
-        """How the version loaded last is to be batched; None means as the configuration says."""
+        """The batching mode of the last loaded version; None means the configuration's mode."""
 
     note: str
     """A remark on the last load for the version's status; empty without a remark."""

@@ -47,7 +47,7 @@ class TensorSpec:
         return f"{self.dtype.name} [{','.join('?' if size is None else str(size) for size in self.shape)}]"
 
     def admits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of `shape` fits the declared rank and fixed sizes."""
+        """Return whether an array of `shape` fits the declared rank and fixed sizes."""
         return self.shape is None or _fits(shape, self.shape)
 
 
@@ -245,7 +245,7 @@ class Signature:
         )
 
     def _column(self, name: str, column: Any, cast: bool) -> Any:
-        """A column for an input; to an input declared as `[rows, 1]` a column of single values means the same."""
+        """Return an input's column; a column of single values gets the shape of an input declared as `[rows, 1]`."""
         spec = self.inputs.get(name)
         if spec is None or spec.shape is None or len(spec.shape) != 2:
             return column

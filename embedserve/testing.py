@@ -1,12 +1,10 @@
 """Fakes for tests of an embedding application: a servable, a loader and a registry without TensorFlow or directories.
 
-A `FakeLoader` runs a Python function as a version of a model, a `Gate` holds runs or loads back, and `fake_signature`
+A `FakeLoader` runs a Python function as a version of a model. A `Gate` holds runs or loads back, and `fake_signature`
 describes inputs and outputs. Registry, batching, handles, REST and gRPC are real.
 
-registry = FakeRegistry({"m": {1: FakeLoader()}})
-async with registry:
-    await registry.predict("m", {"x": [1.0]})       # {"y": x * 10 + version}
-    await registry.put("m", 2, FakeLoader())         # a new version appears
+registry = FakeRegistry({"m": {1: FakeLoader()}}) async with registry: await registry.predict("m", {"x": [1.0]})       #
+{"y": x * 10 + version} await registry.put("m", 2, FakeLoader())         # a new version appears
 """
 
 from __future__ import annotations
@@ -206,7 +204,7 @@ class Gate:
             self._condition.notify_all()
 
     def wait(self, cancelled: threading.Event, timeout: float | None) -> bool:
-        """Wait until opened or cancelled; False when the time is over."""
+        """Wait until opened or cancelled; return False at the end of the time."""
         with self._condition:
             self.waiting += 1
             try:
@@ -281,7 +279,7 @@ class FakeLoader:
             raise LoadError("the fake warm-up was told to fail")
 
     def warm_up_thread(self, servable: Servable) -> None:
-        """Note the thread."""
+        """Note the identity of the thread."""
         self.warm_threads.add(threading.get_ident())
 
     def unchanged(self) -> bool:
@@ -401,7 +399,7 @@ class FakeRegistry(ModelRegistry):
         return Runtime(self.options, None, self._models, self.observers, make_loader, make_source)
 
     async def put(self, name: str, version: int, loader: FakeLoader) -> None:
-        """A version directory appears, or is overwritten in place."""
+        """Add a version directory, or overwrite a directory in place."""
         assert self.source is not None
         self.source.found.setdefault(name, {})[version] = loader
         key = (name, version)
@@ -409,7 +407,7 @@ class FakeRegistry(ModelRegistry):
         await self.source.scan_now()
 
     async def remove(self, name: str, version: int) -> None:
-        """A version directory disappears."""
+        """Remove a version directory."""
         assert self.source is not None
         del self.source.found[name][version]
         await self.source.scan_now()

@@ -1,10 +1,10 @@
 """The time and size of a leaving batch, and the refusal of late requests, learnt from the times of earlier runs.
 
-The policy of `batching="adaptive"`. The batch size keeps the target latency, is larger where throughput would suffer,
-and fits the time left to the batch's most urgent task. A batch may wait a moment for callers about to return. Without
-the wait, a large fixed cost of a run splits repeating callers into groups: the first callers leave at once in a small
-batch, and every caller waits for two runs. A request without enough time for an answer is refused at once. The module
-knows no clock, thread or model.
+The policy of `batching="adaptive"`. The batch size keeps the target latency, and is larger where throughput would
+suffer. The size also fits the time left to the batch's most urgent task. A batch may wait a moment for callers about to
+return. Without the wait, a large fixed cost of a run splits repeating callers into groups: the first callers leave at
+once in a small batch, and every caller waits for two runs. A request without enough time for an answer is refused at
+once. The module knows no clock, thread or model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from embedserve.errors import DeadlineExceededError, OverloadedError
 
 __all__ = ["AdaptivePolicy"]
 
-# No batch is so small that a batch of unlimited size would have a throughput higher by more than this share.
+# No batch is so small that a batch of unlimited size would raise the throughput by more than the share.
 WORTHWHILE = 0.02
 
-# No batch is smaller than the waiting tasks divided by this number: under a backlog only throughput counts.
+# No batch is smaller than the number of waiting tasks divided by 4: under a backlog only throughput counts.
 SHARE_OF_BACKLOG = 4
 
 # A batch in every `PROBE_INTERVAL` has `PROBE` times the limit, so that the limit never rests on old runs alone.
@@ -90,10 +90,10 @@ class AdaptivePolicy:
         self._target = options.target_latency
         self._allowed = options.allowed_batch_sizes
         self._threads = threads
-        self._watches = False  # Whether callers may be worth waiting for.
+        self._watches = False  # Whether a wait for returning callers may pay.
         self._held = False
-        self._longest = 0.0  # Far more seconds than the largest batch runs.
-        self._timed = False  # Whether there has been a deadline.
+        self._longest = 0.0  # Twice the seconds of the largest batch: an upper bound of a run.
+        self._timed = False  # Whether a request had a deadline.
         self._earliest = math.inf  # Lower bound of the waiting tasks' deadlines.
         self._to_give_up = MOST_GIVEN_UP
         self._batches_since_probe = 0
@@ -156,7 +156,7 @@ class AdaptivePolicy:
         """A factor on predictions, so that nearly all promises hold."""
         return 1.03 + min(self.times.error, 0.2)
 
-    # When a batch leaves, and how large.
+    # Departure and size of batches.
 
     def leaves_at(self, batch: Batch, at: float, running: int) -> float:
         """As `LeavingPolicy.leaves_at`."""
@@ -236,7 +236,7 @@ class AdaptivePolicy:
         return changed
 
     def choose(self) -> None:
-        """Choose the limit, and whether each request is worth a look."""
+        """Choose the limit, and whether each request is worth a second look."""
         times = self.times
         # The target covers two runs: a run to wait for and the request's own run.
         rows = times.rows_within(self._target / 2)
@@ -284,7 +284,7 @@ class Forecast:
             self.pace += (1 / self._threads - self.pace) * 0.1
 
     def next_slot(self, now: float) -> float:
-        """Seconds until a thread should be free."""
+        """Return the seconds until a thread should be free."""
         return max(self._ends[0] - now, 0.0) if len(self._ends) >= self._threads else 0.0
 
 
@@ -308,14 +308,14 @@ class ReturningCallers:
         self._last = 0.0
 
     def answered(self, rows: int, now: float, times: RunTimes) -> None:
-        """A run of so many rows has ended."""
+        """Note the end of a run of `rows` rows."""
         self._all_answered = self._all_answered * 0.8 + self._answered
         self._all_returned = self._all_returned * 0.8 + min(self._returned, self._answered)
         self._answered, self._returned = rows, 0
         self._ended_at, self.until = now, now + times.fixed
 
     def came(self, rows: int, now: float) -> None:
-        """A request of so many rows was queued, not later than `until`."""
+        """Note a queued request of `rows` rows, not later than `until`."""
         if self._returned:
             self._gap += ((now - self._last) / rows - self._gap) * 0.05
         else:

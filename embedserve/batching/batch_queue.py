@@ -25,8 +25,8 @@ Lines: TypeAlias = dict[Key, deque[Batch]]
 
 FULL = "The batch scheduling queue to which this task was submitted is full"
 
-# Seconds. A second run beside a shorter run gains no time: both fight for the interpreter. During a short run, an open
-# batch therefore grows until the batch is full, the run ends, or the run has lasted `PATIENCE`.
+# Seconds. A second run beside a shorter run gains no time: both fight for the interpreter. During a short run an open
+# batch therefore grows until full, until the run's end, or for `PATIENCE` at most.
 PATIENCE = 0.001
 
 # Seconds of a timer's error, early or late; a batch due within the slack is due.
@@ -64,7 +64,7 @@ class LeavingPolicy(Protocol):
         """Note the start of the last batch to leave."""
 
     def ended(self, seconds: float | None, rows: int, now: float, waiting: int, typical: float) -> bool:
-        """A run ended, as for `BatchQueue.ended`; whether `limit` or `looks` changed."""
+        """Note the end of a run, as `BatchQueue.ended`; return whether `limit` or `looks` changed."""
 
 
 class BatchQueue:
@@ -346,7 +346,7 @@ class BatchQueue:
         batch = line.popleft()
         self._gone()
         del lines[key]
-        if line:  # To the end of the turns.
+        if line:  # The line goes to the end of the turns.
             lines[key] = line
         high, normal, low = self._levels
         if high or low or lines is not normal:
@@ -429,7 +429,7 @@ class BatchQueue:
             self._joinable = self._usual
 
     def close(self) -> None:
-        """Batches leave as soon as a slot is free from now on; none waits for company."""
+        """Let batches leave as soon as a slot is free, without a wait for further requests."""
         self._closing = True
 
     def tasks(self) -> Iterator[BatchTask]:

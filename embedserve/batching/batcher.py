@@ -100,7 +100,7 @@ class SignatureBatcher:
         """As `Predictor.submit`. The hot path: a future and a task per request, a slot per batch."""
         if self._closed or self._stuck:
             raise self._refuse(self._id) if self._closed else self.runs.refusal()
-        if self._same_tails:  # Checked when the inputs were bound, so only the filter tells requests apart.
+        if self._same_tails:  # Shapes were checked by `bind`, so only the filter tells requests apart.
             rows, key = self._rows_of(inputs), (output_names,)
         else:
             rows, key = self._measure(inputs, output_names)
@@ -346,7 +346,7 @@ class SignatureBatcher:
                 pending.future.set_exception(make(self._id))
 
     async def drained(self) -> None:
-        """Wait, after `close`, until every request has been answered and every thread is back."""
+        """Wait, after `close`, for the answer of every request and the return of every thread."""
         await drained(self._unanswered, lambda: len(self._running), self._idle)
         self._deadlines.close()
         if self._timer is not None:
@@ -413,7 +413,7 @@ class BatchRun:
         return pieces, perf_counter() - began
 
     def done(self, result: Any, error: Exception | None) -> None:
-        """On the loop, when the thread is back."""
+        """Take the result on the loop, at the return of the thread."""
         tasks, self.tasks = self.tasks, []  # Breaks a cycle through an error's traceback, and ends `watch`.
         self._owner.ended(self, tasks, result, error)
 
@@ -452,7 +452,7 @@ class Join:
 
     __slots__ = ("_owner", "deadline", "future", "parts")
 
-    look_at = math.inf  # Concatenating arrays ends.
+    look_at = math.inf  # Infinite: the concatenation of arrays surely ends.
 
     def __init__(self, owner: SignatureBatcher, future: Answer, deadline: float | None, parts: list[Tensors]) -> None:
         self._owner = owner

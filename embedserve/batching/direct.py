@@ -201,14 +201,14 @@ class _DirectRun:
         self.ends_at = self.look_at = math.inf
 
     def call(self) -> Any:
-        """In a run thread."""
+        """Run the call in a run thread, and measure the seconds."""
         began = perf_counter()
         result = self._call(cancellation=self.cancellation, timeout=self.timeout)
         self.seconds = perf_counter() - began
         return result
 
     def done(self, result: Any, error: Exception | None) -> None:
-        """On the loop, when the thread is back."""
+        """Take the result on the loop, at the return of the thread."""
         self._owner.ended(self, error is None)
         if self.future.done():
             return
@@ -242,8 +242,8 @@ class _DirectRun:
 class DirectPredictor:
     """Runs every request alone, in the order of priority and arrival; implements `Predictor`.
 
-    Lives as long as the loaded version. The predictor holds a single place in the line for run threads, so that many
-    requests of a version do not delay requests of further versions.
+    Lives as long as the loaded version. The predictor holds a single place in the line for run threads: many requests
+    of a version do not delay further versions.
     """
 
     def __init__(
@@ -406,7 +406,7 @@ class DirectPredictor:
                 request.future.set_exception(make(self._id))
 
     async def aclose(self) -> None:
-        """Close, and wait until every request has been answered and every thread is back."""
+        """Close, and wait for the answer of every request and the return of every thread."""
         self.close()
         await drained(self._unanswered, lambda: len(self._running), self._idle)
         self._dropped += len(self._waiting)  # The callers have left.

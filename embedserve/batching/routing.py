@@ -118,7 +118,7 @@ class BatchingPredictor:
             batcher.abort(error)
 
     async def aclose(self) -> None:
-        """Close, and wait until every request has been answered and every thread is back."""
+        """Close, and wait for the answer of every request and the return of every thread."""
         self._direct.close()
         for batcher in self._batchers.values():
             batcher.close()

@@ -31,7 +31,7 @@ class DispatchDelay:
 
     QUIET_TURNS = 16
     MOST_TURNS = 64
-    MOST_SECONDS = 0.002  # Of waiting by turns.
+    MOST_SECONDS = 0.002  # Bound of waiting by turns.
     TRUST = 8
     TRY_EVERY = 16
 
@@ -42,7 +42,7 @@ class DispatchDelay:
     WORKING = 0.7
     MOST_STEPS = 4
     SAVED = 0.000_05  # Seconds of the process saved by each request in a shared run.
-    RARELY = 1024  # Dispatches between two tries of a pause, at the most.
+    RARELY = 1024  # Largest number of dispatches between two tries of a pause.
     # Where turns bring no request, pauses are tried after `VAIN` tries of turns, with at least `SOME` requests present.
     VAIN = 4
     SOME = 4.0
@@ -124,11 +124,11 @@ class DispatchDelay:
         return None
 
     def _pays(self, waiting: int) -> bool:
-        """Whether to wait by the clock."""
+        """Return whether to wait by the clock."""
         tries = self._trust >= self.TRUST // 2
         if not self._trust:
             self._since_tried = (self._since_tried + 1) % self.TRY_EVERY
-            if not self._since_tried:  # The turn of the turns.
+            if not self._since_tried:  # Reserved for a try of turns.
                 return False
             tries = self._vain >= self.VAIN and self._usual >= self.SOME
         if self._run_seconds >= self.SHORT_RUN:
@@ -174,7 +174,7 @@ class DispatchDelay:
         self._until_pause = self._pause_every
 
     def _busy(self) -> bool:
-        """Whether the process used up a core over the last window."""
+        """Return whether the process used up a core over the last window."""
         now = self._now()
         since, used = self._window
         if now - since >= self.WINDOW:

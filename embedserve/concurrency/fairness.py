@@ -53,7 +53,7 @@ class Turns:
         return next_in_turn(claims, self.held, self._served)
 
     def begin(self, model: str) -> None:
-        """A run of the model takes a slot."""
+        """Note a slot taken by the model."""
         self._turn += 1
         self.held[model] = self.held.get(model, 0) + 1
         self._served.pop(model, None)

@@ -159,7 +159,7 @@ class OwnerLoop:
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Run `call` on the loop from any thread; a closed loop ignores the call."""
-        with suppress(RuntimeError):  # Closed.
+        with suppress(RuntimeError):  # The loop is closed.
             self.loop.call_soon_threadsafe(call)
 
 

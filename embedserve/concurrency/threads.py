@@ -42,7 +42,7 @@ class Work(Protocol):
         """Take the result of `call`, or the raised error, even after `stuck`."""
 
     def overdue(self) -> bool:
-        """Whether the thread is to be left behind; if not, `look_at` is later from here on."""
+        """Return whether to leave the thread behind; if not, `look_at` is later from here on."""
 
     def stuck(self, seconds: float) -> None:
         """Take note: the thread was left behind after `seconds`. The thread may still come back."""
@@ -66,7 +66,7 @@ class Task:
         self.look_at = look_at
 
     def overdue(self) -> bool:
-        """There is no second chance."""
+        """Return True: there is no second limit."""
         return True
 
 
@@ -168,7 +168,7 @@ class _LoopWaker:
             return True
         try:
             self._loop.call_soon_threadsafe(self._answer, *ended)
-        except RuntimeError:  # Closed since.
+        except RuntimeError:  # The loop was closed in the mean time.
             return False
         return True
 
@@ -187,12 +187,12 @@ class _LoopWaker:
             self._loop.remove_reader(self._fd)
 
     def join(self) -> None:
-        """A thread begins."""
+        """Count a beginning thread."""
         with self._leaving:
             self._threads += 1
 
     def leave(self) -> None:
-        """A thread ends."""
+        """Count an ending thread."""
         with self._leaving:
             self._threads -= 1
             if not self._threads and self._fd >= 0:
@@ -297,8 +297,7 @@ class RunPool:
     def request(self, client: SlotClient) -> None:
         """Claim a slot; `client.take_work` is called once a slot is free, never within the call of `request`.
 
-        Waiting until the next turn of the loop lets every request of the present turn join the same batch, at no idle
-        cost.
+        Work is chosen in the next turn of the loop: all requests of a turn join the same batch, at no idle cost.
 
         Raises:
             RegistryStateError: The pool was closed and the threads have ended.
@@ -331,7 +330,7 @@ class RunPool:
         if spare is None and len(self._stuck) > self.max_stuck:
             return False
         claims = {client.model for client in self._waiting}
-        if len(claims) == 1 and claims == self._turns.held.keys():  # A model alone, as ever so often.
+        if len(claims) == 1 and claims == self._turns.held.keys():  # A model alone: the common case.
             return False
         at = fairness.lend_at(claims, [(thread.model or "", thread.began) for thread in self._threads])
         if at is None:
@@ -402,7 +401,7 @@ class RunPool:
         thread.model = thread.work = None
 
     def _finished(self, thread: _RunThread, work: Work, result: Any, error: Exception | None) -> None:
-        """Called on the loop when a thread's work has ended."""
+        """Take back a thread at the end of the work; on the loop."""
         if self._stuck and thread in self._stuck:
             self._came_back(thread)
         else:
@@ -517,7 +516,7 @@ class RunPool:
                 wait = patience
             elif self.closed:
                 raise RegistryStateError("the registry has been left; its run threads have ended")
-            else:  # Left behind since.
+            else:  # Left behind in the mean time.
                 left_out += 1
                 continue
 

@@ -18,7 +18,7 @@ from embedserve.servable import State
 
 __all__ = ["Models"]
 
-# A start gives up on a version after so many failed attempts in a row, although the load is still retried.
+# Failed attempts in a row after which a start gives up on a version, although the load is still retried.
 ATTEMPTS_AT_START = 3
 
 
@@ -34,7 +34,7 @@ class Models:
     ) -> None:
         self.configs: dict[str, ModelConfig] = {}
         self.labels: dict[str, dict[str, int]] = {}
-        """Label to version, by model."""
+        """Version by label, by model."""
         self._manager = manager
         self._monitor = monitor
         self._source = source

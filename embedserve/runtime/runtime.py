@@ -159,7 +159,7 @@ class Runtime(OwnerLoop):
         """Run a large decode or encode off the loop."""
         return await self._codec_pool.run(call, *args)
 
-    # A request.
+    # Requests.
 
     def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
         """Return the version for a model spec (TF Serving: server_core.cc).
@@ -347,7 +347,7 @@ class Runtime(OwnerLoop):
     # Reports from the source (lifecycle/source.py: SourceListener).
 
     def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
-        """The set of models changed: discovered, configured anew, or gone."""
+        """Take a changed set of models: discovered, configured anew, or gone."""
         for name in self.models.configs.keys() - configs.keys():
             logger.info("model %s is gone; its versions are unloaded", name)
             self.manager.set_aspired_versions(name, {})
@@ -431,7 +431,7 @@ class Runtime(OwnerLoop):
 
     @property
     def started(self) -> bool:
-        """Whether as many models have been served as `start_requires` asks for; readable from any thread."""
+        """Whether the models required by `start_requires` have been served; readable from any thread."""
         return self._start.over
 
     def unready(self) -> str | None:
@@ -487,7 +487,7 @@ class Runtime(OwnerLoop):
         self._codec_pool.close()
 
     def abandon(self) -> None:
-        """Let the threads of a dead entry end; in a forked child there are none."""
+        """Let the threads of a dead entry end; a forked child has no threads."""
         self.draining = self.closed = True
         if os.getpid() == self.pid:
             self._close_pools()

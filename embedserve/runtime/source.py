@@ -1,6 +1,6 @@
 """The protocol of a source of versions, and the default source.
 
-A test brings a source of its own, and so does a worker: the supervisor tells a worker the versions to serve.
+A test brings another source, and so does a worker: the supervisor tells a worker the versions to serve.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ __all__ = ["MakeSource", "Source", "watch"]
 
 
 class Source(Protocol):
-    """Where versions come from; `CombinedSource`, unless a test brings another. Loop only."""
+    """The origin of versions; `CombinedSource`, unless a test brings another source. Loop only."""
 
     async def start(self) -> None:
-        """Look once, tell the listener, then go on watching."""
+        """Scan once, tell the listener, then go on watching."""
 
     async def aclose(self) -> None:
         """Stop watching; the listener hears no further report."""
 
     def release(self) -> None:
-        """No version is loaded any more; comes after `aclose`."""
+        """Release the last resources, after `aclose` and the unload of all versions."""
 
     async def scan_now(self, names: Collection[str] | None = None) -> None:
         """Scan the models, or all models, and return once the listener has heard; hanging scans are not awaited."""
 
     def hint(self) -> None:
-        """Look soon, at directories and stores alike, whenever the next look is due."""
+        """Scan soon, directories and stores alike, whenever the next scan is due."""
 
     def problem(self, name: str) -> str | None:
         """Return the last scan's problem with a model's base path, or None."""
@@ -65,7 +65,7 @@ class Source(Protocol):
         """Choose versions of a model by the policy from the next scan on."""
 
     def stores(self) -> Mapping[str, StoreStatistics]:
-        """How the sync of each remote model goes; readable from any thread."""
+        """Return the progress of the sync of each remote model; readable from any thread."""
 
 
 MakeSource: TypeAlias = "Callable[[RegistryOptions, Path | StoreUrl | None, VersionHolder], Source]"

@@ -31,7 +31,7 @@ class Prospect(Enum):
 
 
 class Outcome(Enum):
-    """Where a start is."""
+    """The stage of a start."""
 
     PENDING = auto()
     SERVING = auto()
