@@ -121,7 +121,7 @@ _MODULES = {
     "tfs.examples": "InferenceTask",
 }
 _HOMES = {name: f"embedserve.{module}" for module, names in _MODULES.items() for name in names.split()}
-_PUBLIC_MODULES = frozenset(("grpc", "ray", "rest", "testing"))
+_PUBLIC_MODULES = frozenset(("grpc", "http", "ray", "rest", "testing"))
 
 
 def __getattr__(name: str) -> Any:

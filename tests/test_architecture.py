@@ -129,7 +129,7 @@ def test_the_public_modules_import_no_tensorflow() -> None:
     code = """
 import sys
 import embedserve
-for module in (embedserve.grpc, embedserve.rest, embedserve.testing, embedserve.ray):
+for module in (embedserve.grpc, embedserve.http, embedserve.rest, embedserve.testing, embedserve.ray):
     for name in module.__all__:
         getattr(module, name)
 print(sorted({"tensorflow", "tensorflow_serving", "starlette", "uvicorn", "ray"} & set(sys.modules)))
@@ -143,7 +143,7 @@ def test_dir_shows_what_is_public_and_nothing_else() -> None:
 import embedserve
 import embedserve.rest
 from embedserve import ModelRegistry
-print(dir(embedserve) == sorted([*embedserve.__all__, "grpc", "ray", "rest", "testing"]))
+print(dir(embedserve) == sorted([*embedserve.__all__, "grpc", "http", "ray", "rest", "testing"]))
 try:
     embedserve.ModelRegister
 except AttributeError as error:

@@ -13,7 +13,7 @@ import embedserve
 from tests.support.pages import blocks
 from tests.support.programs import ROOT
 
-MODULES = ("grpc", "ray", "rest", "testing")
+MODULES = ("grpc", "http", "ray", "rest", "testing")
 PUBLIC = {"embedserve": {*embedserve.__all__, *MODULES}} | {
     f"embedserve.{name}": set(importlib.import_module(f"embedserve.{name}").__all__) for name in MODULES
 }
@@ -70,6 +70,6 @@ def test_a_private_name_is_found(code: str) -> None:
 
 def test_import_strings_name_public_applications() -> None:
     pages = [*PAGES, *(ROOT / "examples").rglob("*.yaml")]
-    found = [use for page in pages for use in re.findall(r"\b(embedserve(?:\.\w+)*):([a-z]\w*)", page.read_text())]
-    assert ("embedserve.ray", "app") in found
+    found = [use for page in pages for use in re.findall(r"\b(embedserve(?:\.\w+)*):([A-Za-z]\w*)", page.read_text())]
+    assert {("embedserve.ray", "app"), ("embedserve.http", "HttpProtocol")} <= set(found)
     assert [":".join(use) for use in found if not is_public(*use)] == []

@@ -16,7 +16,7 @@ from tests.support.programs import ROOT
 
 pytestmark = pytest.mark.slow
 
-PUBLIC_MODULES = ("rest", "grpc", "testing", "ray")
+PUBLIC_MODULES = ("rest", "grpc", "http", "testing", "ray")
 
 
 def test_the_site_builds_and_the_reference_holds_each_public_name(tmp_path: Path) -> None:

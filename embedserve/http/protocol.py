@@ -1,6 +1,6 @@
 """HTTP/1.x and HTTP/2 on a port as an asyncio protocol for uvicorn, with uvicorn's sockets, TLS, signals and lifespan.
 
-`uvicorn --http embedserve.http.protocol:HttpProtocol`, or `Config(http=HttpProtocol)`. HTTP/2 comes by ALPN under TLS,
+`uvicorn --http embedserve.http:HttpProtocol`, or `Config(http=HttpProtocol)`. HTTP/2 comes by ALPN under TLS,
 and by prior knowledge without TLS. The module decides about time limits; the connections decide about validity.
 """
 
@@ -308,8 +308,10 @@ class HttpProtocol(asyncio.Protocol):
         elif not self.requests:
             idle = hasattr(self, "connection") and self._is_idle()
             if now - self._active > (self.config.timeout_keep_alive if idle else limits.head_timeout):
-                self._time_out(idle)
-                return
+                if not idle:
+                    self._time_out_head()
+                    return
+                self.shutdown()  # Requests on their way are still answered.
         for request in list(self.requests.values()):
             if request.waits_for_body and self._is_slow(request, now):
                 self._time_out_request(request)
@@ -324,15 +326,10 @@ class HttpProtocol(asyncio.Protocol):
         slow = spent > limits.body_timeout and request.body_bytes < limits.body_rate * spent
         return slow or now - request.last_byte > limits.body_timeout
 
-    def _time_out(self, idle: bool) -> None:
-        if not hasattr(self, "connection"):
-            self.transport.close()
-            return
-        if isinstance(self.connection, Http1Connection) and not idle:
+    def _time_out_head(self) -> None:
+        if hasattr(self, "connection") and isinstance(self.connection, Http1Connection):
             self._on_events(self.connection.refuse(408, "the request's head took too long"))
-        self.connection.drain()
-        self.connection.drain()
-        self._flush()
+            self._flush()
         self.transport.close()
 
     def _time_out_request(self, request: AsgiRequest) -> None:

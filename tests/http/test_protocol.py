@@ -16,6 +16,7 @@ import httpx
 import pytest
 import uvicorn
 
+from embedserve.http import frames
 from embedserve.http.limits import Limits
 from embedserve.http.protocol import HttpProtocol
 from tests.http.http2_peer import HANDSHAKE, block, headers, parse
@@ -308,6 +309,26 @@ async def test_an_idle_connection_is_closed(host: Host) -> None:
         found = await read_all(port, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert found.startswith(b"HTTP/1.1 200")
         assert parse(await read_all(port, HANDSHAKE))[-1].kind == 7
+
+
+async def test_a_request_on_its_way_to_an_idle_connection_is_answered(host: Host) -> None:
+    """The client learns of the end first; a lost call on a channel that was idle would be UNAVAILABLE."""
+    path = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"h")]
+    async with serving(host, Impatient, timeout_keep_alive=1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HANDSHAKE)
+        found = b""
+        while not (found and [each.kind for each in parse(found)][-1] == frames.PING):
+            found += await reader.read(65_536)
+        ping = parse(found)[-1]
+        assert parse(found)[-2].kind == frames.GOAWAY
+        writer.write(headers(1, block(path)))
+        writer.write(frames.frame(frames.PING, frames.ACK, 0, ping.payload))
+        answers = parse(await asyncio.wait_for(reader.read(), 30))
+        writer.close()
+    assert answers[0].kind == frames.GOAWAY
+    assert int.from_bytes(answers[0].payload[:4], "big") == 1
+    assert (answers[1].kind, answers[1].stream) == (frames.HEADERS, 1)
 
 
 @versions

@@ -88,10 +88,10 @@ async def _serve(app: Any, *, lifespan: Literal["on", "off"] = "off", **options:
             finally:
                 serving.close()
     finally:
-        await _shut_down(server)
+        await shut_down(server)
 
 
-async def _shut_down(server: uvicorn.Server) -> None:
+async def shut_down(server: uvicorn.Server) -> None:
     """What uvicorn's `shutdown` does, which sleeps for a tenth of a second at least."""
     for listener in server.servers:
         listener.close()
