@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from embedserve.lifecycle.looks import came_back
+from embedserve.lifecycle.looks import came_back, excused
 from embedserve.lifecycle.scan import Listing
-from embedserve.saved_model.files.completeness import Look, check, look
+from embedserve.saved_model.files.completeness import Look, check, load_messages, look
 from embedserve.saved_model.files.misplaced import Child
 
 __all__ = ["FileSystem"]
@@ -21,6 +21,9 @@ __all__ = ["FileSystem"]
 # Entries of a directory, at most. The limit is far above real counts of models or versions, and a mistaken path soon
 # reaches the limit.
 MAX_ENTRIES = 20_000
+
+# Seconds that the import of TensorFlow may take until a look counts as hung: far above the slowest import seen, 20 s.
+_IMPORT_SECONDS = 300.0
 
 
 class FileSystem:
@@ -53,6 +56,8 @@ class FileSystem:
         return contents
 
     def check(self, path: Path) -> str | None:
+        with excused(_IMPORT_SECONDS):
+            load_messages()
         finding = check(path)
         came_back()
         return finding

@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-__all__ = ["FileStamp", "Fingerprint", "Look", "check", "fingerprint", "look", "missing"]
+__all__ = ["FileStamp", "Fingerprint", "Look", "check", "fingerprint", "load_messages", "look", "missing"]
 
 _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 _TFLITE_FILE = "model.tflite"
@@ -36,6 +37,7 @@ _DIGEST_BYTES = 8 * 2**20
 # Bounds of a walk through a version directory: far above any model, and soon reached behind a link to `/`.
 MAX_FILES = 20_000
 MAX_DEPTH = 32
+_importing = threading.Lock()  # Held for the import of TensorFlow, by whichever thread comes first.
 _SHARD = re.compile(r"variables\.data-(\d{5,})-of-(\d{5,})")
 
 
@@ -200,6 +202,15 @@ def missing(path: Path) -> str | None:
         return f"{error.filename or path} cannot be read: {error.strerror or error}"
 
 
+def load_messages() -> None:
+    """Import the messages that a check reads, and TensorFlow with them, in one thread at a time.
+
+    TensorFlow's modules import each other in circles. Two threads in the import at once can see half of a module.
+    """
+    with _importing:
+        from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2, tensor_bundle_pb2  # noqa: F401
+
+
 def check(path: Path) -> str | None:
     """As `missing`, for callers that distinguish a torn directory from a temporarily unreadable directory.
 
@@ -214,6 +225,7 @@ def check(path: Path) -> str | None:
     graph_file = next((path / name for name in _GRAPH_FILES if name in names), None)
     if graph_file is None:
         return _check_without_graph(path, names)
+    load_messages()
     saved_model = _parse(graph_file)
     if isinstance(saved_model, str):
         return saved_model
