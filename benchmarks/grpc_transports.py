@@ -1,9 +1,9 @@
-"""gRPC over grpc.aio and over ASGI under pyvoy: Predict on a tiny model, beside servers that do nothing.
+"""gRPC on grpc.aio, pyvoy, and uvicorn with `HttpProtocol`: Predict on a tiny model, beside servers that do nothing.
 
 python -m benchmarks.grpc_transports [--seconds 2] [--repeats 5] [--json FILE]
 python -m benchmarks.grpc_transports --serve embedserve-pyvoy       (one server alone, for a profiler)
 
-The four servers take turns on one processor core, h2load is on another and keeps 32 calls under way. Answers are
+The servers take turns on one processor core, h2load is on another and keeps 32 calls under way. Answers are
 checked before and after; during the load, an answer of another size than a right one counts as failed. Processor time
 per call is the figure that other work on the machine disturbs least.
 """
@@ -26,10 +26,23 @@ from benchmarks.suite.contenders import CONTENDERS
 from benchmarks.suite.measure import Cell, Plan, Results
 from benchmarks.suite.workloads import Workload, examples_of, models_directory
 
-NOOP_AIO, AIO, NOOP_PYVOY, PYVOY = SERVERS = ("noop-grpc.aio", "embedserve-uvicorn", "noop-pyvoy", "embedserve-pyvoy")
+NOOP_AIO, AIO, NOOP_PYVOY, PYVOY, HTTP = SERVERS = (
+    "noop-grpc.aio",
+    "embedserve-uvicorn",
+    "noop-pyvoy",
+    "embedserve-pyvoy",
+    "embedserve-http",
+)
 WORKLOAD = Workload("half", ("grpc",), (32,))
 # One server over another, and how many times its calls it is to answer at least.
-RATIOS = ((AIO, NOOP_AIO, 0.7), (PYVOY, AIO, 2.5), (PYVOY, NOOP_PYVOY, None), (NOOP_PYVOY, NOOP_AIO, None))
+RATIOS = (
+    (AIO, NOOP_AIO, 0.7),
+    (PYVOY, AIO, 2.5),
+    (PYVOY, NOOP_PYVOY, None),
+    (NOOP_PYVOY, NOOP_AIO, None),
+    (HTTP, AIO, None),
+    (HTTP, PYVOY, None),
+)
 
 
 @dataclass(frozen=True)

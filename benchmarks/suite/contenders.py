@@ -111,6 +111,19 @@ CONTENDERS: dict[str, Contender] = {
             one_port=True,
         ),
         Contender(
+            "embedserve-http",
+            "embedserve",
+            (TFS_REST, TFS_GRPC),
+            lambda place: [
+                *(sys.executable, "-m", "uvicorn", "--factory", "benchmarks.suite.asgi_service:make"),
+                *("--http", "embedserve.http:HttpProtocol", "--loop", "uvloop", "--no-access-log"),
+                *("--log-level", "warning", "--port", str(place.rest)),
+            ],
+            '`create_app(registry, grpc=True)` on uvicorn with `http="embedserve.http:HttpProtocol"`: one port',
+            environment=lambda place: {"MODELS": str(place.models)},
+            one_port=True,
+        ),
+        Contender(
             "embedserve-optimised",
             "embedserve",
             (TFS_REST, TFS_GRPC),

@@ -356,7 +356,7 @@ async def test_calls_are_carried_to_a_registry_of_another_loop(content_type: byt
 @pytest.mark.parametrize(
     ("scope", "words"),
     [
-        ({"extensions": {}}, "http.response.trailers, as pyvoy and hypercorn do over HTTP/2; uvicorn does not"),
+        ({"extensions": {}}, "http.response.trailers. `uvicorn --http embedserve.http:HttpProtocol`"),
         ({"extensions": None}, "gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC"),
         ({"http_version": "1.1"}, "gRPC needs HTTP/2"),
         ({"te": None}, "`te: trailers` is missing"),

@@ -234,7 +234,7 @@ async def test_before_a_host_that_does_not_enter_it_the_calls_say_what_to_add() 
     assert "lifespan=registry.lifespan" in message
 
 
-async def test_on_uvicorn_grpc_web_works_and_grpc_cannot_connect() -> None:
+async def test_on_uvicorns_own_protocols_grpc_web_works_and_grpc_cannot_connect() -> None:
     """Over HTTP/1.1, below a prefix too. Its port speaks no HTTP/2, so a gRPC client does not get as far as us."""
     reg = registry()
     app = GrpcMiddleware(Starlette(routes=[Mount("/ml", GrpcApp(reg))], lifespan=reg.lifespan), reg, cors=True)
@@ -247,7 +247,7 @@ async def test_on_uvicorn_grpc_web_works_and_grpc_cannot_connect() -> None:
         assert code is grpc.StatusCode.UNAVAILABLE
         assert "http.response.trailers" not in message
         refused = await server.client.post(PREDICT, headers={"content-type": "application/grpc"})
-        assert "uvicorn does not" in refused.headers["grpc-message"]
+        assert "`uvicorn --http embedserve.http:HttpProtocol`" in refused.headers["grpc-message"]
         asks = {"origin": "https://a.example", "access-control-request-method": "POST"}
         assert (await server.client.options(PREDICT, headers=asks)).status_code == 204
         assert await web_predict(server.client) == [11, 21]

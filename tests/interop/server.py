@@ -38,9 +38,11 @@ async def _hypercorn(app: Any, tasks: asyncio.TaskGroup, stop: asyncio.Event) ->
     return port
 
 
-async def _uvicorn(app: Any, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> int:
+async def _uvicorn(app: Any, tasks: asyncio.TaskGroup, stop: asyncio.Event, http: Any = "auto") -> int:
     listener = _listener()
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=http, lifespan="off", ws="none", log_config=None, access_log=False)
+    )
 
     async def serve() -> None:
         config = server.config
@@ -70,6 +72,7 @@ async def _main(models: str) -> None:
             ports[f"grpcio{suffix}"] = (await stack.enter_async_context(server)).port
             app = GrpcMiddleware(create_app(registry), registry, all_calls=True, cors=True, **chosen)
             ports[f"hypercorn{suffix}"] = await _hypercorn(app, tasks, stop)
+            ports[f"HttpProtocol{suffix}"] = await _uvicorn(app, tasks, stop, "embedserve.http:HttpProtocol")
             ports[f"uvicorn{suffix}"] = await _uvicorn(app, tasks, stop)
         print(f"{PORTS}{json.dumps(ports)}", file=sys.stderr, flush=True)
         await stop.wait()

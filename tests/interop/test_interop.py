@@ -31,6 +31,7 @@ pytestmark = pytest.mark.timeout(240)
 NATIVE, WEB = ("blocking", "aio", "h2"), ("web", "web-text")
 TABLE: Mapping[str, tuple[str, ...]] = {
     "grpcio": NATIVE,
+    "HttpProtocol": (*NATIVE, *WEB, "web over HTTP/2"),
     "hypercorn": (*NATIVE, *WEB, "web over HTTP/2"),
     "pyvoy": (*NATIVE, *WEB, "web over HTTP/2"),
     "uvicorn": WEB,
@@ -43,6 +44,7 @@ each_pair = pytest.mark.parametrize(("client", "server"), PAIRS, ids=[f"{a}-{b}"
 BIG, LARGEST = 2**21, 2**24
 LARGEST_BETWEEN = {
     ("blocking", "grpcio"),
+    ("blocking", "HttpProtocol"),
     ("aio", "pyvoy"),
     ("h2", "hypercorn"),
     ("web", "pyvoy"),
@@ -157,7 +159,7 @@ def test_a_page_in_a_browser(server: str, page: str, ports: Mapping[str, int], t
     assert shown(f"{page}?x=1,2,5&server={called}", tmp_path) == "2.5, 3, 4.5"
 
 
-def test_a_grpc_client_cannot_connect_to_uvicorn(ports: Mapping[str, int]) -> None:
+def test_a_grpc_client_cannot_connect_to_uvicorns_own_protocols(ports: Mapping[str, int]) -> None:
     outcome = Blocking(ports["uvicorn"]).call("Predict", halves())
     assert outcome.code is Code.UNAVAILABLE
 

@@ -39,9 +39,9 @@ GRACE = 1.0
 """Seconds for a client to send the rest of a refused request, and to read the end of an answer after a deadline."""
 
 NO_TRAILERS = (
-    "gRPC cannot be answered here: the server does not offer the ASGI extension http.response.trailers, as pyvoy and "
-    "hypercorn do over HTTP/2; uvicorn does not. gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC on a "
-    "port of its own"
+    "gRPC cannot be answered here: the server does not offer the ASGI extension http.response.trailers. "
+    "`uvicorn --http embedserve.http:HttpProtocol` offers the extension, as pyvoy and hypercorn do over HTTP/2. "
+    "gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC on a port of its own"
 )
 OVER_HTTP_1 = "gRPC needs HTTP/2, and this request came over HTTP/1; gRPC-Web works over both"
 NO_TE = "the header `te: trailers` is missing, without which servers send no trailers and so no status"
