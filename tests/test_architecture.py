@@ -138,6 +138,30 @@ print(sorted({"tensorflow", "tensorflow_serving", "starlette", "uvicorn", "ray"}
 
 
 @pytest.mark.slow
+def test_a_scan_reads_a_model_while_another_thread_imports_tensorflow(tmp_path: Path) -> None:
+    file = tmp_path / "saved_model.pb"
+    file.write_bytes(b"")
+    code = f"""
+import sys, threading, time
+from pathlib import Path
+errors = []
+threading.excepthook = lambda found: errors.append(repr(found.exc_value))
+def other():
+    while "tensorflow" not in sys.modules:
+        time.sleep(0.001)
+    from embedserve.saved_model.files.completeness import _parse
+    _parse(Path({str(file)!r}))
+def heavy():
+    import tensorflow
+threads = [threading.Thread(target=each) for each in (heavy, other)]
+for each in threads: each.start()
+for each in threads: each.join()
+print(errors)
+"""
+    assert run_python(code) == "[]"
+
+
+@pytest.mark.slow
 def test_dir_shows_what_is_public_and_nothing_else() -> None:
     code = """
 import embedserve

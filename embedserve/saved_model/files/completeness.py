@@ -263,6 +263,8 @@ def _check_tflite(path: Path, names: set[str]) -> str | None:
 
 
 def _parse(file: Path) -> SavedModel | str:
+    # The first import of a message module beside an import of TensorFlow in another thread breaks both; this one waits.
+    import tensorflow  # noqa: F401
     from google.protobuf import text_format
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
