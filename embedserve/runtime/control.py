@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from embedserve.config import ModelConfig, RegistryOptions, SpecificVersions, VersionPolicy
 from embedserve.errors import Code, ConfigError, LoadError, ServableNotFoundError, ServingError
@@ -21,6 +22,9 @@ __all__ = ["Control"]
 
 # Seconds beyond the settle window for a pin to wait for a directory still being copied.
 SETTLE_GRACE = 5.0
+# Seconds for a polled configuration to wait for the looks at changed models; the looks go on afterwards. As long as a
+# look may last before the log names the look.
+LOOK_PATIENCE = 10.0
 
 
 class Control:
@@ -73,8 +77,11 @@ class Control:
             self._models.set_labels(labels | {name: dict(config.version_labels) for name, config in configs.items()})
             self._keep_pins(configs)
             self._configured = set(configs)
-            await self._source.scan_now(changed)
-        # Outside the lock: a later configuration may be the cure for a missing model.
+        # Outside the lock: a later configuration may be the cure for a missing model, or for a directory that a look
+        # takes minutes to walk.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if wait else LOOK_PATIENCE):
+                await self._source.scan_now(changed)
         if wait and added:
             await self._wait_for_added(added)
 

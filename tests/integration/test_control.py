@@ -20,6 +20,7 @@ from embedserve import (
     ServingError,
     State,
 )
+from embedserve.testing import FakeLoader, FakeRegistry, FakeSource
 from tests.integration.conftest import QUICK, deploy
 from tests.integration.waiting import state_of, until_state
 
@@ -192,3 +193,20 @@ async def test_leaving_in_the_middle_of_a_roll_back_leaves_nothing_running(
         assert isinstance(pinning.exception(), ServingError | None)
         assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_look_that_takes_long_holds_up_no_later_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FakeRegistry({"m": {1: FakeLoader()}, "n": {1: FakeLoader()}}) as registry:
+
+        async def look(self: FakeSource, names: object = None) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(FakeSource, "scan_now", look)
+        monkeypatch.setattr("embedserve.runtime.control.LOOK_PATIENCE", 0.01)
+        awaited = asyncio.create_task(registry.reconfigure([ModelConfig(name="m", base_path="/fake/m")]))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            await registry.reconfigure([ModelConfig(name="n", base_path="/fake/n")], wait=False)
+            await registry.set_label("n", "stable", 1)
+        assert not awaited.done()
+        awaited.cancel()
