@@ -11,6 +11,7 @@ import gzip
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
@@ -88,7 +89,9 @@ class GrpcApp:
         reload: Reload | None = None,
         metric: MetricReader | None = None,
     ) -> None:
-        from embedserve.grpc.services.table import Services  # Imports TensorFlow, for its messages.
+        # Message modules need TensorFlow, and break an import of TensorFlow in another thread; this import waits.
+        import_module("tensorflow")
+        from embedserve.grpc.services.table import Services
 
         self._registry = registry
         self._services = Services(

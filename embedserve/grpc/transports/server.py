@@ -214,6 +214,7 @@ async def serve(
         maximum_concurrent_rpcs=max_concurrent_calls,
     )
     # The table imports TensorFlow, for its messages.
+    await asyncio.to_thread(import_module, "tensorflow")  # Waits for an import in another thread, as `GrpcApp` does.
     services: Services = (await asyncio.to_thread(import_module, "embedserve.grpc.services.table")).Services(
         registry,
         health=health,
