@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from embedserve.server.live import SUB_COMMANDS, live
+from embedserve.server.hangups import SUB_COMMANDS, outlive_hangups
 
 if TYPE_CHECKING:
     from embedserve.server.config import ServerConfig
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in SUB_COMMANDS:
         return _command(arguments[0], arguments[1:])
+    outlive_hangups()  # Before the imports, which take seconds.
     from embedserve.server.cli import serve
 
     return serve(arguments)
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(name: str, arguments: Sequence[str]) -> int:
     if name == "live":  # Run every few seconds by probes: the imports stay minimal.
+        from embedserve.server.live import live
+
         return live(arguments)
     from embedserve.server.cli import PROGRAM
 

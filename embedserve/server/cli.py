@@ -24,7 +24,7 @@ from embedserve.server.log import configure_logging
 from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
 from embedserve.server.pyvoy.server import run_pyvoy
-from embedserve.server.standalone import outlive_hangups, report_failed_start, run
+from embedserve.server.standalone import report_failed_start, run
 from embedserve.server.workers.worker_limits import can_share_ports
 from embedserve.store_url import StoreUrl, redacted
 from embedserve.tfs.batching import batching_from_proto, num_batch_threads
@@ -61,7 +61,6 @@ def serve(arguments: Sequence[str]) -> int:
         print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
         return 0
     configure_logging()
-    outlive_hangups()
     try:
         if _workers(flags) > 0:
             tensorflow_setup.install_stub()

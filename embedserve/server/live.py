@@ -17,17 +17,15 @@ from pathlib import Path
 from embedserve.errors import ServingError
 from embedserve.server.config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
 from embedserve.server.flags import FlagError, parse
+from embedserve.server.hangups import SUB_COMMANDS
 from embedserve.server.listening import EVERY_IPV4, EVERY_IPV6
 from embedserve.server.port_flags import ports
 
-__all__ = ["SUB_COMMANDS", "live", "server_arguments"]
+__all__ = ["live", "server_arguments"]
 
 # Seconds for the connection and for the answer each. Docker's default timeout for a check is 30 s.
 PATIENCE = 5.0
 EXIT_ALIVE, EXIT_NOT_ALIVE, EXIT_BAD_FLAGS = 0, 1, 255
-
-SUB_COMMANDS = ("bench", "verify", "live", "install-command")
-"""First arguments of commands without a server."""
 
 _COMMANDS = ("embedserve", "tensorflow_model_server")
 

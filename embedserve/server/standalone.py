@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -20,6 +19,7 @@ from embedserve.config import RegistryOptions
 from embedserve.errors import Code, ServingError, StartError, one_line
 from embedserve.registry import ModelRegistry
 from embedserve.server.config import RestConfig, ServerConfig
+from embedserve.server.hangups import outlive_hangups
 
 if TYPE_CHECKING:
     from embedserve.metrics import Metrics
@@ -34,7 +34,6 @@ __all__ = [
     "make_metrics",
     "make_registry",
     "obey_hangups",
-    "outlive_hangups",
     "report_failed_start",
     "run",
     "stop_on_signals",
@@ -184,12 +183,6 @@ def stop_on_signals(at_once: Callable[[], object] = bool) -> Iterator[asyncio.Ev
 
 
 # SIGHUP.
-
-
-def outlive_hangups() -> None:
-    """Ignore SIGHUP from here on; child processes inherit the setting."""
-    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def obey_hangups(reread: Callable[[], Awaitable[None]]) -> None:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from embedserve.server.standalone import outlive_hangups, run
-from embedserve.server.workers.worker import run_worker
+from embedserve.server.hangups import outlive_hangups
+
+
+def main() -> int:
+    """Run the worker and return the exit status; the supervisor handles hang-ups, also during the imports."""
+    outlive_hangups()
+    from embedserve.server.standalone import run
+    from embedserve.server.workers.worker import run_worker
+
+    return run(run_worker(*map(int, sys.argv[1:])))
+
 
 if __name__ == "__main__":
-    outlive_hangups()  # The supervisor handles hang-ups.
-    raise SystemExit(run(run_worker(*map(int, sys.argv[1:]))))
+    raise SystemExit(main())
