@@ -202,25 +202,26 @@ class AsgiRequest:
                 self._held = bytes(body)
                 return
             head = connection.encode_head(self._fields)
-            self._head_sent = self.complete = True
+            self._head_sent = ended = True
             self._sending = not connection.answer(self.stream_id, head, bytes(body))
         else:
             self._send_head()
-            self.complete = not more and not self._trailers_due
-            self._sending = not connection.send_data(self.stream_id, bytes(body), ended=self.complete)
+            ended = not more and not self._trailers_due
+            self._sending = not connection.send_data(self.stream_id, bytes(body), ended=ended)
+        self.complete = ended  # Only now: an answer that the connection refuses is still to be broken off.
         self._protocol.after_send(self)
 
     def _send_trailers(self) -> None:
         assert self._fields is not None
         connection = self._protocol.connection
         trailers = connection.encode_trailers(self._trailers)
-        self.complete = True
         if self._head_sent:
             self._sending = not connection.send_trailers(self.stream_id, trailers)
         else:
             head = connection.encode_head(self._fields)
             self._head_sent = True
             self._sending = not connection.answer(self.stream_id, head, self._held or b"", trailers)
+        self.complete = True
         self._protocol.after_send(self)
 
     def _send_head(self) -> None:

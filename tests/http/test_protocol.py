@@ -34,6 +34,7 @@ class Host:
         self.left = asyncio.Event()
         self.scopes: list[dict[str, Any]] = []
         self.sent = 0
+        self.more: dict[str, Any] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -87,6 +88,14 @@ class Host:
         await self.start(send)
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise RuntimeError("a fault of the application")
+
+    async def too_long(self, scope: Any, receive: Any, send: Any) -> None:
+        length = [(b"content-length", b"1")]
+        await send({"type": "http.response.start", "status": 200, "headers": length, **self.more})
+        if scope["query_string"] == b"two":
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await send({"type": "http.response.body", "body": b"abc"})
+        await send({"type": "http.response.trailers", "headers": [(b"a", b"b")]})
 
     async def wait(self, scope: Any, receive: Any, send: Any) -> None:
         await self.body(receive)
@@ -291,6 +300,22 @@ async def test_http_1_0_and_half_closed_clients(host: Host) -> None:
         post = b"POST / HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n\r\nabc"
         assert (await read_all(port, post, eof=True)).endswith(b"abc")
         assert (await read_all(port, b"no\r\n\r\n")).startswith(b"HTTP/1.1 501")
+
+
+@pytest.mark.parametrize("query", [b"one", b"two"])
+@pytest.mark.parametrize("trailers", [False, True])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_an_answer_over_its_declared_length_ends_the_connection(
+    host: Host, query: bytes, trailers: bool, version: bytes
+) -> None:
+    host.more = {"trailers": trailers}
+    async with serving(host, Patient, timeout_keep_alive=600) as port:
+        found = await read_all(port, b"GET /too_long?%s HTTP/%s\r\nHost: h\r\n\r\n" % (query, version))
+    assert found.startswith(b"HTTP/1.1 200 OK") and not found.endswith(b"abc")
+
+
+class Patient(HttpProtocol):
+    limits = Limits(head_timeout=600, body_timeout=600, write_timeout=600, half_closed_timeout=600)
 
 
 class Impatient(HttpProtocol):
