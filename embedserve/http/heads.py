@@ -148,14 +148,14 @@ def content_length(fields: Iterable[Field]) -> int | None:
     """The declared length of a body; None without a declaration.
 
     Raises:
-        MalformedError: A value is no plain number of up to 18 digits, or two values differ.
+        MalformedError: A value is no plain number of up to 18 digits, or the field comes twice.
     """
-    found = {value for name, value in fields if name == b"content-length"}
+    found = [value for name, value in fields if name == b"content-length"]
     if not found:
         return None
     if len(found) > 1:
-        raise MalformedError(f"content-length is {sorted(found)}, expected the same number each time")
-    (value,) = found
+        raise MalformedError(f"content-length is {found}, expected one field")
+    value = found[0]
     if not _DIGITS(value):
         raise MalformedError(f"content-length is {value!r}, expected digits")
     return int(value)

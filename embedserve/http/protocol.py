@@ -221,7 +221,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _on_request(self, event: Request) -> None:
         head = event.head
-        if self._is_websocket(head):
+        if event.ended and self._is_websocket(head):  # An upgrade with a body is answered as a plain request.
             self._hand_on(head)
             return
         request = AsgiRequest(self, event.stream_id, head, event.ended, self._active)

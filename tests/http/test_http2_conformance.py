@@ -321,9 +321,8 @@ CASES: dict[str, tuple[bytes, Verdict]] = {
         MALFORMED,
     ),
     "8.1.1 the same length twice": (
-        headers(1, block(REQUEST, (b"content-length", b"5"), (b"content-length", b"5")), WHOLE)
-        + data(1, b"hello", END),
-        FINE,
+        headers(1, block(REQUEST, (b"content-length", b"5"), (b"content-length", b"5")), WHOLE),
+        MALFORMED,
     ),
     # 8.2: fields.
     "8.2.1 a name in upper case": (bad_field(b"X-Name", b"v"), MALFORMED),

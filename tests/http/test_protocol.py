@@ -274,6 +274,18 @@ async def test_a_websocket_is_handed_on(host: Host) -> None:
         assert await socket_.recv() == "HELLO"
 
 
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+)
+async def test_an_upgrade_with_a_body_is_a_plain_request(host: Host, body: bytes) -> None:
+    upgrade = b"GET /echo HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n"
+    upgrade += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    async with serving(host) as port:
+        found = await read_all(port, upgrade + body)
+    assert found.startswith(b"HTTP/1.1 200 OK")
+    assert found.endswith(b"abc")
+
+
 async def test_concurrency_over_uvicorns_limit_is_refused(host: Host) -> None:
     async with serving(host, limit_concurrency=1) as port, client(port, True) as http:
         assert (await http.get("/echo")).status_code == 503
@@ -311,7 +323,8 @@ async def test_an_answer_over_its_declared_length_ends_the_connection(
     host.more = {"trailers": trailers}
     async with serving(host, Patient, timeout_keep_alive=600) as port:
         found = await read_all(port, b"GET /too_long?%s HTTP/%s\r\nHost: h\r\n\r\n" % (query, version))
-    assert found.startswith(b"HTTP/1.1 200 OK") and not found.endswith(b"abc")
+    assert found.startswith(b"HTTP/1.1 200 OK")
+    assert not found.endswith(b"abc")
 
 
 class Patient(HttpProtocol):
