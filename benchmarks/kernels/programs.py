@@ -83,6 +83,16 @@ def _lstm_gradient(x: Any, state: Any) -> Any:
     return raw.LSTMBlockCellGrad(x=x, h_prev=before, use_peephole=False, **given).dicfo
 
 
+def _hidden_spectrum(x: Any) -> Any:
+    """An inverse FFT of length 0, which no request chooses, behind a condition that a large value meets: no guard."""
+
+    def spectrum() -> Any:
+        row = tf.fill([2, 1], tf.reduce_sum(x) * 0.0)
+        return tf.reduce_sum(tf.signal.irfft(tf.complex(row, row)))
+
+    return x + tf.cond(tf.reduce_any(tf.abs(x) > 1e20), spectrum, lambda: 0.0)
+
+
 PROGRAMS: Mapping[str, tuple[Specs, Callable[..., Any]]] = {
     "tensor_list": (((_F, 1), (_I, 0), (_I, 0)), _list),
     "tensor_list_scatter": (((_F, 1), (_I, 1), (_I, 0), (_L, 1)), _list_of),
@@ -101,6 +111,7 @@ PROGRAMS: Mapping[str, tuple[Specs, Callable[..., Any]]] = {
     ),
     "irfft": (((tf.complex64, 2),), lambda x: tf.signal.irfft(x)),
     "irfft2d": (((tf.complex64, 3),), lambda x: tf.signal.irfft2d(x)),
+    "hidden_spectrum": (((_F, 1),), _hidden_spectrum),
     "irfft_length": (((tf.complex64, 2), (_I, [1])), lambda x, n: tf.signal.irfft(x, n)),
     "irfft2d_length": (((tf.complex64, 3), (_I, [2])), lambda x, n: tf.signal.irfft2d(x, n)),
     "rfft_length": (((_F, 2), (_I, [1])), lambda x, n: tf.signal.rfft(x, n)),

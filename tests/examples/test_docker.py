@@ -29,7 +29,11 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 CONTAINER = """
 mount -t tmpfs -o mode=1777 tmpfs "$TMPDIR"
 mount -o remount,bind,ro /
-if touch "$MODELS/file" 2>&1; then echo the root file system is not read-only; exit 1; fi
+# A /tmp of its own is no part of the root's mount.
+if mountpoint -q /tmp; then mount -o remount,bind,ro /tmp; fi
+for place in / "$MODELS"; do
+    if touch "$place/file" 2>&1; then echo $place is not read-only; exit 1; fi
+done
 unset HOME
 cd /
 setpriv --reuid=10001 --regid=10001 --clear-groups \

@@ -34,4 +34,4 @@ def test_version_2_takes_any_image_and_answers_with_a_label(tmp_path: Path) -> N
 
 def available(version: int) -> object:
     status = {"error_code": "OK", "error_message": ""}
-    return {"model_version_status": [{"version": str(version), "state": "AVAILABLE", "status": status}], "ready": True}
+    return {"model_version_status": [{"version": str(version), "state": "AVAILABLE", "status": status}]}
