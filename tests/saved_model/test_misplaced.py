@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +127,46 @@ def test_an_archive_is_unpacked_wherever_it_lies(models: Path, name: str) -> Non
         return
     run_the_command_of(commands.pop())
     assert (base / "1" / "saved_model.pb").read_text() == "graph"
+
+
+@pytest.mark.parametrize("name", ["digits.zip", "digits.tar", "digits.tar.gz", "digits.tar.bz2", "digits.tar.xz"])
+@pytest.mark.parametrize("above", ["3", "my digits", "my digits/3", "a/b", "."])
+@pytest.mark.parametrize("large", [False, True])
+def test_an_archive_of_directories_is_unpacked_to_versions(models: Path, name: str, above: str, large: bool) -> None:
+    export(models / "packed" / above)
+    if large:  # In a tar file the graph comes after the variables, too far away to be read.
+        (models / "packed" / above / "variables" / "data").write_bytes(bytes(2 << 20))
+    packed = models / name
+    made = models / "packed"
+    # Mac's Finder adds a directory, and `tar -C directory .` writes names below `.`.
+    (made / "__MACOSX" / above).mkdir(parents=True)
+    (made / "__MACOSX" / above / "saved_model.pb").write_text("no graph")
+    entries = sorted(sorted(made.rglob("*")), key=lambda path: path.name == "saved_model.pb")
+    if name.endswith("zip"):
+        with zipfile.ZipFile(packed, "w") as archive:
+            for entry in entries:
+                archive.write(entry, entry.relative_to(made))
+    else:
+        mode: Any = f"w:{packed.suffix[1:].replace('tar', '')}"
+        with tarfile.open(packed, mode) as tar:
+            for entry in entries:
+                tar.add(entry, f"./{entry.relative_to(made)}", recursive=False)
+    told = instead_of_directory(packed)
+    assert told is not None
+    if name.endswith("zip") and shutil.which("unzip") is None:
+        pytest.skip("unzip is not installed")
+    run_the_command_of(told)
+    version = models / "digits" / ("3" if above.endswith("3") else "1")
+    assert (version / "saved_model.pb").read_text() == "graph"
+    assert (version / "variables" / "variables.index").exists()
+
+
+def test_an_archive_that_is_none_is_still_named(models: Path) -> None:
+    for name in ("digits.zip", "digits.tgz", "digits.tar", "digits.tar.xz", "digits.tar.bz2"):
+        (models / name).write_bytes(b"no archive")
+        told = instead_of_directory(models / name)
+        assert told is not None
+        assert f"mkdir -p '{models / 'digits' / '1'}'" in told
 
 
 def test_a_tflite_file_gets_the_name_it_is_found_by(models: Path) -> None:

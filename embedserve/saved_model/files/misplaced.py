@@ -1,7 +1,7 @@
 """Finds models in the wrong place, by file names, and gives the command that puts the model right.
 
 Functions of directory listings, for a directory without a model or version. The module knows the file formats of models
-by their names, and reads no file.
+by their names, and reads no file but the names in an archive.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
+
+from embedserve.saved_model.files.archives import directories_above_model
 
 __all__ = ["Child", "holds_graph", "in_base_path", "in_root", "in_version", "instead_of_directory", "nearly"]
 
@@ -226,11 +228,26 @@ def _exported(file: Path, target: Path) -> str:
 
 
 def _unzipped(file: Path, target: Path) -> str:
-    return f"mkdir -p {_quoted(target)} && unzip {_quoted(file)} -d {_quoted(target)}"
+    into, above = _unpacked(file, target)
+    command = f"mkdir -p {_quoted(into)} && unzip {_quoted(file)} -d {_quoted(into)}"
+    return f"{command} && mv {_quoted(into.joinpath(*above))}/* {_quoted(into)}" if above else command
 
 
 def _untarred(file: Path, target: Path) -> str:
-    return f"mkdir -p {_quoted(target)} && tar -xf {_quoted(file)} -C {_quoted(target)}"
+    into, above = _unpacked(file, target)
+    stripped = f" --strip-components={len(above)}" if above else ""
+    return f"mkdir -p {_quoted(into)} && tar -xf {_quoted(file)} -C {_quoted(into)}{stripped}"
+
+
+def _unpacked(file: Path, target: Path) -> tuple[Path, tuple[str, ...]]:
+    """The directory for an archive's contents, and the archive's directories to strip.
+
+    An archive of a model, with versions, goes into the model's directory; an archive of a version goes to `target`.
+    """
+    above = directories_above_model(file)
+    if above and above[-1].isdecimal() and above[-1].isascii():
+        target, above = target.parent, above[:-1]
+    return target, () if set(above) <= {"."} else above
 
 
 def _lite(file: Path, target: Path) -> str:
