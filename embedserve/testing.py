@@ -46,17 +46,17 @@ def fake_signature(
     Args:
         name: The name in requests.
         inputs, outputs: A dtype is TensorFlow's short name or numpy's (`float` and `float32` are the same). A size is
-            None for any size, and a shape is None for any rank.
+            None or -1 for any size, and a shape is None for any rank.
         batchable: Whether requests may share a run.
         stateless: Whether the signature neither writes state nor draws random numbers.
         method_name: As in a SavedModel.
 
     Raises:
-        ConfigError: A dtype is unknown.
+        ConfigError: A dtype is unknown, or a shape is impossible.
     """
 
     def specs(of: Mapping[str, tuple[str, tuple[int | None, ...] | None]]) -> dict[str, TensorSpec]:
-        return {key: TensorSpec(key, _dtype(of[key][0]), of[key][1], f"{key}:0") for key in sorted(of)}
+        return {key: _spec(key, of[key]) for key in sorted(of)}
 
     return Signature(
         name=name,
@@ -68,9 +68,32 @@ def fake_signature(
     )
 
 
-def _dtype(name: str) -> DType:
+def _spec(name: str, given: Any) -> TensorSpec:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise ConfigError(f"{name!r} must be a pair (dtype, shape), as ('float', (None, 3)), and is {given!r}")
+    dtype, shape = given
+    return TensorSpec(name, _dtype(dtype), None if shape is None else _shape(name, shape), f"{name}:0")
+
+
+def _shape(name: str, given: Any) -> tuple[int | None, ...]:
+    sizes: list[int | None] = []
+    if not isinstance(given, tuple | list):
+        raise ConfigError(f"the shape of {name!r} must be a tuple of sizes, or None for any rank, and is {given!r}")
+    for size in given:
+        known = isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= -1
+        if size is not None and not known:
+            raise ConfigError(
+                f"the shape of {name!r} is {given!r}, but a size is 0 or more, or None or -1 for any size: not {size!r}"
+            )
+        sizes.append(None if size is None or size == -1 else int(size))
+    return tuple(sizes)
+
+
+def _dtype(name: Any) -> DType:
     names = [row.name for row in DTYPES]
     try:
+        if name is None:  # Numpy's default, a double.
+            raise TypeError
         return by_name(name) if name in names else by_numpy(np.dtype(name))
     except (KeyError, TypeError):
         hint = near(str(name), [*names, "float32", "float64", "float16"])
@@ -368,8 +391,24 @@ class FakeSource:
         self._policies[name] = policy
 
 
+def _check_version(name: str, version: Any, loader: Any) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise ConfigError(f"model {name!r}: a version is a number of 0 or more, not {version!r}")
+    if not isinstance(loader, FakeLoader):
+        raise ConfigError(f"model {name!r}, version {version} needs a FakeLoader, and has {loader!r}")
+
+
 class FakeRegistry(ModelRegistry):
-    """A real registry over fake versions: lifecycle, batching, handles and adapters are real."""
+    """A real registry over fake versions: lifecycle, batching, handles and adapters are real.
+
+    Args:
+        found: A `FakeLoader` for each version, by model and version.
+        models: The configured models; without the argument every model of `found`.
+        options: As for `ModelRegistry`.
+
+    Raises:
+        ConfigError: A version has no `FakeLoader`.
+    """
 
     def __init__(
         self,
@@ -378,6 +417,11 @@ class FakeRegistry(ModelRegistry):
         models: Sequence[ModelConfig] | None = None,
         **options: Any,
     ) -> None:
+        for name, versions in found.items():
+            if not isinstance(versions, Mapping):
+                raise ConfigError(f"model {name!r} needs {{version: FakeLoader()}}, and has {versions!r}")
+            for version, loader in versions.items():
+                _check_version(name, version, loader)
         configs = [ModelConfig(name=name, base_path=f"/fake/{name}") for name in found] if models is None else models
         super().__init__(models=configs, **options)
         self._found = found
@@ -399,7 +443,12 @@ class FakeRegistry(ModelRegistry):
         return Runtime(self.options, None, self._models, self.observers, make_loader, make_source)
 
     async def put(self, name: str, version: int, loader: FakeLoader) -> None:
-        """Add a version directory, or overwrite a directory in place."""
+        """Add a version directory, or overwrite a directory in place.
+
+        Raises:
+            ConfigError: `loader` is no `FakeLoader`.
+        """
+        _check_version(name, version, loader)
         assert self.source is not None
         self.source.found.setdefault(name, {})[version] = loader
         key = (name, version)

@@ -33,6 +33,48 @@ def test_a_dtype_that_is_none_is_refused(name: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("float", ("a",)), "not 'a'"),
+        (("float", (1.5, 1)), "not 1.5"),
+        (("float", (-2, 1)), "not -2"),
+        (("float", (True, 1)), "not True"),
+        (("float", 5), "the shape of 'x' must be a tuple of sizes, or None for any rank, and is 5"),
+        (("float", "12"), "and is '12'"),
+        ((None, (1,)), "there is no dtype None"),
+        ("float", r"'x' must be a pair \(dtype, shape\), .* and is 'float'"),
+    ],
+)
+def test_a_shape_or_a_pair_that_cannot_be_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        fake_signature(inputs={"x": given})
+    with pytest.raises(ConfigError, match=said):
+        fake_signature(outputs={"x": given})
+
+
+def test_a_size_of_minus_one_is_any_size_as_saved_models_write_it() -> None:
+    shape: Any = (-1, 0, np.int64(3))
+    assert fake_signature(inputs={"x": ("float", shape)}).inputs["x"].shape == (None, 0, 3)
+
+
+async def test_a_version_without_a_fake_loader_is_refused() -> None:
+    given: Any
+    for given, said in (
+        ({"m": {1: 5}}, "model 'm', version 1 needs a FakeLoader, and has 5"),
+        ({"m": {1: FakeLoader}}, "needs a FakeLoader"),
+        ({"m": {"1": FakeLoader()}}, "a version is a number of 0 or more, not '1'"),
+        ({"m": FakeLoader()}, "model 'm' needs {version: FakeLoader()}"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            FakeRegistry(given)
+        assert said in refused.value.message
+    async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
+        given = None
+        with pytest.raises(ConfigError, match="has None"):
+            await registry.put("m", 2, given)
+
+
+@pytest.mark.parametrize(
     ("outputs", "said"),
     [
         ({"y": [1.0]}, r"gave no output 'z', which is int64 \[\?,2\]; it gave y"),
