@@ -202,7 +202,7 @@ def scan_root(
         listing = disk.listing(root, follow=False)
         _check_mount(root, memory.device, listing.device, any(child.is_directory for child in listing.children))
     except OSError as error:
-        what = "does not exist (yet)" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         return RootScan(memory, problem=f"models directory {root} {what}{_meant(root, error, disk)}", unreadable=True)
     directories = {
         child.name

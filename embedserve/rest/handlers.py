@@ -213,7 +213,8 @@ def about_document(registry: ModelRegistry) -> bytes:
 def status_document(registry: ModelRegistry, route: Route) -> bytes:
     """`ModelService.GetModelStatus` as JSON; a label is ignored, as TF Serving does.
 
-    The document of a whole model has a second field, `ready`, for KServe's V1 client: whether the model answers now.
+    The document of a whole model has a second field, `ready`, for KServe's V1 client: whether the model answers now. A
+    document asked for by a version or a label has no such field.
 
     Raises:
         ServableNotFoundError: The model or version was never known.
@@ -233,7 +234,7 @@ def status_document(registry: ModelRegistry, route: Route) -> bytes:
         for status in statuses
     ]
     document: dict[str, Any] = {"model_version_status": listed}
-    if route.version is None:
+    if route.version is None and route.label is None:
         document["ready"] = registry.readiness().get(route.name, "gone") is None and not registry.draining
     return _dump(document) + b"\n"
 

@@ -569,7 +569,7 @@ class TestDiscovery:
     @pytest.mark.parametrize(
         ("error", "text"),
         [
-            (errno.ENOENT, "models directory /models does not exist (yet)"),
+            (errno.ENOENT, "models directory /models does not exist"),
             (errno.EACCES, "models directory /models cannot be read: Permission denied"),
         ],
     )

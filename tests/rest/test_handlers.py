@@ -71,7 +71,7 @@ async def test_status_has_tf_servings_layout() -> None:
     async with FakeRegistry({"m": {2: FakeLoader()}}) as registry:
         assert status_document(registry, Route("status", "m")).decode() == READY
         assert status_document(registry, Route("status", "m", version=2)).decode() == STATUS
-        assert status_document(registry, Route("status", "m", label="no such label")).decode() == READY
+        assert status_document(registry, Route("status", "m", label="no such label")).decode() == STATUS
 
 
 async def test_a_models_status_says_whether_it_is_ready_as_kserve_reads_it() -> None:
