@@ -18,7 +18,7 @@ from embedserve.errors import ServingError
 from embedserve.server.config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
 from embedserve.server.flags import FlagError, parse
 from embedserve.server.hangups import SUB_COMMANDS
-from embedserve.server.listening import EVERY_IPV4, EVERY_IPV6
+from embedserve.server.listening import EVERY_IPV4, EVERY_IPV6, bracketed
 from embedserve.server.port_flags import ports
 
 __all__ = ["live", "server_arguments"]
@@ -27,11 +27,21 @@ __all__ = ["live", "server_arguments"]
 PATIENCE = 5.0
 EXIT_ALIVE, EXIT_NOT_ALIVE, EXIT_BAD_FLAGS = 0, 1, 255
 
+_USAGE = """\
+usage: python -m embedserve live [flags of the server]
+
+Asks the server on this machine at /-/live whether it is alive. Without flags, the flags of the running server are read
+from /proc; without a running server, the server's defaults hold (REST port 8501).
+
+Exit status: 0 alive, 1 not alive or no answer, 255 impossible flags."""
+
 _COMMANDS = ("embedserve", "tensorflow_model_server")
 
 
 def live(arguments: Sequence[str]) -> int:
     """Print the finding and return 0 for a live server, 1 for a dead server, 255 for impossible flags.
+
+    With `--help`, print the usage and return 0.
 
     Args:
         arguments: The server's flags. Without flags, the flags and the working directory of the running server are
@@ -39,6 +49,9 @@ def live(arguments: Sequence[str]) -> int:
             without a running server, the defaults.
     """
     try:
+        if arguments and parse(arguments).help:
+            print(_USAGE)
+            return EXIT_ALIVE
         flags = parse(arguments or server_arguments(Path("/proc")))
         alive, said = _ask(*ports(flags))
     except (FlagError, ServingError) as error:
@@ -92,7 +105,7 @@ def _ask(grpc: GrpcConfig, rest: RestConfig, pyvoy: PyvoyConfig | None) -> tuple
         return _connect(grpc)
     tls = rest.tls if pyvoy is None else pyvoy.tls
     host = _reachable(rest.hosts)
-    where = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{rest.port}/-/live"
+    where = f"{'http' if tls is None else 'https'}://{bracketed(host)}:{rest.port}/-/live"
     connection: http.client.HTTPConnection
     if tls is None:
         connection = http.client.HTTPConnection(host, rest.port, timeout=PATIENCE)
@@ -111,7 +124,13 @@ def _ask(grpc: GrpcConfig, rest: RestConfig, pyvoy: PyvoyConfig | None) -> tuple
             asks = _asks_for_certificates(tls)
             return asks, f"{where}: {'asks for a certificate' if asks else f'no TLS: {error}'}"
         except (OSError, http.client.HTTPException) as error:
-            return False, f"{where}: {error or type(error).__name__}"
+            return False, f"{where}: {_failure(error, f'{bracketed(host)}:{rest.port}')}"
+
+
+def _failure(error: Exception, place: str) -> str:
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return f"no server answers at {place} ({error.strerror})"
+    return str(error) or type(error).__name__
 
 
 def _asks_for_certificates(tls: TlsFiles | TlsContents | None) -> bool:
@@ -126,7 +145,7 @@ def _connect(config: GrpcConfig) -> tuple[bool, str]:
     """Connect to the gRPC port instead: without a REST port, no server answers `/-/live`."""
     try:
         if config.port is not None:
-            place = f"{_reachable(config.hosts)} port {config.port}"
+            place = f"{bracketed(_reachable(config.hosts))}:{config.port}"
             socket.create_connection((_reachable(config.hosts), config.port), timeout=PATIENCE).close()
         else:
             place = str(config.socket_path)
@@ -134,5 +153,5 @@ def _connect(config: GrpcConfig) -> tuple[bool, str]:
                 connection.settimeout(PATIENCE)
                 connection.connect(place)
     except OSError as error:
-        return False, f"gRPC at {place}: {error}"
+        return False, f"gRPC at {place}: {_failure(error, place)}"
     return True, f"gRPC at {place}: open; without a REST port nothing more can be asked"

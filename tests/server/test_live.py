@@ -53,8 +53,24 @@ def test_the_status_is_that_of_the_answer(status: int, expected: int, capsys: py
 
 
 def test_nobody_who_answers_is_not_alive(capsys: pytest.CaptureFixture[str]) -> None:
-    assert live([f"--rest_api_port={free_port()}"]) == 1
-    assert "refused" in capsys.readouterr().out
+    port = free_port()
+    for flags in ([f"--rest_api_port={port}"], [f"--port={port}", "--rest_api_port=0"]):
+        assert live(flags) == 1
+        said = capsys.readouterr().out
+        assert f"no server answers at 127.0.0.1:{port} (Connection refused)" in said
+        assert "Errno" not in said
+
+
+def test_help_is_printed_and_nobody_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(*ports: object) -> tuple[bool, str]:
+        raise AssertionError("help asks nobody")
+
+    monkeypatch.setattr(live_module, "_ask", asked)
+    for flag in ("--help", "-h"):
+        assert live([flag]) == 0
+        assert capsys.readouterr().out.startswith("usage: python -m embedserve live [flags of the server]")
 
 
 def test_a_port_that_says_nothing_is_given_up(
