@@ -99,9 +99,14 @@ def _grpc_config(flags: ParsedFlags, port: int | None) -> GrpcConfig:
 
 
 def _hosts(flags: ParsedFlags) -> tuple[str, ...]:
-    hosts = comma_separated(flags.text("host"))
-    if "host" in flags and not hosts:
-        raise ConfigError("--host names no address; leave the flag out to listen on every interface")
+    if "host" not in flags:
+        return ()
+    given = flags.text("host")
+    hosts = [part.strip() for part in given.split(",")]
+    if not any(hosts):
+        raise ConfigError(f"--host={given} names no address; leave the flag out to listen on every interface")
+    if not all(hosts):
+        raise ConfigError(f"--host={given} has an empty part; write addresses or names with one comma between two")
     return addresses(hosts)
 
 

@@ -400,6 +400,8 @@ def test_clients_of_an_unknown_kind_are_refused() -> None:
         (["--host=::1", "--host=::1,[::1]"], ("::1",)),
         (["--host=0.0.0.0,127.0.0.1,::1"], ("0.0.0.0", "::1")),
         (["--host=127.0.0.1,::"], ("::",)),
+        (["--host=::ffff:127.0.0.1,127.0.0.1", "--host=[::ffff:7f00:2]"], ("127.0.0.1", "127.0.0.2")),
+        (["--host=::ffff:0.0.0.0,127.0.0.1"], ("0.0.0.0",)),
     ],
 )
 def test_hosts_are_listed_or_repeated_and_hold_for_every_port(given: list[str], hosts: tuple[str, ...]) -> None:
@@ -414,11 +416,21 @@ def test_a_hosts_name_stands_for_the_addresses_that_this_machine_has() -> None:
     assert set(configured(SINGLE, "--host=localhost").rest.hosts) & {"127.0.0.1", "::1"}
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "300.0.0.1", "a b", "x" * 300])
+@pytest.mark.parametrize(
+    "host",
+    ["no.such.host.invalid", "300.0.0.1", "a b", "x" * 300, "0127.0.0.1", "1", "127.1", "0x7f.0.0.1", "010.0.0.1"],
+)
 def test_a_host_that_cannot_be_looked_up_is_named(host: str) -> None:
     message = refused(SINGLE, f"--host={host}").message
     assert message.startswith(f"--host={host} is no IP address, and no name that can be looked up: ")
-    assert "names no address" in refused(SINGLE, "--host=").message
+
+
+@pytest.mark.parametrize("given", ["", ",", "127.0.0.1,", ",127.0.0.1", "127.0.0.1,,::1", "127.0.0.1, "])
+def test_an_empty_part_of_the_hosts_is_refused(given: str) -> None:
+    message = refused(SINGLE, f"--host={given}").message
+    assert message.startswith(f"--host={given} ")
+    assert ("has an empty part" if given.strip(",") else "names no address") in message
+    assert "has an empty part" in refused(SINGLE, "--host=127.0.0.1", "--host=").message
 
 
 def test_port_zero_turns_a_port_off() -> None:
