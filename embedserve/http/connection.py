@@ -38,12 +38,6 @@ _DRAIN_PING = b"embed\0go"
 _SMALL_INCREMENT = 256
 """Bytes of a window update below which the frame counts against the rate of control frames."""
 
-_RANGES = {
-    Setting.ENABLE_PUSH: (0, 1, ErrorCode.PROTOCOL_ERROR),
-    Setting.INITIAL_WINDOW_SIZE: (0, MAX_WINDOW, ErrorCode.FLOW_CONTROL_ERROR),
-    Setting.MAX_FRAME_SIZE: (frames.DEFAULT_FRAME_BYTES, 2**24 - 1, ErrorCode.PROTOCOL_ERROR),
-}
-
 _read_settings = struct.Struct(">HI").iter_unpack
 
 
@@ -56,6 +50,9 @@ class Http2Connection:
 
     Args:
         limits: The costs that the client may cause.
+
+    Attributes:
+        reader: The state of what is being received.
     """
 
     encode_head = staticmethod(encode_fields)
@@ -87,7 +84,7 @@ class Http2Connection:
             frames.GOAWAY: self._on_goaway,
             frames.WINDOW_UPDATE: self._on_window_update,
         }
-        self._reader = FrameReader(limits, handlers, self._on_block, self._nuisance)
+        self.reader = FrameReader(limits, handlers, self._on_block, self._nuisance)
         self._out.put(greeting(limits))
 
     def __repr__(self) -> str:
@@ -129,9 +126,9 @@ class Http2Connection:
         self._now = now
         if not self._over:
             try:
-                self._reader.read(data)
+                self.reader.read(data, now)
             except ProtocolError as error:
-                self._fail(error.code, str(error))
+                self.fail(error.code, str(error))
         return self.events()
 
     def events(self) -> list[Event]:
@@ -361,7 +358,7 @@ class Http2Connection:
         if size > 6 * self._limits.max_settings or not self._settings_rate.take(self._now):
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many SETTINGS")
         for setting, value in _read_settings(data[start:end]):
-            least, most, code = _RANGES.get(setting, (0, 2**32, ErrorCode.PROTOCOL_ERROR))
+            least, most, code = frames.SETTING_RANGES.get(setting, (0, 2**32, ErrorCode.PROTOCOL_ERROR))
             if not least <= value <= most:
                 raise ProtocolError(code, f"{Setting(setting).name} is {value}, expected {least} to {most}")
             if setting == Setting.INITIAL_WINDOW_SIZE:
@@ -436,14 +433,14 @@ class Http2Connection:
             stream.send_window += increment
             self._out.widened(stream)
 
-    def _fail(self, code: ErrorCode, reason: str) -> None:
+    def fail(self, code: ErrorCode, reason: str) -> None:
         """End the connection for the client's fault."""
         self._over = True
         for stream_id in list(self._open):
             self._end_early(stream_id, code)
         self._out.put(frames.goaway(self._streams.highest, code, reason))
         self._events.append(Ended(code, reason))
-        self._reader.clear()
+        self.reader.clear()
 
     # Sending.
 
@@ -542,10 +539,15 @@ class Http2Connection:
         return sent
 
     def _drop_answer(self, stream: Stream) -> None:
-        """Drop the answer to a client that does not read, over the bound on queued bytes."""
+        """Drop the answer to a client that does not read."""
         self._end_early(stream.id, ErrorCode.ENHANCE_YOUR_CALM)
         self._streams.remember_reset(stream.id, ours=True)
         self._out.put(frames.rst_stream(stream.id, ErrorCode.ENHANCE_YOUR_CALM))
+
+    def drop_stuck(self, now: float) -> None:
+        """Drop the answers that the client's windows have held for `write_timeout` seconds."""
+        for stream in self._streams.stuck(now, self._limits.write_timeout, self._out.window):
+            self._drop_answer(stream)
 
     def _finish(self, stream: Stream) -> None:
         """Close a stream after its whole answer; the rest of an unfinished request is not wanted."""

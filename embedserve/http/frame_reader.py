@@ -5,11 +5,13 @@ The hot path of the receiving side: a single pass over the received bytes, witho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from embedserve.http.frames import (
     CONTINUATION,
+    DATA,
     END_HEADERS,
     END_STREAM,
     FRAME_HEADER,
@@ -34,6 +36,7 @@ OnBlock: TypeAlias = Callable[[int, bool, bytes], None]
 """Called with stream, whether the stream ends, and the whole header block."""
 
 _read_header = FRAME_HEADER.unpack_from
+_DATA = bytes([DATA])
 
 
 class FrameReader:
@@ -44,6 +47,10 @@ class FrameReader:
         handlers: Callbacks for the known types, by number; the reader itself handles HEADERS and CONTINUATION.
         on_block: Callback for a header block.
         on_unknown: Callback for a frame of an unknown type.
+
+    Attributes:
+        progress_at: Time at which the last whole frame came; minus infinity before the first frame.
+        head_began: Begin of the unfinished greeting, header block or frame other than DATA; infinity for none.
     """
 
     __slots__ = (
@@ -58,6 +65,8 @@ class FrameReader:
         "_pieces",
         "_preface",
         "_settings_seen",
+        "head_began",
+        "progress_at",
     )
 
     def __init__(
@@ -74,14 +83,16 @@ class FrameReader:
         self._have = self._missing = 0
         self._block: tuple[int, bool, list[bytes]] | None = None
         self._block_bytes = 0
+        self.progress_at, self.head_began = -math.inf, math.inf
 
-    def read(self, data: bytes) -> None:
-        """Call the handlers for each complete frame; keep the rest.
+    def read(self, data: bytes, now: float) -> None:
+        """Call the handlers for each complete frame; keep the rest. `now` is the time in seconds.
 
         Raises:
             ProtocolError: A violation, found here or by a handler. No more bytes can be read.
         """
-        if self._pieces:
+        kept, block = bool(self._pieces), self._block
+        if kept:
             self._pieces.append(data)
             self._have += len(data)
             if self._have < self._missing:
@@ -112,6 +123,14 @@ class FrameReader:
                 self._on_unknown()
         if at < size:
             self._pieces, self._have, self._missing = [data[at:]], size - at, missing
+        if at:
+            self.progress_at = now
+        if self._settings_seen and self._block is None and (at == size or data[at + 3 : at + 4] == _DATA):
+            self.head_began = math.inf
+        elif self.head_began == math.inf or (
+            self._settings_seen and not (kept and not at) and (self._block is None or self._block is not block)
+        ):
+            self.head_began = now
 
     def clear(self) -> None:
         """Forget the kept bytes."""

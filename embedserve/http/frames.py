@@ -59,6 +59,14 @@ class Setting(IntEnum):
     MAX_HEADER_LIST_SIZE = 6
 
 
+SETTING_RANGES = {
+    Setting.ENABLE_PUSH: (0, 1, ErrorCode.PROTOCOL_ERROR),
+    Setting.INITIAL_WINDOW_SIZE: (0, MAX_WINDOW, ErrorCode.FLOW_CONTROL_ERROR),
+    Setting.MAX_FRAME_SIZE: (DEFAULT_FRAME_BYTES, 2**24 - 1, ErrorCode.PROTOCOL_ERROR),
+}
+"""Least and most value of a setting, and the error of a value outside."""
+
+
 class ProtocolError(Exception):
     """A violation that ends the connection; the client gets `code` and the reason."""
 

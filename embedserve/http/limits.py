@@ -46,13 +46,14 @@ class Limits:
         max_queued_bytes: Bytes of answers that wait for the client's windows. Over the bound, further answers are
             dropped and their streams reset. A single answer may be larger. Origin: a batch of images.
         head_timeout: Seconds from the first byte of a head, or from the connection's begin, to the head's end; then
-            408. Origin: Apache's mod_reqtimeout.
+            408, or GOAWAY for HTTP/2. Origin: Apache's mod_reqtimeout.
         body_timeout: Seconds without a byte of a body, while the application waits; then 408. Origin: as above.
         body_rate: Bytes per second of a body on average after `body_timeout` seconds, while the application waits.
             Origin: as above.
         half_closed_timeout: Seconds that a request goes on after the end of its HTTP/1.x client: a waiting client and
             a lost client look the same. Origin: an inference takes less.
-        write_timeout: Seconds that a client may leave answers unread; then the connection is cut. Origin: nginx.
+        write_timeout: Seconds without progress of answers that the client does not read: then the connection is cut,
+            or the HTTP/2 stream that a window holds is reset. Origin: nginx.
         direct_body_bytes: Bytes of a declared HTTP/1.1 body from which the body gets a single buffer of its size.
             Origin: for a smaller body a join costs less than a second buffer.
     """

@@ -5,6 +5,7 @@ The module decides about the order of streams and the sizes of frames. The modul
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from embedserve.http.frames import (
@@ -197,6 +198,7 @@ class Outbox:
             else:
                 queue.popleft()
             self.queued_bytes -= len(piece)
+            stream.blocked_since = math.inf
             self._frame(stream, piece, len(piece))
             if not queue:
                 sent.append(stream)

@@ -74,7 +74,8 @@ class HttpProtocol(asyncio.Protocol):
         self.write_paused = False
         self._begun = b""
         self._flush_due = self._read_paused = self._leaving = False
-        self._active = self._waiting_since = self.loop.time()
+        self._active = self._received_at = self._waiting_since = self.loop.time()
+        self._unread_bytes = 0
         self._eof_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._addresses: dict[str, Any] = {}
@@ -104,14 +105,19 @@ class HttpProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read the received bytes."""
-        now = self._active = self.loop.time()
+        now = self._received_at = self.loop.time()
         if not hasattr(self, "connection"):
             data = self._begun + data
             if len(data) < len(PREFACE) and PREFACE.startswith(data):
                 self._begun = data
                 return
             self._begin(data.startswith(PREFACE))
-        self._on_events(self.connection.receive(data, now))
+        connection, was_idle = self.connection, self._is_idle()
+        self._on_events(connection.receive(data, now))
+        if isinstance(connection, Http2Connection):
+            self._active = max(self._active, connection.reader.progress_at)
+        elif was_idle and not connection.is_idle:
+            self._active = now  # A head has begun; its further bytes give it no further time.
         self._flush()
 
     def eof_received(self) -> bool:
@@ -136,7 +142,7 @@ class HttpProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Note that the client reads slower than answers are made."""
         self.write_paused = True
-        self._waiting_since = self.loop.time()
+        self._waiting_since, self._unread_bytes = self.loop.time(), self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         """Go on writing, as the client has read."""
@@ -211,7 +217,7 @@ class HttpProtocol(asyncio.Protocol):
             if request is None:
                 return
             if isinstance(event, Data):
-                request.feed(event.data, event.ended, self._active)
+                request.feed(event.data, event.ended, self._received_at)
             elif isinstance(event, Trailers):
                 request.end()
             elif isinstance(event, Reset):
@@ -224,6 +230,7 @@ class HttpProtocol(asyncio.Protocol):
         if event.ended and self._is_websocket(head):  # An upgrade with a body is answered as a plain request.
             self._hand_on(head)
             return
+        self._active = self.loop.time()
         request = AsgiRequest(self, event.stream_id, head, event.ended, self._active)
         limit = self.config.limit_concurrency
         if limit is not None and max(len(self.connections), len(self.server_state.tasks)) >= limit:
@@ -295,27 +302,45 @@ class HttpProtocol(asyncio.Protocol):
 
     def _check_time(self) -> None:
         """End requests and connections whose client has exceeded a time limit."""
-        now, limits = self.loop.time(), self.limits
-        if self.write_paused and now - self._waiting_since > limits.write_timeout:
+        now = self.loop.time()
+        self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
+        if self._is_unread(now) or now - self._eof_at > self.limits.half_closed_timeout:
             self.transport.abort()
-            return
-        if now - self._eof_at > limits.half_closed_timeout:
-            self.transport.abort()
-            return
-        if self._leaving:
+        elif not self.transport.is_closing():
+            self._check_head(now)
+            self._check_requests(now)
+
+    def _is_unread(self, now: float) -> bool:
+        """Whether the client has read no byte of waiting answers for `write_timeout` seconds."""
+        left = self.transport.get_write_buffer_size()
+        if left < self._unread_bytes or not (self.write_paused or self.transport.is_closing()):
+            self._waiting_since = now
+        self._unread_bytes = left
+        return now - self._waiting_since > self.limits.write_timeout
+
+    def _check_head(self, now: float) -> None:
+        limits, connection = self.limits, getattr(self, "connection", None)
+        if isinstance(connection, Http2Connection) and now - connection.reader.head_began > limits.head_timeout:
+            self._time_out_head()
+        elif self._leaving:
             self.connection.drain()  # A second call ends the wait for the answer to the PING.
             self._flush()
         elif not self.requests:
-            idle = hasattr(self, "connection") and self._is_idle()
+            idle = connection is not None and self._is_idle()
             if now - self._active > (self.config.timeout_keep_alive if idle else limits.head_timeout):
-                if not idle:
+                if idle:
+                    self.shutdown()  # Requests on their way are still answered.
+                else:
                     self._time_out_head()
-                    return
-                self.shutdown()  # Requests on their way are still answered.
+
+    def _check_requests(self, now: float) -> None:
         for request in list(self.requests.values()):
             if request.waits_for_body and self._is_slow(request, now):
                 self._time_out_request(request)
-        self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
+        connection = getattr(self, "connection", None)
+        if isinstance(connection, Http2Connection) and not self.write_paused:
+            connection.drop_stuck(now)
+            self._flush()
 
     def _is_idle(self) -> bool:
         return not isinstance(self.connection, Http1Connection) or self.connection.is_idle
@@ -327,8 +352,12 @@ class HttpProtocol(asyncio.Protocol):
         return slow or now - request.last_byte > limits.body_timeout
 
     def _time_out_head(self) -> None:
-        if hasattr(self, "connection") and isinstance(self.connection, Http1Connection):
-            self._on_events(self.connection.refuse(408, "the request's head took too long"))
+        connection = getattr(self, "connection", None)
+        if isinstance(connection, Http1Connection):
+            self._on_events(connection.refuse(408, "the request's head took too long"))
+            self._flush()
+        elif isinstance(connection, Http2Connection):
+            connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "a head took too long")
             self._flush()
         self.transport.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from embedserve.http.frames import ErrorCode, ProtocolError
@@ -25,10 +26,12 @@ class Stream:
         head_sent: The head of the answer was given.
         local_ended: The end of the answer was given.
         queue: Waiting pieces of the answer.
+        blocked_since: Time since which a window holds waiting pieces; infinity for no hold.
         trailers: The block of trailers after the waiting pieces.
     """
 
     __slots__ = (
+        "blocked_since",
         "credit",
         "head_sent",
         "id",
@@ -54,6 +57,7 @@ class Stream:
         self.head_sent = self.local_ended = False
         self.queue: deque[memoryview] | None = None
         self.trailers: bytes | None = None
+        self.blocked_since = math.inf
 
     def __repr__(self) -> str:
         waiting = sum(map(len, self.queue or ()))
@@ -77,6 +81,18 @@ class Streams:
         self._resets: dict[int, bool] = {}
         self._lingering: dict[int, int] = {}
         self._remembered = remembered
+
+    def stuck(self, now: float, timeout: float, window: int) -> list[Stream]:
+        """The streams whose answers the client's windows have held for `timeout` seconds without progress."""
+        found = []
+        for stream in self.open.values():
+            if not stream.queue or (window > 0 and stream.send_window > 0):
+                stream.blocked_since = math.inf
+            elif stream.blocked_since == math.inf:
+                stream.blocked_since = now
+            elif now - stream.blocked_since > timeout:
+                found.append(stream)
+        return found
 
     def begin(self, stream_id: int) -> None:
         """Note the first use of `stream_id` by the client; all lower unused streams are closed by the use."""

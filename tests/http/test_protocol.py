@@ -19,7 +19,7 @@ import uvicorn
 from embedserve.http import frames
 from embedserve.http.limits import Limits
 from embedserve.http.protocol import HttpProtocol
-from tests.http.http2_peer import HANDSHAKE, block, headers, parse
+from tests.http.http2_peer import HANDSHAKE, block, headers, parse, settings
 from tests.support.programs import make_certificates
 
 BODY = bytes(range(256)) * 8_000  # 2 MB: over every window.
@@ -88,6 +88,10 @@ class Host:
         await self.start(send)
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise RuntimeError("a fault of the application")
+
+    async def big(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.start(send)
+        await send({"type": "http.response.body", "body": bytes(20 << 20)})
 
     async def too_long(self, scope: Any, receive: Any, send: Any) -> None:
         length = [(b"content-length", b"1")]
@@ -340,6 +344,68 @@ async def test_a_head_takes_no_longer_than_its_limit(host: Host, sent: bytes) ->
     async with serving(host, Impatient) as port:
         found = await read_all(port, sent)
     assert (b"408" in found) == sent.startswith(b"GET")
+
+
+HEAD_1 = headers(1)
+DRIPS = {
+    "a line": (b"GET / HTTP/1.1\r\n", b"a: b\r\n", b"408"),
+    "a byte": (b"G", b"E", b"408"),
+    "empty lines": (b"", b"\r\n", b""),
+    "the preface": (b"", frames.PREFACE, b""),
+    "a frame": (HANDSHAKE, HEAD_1[:3] + b"\x01\x05\0\0\0\x01" + HEAD_1[9:], b"a head took too long"),
+    "a block": (HANDSHAKE + headers(1, b"", 0), frames.frame(frames.CONTINUATION, 0, 1), b"a head took too long"),
+}
+
+
+@pytest.mark.parametrize(("first", "drip", "answer"), DRIPS.values(), ids=DRIPS)
+async def test_bytes_now_and_then_give_a_head_no_more_time(
+    host: Host, first: bytes, drip: bytes, answer: bytes
+) -> None:
+    single = answer == b"a head took too long" and first == HANDSHAKE
+    async with serving(host, Impatient, timeout_keep_alive=1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(first)
+
+        async def send() -> None:
+            pieces = [drip[at : at + 1] for at in range(len(drip))] if single or drip == frames.PREFACE else [drip] * 25
+            for piece in pieces:
+                await asyncio.sleep(0.4)
+                writer.write(piece)
+
+        task = asyncio.create_task(send())
+        try:
+            found = await asyncio.wait_for(reader.read(), 8)
+        except ConnectionResetError:
+            found = answer if not answer else b""
+        finally:
+            task.cancel()
+            writer.transport.abort()
+    assert answer in found
+
+
+async def test_a_slow_reader_that_goes_on_is_not_cut(host: Host) -> None:
+    loop = asyncio.get_running_loop()
+    async with serving(host, Impatient) as port:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", port))
+            await loop.sock_sendall(sock, b"GET /big HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            size = 0
+            while piece := await loop.sock_recv(sock, 100_000):
+                size += len(piece)
+                await asyncio.sleep(0.02)
+    assert size > 20 << 20
+
+
+@pytest.mark.parametrize("window", [0, 1_000])
+async def test_a_stream_that_a_window_holds_is_reset(host: Host, window: int) -> None:
+    path = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/pieces"), (b":authority", b"h")]
+    start = HANDSHAKE + settings((frames.Setting.INITIAL_WINDOW_SIZE, window)) + headers(1, block(path))
+    async with serving(host, Impatient, timeout_keep_alive=1) as port:
+        found = parse(await read_all(port, start))
+    reset = next(each for each in found if each.kind == frames.RST_STREAM)
+    assert (reset.stream, int.from_bytes(reset.payload)) == (1, frames.ErrorCode.ENHANCE_YOUR_CALM)
 
 
 async def test_an_idle_connection_is_closed(host: Host) -> None:
