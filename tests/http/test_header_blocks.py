@@ -34,6 +34,7 @@ def both(blocks: list[bytes]) -> None:
         assert found is None or plain.header_table.dynamic_entries == general.header_table.dynamic_entries
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.lists(FIELDS, max_size=6), st.booleans()), max_size=6))
 @settings(max_examples=300, deadline=None)
 def test_encoded_fields_are_read_alike(blocks: list[tuple[list[tuple[bytes, bytes, bool]], bool]]) -> None:

@@ -73,7 +73,7 @@ async def test_an_empty_root_is_entered_and_filled_later(tmp_path: Path, caplog:
 
 async def test_a_missing_root_is_answered_with_the_one_beside_it(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
-    with pytest.raises(StartError, match=f"{tmp_path}/modles does not exist .yet., did you mean {tmp_path}/models?"):
+    with pytest.raises(StartError, match=f"{tmp_path}/modles does not exist, did you mean {tmp_path}/models?"):
         await ModelRegistry(tmp_path / "modles").start()
 
 
