@@ -138,22 +138,21 @@ print(sorted({"tensorflow", "tensorflow_serving", "starlette", "uvicorn", "ray"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["_parse(Path({file!r}))", "GrpcApp(FakeRegistry({{}}))"])
+@pytest.mark.parametrize("what", ["check(Path({directory!r}))", "GrpcApp(FakeRegistry({{}}))"])
 def test_messages_are_imported_while_another_thread_imports_tensorflow(what: str, tmp_path: Path) -> None:
-    file = tmp_path / "saved_model.pb"
-    file.write_bytes(b"")
+    (tmp_path / "saved_model.pb").touch()
     code = f"""
 import sys, threading, time
 from pathlib import Path
 from embedserve.grpc import GrpcApp
-from embedserve.saved_model.files.completeness import _parse
+from embedserve.saved_model.files.completeness import check
 from embedserve.testing import FakeRegistry
 errors = []
 threading.excepthook = lambda found: errors.append(repr(found.exc_value))
 def other():
     while "tensorflow" not in sys.modules:
         time.sleep(0.001)
-    {what.format(file=str(file))}
+    {what.format(directory=str(tmp_path))}
 def heavy():
     import tensorflow
 threads = [threading.Thread(target=each) for each in (heavy, other)]

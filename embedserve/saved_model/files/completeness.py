@@ -14,7 +14,6 @@ import itertools
 import os
 import re
 import stat
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,6 @@ _DIGEST_BYTES = 8 * 2**20
 # Bounds of a walk through a version directory: far above any model, and soon reached behind a link to `/`.
 MAX_FILES = 20_000
 MAX_DEPTH = 32
-_importing = threading.Lock()  # Held for the import of TensorFlow, by whichever thread comes first.
 _SHARD = re.compile(r"variables\.data-(\d{5,})-of-(\d{5,})")
 
 
@@ -203,12 +201,11 @@ def missing(path: Path) -> str | None:
 
 
 def load_messages() -> None:
-    """Import the messages that a check reads, and TensorFlow with them, in one thread at a time.
+    """Import TensorFlow, or wait until another thread has: a check reads TensorFlow's messages.
 
-    TensorFlow's modules import each other in circles. Two threads in the import at once can see half of a module.
+    The first import of a message module beside an import of TensorFlow in another thread breaks both imports.
     """
-    with _importing:
-        from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2, tensor_bundle_pb2  # noqa: F401
+    import tensorflow  # noqa: F401
 
 
 def check(path: Path) -> str | None:
@@ -263,8 +260,6 @@ def _check_tflite(path: Path, names: set[str]) -> str | None:
 
 
 def _parse(file: Path) -> SavedModel | str:
-    # The first import of a message module beside an import of TensorFlow in another thread breaks both; this one waits.
-    import tensorflow  # noqa: F401
     from google.protobuf import text_format
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
