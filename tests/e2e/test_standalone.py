@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -29,11 +30,17 @@ pytestmark = pytest.mark.timeout(180)
 
 @contextlib.contextmanager
 def default_rest_port_taken() -> Iterator[None]:
-    """Take 8501, unless somebody on this machine has it already."""
+    """Take 8501. A program that has the port already keeps it, unless it leaves within half a minute."""
+    end = time.monotonic() + 30
     with socket.socket(socket.AF_INET6) as taken:
-        with contextlib.suppress(OSError):
-            taken.bind(("::", 8501))
-            taken.listen()
+        # Without the option, a closed connection of an earlier server would refuse the port here, and not to a server.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                taken.bind(("::", 8501))
+                taken.listen()
+                break
+            time.sleep(0.1)
         yield
 
 
