@@ -133,7 +133,7 @@ def test_rest_grpc_and_grpc_web_are_answered_on_one_port_and_drained(start: Star
             # A poll of the file takes the model away again; on a busy machine, before it is loaded.
             response = stub.HandleReloadConfigRequest(request, timeout=60)
             assert [metric.name for metric in response.metric] == list(request.metric_names)
-            return response.status.error_code == 0
+            return bool(response.status.error_code == 0)
 
         wait_until(added_before_the_next_poll)
     wait_until(lambda: state_of(port, "k") == "END" and state_of(port, "m") == "AVAILABLE")
