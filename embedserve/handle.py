@@ -12,6 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from embedserve.concurrency.owner_loop import blocking
 from embedserve.errors import RegistryStateError, SignatureNotFoundError, UnsupportedError
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.priority import PriorityName, priority_named
@@ -161,6 +162,8 @@ class ModelHandle:
             self._version, inputs, signature_name, output_filter, timeout, cast, priority
         )
 
+    predict_sync = blocking(predict)
+
     def run(
         self,
         signature: Signature,
@@ -185,32 +188,6 @@ class ModelHandle:
         """
         self._check()
         return self._runtime.run_bound(self._version, signature, bound, output_names, timeout, priority)
-
-    def predict_sync(
-        self,
-        inputs: Any,
-        *,
-        signature_name: str = DEFAULT_SIGNATURE,
-        output_filter: Sequence[str] | None = None,
-        timeout: float | None = None,
-        priority: PriorityName = "normal",
-        cast: bool = True,
-    ) -> dict[str, Array]:
-        """As `predict`, from any thread but the registry's loop.
-
-        Raises:
-            RegistryStateError: The caller is on the registry's own loop and would block the loop for ever.
-        """
-        return self._sync(
-            lambda: self.predict(
-                inputs,
-                signature_name=signature_name,
-                output_filter=output_filter,
-                timeout=timeout,
-                priority=priority,
-                cast=cast,
-            )
-        )
 
     async def classify(
         self,
@@ -238,21 +215,7 @@ class ModelHandle:
             check_method_name=self._checks_method_names,
         )
 
-    def classify_sync(
-        self,
-        examples: Sequence[Any],
-        *,
-        context: Any = None,
-        signature_name: str = DEFAULT_SIGNATURE,
-        timeout: float | None = None,
-        priority: PriorityName = "normal",
-    ) -> list[list[tuple[bytes, float]]]:
-        """As `classify`, from any thread but the registry's loop."""
-        return self._sync(
-            lambda: self.classify(
-                examples, context=context, signature_name=signature_name, timeout=timeout, priority=priority
-            )
-        )
+    classify_sync = blocking(classify)
 
     async def regress(
         self,
@@ -280,21 +243,7 @@ class ModelHandle:
             check_method_name=self._checks_method_names,
         )
 
-    def regress_sync(
-        self,
-        examples: Sequence[Any],
-        *,
-        context: Any = None,
-        signature_name: str = DEFAULT_SIGNATURE,
-        timeout: float | None = None,
-        priority: PriorityName = "normal",
-    ) -> Array:
-        """As `regress`, from any thread but the registry's loop."""
-        return self._sync(
-            lambda: self.regress(
-                examples, context=context, signature_name=signature_name, timeout=timeout, priority=priority
-            )
-        )
+    regress_sync = blocking(regress)
 
     async def multi_inference(
         self,
@@ -323,19 +272,7 @@ class ModelHandle:
             check_method_name=self._checks_method_names,
         )
 
-    def multi_inference_sync(
-        self,
-        tasks: Sequence[InferenceTask],
-        examples: Sequence[Any],
-        *,
-        context: Any = None,
-        timeout: float | None = None,
-        priority: PriorityName = "normal",
-    ) -> list[Classifications | Array]:
-        """As `multi_inference`, from any thread but the registry's loop."""
-        return self._sync(
-            lambda: self.multi_inference(tasks, examples, context=context, timeout=timeout, priority=priority)
-        )
+    multi_inference_sync = blocking(multi_inference)
 
     async def run_graph(
         self,
@@ -373,6 +310,8 @@ class ModelHandle:
         finally:
             version.release()
 
+    run_graph_sync = blocking(run_graph)
+
     def check_graph(
         self,
         feeds: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
@@ -402,18 +341,6 @@ class ModelHandle:
                 'graph session has a graph to feed: set servable="session" for this model'
             )
         return method
-
-    def run_graph_sync(
-        self,
-        feeds: Tensors,
-        fetches: Sequence[str],
-        targets: Sequence[str] = (),
-        *,
-        timeout: float | None = None,
-        priority: PriorityName = "normal",
-    ) -> list[Array]:
-        """As `run_graph`, from any thread but the registry's loop."""
-        return self._sync(lambda: self.run_graph(feeds, fetches, targets, timeout=timeout, priority=priority))
 
     @property
     def _checks_method_names(self) -> bool:

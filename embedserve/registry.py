@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar, Unpack
 
-from embedserve.concurrency.owner_loop import PrivateLoop, check_asyncio, check_threads
+from embedserve.concurrency.owner_loop import PrivateLoop, blocking, check_asyncio, check_threads
 from embedserve.config import ModelConfig, ModelOptions, RegistryKeywords, RegistryOptions, location, validated
 from embedserve.errors import CUT_SHORT, Code, ConfigError, RegistryStateError, ServingError, StartError
 from embedserve.handle import Acquisition, ModelHandle
@@ -370,35 +370,7 @@ class ModelRegistry(RegistryView):
         found = runtime.resolve(name, version, label)
         return await runtime.predict_logged(found, inputs, signature_name, output_filter, timeout, priority)
 
-    def predict_sync(
-        self,
-        name: str,
-        inputs: Any,
-        *,
-        version: int | None = None,
-        label: str | None = None,
-        signature_name: str = DEFAULT_SIGNATURE,
-        output_filter: Sequence[str] | None = None,
-        timeout: float | None = None,
-        priority: PriorityName = "normal",
-    ) -> dict[str, Array]:
-        """As `predict`, from any thread but the registry's loop (a plain `def` endpoint, a script, Flask).
-
-        Raises:
-            RegistryStateError: The caller is on the registry's own loop and would block the loop for ever.
-        """
-        return self._sync(
-            lambda: self.predict(
-                name,
-                inputs,
-                version=version,
-                label=label,
-                signature_name=signature_name,
-                output_filter=output_filter,
-                timeout=timeout,
-                priority=priority,
-            )
-        )
+    predict_sync = blocking(predict)
 
     def acquire(self, name: str, *, version: int | None = None, label: str | None = None) -> Acquisition:
         """Hold a loaded version: `async with registry.acquire(name) as handle`.
@@ -441,6 +413,8 @@ class ModelRegistry(RegistryView):
         configs = [_config_of(model) for model in _listed(models)]
         await self._on_loop(lambda runtime: runtime.control.reconfigure(configs, wait))
 
+    reconfigure_sync = blocking(reconfigure)
+
     async def look_again(self) -> None:
         """Have every directory and store scanned soon, whatever `poll_interval` says; does not wait for the scans."""
 
@@ -458,6 +432,8 @@ class ModelRegistry(RegistryView):
         """
         await self._on_loop(lambda runtime: runtime.control.pin(name, (version, *more)))
 
+    pin_sync = blocking(pin)
+
     async def unpin(self, name: str) -> None:
         """Follow the configured version policy again. Returns once the policy's largest version serves.
 
@@ -466,6 +442,8 @@ class ModelRegistry(RegistryView):
             LoadError: The largest version failed to load; the previous versions still serve.
         """
         await self._on_loop(lambda runtime: runtime.control.unpin(name))
+
+    unpin_sync = blocking(unpin)
 
     async def set_label(self, name: str, label: str, version: int | None) -> None:
         """Let `label` mean `version` from now on; None removes the label.
@@ -476,21 +454,7 @@ class ModelRegistry(RegistryView):
         """
         await self._on_loop(lambda runtime: runtime.control.set_label(name, label, version))
 
-    def reconfigure_sync(self, models: Iterable[ModelLike], *, wait: bool = True) -> None:
-        """As `reconfigure`, from any thread but the registry's loop."""
-        self._sync(lambda: self.reconfigure(models, wait=wait))
-
-    def pin_sync(self, name: str, version: int, *more: int) -> None:
-        """As `pin`, from any thread but the registry's loop."""
-        self._sync(lambda: self.pin(name, version, *more))
-
-    def unpin_sync(self, name: str) -> None:
-        """As `unpin`, from any thread but the registry's loop."""
-        self._sync(lambda: self.unpin(name))
-
-    def set_label_sync(self, name: str, label: str, version: int | None) -> None:
-        """As `set_label`, from any thread but the registry's loop."""
-        self._sync(lambda: self.set_label(name, label, version))
+    set_label_sync = blocking(set_label)
 
     async def _on_loop(self, call: Callable[[Runtime], Any]) -> None:
         runtime = self._here()

@@ -24,6 +24,13 @@ ModelConfig(name="a", base_path=Path("models/a"), batching="adaptive", saved_mod
 ModelConfig(name="a", base_path=StoreUrl("s3://bucket/a"))
 ModelRegistry("models", batching=True, num_batch_threads=2, remote_cache_dir="cache")
 ModelRegistry(models=["models/a", Path("models/b"), {"name": "c", "base_path": "models/c", "warmup": "none"}])
+
+def ask(registry: ModelRegistry) -> list[float]:
+    registry.pin_sync("a", 1, 2)
+    registry.reconfigure_sync(["models/a"], wait=False)
+    with registry.acquire_sync("a") as handle:
+        pairs = handle.classify_sync([b""], signature_name="classify", timeout=1.0)
+        return [score for _, score in pairs[0]] + [float(handle.predict_sync({"x": [1.0]}, cast=False)["y"][0])]
 """
 
 BAD = {
@@ -33,6 +40,12 @@ BAD = {
     'ModelConfig(name="a")': "base_path",
     'ModelConfig(name="a", base_path="b", batching="never")': "batching",
     'ModelRegistry(models=[{"name": "a", "base_pth": "b"}])': "ModelOptions",
+    'ModelRegistry("m").predict_sync("a", {}, timout=1.0)': '"timout"',
+    'ModelRegistry("m").predict_sync("a", {}, timeout="1")': '"timeout"',
+    'ModelRegistry("m").predict_sync("a")': "Too few arguments",
+    'ModelRegistry("m").predict_sync("a", {}).shape': '"dict[str, ',
+    'ModelRegistry("m").pin_sync("a", "1")': '"str"',
+    'ModelRegistry("m").acquire_sync("a").classify_sync([], contxt=1)': '"contxt"',
 }
 
 

@@ -17,14 +17,17 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import wraps
+from inspect import cleandoc
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from embedserve.concurrency.forks import FORK_REMEDY
 from embedserve.errors import RegistryStateError
 
-__all__ = ["OwnerLoop", "PrivateLoop", "check_asyncio", "check_threads"]
+__all__ = ["TWIN", "OwnerLoop", "PrivateLoop", "blocking", "check_asyncio", "check_threads"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 # gevent and eventlet put greenlets in place of these functions: an event loop in a thread then waits for ever.
 _REPLACED: tuple[tuple[Any, str], ...] = (
@@ -161,6 +164,35 @@ class OwnerLoop:
         """Run `call` on the loop from any thread; a closed loop ignores the call."""
         with suppress(RuntimeError):  # The loop is closed.
             self.loop.call_soon_threadsafe(call)
+
+
+TWIN = "As `{}`, from any thread but the registry's loop, where the call raises RegistryStateError."
+"""First line of the documentation of a `_sync` twin."""
+
+
+class _Bridged(Protocol):
+    def _sync(self, call: Callable[[], Awaitable[T]]) -> T: ...
+
+
+B = TypeVar("B", bound=_Bridged)
+
+
+def blocking(method: Callable[Concatenate[B, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[B, P], T]:
+    """Make the `_sync` twin of a coroutine method, in the class's body and under the method's name with `_sync`.
+
+    The twin has the parameters, the result and the errors of the method, also for type checkers. A class that overrides
+    the method changes the twin too. The class's `_sync` runs the call on the owner's loop.
+    """
+    name = method.__name__
+
+    @wraps(method)
+    def twin(self: B, /, *args: P.args, **options: P.kwargs) -> T:
+        call: Callable[P, Coroutine[Any, Any, T]] = getattr(self, name)
+        return self._sync(lambda: call(*args, **options))
+
+    twin.__name__, twin.__qualname__ = f"{name}_sync", f"{method.__qualname__}_sync"
+    twin.__doc__ = f"{TWIN.format(name)}\n\n{cleandoc(method.__doc__ or '')}"
+    return twin
 
 
 class PrivateLoop:
