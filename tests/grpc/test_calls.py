@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
+import pytest
+from google.protobuf import descriptor_database, descriptor_pb2, descriptor_pool, message_factory
+from grpc_reflection.v1alpha import reflection_pb2
 
 from embedserve.config import BatchingOptions
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
@@ -136,6 +140,7 @@ async def test_reflection_names_and_describes_the_services(start: Start) -> None
     names, file = await asyncio.to_thread(ask)
     assert names == [
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "tensorflow.serving.ModelService",
         "tensorflow.serving.PredictionService",
@@ -143,10 +148,50 @@ async def test_reflection_names_and_describes_the_services(start: Start) -> None
     assert file == "tensorflow_serving/apis/prediction_service.proto"
 
 
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_a_client_of_either_reflection_calls_a_service_by_its_description_alone(
+    start: Start, version: str
+) -> None:
+    """As grpcurl does: every file comes over the wire into a pool of the client's own, and so do the messages."""
+    package = f"grpc.reflection.{version}"
+    client = await start(registry())
+    # The wire form of a ServerReflectionRequest is the same in both versions.
+    call = client.channel.stream_stream(f"/{package}.ServerReflection/ServerReflectionInfo")()
+    received = descriptor_database.DescriptorDatabase()
+    pool = descriptor_pool.DescriptorPool(received)
+    for symbol in (f"{package}.ServerReflection", "tensorflow.serving.ModelService"):
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol).SerializeToString())
+        answer: Any = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
+        for file in answer.file_descriptor_response.file_descriptor_proto:
+            received.Add(descriptor_pb2.FileDescriptorProto.FromString(file))
+    await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.Such").SerializeToString())
+    own = pool.FindServiceByName(f"{package}.ServerReflection").FindMethodByName("ServerReflectionInfo")
+    answer = message_factory.GetMessageClass(own.output_type).FromString(await call.read())
+    assert answer.error_response.error_code == C.NOT_FOUND.value[0]
+    assert answer.original_request.file_containing_symbol == "no.Such"
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+    status = pool.FindServiceByName("tensorflow.serving.ModelService").FindMethodByName("GetModelStatus")
+    asked: Any = message_factory.GetMessageClass(status.input_type)()
+    asked.model_spec.name = "m"
+    body = await client.raw(f"/{status.containing_service.full_name}/{status.name}", asked.SerializeToString())
+    found: Any = message_factory.GetMessageClass(status.output_type).FromString(body)
+    assert [each.version for each in found.model_version_status] == [1]
+
+
+def test_reflection_leaves_the_name_of_its_file_to_other_packages() -> None:
+    from embedserve.grpc.services import reflection
+
+    assert reflection.methods(()).keys() == {f"/{name}/ServerReflectionInfo" for name in reflection.SERVICES}
+    with pytest.raises(KeyError):
+        descriptor_pool.Default().FindFileByName("grpc/reflection/v1/reflection.proto")
+
+
 async def test_optional_services_can_be_left_out(start: Start) -> None:
     client = await start(registry(), health=False, reflection=False)
     for method in (
         "/grpc.health.v1.Health/Check",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "/tensorflow.ProfilerService/Profile",
     ):

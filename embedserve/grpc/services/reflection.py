@@ -1,22 +1,28 @@
-"""Server reflection (`grpc.reflection.v1alpha`) over the default descriptor pool, for grpcurl and similar clients."""
+"""Server reflection, `grpc.reflection.v1` and `v1alpha`, over the default descriptor pool, for grpcurl and others.
+
+The messages of both versions have the same fields, so that one function answers both. grpcio-reflection knows
+`v1alpha` only; the description of `v1` is made from the description of `v1alpha`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from embedserve.grpc.calls import Context, Methods, parse, paths, streaming
 
-__all__ = ["SERVICE", "methods"]
+__all__ = ["SERVICES", "methods"]
 
-SERVICE = reflection.SERVICE_NAME
+ALPHA = reflection.SERVICE_NAME
+SERVICES = (ALPHA.replace(".v1alpha.", ".v1."), ALPHA)
 
 
 def methods(names: Sequence[str]) -> Methods:
-    """The service's method; the reflection describes the services called `names`, and itself."""
-    servicer = reflection.aio.ReflectionServicer((*names, SERVICE))
+    """The method of both versions; the reflection describes the services called `names`, and itself."""
+    servicer = reflection.aio.ReflectionServicer((*names, *SERVICES), pool=_Descriptions())
 
     async def info(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
         parsed = (parse(reflection_pb2.ServerReflectionRequest, body) async for body in requests)
@@ -24,4 +30,38 @@ def methods(names: Sequence[str]) -> Methods:
         async for response in servicer.ServerReflectionInfo(parsed, context):
             yield response.SerializeToString()
 
-    return paths(SERVICE, {"ServerReflectionInfo": streaming(info)})
+    served = {"ServerReflectionInfo": streaming(info)}
+    return {path: method for service in SERVICES for path, method in paths(service, served).items()}
+
+
+class _Descriptions:
+    """The searches of a descriptor pool: in the default pool first, then in a pool with the file of `v1`.
+
+    The default pool belongs to the whole process. With the file in there, another package could no longer import its
+    own `grpc/reflection/v1/reflection.proto`.
+    """
+
+    def __init__(self) -> None:
+        self._default = descriptor_pool.Default()
+        self._own = descriptor_pool.DescriptorPool()
+        self._own.AddSerializedFile(_v1_file().SerializeToString())
+
+    def __getattr__(self, search: str) -> Callable[..., Any]:
+        def find(*key: Any) -> Any:
+            try:
+                return getattr(self._default, search)(*key)
+            except KeyError:
+                return getattr(self._own, search)(*key)
+
+        return find
+
+
+def _v1_file() -> Any:
+    """`grpc/reflection/v1/reflection.proto`, from the file of `v1alpha`."""
+    alpha = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
+    text = text_format.MessageToString(alpha).replace("v1alpha", "v1")
+    file = text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
+    file.name = "grpc/reflection/v1/reflection.proto"
+    file.options.ClearField("deprecated")
+    return file
