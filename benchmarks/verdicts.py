@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import models
-from embedserve.bench.model import Place
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import ServingError
+from embedserve.tuning.model import Place
 from embedserve.verify.ways import Findings, Plan, Way, compare_ways
 from examples.neighbours import export as neighbours
 from examples.tf1_cnn import export as tf1_cnn

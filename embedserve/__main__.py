@@ -1,6 +1,6 @@
 """`python -m embedserve`: the standalone server and the sub-commands.
 
-`bench` measures a model, and `verify` compares a model's answers with plain TensorFlow's. `live` asks whether the local
+`tune` measures a model, and `verify` compares a model's answers with plain TensorFlow's. `live` asks whether the local
 server is alive, and `install-command` makes `tensorflow_model_server` a command. All further arguments are flags of the
 server (`embedserve.server.cli`).
 """
@@ -23,7 +23,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the standalone server and return the exit status: 0 after a drain, 255 after a failed start.
 
-    A sub-command as the first argument runs instead of the server (`./bench` is a directory called `bench`).
+    A sub-command as the first argument runs instead of the server (`./tune` is a directory called `tune`).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in SUB_COMMANDS:
@@ -48,10 +48,10 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     from embedserve.server.log import configure_logging
 
     configure_logging(level=logging.WARNING)
-    if name == "bench":
-        from embedserve.bench.command import bench
+    if name == "tune":
+        from embedserve.tuning.command import tune
 
-        return bench(arguments, PROGRAM, _configured)
+        return tune(arguments, PROGRAM, _configured)
     from embedserve.verify.command import verify
 
     return verify(arguments, PROGRAM, _configured)

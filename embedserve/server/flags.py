@@ -483,7 +483,7 @@ def usage(program: str) -> str:
     lines = [
         f"usage: {program} MODELS_DIRECTORY [flags]",
         f"       {program} --model_base_path=DIRECTORY [flags]",
-        f"       {program} bench MODEL_DIRECTORY [options]      measures a model; bench --help tells more",
+        f"       {program} tune MODEL_DIRECTORY [options]       measures a model; tune --help tells more",
         f"       {program} verify MODEL_DIRECTORY [options]     compares its answers; verify --help tells more",
         f"       {program} live [the server's flags]            is the server here alive? status 0, or 1",
         f"       {program} install-command [DIRECTORY]          makes tensorflow_model_server a command",

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from embedserve.bench.arguments import DECIDED, arguments_and_flags, count
-from embedserve.bench.model import Place, check_whole, find
 from embedserve.config import Batching
 from embedserve.errors import ConfigError, ServingError
 from embedserve.server import tensorflow_setup
 from embedserve.server.config import ServerConfig
 from embedserve.server.flags import FlagError
 from embedserve.server.standalone import run
+from embedserve.tuning.arguments import DECIDED, arguments_and_flags, count
+from embedserve.tuning.model import Place, check_whole, find
 from embedserve.verify.report import document, text
 from embedserve.verify.ways import Findings, Plan, compare_ways
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from embedserve.bench.model import Place
+from embedserve.tuning.model import Place
 from embedserve.verify.ways import Difference, Findings, Plan, Way
 
 __all__ = ["document", "text"]

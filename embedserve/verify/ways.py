@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.bench.model import Place
-from embedserve.bench.requests import features_of, recorded
 from embedserve.config import BatchingOptions, ModelConfig, Optimize, RegistryOptions, RetryPolicy, SpecificVersions
 from embedserve.errors import ConfigError, ServingError
 from embedserve.handle import ModelHandle
@@ -26,6 +24,8 @@ from embedserve.registry import ModelRegistry
 from embedserve.saved_model.judge.compare import is_rounding, limit, row_difference, rows_equal, usual_size
 from embedserve.servable import Array, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature
+from embedserve.tuning.model import Place
+from embedserve.tuning.requests import features_of, recorded
 from embedserve.verify.plain import PlainModel
 from embedserve.verify.requests import Answered, answered, groups, made_up, shortened
 

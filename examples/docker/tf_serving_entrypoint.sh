@@ -3,7 +3,7 @@
 # earlier ones. `exec`, so that the server itself gets the container's SIGTERM and drains.
 set -eu
 case "${1-}" in
-    bench | verify | live | install-command) exec python -m embedserve "$@" ;;
+    tune | verify | live | install-command) exec python -m embedserve "$@" ;;
 esac
 ports=(--port=8500 --rest_api_port=8501)
 case " $* " in

@@ -38,7 +38,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
         (["embedserve"], 0),
         (["embedserve.server.workers", "3", "4"], 0),
         (["embedserve", "live"], -signal.SIGHUP),
-        (["embedserve", "bench", "models/m"], -signal.SIGHUP),
+        (["embedserve", "tune", "models/m"], -signal.SIGHUP),
     ],
 )
 def test_a_hang_up_during_the_imports_ends_a_command_and_no_server(arguments: list[str], status: int) -> None:

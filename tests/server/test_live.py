@@ -124,7 +124,7 @@ def test_the_running_servers_own_arguments_are_taken(tmp_path: Path, monkeypatch
     before = os.getcwd()
     commands = {
         1: ["/sbin/tini", "--", "tf_serving_entrypoint.sh"],
-        7: ["python", "-m", "embedserve", "bench", "/models/m"],
+        7: ["python", "-m", "embedserve", "tune", "/models/m"],
         8: ["python", "-m", "embedserve.server.workers", "3", "4"],
         9: ["python", "-m", "embedserve", "live"],
         10: ["/usr/bin/python3", "-m", "embedserve", "/models", "--rest_api_port=9001"],

@@ -9,9 +9,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedserve.bench.model import BenchedModel, batching_options
-from embedserve.bench.plan import ALONE, Setting
 from embedserve.config import BatchingOptions, ModelConfig, RegistryOptions
+from embedserve.tuning.model import TunedModel, batching_options
+from embedserve.tuning.plan import ALONE, Setting
 
 __all__ = ["BATCHING_FILE", "Deployment", "deployment"]
 
@@ -42,7 +42,7 @@ class Deployment:
         return f"cat > {BATCHING_FILE} <<'END'\n{self.batching_file}END\n{command}"
 
 
-def deployment(model: BenchedModel, setting: Setting, most_rows: int, flags: Sequence[str]) -> Deployment:
+def deployment(model: TunedModel, setting: Setting, most_rows: int, flags: Sequence[str]) -> Deployment:
     """Make the deployment of `model` with `setting`.
 
     Args:
@@ -70,7 +70,7 @@ def _text(options: BatchingOptions) -> str:
     return "".join(f"{name} {{ value: {str(value).lower()} }}\n" for name, value in values.items())
 
 
-def _code(model: BenchedModel, setting: Setting, options: BatchingOptions | None) -> str:
+def _code(model: TunedModel, setting: Setting, options: BatchingOptions | None) -> str:
     config = {"name": model.config.name, "base_path": str(model.place.base_path), **_changed(model.config)}
     arguments = [f"{name}={value!r}" for name, value in config.items()]
     if options is None:

@@ -18,18 +18,18 @@ import tensorflow as tf
 import embedserve
 from embedserve import ModelRegistry
 from embedserve.__main__ import main
-from embedserve.bench import sweep as sweep_module
-from embedserve.bench.measure import Ask, Measurement, measure
-from embedserve.bench.model import batching_options
-from embedserve.bench.plan import Setting
 from embedserve.request_log.records import classify_exchange, predict_exchange, record_of
 from embedserve.server.cli import server_config
 from embedserve.server.flags import parse
 from embedserve.signature import Signature
 from embedserve.testing import fake_signature
-from tests.bench.conftest import ModelPath
+from embedserve.tuning import sweep as sweep_module
+from embedserve.tuning.measure import Ask, Measurement, measure
+from embedserve.tuning.model import batching_options
+from embedserve.tuning.plan import Setting
 from tests.support.programs import answers, fetch, free_port, program, run_program
 from tests.support.saved_models import half_plus_two
+from tests.tuning.conftest import ModelPath
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command; its exit status, and what it printed on stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        status = main(["bench", *map(str, arguments)])
+        status = main(["tune", *map(str, arguments)])
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 
@@ -265,7 +265,7 @@ def test_requests_that_all_fail_are_told_with_their_reason(run: Run, model: Mode
         ((), "the following arguments are required: MODEL_DIR"),
         (("m", "n"), "unexpected argument 'n'"),
         (("m", "--nope=1"), "unknown argument: --nope=1"),
-        (("m", "--num_batch_threads=2"), "--num_batch_threads=2: this is what the bench finds out"),
+        (("m", "--num_batch_threads=2"), "--num_batch_threads=2: this is what the command finds out"),
         (("m", "--concurrency=0"), "0 is less than 1"),
         (("m", "--concurrency=a"), "argument --concurrency: invalid"),
         (("m", "--target-latency=-1"), "-1 is no number of seconds above 0"),
@@ -278,7 +278,7 @@ def test_bad_usage_ends_as_other_commands_do(
     (tmp_path / "m" / "1").mkdir(parents=True)
     (tmp_path / "m" / "1" / "saved_model.pb").touch()
     with pytest.raises(SystemExit) as ended:
-        main(["bench", *(str(tmp_path / "m") if argument == "m" else argument for argument in arguments)])
+        main(["tune", *(str(tmp_path / "m") if argument == "m" else argument for argument in arguments)])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -307,7 +307,7 @@ def test_an_interruption_prints_what_was_measured(run: Run, model: ModelPath, mo
 
 def test_the_budget_shortens_cells_and_then_ends_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("embedserve.bench.sweep.time.perf_counter", lambda: now)
+    monkeypatch.setattr("embedserve.tuning.sweep.time.perf_counter", lambda: now)
     pace = sweep_module.Pace(2.0, budget=10.0)
     assert pace.seconds(cells_left=2) == 2.0
     assert pace.seconds(cells_left=8) == 1.0, "a quarter of its time is warm-up"
@@ -317,7 +317,7 @@ def test_the_budget_shortens_cells_and_then_ends_the_sweep(monkeypatch: pytest.M
 
 @pytest.mark.timeout(300)
 def test_a_server_starts_with_what_a_process_printed(model: ModelPath, tmp_path: Path) -> None:
-    command = ("-m", "embedserve", "bench", model("dense") / "1", *QUICK, "--batch-limits=8")
+    command = ("-m", "embedserve", "tune", model("dense") / "1", *QUICK, "--batch-limits=8")
     found = json.loads(run_program(*command, "--json=-", cwd=tmp_path))["recommendation"]
     assert (found["run_threads"], found["batch_limit"]) == (1, 8)
     (tmp_path / "batching.pbtxt").write_text(found["batching_parameters"])

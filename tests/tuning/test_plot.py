@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.bench.plan import ALONE, Setting
-from embedserve.bench.plot import check_plot_file, terminal_plot, write_plot
-from embedserve.bench.recommendation import recommend
-from embedserve.bench.report import table
 from embedserve.errors import ConfigError
-from tests.bench.results import result
+from embedserve.tuning.plan import ALONE, Setting
+from embedserve.tuning.plot import check_plot_file, terminal_plot, write_plot
+from embedserve.tuning.recommendation import recommend
+from embedserve.tuning.report import table
+from tests.tuning.results import result
 
 RESULTS = [
     result(Setting(1, ALONE), 1, 10, 0.100),

@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from embedserve.bench.plan import Setting
-from embedserve.bench.sweep import Result
+from embedserve.tuning.plan import Setting
+from embedserve.tuning.sweep import Result
 
 __all__ = ["TIE", "Choice", "recommend"]
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from embedserve.bench.command import ProgressBar
-from embedserve.bench.plan import ALONE, Cell, Setting
+from embedserve.tuning.command import ProgressBar
+from embedserve.tuning.plan import ALONE, Cell, Setting
 
 
 class Terminal(io.StringIO):

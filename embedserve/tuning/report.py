@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from embedserve.bench.deployment import Deployment
-from embedserve.bench.model import BenchedModel
-from embedserve.bench.plan import ALONE
-from embedserve.bench.plot import terminal_plot
-from embedserve.bench.recommendation import Choice
-from embedserve.bench.requests import Requests
-from embedserve.bench.sweep import Result
+from embedserve.tuning.deployment import Deployment
+from embedserve.tuning.model import TunedModel
+from embedserve.tuning.plan import ALONE
+from embedserve.tuning.plot import terminal_plot
+from embedserve.tuning.recommendation import Choice
+from embedserve.tuning.requests import Requests
+from embedserve.tuning.sweep import Result
 
 __all__ = ["Report"]
 
@@ -42,7 +42,7 @@ class Report:
         interrupted: Whether a signal ended the sweep.
     """
 
-    model: BenchedModel
+    model: TunedModel
     requests: Requests
     results: Sequence[Result]
     cpus: int

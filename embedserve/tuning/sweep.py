@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from embedserve.bench.measure import Measurement, measure
-from embedserve.bench.model import BenchedModel
-from embedserve.bench.plan import Cell, Setting
-from embedserve.bench.requests import PATIENCE, Requests
 from embedserve.registry import ModelRegistry
+from embedserve.tuning.measure import Measurement, measure
+from embedserve.tuning.model import TunedModel
+from embedserve.tuning.plan import Cell, Setting
+from embedserve.tuning.requests import PATIENCE, Requests
 
 __all__ = ["Pace", "Progress", "Result", "sweep"]
 
@@ -63,7 +63,7 @@ class Pace:
 
 
 async def sweep(
-    model: BenchedModel,
+    model: TunedModel,
     requests: Requests,
     cells: Sequence[Cell],
     pace: Pace,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.bench.model import find
 from embedserve.errors import ConfigError
+from embedserve.tuning.model import find
 
 
 def make(*versions: Path) -> None:

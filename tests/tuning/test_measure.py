@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from embedserve.bench.measure import measure
 from embedserve.errors import InvalidInputError, QueueFullError
+from embedserve.tuning.measure import measure
 
 
 async def test_every_caller_asks_in_its_turn_and_only_the_second_phase_counts() -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedserve.bench.plan import ALONE, Setting
 from embedserve.config import (
     BatchingOptions,
     LatestVersions,
@@ -25,8 +24,9 @@ from embedserve.errors import Code, ConfigError
 from embedserve.lifecycle.version_policy import find_versions, version_number
 from embedserve.registry import ModelRegistry
 from embedserve.store_url import is_url
+from embedserve.tuning.plan import ALONE, Setting
 
-__all__ = ["BenchedModel", "Place", "batching_options", "check_whole", "find"]
+__all__ = ["Place", "TunedModel", "batching_options", "check_whole", "find"]
 
 # Rows; TensorFlow Serving's default for a request. `max_execution_batch_size` bounds the rows of a run.
 _LARGEST_REQUEST = 1000
@@ -116,7 +116,7 @@ def batching_options(setting: Setting, most_rows: int) -> BatchingOptions:
 
 
 @dataclass(frozen=True)
-class BenchedModel:
+class TunedModel:
     """A version, with the options common to all settings.
 
     Attributes:

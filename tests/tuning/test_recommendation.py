@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve.bench.plan import ALONE, Setting
-from embedserve.bench.recommendation import Choice, recommend
-from embedserve.bench.sweep import Result
-from tests.bench.results import result
+from embedserve.tuning.plan import ALONE, Setting
+from embedserve.tuning.recommendation import Choice, recommend
+from embedserve.tuning.sweep import Result
+from tests.tuning.results import result
 
 SIMPLE, BATCHED, THREADED = Setting(1, ALONE), Setting(1, 32), Setting(2, 32)
 

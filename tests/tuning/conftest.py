@@ -15,7 +15,7 @@ ModelPath = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelPath:
     """Directory of a model of `tests.support.saved_models`, with version 1 in it; do not change what is in it."""
-    root = tmp_path_factory.mktemp("bench")
+    root = tmp_path_factory.mktemp("tune")
 
     def path_of(name: str) -> Path:
         path = root / name

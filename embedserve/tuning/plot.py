@@ -7,10 +7,10 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedserve.bench.plan import Setting
-from embedserve.bench.recommendation import Choice
-from embedserve.bench.sweep import Result
 from embedserve.errors import Code, ConfigError
+from embedserve.tuning.plan import Setting
+from embedserve.tuning.recommendation import Choice
+from embedserve.tuning.sweep import Result
 
 __all__ = ["check_plot_file", "terminal_plot", "write_plot"]
 

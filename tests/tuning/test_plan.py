@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve.bench.plan import ALONE, Cell, Grid, Setting, default_run_threads, plan
 from embedserve.signature import BatchingVerdict
+from embedserve.tuning.plan import ALONE, Cell, Grid, Setting, default_run_threads, plan
 
 SAFE = BatchingVerdict(True, "two rows together equal each alone")
 

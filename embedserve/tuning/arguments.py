@@ -1,4 +1,4 @@
-"""Arguments shared by `bench` and `verify`: a command's own options beside flags of the server, for a single model.
+"""Arguments shared by `tune` and `verify`: a command's own options beside flags of the server, for a single model.
 
 The module knows no option of either command.
 """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from embedserve.bench.measure import Measurement
-from embedserve.bench.plan import Cell, Setting
-from embedserve.bench.sweep import Result
+from embedserve.tuning.measure import Measurement
+from embedserve.tuning.plan import Cell, Setting
+from embedserve.tuning.sweep import Result
 
 NO_FAILURES: Mapping[str, int] = {}
 

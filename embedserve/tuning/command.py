@@ -20,33 +20,33 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from embedserve.bench.arguments import DECIDED, arguments_and_flags, count
-from embedserve.bench.deployment import deployment
-from embedserve.bench.model import BenchedModel, check_whole, find
-from embedserve.bench.plan import ALONE, Cell, Grid, Setting, default_run_threads, plan
-from embedserve.bench.plot import check_plot_file, write_plot
-from embedserve.bench.recommendation import recommend
-from embedserve.bench.report import Report
-from embedserve.bench.requests import Requests, check_answered, chosen_signature, made_up, recorded
-from embedserve.bench.sweep import Pace, Result, sweep
 from embedserve.errors import ConfigError, ServingError
 from embedserve.server import tensorflow_setup
 from embedserve.server.config import ServerConfig
 from embedserve.server.flags import FlagError
 from embedserve.server.standalone import run, stop_on_signals
+from embedserve.tuning.arguments import DECIDED, arguments_and_flags, count
+from embedserve.tuning.deployment import deployment
+from embedserve.tuning.model import TunedModel, check_whole, find
+from embedserve.tuning.plan import ALONE, Cell, Grid, Setting, default_run_threads, plan
+from embedserve.tuning.plot import check_plot_file, write_plot
+from embedserve.tuning.recommendation import recommend
+from embedserve.tuning.report import Report
+from embedserve.tuning.requests import Requests, check_answered, chosen_signature, made_up, recorded
+from embedserve.tuning.sweep import Pace, Result, sweep
 
-__all__ = ["ProgressBar", "bench"]
+__all__ = ["ProgressBar", "tune"]
 
 # Exit statuses: a failure, and an interruption by a signal (128 + SIGINT, as in shells).
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
-def bench(arguments: Sequence[str], program: str, configured: Callable[[Sequence[str]], ServerConfig]) -> int:
+def tune(arguments: Sequence[str], program: str, configured: Callable[[Sequence[str]], ServerConfig]) -> int:
     """Run the command.
 
     Args:
-        arguments: The command line after `bench`.
+        arguments: The command line after `tune`.
         program: The name of the program in messages.
         configured: Interprets the server's flags.
 
@@ -55,7 +55,7 @@ def bench(arguments: Sequence[str], program: str, configured: Callable[[Sequence
         usage ends with SystemExit(2).
     """
     parser = _parser(program)
-    options, flags = arguments_and_flags(parser, arguments, DECIDED, "the bench finds out")
+    options, flags = arguments_and_flags(parser, arguments, DECIDED, "the command finds out")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # The report is the only wanted output of the process.
     try:
         _check(options, parser)
@@ -63,7 +63,7 @@ def bench(arguments: Sequence[str], program: str, configured: Callable[[Sequence
         given = (f"--model_name={place.base_path.name}", f"--model_base_path={place.base_path}", *flags)
         config = configured(given)
         assert config.models is not None
-        model = BenchedModel(place, config.models[0], config.options)
+        model = TunedModel(place, config.models[0], config.options)
         tensorflow_setup.apply(config.session_config)
         check_whole(place)
     except FlagError as error:
@@ -82,7 +82,7 @@ def _failed(error: Exception) -> int:
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"{program} bench",
+        prog=f"{program} tune",
         description="Measures a model in process, under every combination of run threads, batch limits and callers, "
         "and prints the flags to serve it with.",
         epilog="Any flag of the server that says how a model is loaded or run may be given too, as --name=value.",
@@ -137,7 +137,7 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 class _Sweep:
     """The work of the command, and the results so far."""
 
-    model: BenchedModel
+    model: TunedModel
     options: argparse.Namespace
     flags: tuple[str, ...]
     requests: Requests | None = None
