@@ -55,6 +55,14 @@ def test_wheel_and_source_distribution_hold_each_module_and_are_valid(release: P
     assert modules | {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "docs/index.md"} <= files
 
 
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    """Lines for a later version stand under `Unreleased`, above the version."""
+    versions = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [(version, date) for version, date in versions if version != "Unreleased"]
+    assert released[0][0] == embedserve.__version__
+    assert all(date for _, date in released)
+
+
 def test_a_wheel_in_an_empty_environment_serves_a_model(release: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
