@@ -28,7 +28,7 @@ from embedserve.handle import Acquisition, ModelHandle
 from embedserve.observer import Observer, Observers
 from embedserve.priority import PriorityName
 from embedserve.runtime.registry_view import RegistryView
-from embedserve.runtime.runtime import RegistryStatistics, Runtime
+from embedserve.runtime.runtime import Collaborators, RegistryStatistics, Runtime
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.store_url import StoreUrl
@@ -49,6 +49,7 @@ class ModelRegistry(RegistryView):
         models: Listed models, instead of or besides the models under `root`. An entry is a `ModelConfig`, a dictionary
             of options, or a path. A path ends with the model's name (`models/digits` is the model `digits`).
         observers: Called at each event; see `embedserve.observer`.
+        collaborators: Makes the exchangeable parts of each entry, for servers and tests; None for the usual parts.
         options: Any field of `RegistryOptions`, for example `batching="auto"`, `num_batch_threads`, `start_timeout`.
 
     Raises:
@@ -63,6 +64,7 @@ class ModelRegistry(RegistryView):
         *,
         models: Sequence[ModelLike] | None = None,
         observers: Iterable[Observer] = (),
+        collaborators: Callable[[Runtime], Collaborators] | None = None,
         **options: Unpack[RegistryKeywords],
     ) -> None:
         if root is None and models is None:
@@ -76,6 +78,7 @@ class ModelRegistry(RegistryView):
         self.options = validated(RegistryOptions, options)
         self.observers = Observers(observers)
         super().__init__(None if root is None else location(root), configs)
+        self._collaborators = collaborators
         self._private: PrivateLoop | None = None
         self._claiming = threading.Lock()
         self._at_exit = partial(_leave, weakref.ref(self))
@@ -114,7 +117,7 @@ class ModelRegistry(RegistryView):
         entering = self._entering
         assert entering is not None
         try:
-            runtime = self._make_runtime()
+            runtime = Runtime(self.options, self._root, self._models, self.observers, self._collaborators)
             self._runtime = runtime
             try:
                 await runtime.start(wait)
@@ -182,9 +185,6 @@ class ModelRegistry(RegistryView):
         """Forget an entry whose loop is closed or in another process: an orderly end is impossible."""
         runtime.abandon()
         self._runtime = self._private = self._entering = None
-
-    def _make_runtime(self) -> Runtime:
-        return Runtime(self.options, self._root, self._models, self.observers)
 
     async def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait for the models required by `start_requires`, after `start(wait=False)`.

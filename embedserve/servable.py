@@ -1,6 +1,6 @@
 """The vocabulary of loads, runs and requests for a version, and the protocols between the layers.
 
-The module knows no TensorFlow, no loop and no directory. Loaders and servables run in threads.
+The module knows no TensorFlow, no loop and no directory. Blocking loaders and servables run in threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from embedserve.config import Batching, BatchingOptions
     from embedserve.signature import Signature
 
-__all__ = ["Array", "Cancellation", "Loader", "Predictor", "Servable", "ServableId", "SlotCall", "State", "Tensors"]
+__all__ = [
+    "Array",
+    "BlockingLoader",
+    "Cancellation",
+    "Loader",
+    "Predictor",
+    "Servable",
+    "ServableId",
+    "SlotCall",
+    "State",
+    "Tensors",
+]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -120,17 +131,43 @@ class Servable(Protocol):
 
 
 class Loader(Protocol):
-    """Owns a version's resources, from load to unload. Every method runs in a thread; calls never overlap."""
+    """Owns a version's resources, from load to unload. Loop only; calls never overlap."""
 
     @property
     def batching(self) -> tuple[Batching, BatchingOptions] | None:
         """The batching mode of the last loaded version; None means the configuration's mode."""
 
-    note: str
-    """A remark on the last load for the version's status; empty without a remark."""
+    @property
+    def note(self) -> str:
+        """A remark on the last load for the version's status; empty without a remark."""
 
+    async def load(self) -> Servable:
+        """Load the version and warm it up; the result is ready for requests. May be called again after an `unload`.
+
+        Raises:
+            LoadError: The version is unusable; the message says the reason and the remedy. `unload` comes next.
+            HungError: A step has not ended in time and still holds the resources. No `unload` follows.
+        """
+
+    async def unload(self) -> None:
+        """Drop the resources of the last `load`, complete or failed, and return the memory to the system."""
+
+
+class BlockingLoader(Protocol):
+    """As `Loader`, in steps that block. Every method runs in a thread (`lifecycle.thread_loader`); calls never overlap.
+
+    Attributes:
+        note: A remark on the last load for the version's status; empty without a remark.
+        warmup_records: The number of recorded warm-up requests read by `warm_up`; None without a file, or after a
+            failed request.
+    """
+
+    note: str
     warmup_records: int | None
-    """The number of recorded warm-up requests read by `warm_up`; None without a file, or after a failed request."""
+
+    @property
+    def batching(self) -> tuple[Batching, BatchingOptions] | None:
+        """As `Loader`."""
 
     def load(self) -> Servable:
         """Load the version.

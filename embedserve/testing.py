@@ -3,14 +3,17 @@
 A `FakeLoader` runs a Python function as a version of a model. A `Gate` holds runs or loads back, and `fake_signature`
 describes inputs and outputs. Registry, batching, handles, REST and gRPC are real.
 
-registry = FakeRegistry({"m": {1: FakeLoader()}}) async with registry: await registry.predict("m", {"x": [1.0]})       #
-{"y": x * 10 + version} await registry.put("m", 2, FakeLoader())         # a new version appears
+    registry = FakeRegistry({"m": {1: FakeLoader()}})
+    async with registry:
+        await registry.predict("m", {"x": [1.0]})  # {"y": x * 10 + version}
+        await registry.put("m", 2, FakeLoader())  # A new version appears.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,9 @@ from embedserve.lifecycle.source import SourceListener, VersionDirectory
 from embedserve.lifecycle.version_policy import choose
 from embedserve.registry import ModelRegistry
 from embedserve.remote.follower import StoreStatistics
-from embedserve.runtime.runtime import Runtime
+from embedserve.runtime.runtime import Collaborators, Runtime
 from embedserve.saved_model.files.completeness import FileStamp, Fingerprint
-from embedserve.servable import Array, Cancellation, Loader, Servable, ServableId, Tensors
+from embedserve.servable import Array, BlockingLoader, Cancellation, Servable, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.store_url import StoreUrl
 from embedserve.tensors.dtypes import DTYPES, DType, by_name, by_numpy
@@ -404,6 +407,7 @@ class FakeRegistry(ModelRegistry):
     Args:
         found: A `FakeLoader` for each version, by model and version.
         models: The configured models; without the argument every model of `found`.
+        collaborators: As for `ModelRegistry`; the source and the loaders are the fakes in every case.
         options: As for `ModelRegistry`.
 
     Raises:
@@ -415,6 +419,7 @@ class FakeRegistry(ModelRegistry):
         found: Mapping[str, Mapping[int, FakeLoader]],
         *,
         models: Sequence[ModelConfig] | None = None,
+        collaborators: Callable[[Runtime], Collaborators] | None = None,
         **options: Any,
     ) -> None:
         for name, versions in found.items():
@@ -423,24 +428,26 @@ class FakeRegistry(ModelRegistry):
             for version, loader in versions.items():
                 _check_version(name, version, loader)
         configs = [ModelConfig(name=name, base_path=f"/fake/{name}") for name in found] if models is None else models
-        super().__init__(models=configs, **options)
+        super().__init__(models=configs, collaborators=self._fakes, **options)
+        self._given = collaborators
         self._found = found
         self.source: FakeSource | None = None
 
-    def _make_runtime(self) -> Runtime:
+    def _fakes(self, runtime: Runtime) -> Collaborators:
         def make_source(options: RegistryOptions, root: Path | StoreUrl | None, listener: SourceListener) -> FakeSource:
             self.source = FakeSource(listener, self._found)
             return self.source
 
         def make_loader(
             id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
-        ) -> Loader:
+        ) -> BlockingLoader:
             assert self.source is not None
             loader = self.source.found[id.name][id.version]
             loader.id = id
             return loader
 
-        return Runtime(self.options, None, self._models, self.observers, make_loader, make_source)
+        given = Collaborators() if self._given is None else self._given(runtime)
+        return replace(given, make_source=make_source, make_loader=runtime.in_threads(make_loader))
 
     async def put(self, name: str, version: int, loader: FakeLoader) -> None:
         """Add a version directory, or overwrite a directory in place.

@@ -5,9 +5,11 @@ A coordinator decides when a loaded version may answer. A manager without a coor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from embedserve.config import ModelConfig
     from embedserve.lifecycle.managed_version import ManagedVersion
     from embedserve.servable import Servable
 
@@ -26,3 +28,6 @@ class Coordinator(Protocol):
 
     def serving_changed(self) -> None:
         """Hear of a published or withdrawn version or a moved label; the call is part of the same synchronous step."""
+
+    def models_changed(self, configs: Mapping[str, ModelConfig]) -> None:
+        """Hear of the changed set of models with their configurations, before any report about the versions."""

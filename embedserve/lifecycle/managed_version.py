@@ -39,7 +39,6 @@ class ManagedVersion:
         self.error: ServingError | None = None
         self.failures = 0
         self.aspired = True
-        self.warm_up = True
         self.unaspired = asyncio.Event()
         self.servable: Servable | None = None
         self.predictor: Predictor | None = None

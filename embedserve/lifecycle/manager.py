@@ -1,21 +1,18 @@
 """Makes the set of loaded versions follow the aspired versions, without ever breaking a request.
 
-The transition policy names the next move, and each move is a coroutine: `_bring_up` or `_take_down`. Knows no directory
-and no TensorFlow: sources report the aspired versions, loaders do the work in threads. Loop only.
+The transition policy names the next move, and each move is a coroutine: `_bring_up` or `_take_down`. Knows no
+directory, thread and TensorFlow: sources report the aspired versions, and loaders do the work. Loop only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from embedserve.concurrency.load_pool import LoadPool
-from embedserve.concurrency.threads import RunPool
 from embedserve.config import RetryPolicy, near
 from embedserve.errors import Code, HungError, LoadError, ServableNotFoundError, ServingError
 from embedserve.lifecycle.coordinator import Coordinator
@@ -29,9 +26,6 @@ __all__ = ["AspiredVersion", "Manager"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds that warm-up waits for a busy run thread: a request without end must not hold up every new version.
-WARM_UP_PATIENCE = 5.0
-
 
 @dataclass(frozen=True)
 class AspiredVersion:
@@ -40,7 +34,6 @@ class AspiredVersion:
     make_loader: Callable[[], Loader]
     fingerprint: Any = None
     path: str = ""
-    warm_up: bool = True
 
 
 class Manager:
@@ -50,25 +43,19 @@ class Manager:
         self,
         make_predictor: Callable[[ManagedVersion, Servable], Predictor],
         *,
-        load_pool: LoadPool,
-        run_pool: RunPool,
         monitor: Monitor,
         observers: Observers,
         policy: TransitionPolicy = availability_preserving,
         retry: RetryPolicy | None = None,
         drain_timeout: float | None = None,
-        load_timeout: float = math.inf,
         coordinator: Coordinator | None = None,
     ) -> None:
         self._make_predictor = make_predictor
-        self._load_pool = load_pool
-        self._run_pool = run_pool
         self._monitor = monitor
         self._observers = observers
         self._policy = policy
         self._retry = retry or RetryPolicy()
         self._drain_timeout = drain_timeout
-        self._load_timeout = load_timeout
         self._coordinator = coordinator
         self._managed: dict[str, list[ManagedVersion]] = {}
         self._aspired: dict[str, dict[int, AspiredVersion]] = {}
@@ -80,7 +67,6 @@ class Manager:
         self._moves: set[asyncio.Task[None]] = set()
         self._drains: set[asyncio.Timeout] = set()
         self._closing = False
-        self._giving_back: _GivingBack | None = None
 
     def __repr__(self) -> str:
         serving = {name: sorted(versions) for name, versions in self._serving.items() if versions}
@@ -185,7 +171,7 @@ class Manager:
                 "reloaded: put the new contents in a new version directory",
                 serving.id,
             )
-        return AspiredVersion(new.make_loader, serving.fingerprint, new.path, new.warm_up)
+        return AspiredVersion(new.make_loader, serving.fingerprint, new.path)
 
     def _reconcile(self, name: str) -> None:
         """Make the managed versions agree with the aspired versions, then start the moves that the policy names."""
@@ -219,7 +205,6 @@ class Manager:
         id = ServableId(name, number)
         self._generations[id] = generation = self._generations.get(id, 0) + 1
         version = ManagedVersion(id, generation, wanted.make_loader(), wanted.fingerprint, wanted.path)
-        version.warm_up = wanted.warm_up
         self._managed[name].append(version)
         self._note(version)
 
@@ -245,10 +230,10 @@ class Manager:
     # A generation's way up.
 
     async def _bring_up(self, version: ManagedVersion) -> None:
-        """Load, warm up, publish; after a failure wait and retry while the version is aspired."""
+        """Load, publish; after a failure wait and retry while the version is aspired."""
         while True:
             try:
-                servable = await self._load_and_warm_up(version)
+                servable = await self._load(version)
             except Exception as raised:
                 version.error = error = _load_error(version.id, raised)
             else:
@@ -260,7 +245,7 @@ class Manager:
                     self.publish(version, servable)
                     break
                 version.predictor = None
-                await self._unload(version, servable)
+                await self._unload(version)
                 if version.aspired and not self._closing:  # Aspired again during the unload.
                     continue
                 version.error = LoadError("Loading of servable cancelled", code=Code.CANCELLED)
@@ -278,57 +263,24 @@ class Manager:
             logger.info("Retrying of Loading servable: %s retry: %d", version.id, version.failures)
         self._reconcile(version.id.name)
 
-    async def _load_and_warm_up(self, version: ManagedVersion) -> Servable:
+    async def _load(self, version: ManagedVersion) -> Servable:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        servable: Servable | None = None
         error: Exception | None = None
         logger.info("Loading servable version %s", version.id)
         try:
-            servable = await self._load_pool.run_shielded(
-                version.loader.load, limit=self._load_timeout, late=version.loader.unload
-            )
-            if version.warm_up:
-                await self._warm_up(version, servable)
-            if not await self._load_pool.run_shielded(version.loader.unchanged):
-                raise LoadError(f"{version.path} changed while it was being loaded", code=Code.ABORTED)
+            servable = await version.loader.load()
             version.predictor = self._make_predictor(version, servable)
             return servable
         except BaseException as raised:
             if isinstance(raised, Exception):
                 error = raised
-            if not isinstance(raised, HungError):  # A thread still holds the objects to unload.
-                await self._unload(version, servable)
+            if not isinstance(raised, HungError):  # The hanging step still holds the objects to unload.
+                await self._unload(version)
             raise
         finally:
             if self._observers:
                 self._observers.load_finished(version.id, version.path, loop.time() - started, error)
-
-    async def _warm_up(self, version: ManagedVersion, servable: Servable) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        error: Exception | None = None
-        try:
-            await self._load_pool.run_shielded(
-                *(version.loader.warm_up, servable),
-                limit=self._load_timeout,
-                late=lambda _: version.loader.unload(servable),
-            )
-        except LoadError as raised:
-            error = raised
-            raise
-        finally:
-            records = version.loader.warmup_records
-            if self._observers and records is not None:
-                self._observers.warmup_finished(version.id, version.path, loop.time() - started, records, error)
-        cold = await self._run_pool.run_in_each_thread(
-            lambda: _quietly(version.loader.warm_up_thread, servable), WARM_UP_PATIENCE, self._load_timeout
-        )
-        if cold:
-            logger.warning(
-                "Servable version %s goes without warm-up in %d of %d run threads, which a run has kept busy for %g s",
-                *(version.id, cold, self._run_pool.size, WARM_UP_PATIENCE),
-            )
 
     async def _unaspired_within(self, version: ManagedVersion, delay: float) -> bool:
         with suppress(TimeoutError):
@@ -395,26 +347,15 @@ class Manager:
         self._reconcile(version.id.name)
 
     async def _unload_drained(self, version: ManagedVersion) -> None:
-        servable, version.servable, version.signatures, version.predictor = version.servable, None, {}, None
-        await self._unload(version, servable)
+        version.servable, version.signatures, version.predictor = None, {}, None
+        await self._unload(version)
         logger.info("Done unloading servable version %s", version.id)
 
-    async def _unload(self, version: ManagedVersion, servable: Servable | None) -> None:
+    async def _unload(self, version: ManagedVersion) -> None:
         try:
-            await self._load_pool.run_shielded(version.loader.unload, servable, limit=self._load_timeout)
-            await self._give_back(version.loader)
+            await version.loader.unload()
         except Exception:
             logger.exception("Unloading servable version %s failed; its memory may not be given back", version.id)
-
-    async def _give_back(self, loader: Loader) -> None:
-        """Give a dropped version's memory back, together with the memory of versions dropped before the start.
-
-        Giving back holds up every thread for a while. The load threads do so after the unloads queued before, and all
-        the unloads share the call.
-        """
-        if self._giving_back is None or self._giving_back.begun:
-            self._giving_back = _GivingBack(self._load_pool, loader)
-        await asyncio.shield(self._giving_back.ended)
 
     def _refresh_latest(self, name: str) -> None:
         serving = self._serving.get(name)
@@ -453,26 +394,6 @@ class Manager:
 def _is_generation(version: ManagedVersion, wanted: AspiredVersion) -> bool:
     """Whether contents and place are the same: a model may read files in the place at run time."""
     return version.fingerprint == wanted.fingerprint and version.path == wanted.path
-
-
-class _GivingBack:
-    """Memory given back for all waiting unloads at once, when a load thread is free."""
-
-    def __init__(self, pool: LoadPool, loader: Loader) -> None:
-        self._loader = loader
-        self.begun = False
-        self.ended = asyncio.ensure_future(pool.run_shielded(self._run))
-
-    def _run(self) -> None:
-        self.begun = True
-        self._loader.give_back()
-
-
-def _quietly(call: Callable[[Servable], object], servable: Servable) -> None:
-    try:
-        call(servable)
-    except Exception as error:
-        logger.debug("a made-up warm-up run failed: %s", error)
 
 
 def _load_error(id: ServableId, raised: Exception) -> ServingError:

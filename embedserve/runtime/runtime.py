@@ -13,6 +13,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -42,6 +43,7 @@ from embedserve.handle import unknown_signature
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
+from embedserve.lifecycle.thread_loader import LoaderThreads, ThreadLoader
 from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
 from embedserve.observer import Observers
 from embedserve.priority import Priority, PriorityName, priority_named
@@ -52,7 +54,7 @@ from embedserve.runtime.control import Control
 from embedserve.runtime.models import Models
 from embedserve.runtime.source import MakeSource, watch
 from embedserve.runtime.starting import LOOK_INTERVAL, Outcome, Start
-from embedserve.servable import Array, Loader, Predictor, Servable, ServableId, Tensors
+from embedserve.servable import Array, BlockingLoader, Loader, Predictor, Servable, ServableId, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.store_url import StoreUrl
 
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from embedserve.lifecycle.coordinator import Coordinator
     from embedserve.lifecycle.source import VersionDirectory
 
-__all__ = ["MakeLoader", "RegistryStatistics", "Runtime"]
+__all__ = ["Collaborators", "MakeBlockingLoader", "MakeLoader", "RegistryStatistics", "Runtime"]
 
 logger = logging.getLogger("embedserve")
 
@@ -89,18 +91,41 @@ class RegistryStatistics:
     stuck_runs: tuple[StuckRun, ...] = ()
 
 
-MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], Loader]"
+MakeBlockingLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig, RegistryOptions], BlockingLoader]"
+MakeLoader: TypeAlias = "Callable[[ServableId, VersionDirectory, ModelConfig], Loader]"
+MakePredictor: TypeAlias = "Callable[[ManagedVersion, Servable], Predictor]"
 
 _POLICIES = {"availability": availability_preserving, "resource": resource_preserving}
 
 
 def load_saved_model(
     id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
-) -> Loader:
-    """Make the loader of a version; a test or an embedder may replace the function."""
+) -> BlockingLoader:
+    """Make the blocking loader of a SavedModel."""
     from embedserve.saved_model.load.loader import SavedModelLoader
 
     return SavedModelLoader(id, directory.path, config, options, directory.fingerprint)
+
+
+@dataclass(frozen=True)
+class Collaborators:
+    """The exchangeable parts of an entry. By default an entry finds, loads and runs SavedModels in its own process.
+
+    Attributes:
+        make_source: Makes the origin of the versions.
+        make_loader: Makes the loader of a version; None loads SavedModels in threads.
+        make_predictor: Makes the predictor of a loaded version; None is `Runtime.predictor_of`.
+        policy: Names the next load or unload; None is the policy of the option `transition`.
+        coordinator: Decides when a loaded version may answer; None publishes at once.
+        before_request: Called before each request looks for its version; an error refuses the request.
+    """
+
+    make_source: MakeSource = watch
+    make_loader: MakeLoader | None = None
+    make_predictor: MakePredictor | None = None
+    policy: TransitionPolicy | None = None
+    coordinator: Coordinator | None = None
+    before_request: Callable[[], None] | None = None
 
 
 class Runtime(OwnerLoop):
@@ -112,14 +137,9 @@ class Runtime(OwnerLoop):
         root: Path | StoreUrl | None,
         models: Sequence[ModelConfig],
         observers: Observers,
-        make_loader: MakeLoader | None = None,
-        make_source: MakeSource | None = None,
-        policy: TransitionPolicy | None = None,
-        coordinator: Coordinator | None = None,
+        collaborators: Callable[[Runtime], Collaborators] | None = None,
     ) -> None:
         super().__init__()
-        if make_loader is None:
-            check_fork()
         self.options = options
         self.observers = observers
         self._check_method_names = options.enable_signature_method_name_check
@@ -127,33 +147,46 @@ class Runtime(OwnerLoop):
         self.inflight = InflightBytes(options.max_inflight_bytes, options.max_request_bytes)
         self.request_logs = RequestLogs(options, observers, self.call_soon)
         self.monitor = Monitor()
-        self._make_loader = make_loader or load_saved_model
+        parts = Collaborators() if collaborators is None else collaborators(self)
+        if parts.make_loader is None:
+            check_fork()
+        self.make_loader = parts.make_loader or self.in_threads(load_saved_model)
+        self._before_request = parts.before_request
+        self._coordinator = coordinator = parts.coordinator
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
         self._codec_pool = CodecPool(self.loop)
         self._run_pool = RunPool(self.loop, options.num_batch_threads, max_stuck=options.max_stuck_runs)
+        self._loader_threads = LoaderThreads(self._load_pool, self._run_pool, observers, options.load_timeout)
         self._stuck: dict[ManagedVersion, VersionRuns] = {}
         self.manager = Manager(
-            self._predictor_of,
-            load_pool=self._load_pool,
-            run_pool=self._run_pool,
+            parts.make_predictor or self.predictor_of,
             monitor=self.monitor,
             observers=observers,
-            policy=policy or _POLICIES[options.transition],
+            policy=parts.policy or _POLICIES[options.transition],
             retry=options.retry,
             drain_timeout=options.drain_timeout,
-            load_timeout=options.load_timeout,
             coordinator=coordinator,
         )
         self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
         self._starting: asyncio.Task[None] | None = None
         self.closing: asyncio.Task[None] | None = None
-        self.source = (make_source or watch)(options, root, self)
+        self.source = parts.make_source(options, root, self)
         labels_changed = None if coordinator is None else coordinator.serving_changed
         self.models = Models(self.manager, self.monitor, self.source, labels_changed)
         configured = [model.name for model in models]
         self.control = Control(options, self.models, self.manager, self.monitor, self.source, configured)
         if models:
             self.source.set_models(models)
+
+    def in_threads(self, make: MakeBlockingLoader) -> MakeLoader:
+        """Return a maker of loaders whose steps run in the load threads."""
+
+        def make_loader(id: ServableId, directory: VersionDirectory, config: ModelConfig) -> Loader:
+            warmup = self.options.warmup if config.warmup is None else config.warmup
+            blocking = make(id, directory, config, self.options)
+            return ThreadLoader(id, str(directory.path), blocking, self._loader_threads, warmup != "none")
+
+        return make_loader
 
     async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Run a large decode or encode off the loop."""
@@ -169,6 +202,8 @@ class Runtime(OwnerLoop):
             ServableNotFoundError: The version is not available.
             NotReadyError: As ServableNotFoundError, before the first loads have ended.
         """
+        if self._before_request is not None:
+            self._before_request()
         try:
             return self._resolve(name, version, label)
         except ServableNotFoundError as error:
@@ -311,7 +346,12 @@ class Runtime(OwnerLoop):
                 log.add(predict_exchange(version.id.name, version.id.version, signature, *kept))
         return outputs
 
-    def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
+    def predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
+        """Make the predictor of a loaded version, batching or not, over the run threads.
+
+        Raises:
+            LoadError: The model was removed meanwhile.
+        """
         if version.id.name not in self.models.configs:
             raise LoadError(f"model {version.id.name} was removed while its version was loaded", code=Code.ABORTED)
         batching, options = version.loader.batching or self.options.batching_of(self.models.configs[version.id.name])
@@ -361,6 +401,8 @@ class Runtime(OwnerLoop):
             self.models.labels.setdefault(name, dict(config.version_labels))
         self.models.configs = dict(configs)
         self.request_logs.set_models(self.models.configs)
+        if self._coordinator is not None:
+            self._coordinator.models_changed(self.models.configs)
 
     def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
         """Take the aspired versions of a model."""
@@ -370,12 +412,10 @@ class Runtime(OwnerLoop):
 
     def _aspired_version(self, name: str, directory: VersionDirectory) -> AspiredVersion:
         config = self.models.configs[name]
-
-        def make_loader() -> Loader:
-            return self._make_loader(ServableId(name, directory.version), directory, config, self.options)
-
-        warmup = self.options.warmup if config.warmup is None else config.warmup
-        return AspiredVersion(make_loader, directory.fingerprint, str(directory.path), warmup != "none")
+        id = ServableId(name, directory.version)
+        return AspiredVersion(
+            partial(self.make_loader, id, directory, config), directory.fingerprint, str(directory.path)
+        )
 
     def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
         """Take the reasons for directories that look like versions but cannot be loaded yet."""

@@ -212,9 +212,10 @@ class Play:
                 return False
             if any(v.state is State.START and not (blocked and self.transition == "resource") for v in managed):
                 return False
-            if any(v.state is State.LOADING and not v.loader.broken for v in managed):
+            if any(v.state is State.LOADING and not v.loader.blocking.broken for v in managed):
                 return False
-            assert all(v.loader.broken for v in managed if v.state is State.END), "given up, though it could be loaded"
+            given_up = [v for v in managed if v.state is State.END]
+            assert all(v.loader.blocking.broken for v in given_up), "given up, though it could be loaded"
             unwanted = [v for v in managed if v.state is State.AVAILABLE and not v.aspired]
             return not unwanted or not any(v.state is State.AVAILABLE and v.aspired for v in managed)
 

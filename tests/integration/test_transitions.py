@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from embedserve import LatestVersions, LoadError, ModelConfig, RetryPolicy, SpecificVersions, State
-from embedserve.lifecycle import manager
+from embedserve.lifecycle import thread_loader
 from embedserve.servable import Servable
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.integration.waiting import state_of, until_state
@@ -84,7 +84,7 @@ async def test_leaving_bounds_the_wait_for_a_version_that_was_retired_before_too
 async def test_a_request_without_end_does_not_hold_up_new_versions(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(manager, "WARM_UP_PATIENCE", 0.02)
+    monkeypatch.setattr(thread_loader, "WARM_UP_PATIENCE", 0.02)
     gate = Gate()
     found = {"endless": {1: FakeLoader(gate=gate)}, "m": {1: FakeLoader()}}
     async with FakeRegistry(found, num_batch_threads=2) as registry:

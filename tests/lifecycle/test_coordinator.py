@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
+from embedserve.config import ModelConfig
 from embedserve.errors import NotReadyError
 from embedserve.lifecycle.managed_version import ManagedVersion
-from embedserve.runtime.runtime import Runtime
+from embedserve.runtime.runtime import Collaborators, Runtime
 from embedserve.servable import Servable, State
 from embedserve.testing import FakeLoader, FakeRegistry
 
@@ -24,6 +26,7 @@ class Holding:
         self.arrived = asyncio.Event()
         self.go = asyncio.Event()
         self.changes = 0
+        self.models: list[list[str]] = []
 
     async def hold(self, version: ManagedVersion, servable: Servable) -> None:
         self.held[version.id.version] = version, servable
@@ -36,16 +39,16 @@ class Holding:
     def serving_changed(self) -> None:
         self.changes += 1
 
+    def models_changed(self, configs: Mapping[str, ModelConfig]) -> None:
+        self.models.append(sorted(configs))
+
 
 class HeldRegistry(FakeRegistry):
     """A fake registry whose manager asks `coordinator`."""
 
-    coordinator: Holding
-
-    def _make_runtime(self) -> Runtime:
-        runtime = super()._make_runtime()
-        self.coordinator = runtime.manager._coordinator = Holding()
-        return runtime
+    def __init__(self, found: Mapping[str, Mapping[int, FakeLoader]]) -> None:
+        self.coordinator = Holding()
+        super().__init__(found, collaborators=lambda runtime: Collaborators(coordinator=self.coordinator))
 
 
 @pytest.fixture
@@ -69,6 +72,7 @@ async def test_a_held_version_is_loaded_and_warm_and_answers_nothing(loader: Fak
     await registry.wait_until_ready()
     assert (await registry.predict("m", X))["y"].tolist() == [11.0]
     assert registry.coordinator.changes == 1
+    assert registry.coordinator.models[0] == ["m"]
     await registry.aclose()
 
 

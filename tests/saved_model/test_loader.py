@@ -22,7 +22,7 @@ from embedserve.registry import ModelRegistry
 from embedserve.saved_model.load import custom_ops
 from embedserve.saved_model.load.loader import SavedModelLoader
 from embedserve.saved_model.run.function import FunctionServable
-from embedserve.servable import Loader, Servable, ServableId
+from embedserve.servable import BlockingLoader, Servable, ServableId
 from tests.saved_model.conftest import Load, ModelPath
 from tests.support import saved_models
 
@@ -50,7 +50,7 @@ def edit(path: Path, change: Any) -> Path:
 
 
 def test_it_is_a_loader_of_servables(model: ModelPath) -> None:
-    made: Loader = loader(model("dense"))
+    made: BlockingLoader = loader(model("dense"))
     servable: Servable = made.load()
     assert servable.kind in ("function", "session")
     made.unload(servable)

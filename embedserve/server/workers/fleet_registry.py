@@ -6,33 +6,26 @@ no request.
 
 from __future__ import annotations
 
-import asyncio
-import math
-from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from embedserve.config import ModelConfig
 from embedserve.errors import Code, LoadError, UnsupportedError
 from embedserve.registry import ModelRegistry
-from embedserve.runtime.runtime import Runtime
+from embedserve.runtime.runtime import Collaborators, Runtime
 from embedserve.server.workers.fleet import Fleet
 from embedserve.server.workers.messages import Key, Loaded, ServingTable
 from embedserve.server.workers.rollout import CrashedError, Rollout
 from embedserve.signature import Signature
 
 if TYPE_CHECKING:
-    from embedserve.config import RegistryOptions
     from embedserve.lifecycle.managed_version import ManagedVersion
     from embedserve.lifecycle.source import VersionDirectory
-    from embedserve.observer import Observer, Observers
+    from embedserve.observer import Observer
     from embedserve.servable import Loader, Predictor, Servable, ServableId
     from embedserve.server.config import ServerConfig
-    from embedserve.store_url import StoreUrl
 
 __all__ = ["FleetRegistry"]
-
-T = TypeVar("T")
 
 # A process may end by chance while a version loads. A second end counts as the version's fault.
 CRASHES = 2
@@ -48,17 +41,14 @@ class FleetRegistry(ModelRegistry):
     """
 
     def __init__(self, config: ServerConfig, fleet: Fleet, observer: Observer | None) -> None:
-        options = config.options.model_copy(update={"num_batch_threads": 1, "load_timeout": math.inf})
+        options = config.options.model_copy(update={"num_batch_threads": 1})
         super().__init__(
             config.root,
             models=config.models,
             observers=[observer] if observer else [],
+            collaborators=lambda runtime: _collaborators(fleet, runtime),
             **{name: getattr(options, name) for name in type(options).model_fields},
         )
-        self._fleet = fleet
-
-    def _make_runtime(self) -> Runtime:
-        return _FleetRuntime(self._fleet, self.options, self._root, self._models, self.observers)
 
     async def changed(self) -> None:
         """Wait until the status has changed."""
@@ -67,43 +57,41 @@ class FleetRegistry(ModelRegistry):
 
     def lose(self, key: Key) -> None:
         """Withdraw a published version after a failed reload in the workers, and retry the load."""
-        runtime = self._runtime
-        if isinstance(runtime, _FleetRuntime):
-            runtime.lose(key)
+        manager = self._here().manager
+        for version in manager.serving():
+            if _loader_of(version).key == key:
+                manager.withdraw(version)
 
 
-class _FleetRuntime(Runtime):
-    """An entry of the registry; posts the serving table after every change."""
+def _collaborators(fleet: Fleet, runtime: Runtime) -> Collaborators:
+    def make_loader(id: ServableId, directory: VersionDirectory, config: ModelConfig) -> Loader:
+        return _FleetLoader(fleet.rollout, id, directory, config)
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        options: RegistryOptions,
-        root: Path | StoreUrl | None,
-        models: Sequence[ModelConfig],
-        observers: Observers,
-    ) -> None:
-        self._fleet = fleet
-        super().__init__(options, root, models, observers, make_loader=self._make_fleet_loader, coordinator=self)
+    def make_predictor(version: ManagedVersion, servable: Servable) -> Predictor:
+        return _FleetPredictor(_loader_of(version))
 
-    def _make_fleet_loader(
-        self, id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
-    ) -> Loader:
-        return _FleetLoader(self._fleet.rollout, self.loop, id, directory, config)
-
-    def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
-        assert isinstance(version.loader, _FleetLoader)
-        return _FleetPredictor(version.loader)
-
-    def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
-        """Refuse: requests go to the workers.
-
-        Raises:
-            UnsupportedError: Always.
-        """
+    def refuse() -> None:
         raise UnsupportedError("the supervisor of workers answers no request")
 
-    # The runtime is the coordinator of its own manager (lifecycle/coordinator.py).
+    return Collaborators(
+        make_loader=make_loader,
+        make_predictor=make_predictor,
+        coordinator=_FleetCoordinator(fleet, runtime),
+        before_request=refuse,
+    )
+
+
+def _loader_of(version: ManagedVersion) -> _FleetLoader:
+    assert isinstance(version.loader, _FleetLoader)
+    return version.loader
+
+
+class _FleetCoordinator:
+    """Posts the serving table after every change of an entry."""
+
+    def __init__(self, fleet: Fleet, runtime: Runtime) -> None:
+        self._fleet = fleet
+        self._runtime = runtime
 
     async def hold(self, version: ManagedVersion, servable: Servable) -> None:
         """Return at once: a load has returned only after every worker was ready."""
@@ -111,43 +99,28 @@ class _FleetRuntime(Runtime):
     def serving_changed(self) -> None:
         """Let all workers switch at once."""
         serving: dict[str, dict[int, int]] = {}
-        for version in self.manager.serving():
-            assert isinstance(version.loader, _FleetLoader)
-            assert version.loader.key is not None
-            serving.setdefault(version.id.name, {})[version.id.version] = version.loader.key.attempt
-        self._fleet.post(ServingTable(serving, {name: dict(labels) for name, labels in self.models.labels.items()}))
+        for version in self._runtime.manager.serving():
+            key = _loader_of(version).key
+            assert key is not None
+            serving.setdefault(version.id.name, {})[version.id.version] = key.attempt
+        labels = {name: dict(labels) for name, labels in self._runtime.models.labels.items()}
+        self._fleet.post(ServingTable(serving, labels))
 
-    def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
-        """As `Runtime.on_models`; also sends the configurations to the workers."""
-        super().on_models(configs)
+    def models_changed(self, configs: Mapping[str, ModelConfig]) -> None:
+        """Send the configurations to the workers."""
         self._fleet.set_configs(dict(configs))
         self.serving_changed()
 
-    def lose(self, key: Key) -> None:
-        """As `FleetRegistry.lose`."""
-        for version in self.manager.serving():
-            if isinstance(version.loader, _FleetLoader) and version.loader.key == key:
-                self.manager.withdraw(version)
-
 
 class _FleetLoader:
-    """Loads a generation of a version in every worker. The methods block, so load threads call the loader."""
+    """Loads a generation of a version in every worker."""
 
     batching = None
     note = ""
-    warmup_records: int | None = None
 
-    def __init__(
-        self,
-        rollout: Rollout,
-        loop: asyncio.AbstractEventLoop,
-        id: ServableId,
-        directory: VersionDirectory,
-        config: ModelConfig,
-    ) -> None:
+    def __init__(self, rollout: Rollout, id: ServableId, directory: VersionDirectory, config: ModelConfig) -> None:
         self.key: Key | None = None
         self._rollout = rollout
-        self._loop = loop
         self._id = id
         self._directory = directory
         self._config = config
@@ -156,7 +129,7 @@ class _FleetLoader:
     def __repr__(self) -> str:
         return f"<_FleetLoader {self._id}, {self.key}>"
 
-    def load(self) -> Servable:
+    async def load(self) -> Servable:
         """Return when every worker has loaded and warmed up the version.
 
         Raises:
@@ -171,7 +144,7 @@ class _FleetLoader:
                     code=Code.ABORTED,
                 )
             try:
-                loaded = self._on_loop(self._rollout.load(self._id.name, self._directory, self._config, alone))
+                loaded = await self._rollout.load(self._id.name, self._directory, self._config, alone)
             except CrashedError as crash:
                 # Several versions loaded, so the version may be innocent: load each version alone.
                 self._crashes += crash.alone
@@ -180,30 +153,10 @@ class _FleetLoader:
                 self.key, self.note = loaded.key, loaded.note
                 return _FleetServable(loaded)
 
-    def warm_up(self, servable: Servable) -> None:
-        """Return at once: the workers have warmed up."""
-
-    def warm_up_thread(self, servable: Servable) -> None:
-        """Return at once: the workers have warmed up each of their threads."""
-
-    def unchanged(self) -> bool:
-        """Return True: each worker has compared the loaded files."""
-        return True
-
-    def unload(self, servable: Servable | None) -> None:
-        """Return when no worker has the version any more."""
-        self._on_loop(self.dropped())
-
-    def give_back(self) -> None:
-        """Return at once: the workers free the memory themselves."""
-
-    async def dropped(self) -> None:
-        """Let every worker answer pending requests and unload the version."""
+    async def unload(self) -> None:
+        """Let every worker answer pending requests and unload the version; return when no worker has the version."""
         if self.key is not None:
             await self._rollout.drop(self.key)
-
-    def _on_loop(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
 
 class _FleetServable:
@@ -238,7 +191,7 @@ class _FleetPredictor:
 
     async def aclose(self) -> None:
         """Wait until the last request has been answered."""
-        await self._loader.dropped()
+        await self._loader.unload()
 
     def statistics(self) -> None:
         """Return None: each worker has its own statistics."""

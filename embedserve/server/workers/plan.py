@@ -36,6 +36,7 @@ class WorkerView:
         serving: The worker was told to open ports, so the worker's answers count.
         told: Versions ordered to be loaded, without versions ordered to be dropped.
         loaded: Versions in the worker's memory.
+        full: All load threads of the worker have a version to load.
         draining: The worker was told to end.
         in_trouble: Stuck runs hold the worker's threads, so only a new process helps.
     """
@@ -47,6 +48,7 @@ class WorkerView:
     loaded: frozenset[Key] = frozenset()
     draining: bool = False
     in_trouble: bool = False
+    full: bool = False
 
 
 def next_to_load(key: Key, workers: Sequence[WorkerView]) -> tuple[int, ...] | None:
@@ -54,18 +56,17 @@ def next_to_load(key: Key, workers: Sequence[WorkerView]) -> tuple[int, ...] | N
 
     While workers serve, a single worker loads first: a version fatal to processes then costs a single worker, not all.
     A worker started meanwhile loads published versions before serving (`catching_up`), so the rollout does not wait for
-    the new worker. While no worker serves, at the start, all workers load side by side.
+    the new worker. While no worker serves, at the start, all workers load side by side. A worker gets as many orders at
+    a time as load threads, so a worker's end is blamed only on versions that were loading.
     """
     serving = [worker for worker in workers if worker.serving]
     lacking = [worker for worker in serving or workers if key not in worker.loaded]
     if not lacking:
         return None
-    if not serving:
-        return tuple(worker.index for worker in lacking if worker.up and key not in worker.told)
-    if any(key in worker.told for worker in lacking):
-        return ()
-    proven = any(key in worker.loaded for worker in serving)
-    return tuple(worker.index for worker in (lacking if proven else lacking[:1]))
+    free = tuple(worker.index for worker in lacking if worker.up and not worker.full and key not in worker.told)
+    if not serving or any(key in worker.loaded for worker in serving):
+        return free
+    return () if any(key in worker.told for worker in lacking) else free[:1]
 
 
 def catching_up(worker: WorkerView, ready: Collection[Key]) -> list[Key]:

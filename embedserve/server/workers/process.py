@@ -23,6 +23,7 @@ class WorkerProcess:
     """A worker's process from start to end; a restarted worker gets a new `WorkerProcess`.
 
     Attributes:
+        load_threads: The number of versions that the worker loads at a time.
         up: Whether TensorFlow is imported.
         told: The load orders sent, by key. A key leaves when the version is out of the worker's memory.
         opened: The ports reported as open.
@@ -33,8 +34,11 @@ class WorkerProcess:
         stuck: The last report of stuck runs.
     """
 
-    def __init__(self, index: int, process: asyncio.subprocess.Process, channel: Channel, now: float) -> None:
+    def __init__(
+        self, index: int, process: asyncio.subprocess.Process, channel: Channel, now: float, load_threads: int
+    ) -> None:
         self.index = index
+        self.load_threads = load_threads
         self.channel = channel
         self.up = False
         self.told: dict[Key, Load] = {}
@@ -69,7 +73,8 @@ class WorkerProcess:
             )
         channel = await Channel.over(ours)
         channel.send(setup)
-        return cls(setup.index, process, channel, asyncio.get_running_loop().time())
+        load_threads = setup.config.options.num_load_threads
+        return cls(setup.index, process, channel, asyncio.get_running_loop().time(), load_threads)
 
     @property
     def pid(self) -> int:
@@ -100,7 +105,12 @@ class WorkerProcess:
             frozenset(self.loaded),
             self.draining,
             self.stuck.trouble is not None,
+            len(self.loading()) >= self.load_threads,
         )
+
+    def loading(self) -> set[Key]:
+        """Versions ordered to be loaded, and neither loaded nor failed nor ordered to be dropped."""
+        return self.told.keys() - self.loaded.keys() - self.failed.keys() - self._dropping
 
     def load(self, order: Load) -> None:
         """Order the load of a version.

@@ -134,7 +134,7 @@ class Rollout:
 
     def died(self, process: WorkerProcess, how: str) -> bool:
         """Note the end of a worker; return whether the worker was loading a version, perhaps the reason of the end."""
-        keys = process.told.keys() - process.loaded.keys() - process.failed.keys()
+        keys = process.loading()
         attempts = [attempt for key, attempt in self._loading.items() if key in keys]
         for attempt in attempts:
             attempt.problem = attempt.problem or LoadError(f"{how} while it loaded the version", code=Code.ABORTED)

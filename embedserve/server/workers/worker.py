@@ -259,19 +259,19 @@ class _Worker:
                 answer.set_result(_GONE)
 
     def _hear(self, message: Any, ports: asyncio.TaskGroup) -> None:
-        runtime = self.registry.runtime
+        orders = self.registry.orders
         match message:
             case Look():
-                runtime.adopt()
+                orders.adopt()
             case Load():
-                self._start(runtime.load(message))
+                self._start(orders.load(message))
             case Drop(key):
-                self._start(runtime.drop(key))
+                self._start(orders.drop(key))
             case Configs():
-                runtime.set_configs(message)
+                orders.set_configs(message)
             case Open():
                 # At once: from here on the supervisor counts the worker among the serving workers.
-                runtime.follow_routes()
+                orders.follow_routes()
                 self._start(self._open(message, ports))
             case Measure(number):
                 self._channel.send(Measured(number, self._cells()))
@@ -311,7 +311,7 @@ class _Worker:
             self._acceptor.abandon()
         if self._config.grpc.port is not None:
             stop_listening(self._config.grpc.port)
-        await self.registry.runtime.fail_all(LAST_ANSWERS)
+        await self.registry.orders.fail_all(LAST_ANSWERS)
         await asyncio.sleep(LAST_BYTES)
 
     def _rest(self) -> AbstractAsyncContextManager[None]:

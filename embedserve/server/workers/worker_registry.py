@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import Code, LoadError, ServingError
 from embedserve.lifecycle.manager import AspiredVersion
 from embedserve.lifecycle.transition_policy import as_told
 from embedserve.registry import ModelRegistry
-from embedserve.runtime.runtime import Runtime
+from embedserve.runtime.runtime import Collaborators, Runtime
 from embedserve.servable import ServableId, State
 from embedserve.server.standalone import exit_now
 from embedserve.server.workers.hands import NotedServable
@@ -35,14 +35,12 @@ if TYPE_CHECKING:
     from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
     from embedserve.lifecycle.managed_version import ManagedVersion
     from embedserve.lifecycle.monitor import VersionStatus
-    from embedserve.lifecycle.source import SourceListener
-    from embedserve.observer import Observer, Observers
+    from embedserve.observer import Observer
     from embedserve.remote.follower import StoreStatistics
-    from embedserve.runtime.runtime import MakeLoader
-    from embedserve.servable import Loader, Predictor, Servable
+    from embedserve.runtime.runtime import MakeBlockingLoader
+    from embedserve.servable import Predictor, Servable
     from embedserve.server.workers.hands import Places
     from embedserve.server.workers.shared_value import SharedValue
-    from embedserve.store_url import StoreUrl
 
 __all__ = ["WorkerRegistry"]
 
@@ -60,7 +58,7 @@ class WorkerRegistry(ModelRegistry):
         status: The status of all workers; posted by the supervisor.
         send: Sends a message to the supervisor.
         observers: As `ModelRegistry`.
-        make_loader: Makes loaders; None for loaders of SavedModels.
+        make_loader: Makes blocking loaders; None for loaders of SavedModels.
         places: Places for notes of current runs; None notes no runs.
     """
 
@@ -71,28 +69,40 @@ class WorkerRegistry(ModelRegistry):
         status: SharedValue,
         send: Callable[[Any], None],
         observers: Iterable[Observer] = (),
-        make_loader: MakeLoader | None = None,
+        make_loader: MakeBlockingLoader | None = None,
         places: Places | None = None,
     ) -> None:
         fields = {name: getattr(options, name) for name in type(options).model_fields}
-        super().__init__(models=(), observers=observers, **fields)
+        super().__init__(models=(), observers=observers, collaborators=self._follow, **fields)
         self._serving_table = serving_table
         self._status = status
         self._send = send
         self._make_loader = make_loader
         self._places = places
+        self._orders: Orders | None = None
         self._seen: tuple[int, Status] = (0, _NOTHING)
 
-    def _make_runtime(self) -> _WorkerRuntime:
-        return _WorkerRuntime(
-            self.options, self._serving_table, self._send, self.observers, self._make_loader, self._places
+    def _follow(self, runtime: Runtime) -> Collaborators:
+        self._orders = orders = Orders(runtime, self._serving_table, self._send)
+
+        def make_predictor(version: ManagedVersion, servable: Servable) -> Predictor:
+            noted = servable if self._places is None else NotedServable(servable, version.id, self._places)
+            return runtime.predictor_of(version, noted)
+
+        return Collaborators(
+            make_source=lambda options, root, listener: _ToldSource(),
+            make_loader=None if self._make_loader is None else runtime.in_threads(self._make_loader),
+            make_predictor=make_predictor,
+            policy=as_told,
+            coordinator=orders,
+            before_request=orders.before_request,
         )
 
     @property
-    def runtime(self) -> _WorkerRuntime:
-        """The current entry, for the supervisor's orders."""
-        assert isinstance(self._runtime, _WorkerRuntime)
-        return self._runtime
+    def orders(self) -> Orders:
+        """The receiver of the supervisor's orders in the current entry."""
+        assert self._orders is not None
+        return self._orders
 
     @property
     def whole(self) -> Status:
@@ -121,7 +131,8 @@ class WorkerRegistry(ModelRegistry):
 
     def refused(self) -> frozenset[str]:
         """Models refused by the worker because of stuck runs."""
-        return frozenset(name for name in self.runtime.models.configs if self.runtime.models.trouble(name) is not None)
+        models = self._here().models
+        return frozenset(name for name in models.configs if models.trouble(name) is not None)
 
     def unready(self) -> str | None:
         """As `ModelRegistry`, for all workers together, or for a leaving worker alone."""
@@ -185,19 +196,17 @@ class _ToldSource:
         """Return at once: the supervisor keeps the files."""
 
 
-class _WorkerRuntime(Runtime):
-    """An entry of the registry; coordinates its manager by the serving table."""
+class Orders:
+    """Follows the supervisor's orders and the serving table in an entry, as the coordinator of the entry's manager.
 
-    def __init__(
-        self,
-        options: RegistryOptions,
-        serving_table: SharedValue,
-        send: Callable[[Any], None],
-        observers: Observers,
-        make_loader: MakeLoader | None,
-        places: Places | None,
-    ) -> None:
-        self._places = places
+    Args:
+        runtime: The entry.
+        serving_table: The serving versions; posted by the supervisor.
+        send: Sends a message to the supervisor.
+    """
+
+    def __init__(self, runtime: Runtime, serving_table: SharedValue, send: Callable[[Any], None]) -> None:
+        self._runtime = runtime
         self._ending = False
         self._serving_table = serving_table
         self._send = send
@@ -206,30 +215,22 @@ class _WorkerRuntime(Runtime):
         self._told: dict[str, dict[int, tuple[int, AspiredVersion]]] = {}
         self._held: dict[Key, tuple[ManagedVersion, Servable, asyncio.Future[None]]] = {}
 
-        def make_source(
-            options: RegistryOptions, root: Path | StoreUrl | None, listener: SourceListener
-        ) -> _ToldSource:
-            return _ToldSource()
+    def before_request(self) -> None:
+        """Adopt the last post: from the moment of a post all workers answer alike.
 
-        super().__init__(options, None, (), observers, make_loader, make_source, policy=as_told, coordinator=self)
-
-    def resolve(self, name: str, version: int | None, label: str | None) -> ManagedVersion:
-        """As `Runtime`, after adopting the last post: from the moment of a post all workers answer alike."""
+        Raises:
+            ServingError: UNAVAILABLE, because the process ends.
+        """
         if self._following and self._serving_table.number != self._adopted:
             self.adopt()
         if self._ending:
             raise ending_error()
-        return super().resolve(name, version, label)
-
-    def _predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
-        noted = servable if self._places is None else NotedServable(servable, version.id, self._places)
-        return super()._predictor_of(version, noted)
 
     async def fail_all(self, patience: float) -> None:
         """Answer every request with UNAVAILABLE; return when all are answered, or after `patience` seconds."""
         self._ending = True
-        deadline = self.loop.time() + patience
-        while self.manager.abort(lambda id: ending_error()) and self.loop.time() < deadline:  # noqa: ASYNC110
+        deadline = asyncio.get_running_loop().time() + patience
+        while self._runtime.manager.abort(lambda id: ending_error()) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     def follow_routes(self) -> None:
@@ -248,14 +249,14 @@ class _WorkerRuntime(Runtime):
             for name, versions in serving_table.serving.items()
             for version, attempt in versions.items()
         }
-        for key in wanted - {_key_of(version) for version in self.manager.serving()}:
+        for key in wanted - {_key_of(version) for version in self._runtime.manager.serving()}:
             self._publish(key)
-        for version in self.manager.serving():
+        for version in self._runtime.manager.serving():
             if (key := _key_of(version)) not in wanted:
                 self._told.get(key.name, {}).pop(key.attempt, None)
-                self.manager.withdraw(version)
+                self._runtime.manager.withdraw(version)
                 self._aspire(key.name)
-        self.models.labels = {name: dict(labels) for name, labels in serving_table.labels.items()}
+        self._runtime.models.labels = {name: dict(labels) for name, labels in serving_table.labels.items()}
 
     def _publish(self, key: Key) -> None:
         held = self._held.pop(key, None)
@@ -266,7 +267,7 @@ class _WorkerRuntime(Runtime):
             exit_now(1)
         else:
             version, servable, published = held
-            self.manager.publish(version, servable)
+            self._runtime.manager.publish(version, servable)
             if not published.done():
                 published.set_result(None)
 
@@ -274,19 +275,17 @@ class _WorkerRuntime(Runtime):
 
     def set_configs(self, configs: Configs) -> None:
         """Note the models' configurations."""
-        self.models.configs = dict(configs.models)
-        self.request_logs.set_models(self.models.configs)
+        self._runtime.models.configs = dict(configs.models)
+        self._runtime.request_logs.set_models(self._runtime.models.configs)
 
     async def load(self, order: Load) -> None:
         """Load and warm up a version, hold the version until the serving table names the attempt, and report."""
         key, config = order.key, order.config
-        self.models.configs.setdefault(key.name, config)
+        self._runtime.models.configs.setdefault(key.name, config)
 
-        def make_loader() -> Loader:
-            return self._make_loader(ServableId(key.name, key.version), order.directory, config, self.options)
-
-        warmup = self.options.warmup if config.warmup is None else config.warmup
-        aspired = AspiredVersion(make_loader, key.attempt, str(order.directory.path), warmup != "none")
+        id = ServableId(key.name, key.version)
+        make_loader = partial(self._runtime.make_loader, id, order.directory, config)
+        aspired = AspiredVersion(make_loader, key.attempt, str(order.directory.path))
         self._told.setdefault(key.name, {})[key.attempt] = key.version, aspired
         self._aspire(key.name)
         version = self._version_of(key)
@@ -294,7 +293,9 @@ class _WorkerRuntime(Runtime):
             refused = LoadError("the worker does not take it", code=Code.ABORTED)
             self._send(Failed(key, Failure.of(refused)))
             return
-        await self.monitor.wait_until(lambda: key in self._held or version.failed or version.state is State.END)
+        await self._runtime.monitor.wait_until(
+            lambda: key in self._held or version.failed or version.state is State.END
+        )
         if key in self._held:
             servable = self._held[key][1]
             verdicts = {name: signature.batching for name, signature in servable.signatures.items()}
@@ -307,30 +308,31 @@ class _WorkerRuntime(Runtime):
         self.adopt()
         self._told.get(key.name, {}).pop(key.attempt, None)
         self._aspire(key.name)
-        await self.monitor.wait_until(lambda: self._version_of(key) is None)
+        await self._runtime.monitor.wait_until(lambda: self._version_of(key) is None)
         self._send(Dropped(key))
 
     def _aspire(self, name: str) -> None:
         """Aim for all versions ordered and not dropped; of several generations of a version, for the last."""
         told = self._told.get(name, {})
-        self.manager.set_aspired_versions(name, {told[attempt][0]: told[attempt][1] for attempt in sorted(told)})
+        aspired = {told[attempt][0]: told[attempt][1] for attempt in sorted(told)}
+        self._runtime.manager.set_aspired_versions(name, aspired)
 
     def _version_of(self, key: Key) -> ManagedVersion | None:
         """The manager's version for the key, unless at its end."""
-        for version in self.manager.versions_of(key.name):
+        for version in self._runtime.manager.versions_of(key.name):
             if version.fingerprint == key.attempt and version.state is not State.END:
                 return version
         return None
 
-    # The runtime is the coordinator of its own manager (lifecycle/coordinator.py).
+    # The manager's coordinator (lifecycle/coordinator.py).
 
     async def hold(self, version: ManagedVersion, servable: Servable) -> None:
         """Wait until the serving table names the version, or the version is dropped."""
         if not version.aspired:
             return
-        key, published = _key_of(version), self.loop.create_future()
+        key, published = _key_of(version), asyncio.get_running_loop().create_future()
         self._held[key] = version, servable, published
-        self.monitor.publish()
+        self._runtime.monitor.publish()
         dropped = asyncio.ensure_future(version.unaspired.wait())
         await asyncio.wait({published, dropped}, return_when=asyncio.FIRST_COMPLETED)
         dropped.cancel()
@@ -338,3 +340,6 @@ class _WorkerRuntime(Runtime):
 
     def serving_changed(self) -> None:
         """Return at once: the serving table told the change."""
+
+    def models_changed(self, configs: Mapping[str, ModelConfig]) -> None:
+        """Return at once: the supervisor told the change."""

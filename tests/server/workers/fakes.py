@@ -30,6 +30,7 @@ from embedserve.server.workers.messages import (
 from embedserve.server.workers.process import WorkerProcess
 from embedserve.signature import BatchingVerdict
 
+LOAD_THREADS = 2
 VERDICTS = {"serving_default": BatchingVerdict(True, "as the test says", "proof")}
 
 
@@ -60,7 +61,7 @@ class FakeWorker:
         self.child = FakeChild(1000 + index)
         self._late: list[Any] = []
         self._fleet = fleet
-        self.process = WorkerProcess(index, self.child, self, 0.0)  # type: ignore[arg-type]
+        self.process = WorkerProcess(index, self.child, self, 0.0, LOAD_THREADS)  # type: ignore[arg-type]
         fleet._seats[index].process = self.process
 
     def __repr__(self) -> str:

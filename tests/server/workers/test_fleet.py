@@ -26,7 +26,7 @@ from embedserve.server.workers.messages import (
     Up,
 )
 from embedserve.server.workers.process import WorkerProcess
-from tests.server.workers.fakes import FakeChild, FakeWorker, make_fleet
+from tests.server.workers.fakes import LOAD_THREADS, FakeChild, FakeWorker, make_fleet
 
 
 class Life:
@@ -70,7 +70,7 @@ class Lives:
             return -9 if life.child.returncode is None else life.child.returncode
 
         wait.wait = ended
-        process = WorkerProcess(setup.index, wait, life, 0.0)  # type: ignore[arg-type]
+        process = WorkerProcess(setup.index, wait, life, 0.0, LOAD_THREADS)  # type: ignore[arg-type]
         self.processes.append(process)
         return process
 

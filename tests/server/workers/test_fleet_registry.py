@@ -108,6 +108,21 @@ async def test_a_version_is_posted_when_every_worker_has_it_and_gone_before_one_
             await it.registry.predict("m", {})
 
 
+async def test_loads_in_the_workers_wait_without_a_thread_of_the_supervisor(tmp_path: Path, saved: Path) -> None:
+    async with serving(tmp_path, saved, num_load_threads=1) as it:
+        first = it.workers[0]
+        first.waiting = True
+        await it.registry.reconfigure([it.config(version_policy=AllVersions())])
+        for version in (2, 3):
+            await asyncio.to_thread(it.publish, version)
+        async with asyncio.timeout(20):
+            while len(first.told(Load)) < 3:
+                await asyncio.sleep(0)
+        first.go_on()
+        await it.until(lambda: it.state(2) is it.state(3) is State.AVAILABLE)
+        assert it.routed == {1, 2, 3}
+
+
 async def test_a_load_that_fails_in_one_worker_is_retried_and_never_posted(tmp_path: Path, saved: Path) -> None:
     retry = RetryPolicy(max_retries=1, initial=0.01, maximum=0.01)
     async with serving(tmp_path, saved, retry=retry) as it:

@@ -19,14 +19,15 @@ from embedserve.server.workers.plan import (
 OLD, NEW = Key("m", 1, 1), Key("m", 2, 2)
 
 
-def worker(index: int, state: str, *, told: bool = False, loaded: bool = False) -> WorkerView:
-    """A worker that is `down`, `up` or `serving`, and has been told to load NEW, or has loaded it."""
+def worker(index: int, state: str, *, told: bool = False, loaded: bool = False, full: bool = False) -> WorkerView:
+    """A worker that is `down`, `up` or `serving`, has been told to load NEW, has loaded it, or has no free thread."""
     return WorkerView(
         index,
         up=state != "down",
         serving=state == "serving",
         told=frozenset({NEW} if told or loaded else ()),
         loaded=frozenset({NEW} if loaded else ()),
+        full=full,
     )
 
 
@@ -44,12 +45,18 @@ def worker(index: int, state: str, *, told: bool = False, loaded: bool = False) 
         ([worker(0, "serving"), worker(1, "serving")], (0,)),
         ([worker(0, "serving", told=True), worker(1, "serving")], ()),
         ([worker(0, "serving", loaded=True), worker(1, "serving"), worker(2, "serving")], (1, 2)),
-        ([worker(0, "serving", loaded=True), worker(1, "serving", told=True), worker(2, "serving")], ()),
+        ([worker(0, "serving", loaded=True), worker(1, "serving", told=True), worker(2, "serving")], (2,)),
         ([worker(0, "serving", loaded=True), worker(1, "up")], None),
         ([worker(0, "down"), worker(1, "serving")], (1,)),
         ([worker(0, "up", told=True), worker(1, "serving", loaded=True)], None),
         # One that has begun to serve meanwhile is asked as well.
         ([worker(0, "serving", loaded=True), worker(1, "serving")], (1,)),
+        # A worker whose load threads are all at work is asked later.
+        ([worker(0, "up", full=True), worker(1, "up")], (1,)),
+        ([worker(0, "up", full=True), worker(1, "up", loaded=True)], ()),
+        ([worker(0, "serving", full=True), worker(1, "serving")], (1,)),
+        ([worker(0, "serving", loaded=True), worker(1, "serving", full=True), worker(2, "serving")], (2,)),
+        ([worker(0, "serving", full=True), worker(1, "serving", full=True)], ()),
     ],
 )
 def test_who_is_next_to_load(workers: list[WorkerView], expected: tuple[int, ...] | None) -> None:

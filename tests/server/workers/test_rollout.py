@@ -13,7 +13,7 @@ from embedserve.lifecycle.source import VersionDirectory
 from embedserve.server.workers.fleet import Fleet
 from embedserve.server.workers.messages import Drop, Key, Load, Loaded, Open
 from embedserve.server.workers.rollout import CrashedError
-from tests.server.workers.fakes import FakeWorker, make_fleet
+from tests.server.workers.fakes import LOAD_THREADS, FakeWorker, make_fleet
 
 CONFIG = ModelConfig(name="m", base_path="/fake/m")
 
@@ -119,6 +119,23 @@ async def test_of_versions_that_are_loaded_together_none_is_blamed_and_each_can_
     assert raised.value.alone
     serving(fleet, 0)
     assert (await other).key.version == 2
+
+
+async def test_a_worker_is_ordered_as_many_loads_as_it_has_load_threads() -> None:
+    fleet = make_fleet(1)
+    (worker,) = serving(fleet, 0)
+    worker.waiting = True
+    loads = [asyncio.create_task(load(fleet, version)) for version in range(1, LOAD_THREADS + 2)]
+    await until(lambda: len(worker.told(Load)) == LOAD_THREADS)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(worker.told(Load)) == LOAD_THREADS
+    worker.die()
+    for each in loads[:LOAD_THREADS]:
+        with pytest.raises(CrashedError):
+            await each
+    serving(fleet, 0)
+    assert (await loads[-1]).key.version == LOAD_THREADS + 1, "no order had reached the worker that ended"
 
 
 async def test_a_worker_that_dies_after_it_has_loaded_is_not_waited_for() -> None:

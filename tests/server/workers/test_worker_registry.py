@@ -15,7 +15,7 @@ from embedserve.config import ModelConfig, RegistryOptions, RetryPolicy
 from embedserve.errors import InvalidModelSpecError, NotReadyError, ServableNotFoundError
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.lifecycle.source import VersionDirectory
-from embedserve.servable import Loader, ServableId, State
+from embedserve.servable import BlockingLoader, ServableId, State
 from embedserve.server.workers import worker_registry
 from embedserve.server.workers.messages import (
     Configs,
@@ -53,7 +53,7 @@ class Worker:
 
     def _make(
         self, id: ServableId, directory: VersionDirectory, config: ModelConfig, options: RegistryOptions
-    ) -> Loader:
+    ) -> BlockingLoader:
         loader = self._next.pop(0)
         loader.id = id
         return loader
@@ -64,7 +64,7 @@ class Worker:
         self.loaders[key] = loader or FakeLoader()
         self._next.append(self.loaders[key])
         directory = VersionDirectory(version, Path(f"/fake/m/{version}"), ())
-        await self.registry.runtime.load(Load(key, directory, CONFIG))
+        await self.registry.orders.load(Load(key, directory, CONFIG))
         return key
 
     def post(self, *keys: Key, labels: dict[str, int] | None = None) -> None:
@@ -78,7 +78,7 @@ class Worker:
 async def entered() -> AsyncIterator[Worker]:
     worker = Worker()
     await worker.registry.start(wait=False)
-    worker.registry.runtime.set_configs(Configs({"m": CONFIG}))
+    worker.registry.orders.set_configs(Configs({"m": CONFIG}))
     try:
         yield worker
     finally:
@@ -102,7 +102,7 @@ async def test_a_loaded_version_answers_from_the_post_on_and_not_before() -> Non
         worker.post(one)
         with pytest.raises(NotReadyError):
             await worker.answer()  # It does not serve yet: others may not have what is posted now.
-        worker.registry.runtime.follow_routes()
+        worker.registry.orders.follow_routes()
         assert await worker.answer() == 11.0
         two = await worker.load(2, 2)
         assert await worker.answer() == 11.0
@@ -115,13 +115,13 @@ async def test_a_loaded_version_answers_from_the_post_on_and_not_before() -> Non
 
 async def test_going_back_to_an_older_version_is_as_sudden() -> None:
     async with entered() as worker:
-        worker.registry.runtime.follow_routes()
+        worker.registry.orders.follow_routes()
         one, two = await worker.load(1, 1), await worker.load(2, 2)
         worker.post(one, two)
         assert (await worker.answer(), await worker.answer(version=1)) == (12.0, 11.0)
         worker.post(one)
         assert await worker.answer() == 11.0
-        await worker.registry.runtime.drop(two)
+        await worker.registry.orders.drop(two)
         assert worker.said[-1] == Dropped(two)
         assert worker.loaders[two].unloads == 1
 
@@ -129,7 +129,7 @@ async def test_going_back_to_an_older_version_is_as_sudden() -> None:
 async def test_requests_in_flight_end_on_their_version_and_a_drop_waits_for_them() -> None:
     async with entered() as worker:
         gate = Gate()
-        worker.registry.runtime.follow_routes()
+        worker.registry.orders.follow_routes()
         one = await worker.load(1, 1, FakeLoader(gate=gate))
         worker.post(one)
         gate.open()
@@ -139,7 +139,7 @@ async def test_requests_in_flight_end_on_their_version_and_a_drop_waits_for_them
         while not gate.waiting:
             await asyncio.sleep(0)
         worker.post()
-        dropping = asyncio.create_task(worker.registry.runtime.drop(one))
+        dropping = asyncio.create_task(worker.registry.orders.drop(one))
         with pytest.raises(ServableNotFoundError):
             await worker.answer()
         assert not dropping.done()
@@ -151,7 +151,7 @@ async def test_requests_in_flight_end_on_their_version_and_a_drop_waits_for_them
 
 async def test_new_contents_of_a_version_take_the_place_of_the_old_without_a_gap() -> None:
     async with entered() as worker:
-        worker.registry.runtime.follow_routes()
+        worker.registry.orders.follow_routes()
         old = await worker.load(1, 1)
         worker.post(old)
         assert await worker.answer(version=1) == 11.0
@@ -159,23 +159,23 @@ async def test_new_contents_of_a_version_take_the_place_of_the_old_without_a_gap
         assert await worker.answer(version=1) == 11.0
         worker.post(new)
         assert await worker.answer(version=1) == 100.0
-        await worker.registry.runtime.drop(old)
+        await worker.registry.orders.drop(old)
         assert (worker.loaders[old].unloads, worker.loaders[new].unloads) == (1, 0)
         assert await worker.answer(version=1) == 100.0
 
 
 async def test_new_contents_that_are_given_up_leave_the_old_serving() -> None:
     async with entered() as worker:
-        worker.registry.runtime.follow_routes()
+        worker.registry.orders.follow_routes()
         old = await worker.load(1, 1)
         worker.post(old)
-        worker.registry.runtime.adopt()
+        worker.registry.orders.adopt()
         new = await worker.load(1, 2)
-        await worker.registry.runtime.drop(new)
+        await worker.registry.orders.drop(new)
         assert worker.loaders[new].unloads == 1
         failing = await worker.load(1, 3, FakeLoader(failures=-1))
         assert isinstance(worker.said[-1], Failed)
-        await worker.registry.runtime.drop(failing)
+        await worker.registry.orders.drop(failing)
         assert await worker.answer(version=1) == 11.0
         assert worker.loaders[old].unloads == 0
 
@@ -186,7 +186,7 @@ async def test_a_failed_load_is_reported_once_and_can_be_tried_again() -> None:
         (failed,) = worker.said
         assert (failed.key, failed.failure.code.name) == (key, "DATA_LOSS")
         assert failed.failure.message == "the fake loader was told to fail"
-        await worker.registry.runtime.drop(key)
+        await worker.registry.orders.drop(key)
         again = await worker.load(1, 2)
         assert worker.said[-1] == Loaded(again, "fake", False, batching=VERDICTS)
 
@@ -198,7 +198,7 @@ async def test_a_version_that_is_dropped_while_it_loads_is_unloaded_and_never_re
         while not gate.waiting:
             await asyncio.sleep(0)
         key = Key("m", 1, 1)
-        dropping = asyncio.create_task(worker.registry.runtime.drop(key))
+        dropping = asyncio.create_task(worker.registry.orders.drop(key))
         await asyncio.sleep(0)
         gate.open()
         await dropping
@@ -210,7 +210,7 @@ async def test_a_version_that_is_dropped_while_it_loads_is_unloaded_and_never_re
 
 async def test_labels_mean_what_is_posted() -> None:
     async with entered() as worker:
-        worker.registry.runtime.follow_routes()
+        worker.registry.orders.follow_routes()
         one, two = await worker.load(1, 1), await worker.load(2, 2)
         worker.post(one, two, labels={"stable": 1})
         assert await worker.answer(label="stable") == 11.0
@@ -227,7 +227,7 @@ async def test_a_worker_that_lacks_what_is_posted_ends_rather_than_answer_with_t
     ended: list[int] = []
     monkeypatch.setattr(worker_registry, "exit_now", ended.append)
     async with entered() as worker:
-        worker.registry.runtime.follow_routes()
+        worker.registry.orders.follow_routes()
         worker.post(await worker.load(1, 1))
         assert await worker.answer() == 11.0
         worker.post(Key("m", 2, 2))
