@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     )
     from embedserve.handle import ModelHandle
     from embedserve.lifecycle.monitor import VersionStatus
+    from embedserve.lifecycle.source_protocol import StoreStatistics
     from embedserve.metrics import Metrics
     from embedserve.observer import Observer
     from embedserve.registry import ModelRegistry
-    from embedserve.remote.follower import StoreStatistics
     from embedserve.runtime.runtime import RegistryStatistics
     from embedserve.servable import ServableId, State
     from embedserve.signature import Signature, TensorSpec

@@ -21,10 +21,10 @@ import numpy as np
 
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, near
 from embedserve.errors import Code, ConfigError, DeadlineExceededError, InferenceError, LoadError
-from embedserve.lifecycle.source import SourceListener, VersionDirectory
+from embedserve.lifecycle.source import VersionDirectory
+from embedserve.lifecycle.source_protocol import SourceListener, StoreStatistics
 from embedserve.lifecycle.version_policy import choose
 from embedserve.registry import ModelRegistry
-from embedserve.remote.follower import StoreStatistics
 from embedserve.runtime.runtime import Collaborators, Runtime
 from embedserve.saved_model.files.completeness import FileStamp, Fingerprint
 from embedserve.servable import Array, BlockingLoader, Cancellation, Servable, ServableId, Tensors
@@ -434,7 +434,12 @@ class FakeRegistry(ModelRegistry):
         self.source: FakeSource | None = None
 
     def _fakes(self, runtime: Runtime) -> Collaborators:
-        def make_source(options: RegistryOptions, root: Path | StoreUrl | None, listener: SourceListener) -> FakeSource:
+        def make_source(
+            options: RegistryOptions,
+            root: Path | StoreUrl | None,
+            listener: SourceListener,
+            in_use: Callable[[], Collection[str]],
+        ) -> FakeSource:
             self.source = FakeSource(listener, self._found)
             return self.source
 

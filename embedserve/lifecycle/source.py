@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.file_system import FileSystem
@@ -34,9 +34,10 @@ from embedserve.lifecycle.scan import (
     scan_model,
     scan_root,
 )
+from embedserve.lifecycle.source_protocol import SourceListener, StoreStatistics
 from embedserve.lifecycle.watch import DirectoryWatch, WatchTarget
 
-__all__ = ["FileSystemSource", "SourceListener", "VersionDirectory"]
+__all__ = ["FileSystemSource", "VersionDirectory"]
 
 logger = logging.getLogger("embedserve")
 
@@ -57,28 +58,6 @@ CLOSE_SECONDS = 2.0
 
 # After a slow look, a directory rests for `_REST` times the look's duration, even if `poll_interval` is shorter.
 _REST = 4.0
-
-
-class SourceListener(Protocol):
-    """The receiver of a source's reports.
-
-    Every call comes on the loop, between two turns of the loop, and must not block.
-    """
-
-    def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
-        """Take the changed models: all models, given by name or discovered.
-
-        No more reports follow about a model left out.
-        """
-
-    def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
-        """Take all aspired versions of a model after a change. Leaving out a version means unload."""
-
-    def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
-        """Take the changed waiting versions, with reasons: all wanted versions not yet whole and quiet."""
-
-    def on_trouble(self, name: str, trouble: str | None) -> None:
-        """Take the changed obstacle to finding new versions of a model; None for no obstacle."""
 
 
 class _Part:
@@ -241,6 +220,10 @@ class FileSystemSource:
         part = self._parts.get(name)
         return MappingProxyType({}) if part is None or part.scan is None else part.scan.found
 
+    def stores(self) -> dict[str, StoreStatistics]:
+        """Return no statistics: no model is in a store."""
+        return {}
+
     # Commands.
 
     def set_models(self, models: Iterable[ModelConfig]) -> None:
@@ -339,6 +322,9 @@ class FileSystemSource:
             await asyncio.wait([task])
         self._answer(all_of_them=True)
         await asyncio.gather(self._threads.aclose(CLOSE_SECONDS), self._watch.aclose())
+
+    def release(self) -> None:
+        """Return at once: the directories belong to others."""
 
     async def _run(self) -> None:
         while True:

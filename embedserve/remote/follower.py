@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.scan import VersionDirectory
+from embedserve.lifecycle.source_protocol import SourceListener, StoreStatistics
 from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent
 from embedserve.remote.cache import Cache, cache_key
 from embedserve.remote.contents import RemoteVersion
@@ -33,7 +34,7 @@ from embedserve.store_url import StoreUrl
 if TYPE_CHECKING:
     from embedserve.remote.store import Store
 
-__all__ = ["Follower", "StoreStatistics", "SyncContext", "SyncListener"]
+__all__ = ["Follower", "SyncContext"]
 
 logger = logging.getLogger("embedserve")
 
@@ -41,16 +42,6 @@ logger = logging.getLogger("embedserve")
 FIRST_ANSWER = 10.0
 # Marks contents from another source than the store.
 _ELSEWHERE = "elsewhere"
-
-
-class SyncListener(Protocol):
-    """The receiver of a follower's reports, like `lifecycle.source.SourceListener`."""
-
-    def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
-        """Take all aspired versions of a model after a change."""
-
-    def on_waiting(self, name: str, reasons: Mapping[int, str]) -> None:
-        """Take all wanted versions that are not served with the current contents, with reasons, after a change."""
 
 
 @dataclass(frozen=True)
@@ -62,29 +53,6 @@ class SyncContext:
     disk: LoadPool
     leases: Leases
     open_store: Callable[[StoreUrl, Mapping[str, Any]], Awaitable[Store]]
-
-
-@dataclass(frozen=True)
-class StoreStatistics:
-    """The state of a remote model's sync.
-
-    Attributes:
-        url: The base path, without credentials.
-        last_sync: The time of the store's last answer, in seconds since 1970; None before the first answer.
-        last_error: The reason of a missing answer or a failed fetch; None while all is well.
-        failures: Unanswered rounds in a row.
-        fetching: The version that is being fetched.
-        fetched_bytes: Bytes fetched since the registry was entered.
-        cached_bytes: Bytes of the model's whole versions in the cache.
-    """
-
-    url: str
-    last_sync: float | None = None
-    last_error: str | None = None
-    failures: int = 0
-    fetching: int | None = None
-    fetched_bytes: int = 0
-    cached_bytes: int = 0
 
 
 class Follower:
@@ -101,7 +69,7 @@ class Follower:
         self,
         config: ModelConfig,
         context: SyncContext,
-        listener: SyncListener,
+        listener: SourceListener,
         served: Mapping[int, VersionDirectory],
     ) -> None:
         assert isinstance(config.base_path, StoreUrl)

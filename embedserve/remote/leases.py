@@ -47,8 +47,8 @@ class Leases:
         return f"<Leases of {len(self._locks)} versions, {len(self._unwanted)} to go>"
 
     def start(self) -> None:
-        """Begin to tidy up."""
-        self._task = asyncio.get_running_loop().create_task(self._tidy(), name="embedserve-leases")
+        """Begin to tidy up, unless already begun."""
+        self._task = self._task or asyncio.get_running_loop().create_task(self._tidy(), name="embedserve-leases")
 
     def put(self, model: str, path: Path, lock: Lock) -> None:
         """Keep a version that was just fetched for a model, under the fetch's lock."""

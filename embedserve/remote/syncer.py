@@ -11,16 +11,17 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, absolute, name_problem
 from embedserve.errors import StartError
 from embedserve.lifecycle.scan import VersionDirectory
+from embedserve.lifecycle.source_protocol import SourceListener, StoreStatistics
 from embedserve.remote.cache import Cache
 from embedserve.remote.concurrency_limit import ConcurrencyLimit
 from embedserve.remote.errors import StoreError
-from embedserve.remote.follower import Follower, StoreStatistics, SyncContext, SyncListener
+from embedserve.remote.follower import Follower, SyncContext
 from embedserve.remote.leases import Leases
 from embedserve.remote.root import RemoteRoot
 from embedserve.store_url import StoreUrl
@@ -28,17 +29,10 @@ from embedserve.store_url import StoreUrl
 if TYPE_CHECKING:
     from embedserve.remote.store import Store
 
-__all__ = ["Syncer", "SyncerListener", "default_cache_dir"]
+__all__ = ["Syncer", "default_cache_dir"]
 
 # Threads for the cache's files and for opening stores.
 DISK_THREADS = 4
-
-
-class SyncerListener(SyncListener, Protocol):
-    """The receiver of a syncer's reports; every call comes on the loop, between two turns, and must not block."""
-
-    def on_discovered(self, configs: Mapping[str, ModelConfig]) -> None:
-        """Take all models under the remote root after a change."""
 
 
 def default_cache_dir(environment: Mapping[str, str]) -> Path:
@@ -53,7 +47,7 @@ class Syncer:
         options: The syncer reads `poll_interval`, `settle`, `start_timeout` and all options that begin with `remote_`.
         root: URL of a directory of models, or None.
         cache_dir: The cache directory, unless the options name another directory.
-        listener: Receives the reports.
+        listener: Receives the reports; `on_models` gets only the models under the root.
         in_use: Paths of reported version directories that may still be read, wanted or not; the directories stay.
     """
 
@@ -62,7 +56,7 @@ class Syncer:
         options: RegistryOptions,
         root: StoreUrl | None,
         cache_dir: Path,
-        listener: SyncerListener,
+        listener: SourceListener,
         in_use: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._options = options
@@ -76,6 +70,7 @@ class Syncer:
         self._configured: dict[str, ModelConfig] = {}
         self._discovered: dict[str, ModelConfig] = {}
         self._policies: dict[str, VersionPolicy] = {}
+        self._settled: dict[str, VersionPolicy] = {}
         self._followers: dict[str, Follower] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._started = False
@@ -115,7 +110,11 @@ class Syncer:
         follower = self._followers.get(name)
         return {} if follower is None else follower.served
 
-    def statistics(self) -> dict[str, StoreStatistics]:
+    def misplaced(self, name: str) -> bool:
+        """Return False: a store's contents are listed, and not looked into."""
+        return False
+
+    def stores(self) -> dict[str, StoreStatistics]:
         """The state of each model's sync; readable from any thread."""
         return {name: follower.statistics() for name, follower in list(self._followers.items())}
 
@@ -149,7 +148,7 @@ class Syncer:
         self._discovered = {
             name: ModelConfig(name=name, base_path=self._root.url / name) for name in names if not name_problem(name)
         }
-        self._listener.on_discovered(self._discovered)
+        self._listener.on_models(self._discovered)
         if self._started:
             self._follow({})
 
@@ -198,9 +197,14 @@ class Syncer:
                 await self._disk.run(self._cache.open)
             except StoreError as error:
                 raise StartError(str(error)) from None
-        self._leases.start()
         if self._root is not None:
+            self._leases.start()
             await self._root.start()
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin at once, without a root; each follower opens the cache, and reports a cache that cannot be used."""
+        self._leases.start()
         self._started = True
         self._follow({})
 
@@ -210,6 +214,15 @@ class Syncer:
             self._root.hint()
         for follower in self._followers.values():
             follower.hint()
+
+    async def scan_now(self, names: Collection[str] | None = None) -> None:
+        """Wait for the stores of models with a new policy from `set_policy` since the last call.
+
+        No other store is waited for: a silent store must not delay changes of other models.
+        """
+        changed = [name for name, policy in self._policies.items() if self._settled.get(name) != policy]
+        self._settled = dict(self._policies)
+        await self.settled(changed)
 
     async def settled(self, names: Iterable[str]) -> None:
         """Wait until the named models' wanted versions are fetched and reported, or are unavailable for now.

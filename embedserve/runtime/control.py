@@ -13,8 +13,8 @@ from embedserve.config import ModelConfig, RegistryOptions, SpecificVersions, Ve
 from embedserve.errors import Code, ConfigError, LoadError, ServableNotFoundError, ServingError
 from embedserve.lifecycle.manager import Manager
 from embedserve.lifecycle.monitor import Monitor
+from embedserve.lifecycle.source_protocol import Source
 from embedserve.runtime.models import Models
-from embedserve.runtime.source import Source
 from embedserve.runtime.starting import LOOK_INTERVAL, Prospect
 from embedserve.servable import State
 

@@ -12,7 +12,7 @@ from embedserve.config import ModelConfig
 from embedserve.errors import Code
 from embedserve.lifecycle.manager import Manager
 from embedserve.lifecycle.monitor import Monitor
-from embedserve.runtime.source import Source
+from embedserve.lifecycle.source_protocol import Source
 from embedserve.runtime.starting import Prospect
 from embedserve.servable import State
 

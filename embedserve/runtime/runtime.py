@@ -43,16 +43,16 @@ from embedserve.handle import unknown_signature
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
+from embedserve.lifecycle.source_protocol import MakeSource, StoreStatistics
 from embedserve.lifecycle.thread_loader import LoaderThreads, ThreadLoader
 from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
 from embedserve.observer import Observers
 from embedserve.priority import Priority, PriorityName, priority_named
-from embedserve.remote.follower import StoreStatistics
 from embedserve.request_log import RequestLogs
 from embedserve.request_log.records import predict_exchange
 from embedserve.runtime.control import Control
 from embedserve.runtime.models import Models
-from embedserve.runtime.source import MakeSource, watch
+from embedserve.runtime.source import CombinedSource
 from embedserve.runtime.starting import LOOK_INTERVAL, Outcome, Start
 from embedserve.servable import Array, BlockingLoader, Loader, Predictor, Servable, ServableId, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
@@ -120,7 +120,7 @@ class Collaborators:
         before_request: Called before each request looks for its version; an error refuses the request.
     """
 
-    make_source: MakeSource = watch
+    make_source: MakeSource = CombinedSource
     make_loader: MakeLoader | None = None
     make_predictor: MakePredictor | None = None
     policy: TransitionPolicy | None = None
@@ -170,7 +170,7 @@ class Runtime(OwnerLoop):
         self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
         self._starting: asyncio.Task[None] | None = None
         self.closing: asyncio.Task[None] | None = None
-        self.source = parts.make_source(options, root, self)
+        self.source = parts.make_source(options, root, self, self.manager.directories)
         labels_changed = None if coordinator is None else coordinator.serving_changed
         self.models = Models(self.manager, self.monitor, self.source, labels_changed)
         configured = [model.name for model in models]
@@ -384,7 +384,7 @@ class Runtime(OwnerLoop):
             self._stuck.pop(version, None)
         self.manager.refresh(version)
 
-    # Reports from the source (lifecycle/source.py: SourceListener).
+    # Reports from the source (lifecycle/source_protocol.py: SourceListener).
 
     def on_models(self, configs: Mapping[str, ModelConfig]) -> None:
         """Take a changed set of models: discovered, configured anew, or gone."""
@@ -424,10 +424,6 @@ class Runtime(OwnerLoop):
     def on_trouble(self, name: str, trouble: str | None) -> None:
         """Take the obstacle to finding new versions of a model, or None without an obstacle."""
         self.monitor.set_trouble(name, trouble)
-
-    def directories_in_use(self) -> set[str]:
-        """Return the paths of versions whose files may still be read."""
-        return self.manager.directories()
 
     # Start and stop.
 

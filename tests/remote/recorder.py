@@ -27,8 +27,6 @@ class Recorder:
                 del told[name]
         self._told.set()
 
-    on_discovered = on_models
-
     def on_aspired(self, name: str, aspired: Mapping[int, VersionDirectory]) -> None:
         self.aspired[name] = aspired
         self.history.append((name, tuple(sorted(aspired))))

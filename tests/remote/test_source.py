@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from embedserve.config import LatestVersions, ModelConfig, RegistryOptions, SpecificVersions
-from embedserve.remote.source import CombinedSource
+from embedserve.runtime.source import CombinedSource
 from embedserve.store_url import StoreUrl
 from tests.remote.recorder import Recorder
 from tests.remote.stores import FAST, WebStore
@@ -31,7 +31,7 @@ async def open_source(listener: Recorder, tmp_path: Path) -> AsyncIterator[Open]
 
     async def open_(root: Path | StoreUrl | None, *models: ModelConfig) -> CombinedSource:
         options = RegistryOptions(**FAST, remote_cache_dir=tmp_path / "cache", poll_interval=0.1)
-        source = CombinedSource(options, root, listener)
+        source = CombinedSource(options, root, listener, listener.directories_in_use)
         opened.append(source)
         source.set_models(models)
         await source.start()

@@ -96,8 +96,8 @@ async def test_a_version_is_fetched_and_its_successor_too(
     assert [versions for _, versions in listener.history if versions] == [(1,), (2,)]
     await listener.until(lambda: not listener.waiting["m"])
     size = sum(map(len, files_of(lines[2]).values()))
-    await listener.until(lambda: syncer.statistics()["m"].cached_bytes == size)
-    statistics = syncer.statistics()["m"]
+    await listener.until(lambda: syncer.stores()["m"].cached_bytes == size)
+    statistics = syncer.stores()["m"]
     assert (statistics.url, statistics.last_error, statistics.failures) == (web.url("m"), None, 0)
     assert statistics.fetching is None
     assert statistics.fetched_bytes > size
@@ -159,7 +159,7 @@ async def test_a_store_is_asked_once_where_it_is_not_polled_and_until_it_answers
     web.publish(lines[1], "m/1")
     web.kill()
     syncer: Syncer = await open_syncer(model(web.url("m")), remote_poll_interval=float("inf"))
-    await listener.until(lambda: syncer.statistics()["m"].failures > 0)
+    await listener.until(lambda: syncer.stores()["m"].failures > 0)
     web.start()
     await listener.until_versions(1)
 
@@ -218,7 +218,7 @@ async def test_what_changes_while_it_is_fetched_is_not_taken(
         await listener.until_versions(1)
         assert asked.is_set()
         digest = listener.aspired["m"][1].path.name
-        assert syncer.statistics()["m"].fetched_bytes == 2 * sum(map(len, files.values()))
+        assert syncer.stores()["m"].fetched_bytes == 2 * sum(map(len, files.values()))
         await listener.until(lambda: not listener.waiting["m"])
         assert listener.aspired["m"][1].path.name == digest
 
@@ -234,14 +234,14 @@ async def test_a_store_that_is_down_unloads_nothing_and_goes_on_when_it_is_back(
     await listener.until_versions(1)
     told = list(listener.history)
     web.kill()
-    await listener.until(lambda: syncer.statistics()["m"].failures >= 3)
+    await listener.until(lambda: syncer.stores()["m"].failures >= 3)
     assert listener.history == told
     assert cached(tmp_path) == {"1"}
-    assert "Cannot connect" in (syncer.statistics()["m"].last_error or "")
+    assert "Cannot connect" in (syncer.stores()["m"].last_error or "")
     web.publish(lines[2], "m/2")
     web.start()
     await listener.until_versions(2)
-    assert syncer.statistics()["m"].last_error is None
+    assert syncer.stores()["m"].last_error is None
 
 
 async def test_a_restart_during_an_outage_serves_from_the_cache(
@@ -254,7 +254,7 @@ async def test_a_restart_during_an_outage_serves_from_the_cache(
     web.kill()
     first = Recorder()
     unreached: Syncer = await open_syncer(config, model(web.url("other"), "other"), to=first)
-    await first.until(lambda: unreached.statistics()["m"].failures > 0)
+    await first.until(lambda: unreached.stores()["m"].failures > 0)
     if first.versions() != {1, 2}:  # It was left before both had come.
         web.start()
         await first.until_versions(1, 2)
@@ -263,7 +263,7 @@ async def test_a_restart_during_an_outage_serves_from_the_cache(
     again = Recorder()
     syncer: Syncer = await open_syncer(config, to=again)
     await again.until_versions(1, 2)
-    assert syncer.statistics()["m"].last_sync is None
+    assert syncer.stores()["m"].last_sync is None
     syncer.set_policy("m", LatestVersions())
     await syncer.settled(["m"])
     assert again.versions() == {2}, "the policy chooses among what is cached, too"
@@ -293,7 +293,7 @@ async def test_a_store_that_hangs_at_the_start_is_not_waited_for_where_there_is_
         again = Recorder()
         syncer: Syncer = await open_syncer(config, to=again, remote_timeout=60.0)
         await again.until_versions(1)
-        assert syncer.statistics()["m"].failures == 0
+        assert syncer.stores()["m"].failures == 0
         await close(syncer)
         release.set()
 
@@ -335,7 +335,7 @@ async def test_files_that_take_long_keep_no_other_model_of_their_store_from_comi
 
     with scripted_web(answer) as url:
         syncer: Syncer = await open_syncer(model(f"{url}/slow", "slow"))
-        await listener.until(lambda: syncer.statistics()["slow"].fetching == 1)
+        await listener.until(lambda: syncer.stores()["slow"].fetching == 1)
         syncer.set_models([model(f"{url}/slow", "slow"), model(f"{url}/m")])
         await listener.until_versions(1)
         assert not listener.aspired["slow"]
@@ -363,7 +363,7 @@ async def test_a_page_without_versions_is_an_error_and_not_an_empty_base_path(
         syncer: Syncer = await open_syncer(model(f"{url}/m"))
         await listener.until_versions(1)
         ill.set()
-        await listener.until(lambda: syncer.statistics()["m"].failures >= 2)
+        await listener.until(lambda: syncer.stores()["m"].failures >= 2)
         assert listener.versions() == {1}
         assert cached(tmp_path) == {"1"}
 
@@ -375,7 +375,7 @@ async def test_an_object_store_that_says_empty_is_believed_and_one_that_says_mis
     syncer: Syncer = await open_syncer(model(bucket.url("models/m")), **bucket.registry_options)
     await listener.until_versions(1)
     bucket.remove("models/m/")
-    await listener.until(lambda: syncer.statistics()["m"].failures >= 2)
+    await listener.until(lambda: syncer.stores()["m"].failures >= 2)
     assert listener.versions() == {1}, "as a local base path that is gone"
     bucket.put("models/m/README", b"no version here")
     await listener.until_versions()
@@ -396,7 +396,7 @@ async def test_with_last_what_is_deleted_from_a_store_serves_on(
     bucket.remove("models/m/1/")
     bucket.remove("models/other/")
     await listener.until(lambda: "No versions of servable m found" in (syncer.problem("m") or ""))
-    await listener.until(lambda: syncer.statistics()["other"].failures >= 3)
+    await listener.until(lambda: syncer.stores()["other"].failures >= 3)
     assert set(listener.models) == {"m", "other"}
     assert [listener.versions(name) for name in ("m", "other")] == [{1}, {1}]
     assert cached(tmp_path) == files
@@ -455,7 +455,7 @@ async def test_a_model_that_is_left_out_goes_and_one_at_another_url_takes_over(
     await listener.until_versions(2)
     assert ("m", ()) not in listener.history
     await listener.until(lambda: cached(tmp_path) == {"2"})
-    assert set(syncer.statistics()) == {"m"}
+    assert set(syncer.stores()) == {"m"}
 
 
 async def test_a_cache_that_is_wiped_while_it_is_used_is_filled_again(
@@ -485,7 +485,7 @@ async def test_a_version_that_does_not_fit_is_refused_and_the_served_one_stays(
     web.publish(lines[2], "m/2")
     await listener.until(lambda: "remote_cache_max_bytes" in listener.reason(2))
     assert (listener.versions(), cached(tmp_path)) == ({1}, {"1"})
-    assert syncer.statistics()["m"].failures == 0, "the store is well"
+    assert syncer.stores()["m"].failures == 0, "the store is well"
     shutil.rmtree(web.directory / "m" / "1")
     assert listener.versions() == {1}
     listener.in_use.clear()
@@ -520,7 +520,7 @@ async def test_two_users_of_a_cache_fetch_once_and_take_nothing_from_each_other(
     await listener.until_versions(2)
     await other.until_versions(1, 2)
     sizes = [sum(map(len, files_of(lines[number]).values())) for number in (1, 2)]
-    assert sum(syncer.statistics()["m"].fetched_bytes for syncer in both) == sum(sizes)
+    assert sum(syncer.stores()["m"].fetched_bytes for syncer in both) == sum(sizes)
     await both[0].settled(["m"])
     assert cached(tmp_path) == {"1", "2"}, "the first does not want version 1, the second uses it"
     await close(both[1])
@@ -565,7 +565,7 @@ async def test_a_root_that_does_not_answer_is_remembered_by_the_cache(
     first: Syncer = await open_syncer(root=web.url("models"))
     await listener.until_versions(1, name="a")
     web.kill()
-    await listener.until(lambda: first.statistics()["a"].failures > 0)
+    await listener.until(lambda: first.stores()["a"].failures > 0)
     assert set(listener.models) == {"a"}
     await close(first)
     again = Recorder()
@@ -621,8 +621,8 @@ async def test_no_log_line_or_status_holds_a_credential(
     syncer: Syncer = await open_syncer(model(url))
     await listener.until_versions(1)
     web.kill()
-    await listener.until(lambda: syncer.statistics()["m"].failures > 1)
-    shown = f"{syncer.statistics()} {syncer!r} {syncer.problem('m')} {listener.waiting} {caplog.text}"
+    await listener.until(lambda: syncer.stores()["m"].failures > 1)
+    shown = f"{syncer.stores()} {syncer!r} {syncer.problem('m')} {listener.waiting} {caplog.text}"
     assert "m cannot be synced, what is served stays" in caplog.text
     assert caplog.text.count("cannot be synced") == 1, "once for an outage, not once for each attempt"
     assert "hush-hush" not in shown

@@ -11,7 +11,8 @@ import pytest
 from embedserve import ModelRegistry
 from embedserve.config import ModelConfig, RetryPolicy
 from embedserve.errors import LoadError, NotReadyError, StartError
-from embedserve.lifecycle.source import SourceListener, VersionDirectory
+from embedserve.lifecycle.source import VersionDirectory
+from embedserve.lifecycle.source_protocol import SourceListener
 from embedserve.runtime.runtime import Collaborators, Runtime
 from embedserve.servable import Servable, ServableId
 from embedserve.testing import FakeLoader, FakeRegistry, FakeServable, FakeSource
@@ -45,7 +46,7 @@ class LoopLoader:
 def registry_of(loader: LoopLoader, **options: object) -> ModelRegistry:
     def collaborators(runtime: Runtime) -> Collaborators:
         return Collaborators(
-            make_source=lambda options, root, listener: source_of(listener),
+            make_source=lambda options, root, listener, in_use: source_of(listener),
             make_loader=lambda id, directory, config: loader,
         )
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
     from embedserve.lifecycle.managed_version import ManagedVersion
     from embedserve.lifecycle.monitor import VersionStatus
+    from embedserve.lifecycle.source_protocol import StoreStatistics
     from embedserve.observer import Observer
-    from embedserve.remote.follower import StoreStatistics
     from embedserve.runtime.runtime import MakeBlockingLoader
     from embedserve.servable import Predictor, Servable
     from embedserve.server.workers.hands import Places
@@ -90,7 +90,7 @@ class WorkerRegistry(ModelRegistry):
             return runtime.predictor_of(version, noted)
 
         return Collaborators(
-            make_source=lambda options, root, listener: _ToldSource(),
+            make_source=lambda options, root, listener, in_use: _ToldSource(),
             make_loader=None if self._make_loader is None else runtime.in_threads(self._make_loader),
             make_predictor=make_predictor,
             policy=as_told,
