@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Doubler:
     kind = "function"
     signature_defs: Mapping[str, Any] = {}
     reads_files_at_run_time = False
+    inline: Collection[str] = frozenset()
 
     def __init__(self) -> None:
         spec = {"x": TensorSpec("x", by_name("float"), (None, 4), "x:0")}

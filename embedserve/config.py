@@ -385,6 +385,8 @@ class RegistryOptions(_Options):
         run_timeout: Longest time of a run in seconds, even for callers with more patience; infinite for no bound. At
             the bound the run is stopped and the callers get DeadlineExceededError. An unstoppable run is stuck after
             the same time again (5 to 60 seconds): the thread is replaced and the version refused.
+        loop_run_limit: Expected seconds up to which a run stays on the event loop, because a thread would cost more; 0
+            keeps every run in a thread. See docs/performance.md for the conditions.
         max_stuck_runs: Bound of replaced threads of stuck runs; at the bound `liveness()` asks to replace the process.
             None is `num_batch_threads`: TensorFlow's pools can lose the same number.
         load_timeout: Longest time of each step of a load in seconds; infinite for no bound. Steps are: reading and
@@ -442,6 +444,7 @@ class RegistryOptions(_Options):
     num_tflite_pools: int | None = Field(default=None, ge=1)
     num_batch_threads: int = Field(default_factory=usable_cpus, ge=1)
     run_timeout: float = Field(default=600.0, gt=0)
+    loop_run_limit: float = Field(default=0.0002, ge=0, le=0.01)
     max_stuck_runs: int | None = Field(default=None, ge=1)
     load_timeout: float = Field(default=1800.0, gt=0)
     num_load_threads: int = Field(default=2, ge=1)
@@ -529,6 +532,7 @@ class RegistryKeywords(TypedDict, total=False):
     num_tflite_pools: int | None
     num_batch_threads: int
     run_timeout: float
+    loop_run_limit: float
     max_stuck_runs: int | None
     load_timeout: float
     num_load_threads: int

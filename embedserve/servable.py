@@ -6,7 +6,7 @@ The module knows no TensorFlow, no loop and no directory. Blocking loaders and s
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -105,6 +105,10 @@ class Servable(Protocol):
     @property
     def reads_files_at_run_time(self) -> bool:
         """Whether a signature opens files outside the init op; such a version is not reloaded in place."""
+
+    @property
+    def inline(self) -> Collection[str]:
+        """Signatures whose runs stay in the caller's thread, and wait for no thread, lock or further run."""
 
     def run(
         self,

@@ -109,6 +109,7 @@ class Signature:
         stateless: The signature neither writes state nor draws random numbers, nested functions included.
         shape_free: Only element-wise operations, so declared shapes need not hold (rule 9's exception).
         batching: Whether concurrent requests may share a run.
+        unbounded: Why the sizes of the inputs do not bound the time of a run; empty where the sizes do.
         input_ranks: Required rank per input of unknown declared rank.
         composites: Outputs without an answerable form, by alias.
         fixed_rows: Why a request must have the declared number of rows, where `free_batch` was not used; for messages.
@@ -123,6 +124,7 @@ class Signature:
     stateless: bool = True
     shape_free: bool = False
     batching: BatchingVerdict = BatchingVerdict(False, "not judged")
+    unbounded: str = "not judged"
     input_ranks: Mapping[str, int] = field(default_factory=dict)
     composites: Mapping[str, Composite] = field(default_factory=dict)
     fixed_rows: str = ""

@@ -123,6 +123,7 @@ class FakeServable:
 
     kind = "fake"
     reads_files_at_run_time = False
+    inline: Collection[str] = frozenset()
 
     def __init__(self, loader: FakeLoader, version: int) -> None:
         self._loader = loader

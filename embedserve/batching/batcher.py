@@ -1,7 +1,7 @@
 """Drives the queue of a signature: claims a run thread for a ready batch, and hands the answers out.
 
 The queue (batch_queue.py) decides; the batcher waits and calls. The failure, deadline or departure of a request touches
-no batch mate. Loop only, except the `call` methods in run threads.
+no batch mate. Loop only, except the `call` methods, mostly in run threads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Iterator
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 from embedserve.batching.adaptive import AdaptivePolicy
@@ -64,6 +64,7 @@ class SignatureBatcher:
         self._id = self.runs.id
         self._pool = pool
         self._delay = pool.delay
+        self.loop_runs = None if self.ragged else direct.loop_runs.get(signature.name)
         self._observers = observers
         self._allowed = options.allowed_batch_sizes
         self._max_rows = options.max_batch_size
@@ -207,6 +208,8 @@ class SignatureBatcher:
         padding = target_rows(rows, self._allowed) - rows if self._allowed else 0
         run = BatchRun(self, batch, tasks, rows, padding)
         run.timeout = self.runs.begin(run, now, _longest(tasks, now))
+        if self.loop_runs is not None:
+            run.expected = self.loop_runs.expected(batch.key, rows + padding, perf_counter())
         self._queue.started(now)
         self._running.add(run)
         self._started += 1
@@ -249,8 +252,10 @@ class SignatureBatcher:
         self._over(run)
         self.runs.returned(run)
         if error is None:
-            pieces, seconds = result
+            pieces, seconds, used = result
             self.runs.completed(seconds)
+            if self.loop_runs is not None and not run.on_loop:
+                self.loop_runs.ran_in_thread(run.key, run.rows + run.padding, used)
             self._queue.ended(seconds, run.rows + run.padding, self._now())
             for task, outputs in zip(tasks, pieces, strict=True):
                 if not task.future.done():
@@ -263,6 +268,11 @@ class SignatureBatcher:
             self._fail(run, tasks, error)
         if self._queue.waiting or self._joins:
             self._look(self._now())
+
+    def held(self, run: BatchRun, seconds: float, used: float) -> None:
+        """Learn from a run on the loop."""
+        assert self.loop_runs is not None
+        self.loop_runs.held(run.key, run.rows + run.padding, seconds, used, perf_counter())
 
     def _over(self, run: BatchRun | Join) -> None:
         self._running.discard(run)
@@ -373,11 +383,11 @@ def _longest(tasks: list[BatchTask], now: float) -> float | None:
 
 
 class BatchRun:
-    """A batch, from the queue through a run thread to the tasks' answers."""
+    """A batch, from the queue through a run, mostly in a thread, to the tasks' answers."""
 
     __slots__ = (
-        *("_owner", "cancellation", "ends_at", "key", "look_at", "padding", "ran", "rows", "tasks", "timeout"),
-        "watched",
+        *("_owner", "cancellation", "ends_at", "expected", "key", "look_at", "on_loop", "padding", "ran", "rows"),
+        *("tasks", "timeout", "watched"),
     )
 
     def __init__(self, owner: SignatureBatcher, batch: Batch, tasks: list[BatchTask], rows: int, padding: int) -> None:
@@ -388,14 +398,14 @@ class BatchRun:
         self.padding = padding
         self.timeout: float | None = None
         self.cancellation = Cancellation()
-        self.ran = False
+        self.ran = self.on_loop = False
         self.watched = 0
-        self.ends_at = self.look_at = math.inf
+        self.ends_at = self.look_at = self.expected = math.inf
 
-    def call(self) -> tuple[list[dict[str, Array]], float]:
-        """In a run thread: merge, run, split; return the outputs of each task, and the seconds."""
-        began = perf_counter()
+    def call(self) -> tuple[list[dict[str, Array]], float, float]:
+        """Merge, run, split; return the outputs of each task, the seconds and the processor time of the thread."""
         tasks, owner = self.tasks, self._owner
+        began, used = perf_counter(), thread_time() if owner.loop_runs is not None else 0.0
         alone = len(tasks) == 1 and not self.padding
         inputs = tasks[0].inputs if alone else merge([task.inputs for task in tasks], self.padding, ragged=owner.ragged)
         outputs = owner.servable.run(
@@ -408,9 +418,17 @@ class BatchRun:
         self.ran = True
         # An unmerged request is answered as without batching: the outputs need no rows.
         if alone and tasks[0].whole is None:
-            return [outputs], perf_counter() - began
-        pieces = split(outputs, [task.rows for task in tasks], self.rows + self.padding)
-        return pieces, perf_counter() - began
+            pieces = [outputs]
+        else:
+            pieces = split(outputs, [task.rows for task in tasks], self.rows + self.padding)
+        if owner.loop_runs is not None:
+            used = thread_time() - used
+        return pieces, perf_counter() - began, used
+
+    def held(self, seconds: float, used: float) -> None:
+        """As `Work.held`."""
+        self.on_loop = True
+        self._owner.held(self, seconds, used)
 
     def done(self, result: Any, error: Exception | None) -> None:
         """Take the result on the loop, at the return of the thread."""
@@ -453,6 +471,7 @@ class Join:
     __slots__ = ("_owner", "deadline", "future", "parts")
 
     look_at = math.inf  # Infinite: the concatenation of arrays surely ends.
+    expected = math.inf  # The arrays are large.
 
     def __init__(self, owner: SignatureBatcher, future: Answer, deadline: float | None, parts: list[Tensors]) -> None:
         self._owner = owner
@@ -465,6 +484,9 @@ class Join:
 
     def overdue(self) -> bool:
         return False
+
+    def held(self, seconds: float, used: float) -> None:
+        raise AssertionError("never on the loop")
 
     def stuck(self, seconds: float) -> None:
         raise AssertionError("never asked for")

@@ -1,6 +1,6 @@
 """DirectPredictor: a run per request, bounded, and the parts shared with the batched path: deadlines, errors, figures.
 
-The module knows no batch. Only `Servable.run` runs in a thread.
+The module knows no batch. Only `Servable.run` runs in a thread, and short runs stay on the loop (loop_runs.py).
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+from embedserve.batching.loop_runs import loop_runs
 from embedserve.batching.watchdog import VersionRuns
 from embedserve.concurrency.threads import RunPool, Work
 from embedserve.errors import Code, DeadlineExceededError, QueueFullError, RegistryStateError, ServingError
@@ -62,6 +63,8 @@ class PredictorStatistics:
         rerun: Requests run again, alone, after the failure of their batch.
         shed: Requests given up by adaptive batching for want of time.
         stuck: Runs left behind in their threads and not yet returned.
+        on_loop: Runs on the event loop, because the runs were expected to be short.
+        loop_signatures: Signatures with runs on the event loop, of late or still.
     """
 
     waiting: int = 0
@@ -76,6 +79,8 @@ class PredictorStatistics:
     rerun: int = 0
     shed: int = 0
     stuck: int = 0
+    on_loop: int = 0
+    loop_signatures: tuple[str, ...] = ()
 
 
 class Pending(Protocol):
@@ -173,11 +178,11 @@ async def drained(waiting: Callable[[], set[Answer]], running: Callable[[], int]
 
 
 class _DirectRun:
-    """A request, from the queue through a run thread to the answer."""
+    """A request, from the queue through a run, mostly in a thread, to the answer."""
 
     __slots__ = (
-        *("_call", "_owner", "cancellation", "deadline", "ends_at", "future", "inputs", "look_at"),
-        *("seconds", "signature", "timeout"),
+        *("_call", "_owner", "cancellation", "deadline", "ends_at", "expected", "future", "inputs", "look_at"),
+        *("on_loop", "seconds", "signature", "size", "timeout", "used"),
     )
 
     def __init__(
@@ -188,24 +193,37 @@ class _DirectRun:
         deadline: float | None,
         signature: str,
         inputs: Tensors,
+        size: Hashable,
     ) -> None:
         self._owner = owner
         self._call = call
+        self.size = size  # As for `LoopRuns.expected`; None for a call that belongs in a thread.
+        self.on_loop = False
         self.future = future
         self.deadline = deadline
         self.signature = signature
         self.inputs = inputs
         self.timeout: float | None = None
         self.cancellation = Cancellation()
-        self.seconds = 0.0
-        self.ends_at = self.look_at = math.inf
+        self.seconds = self.used = 0.0
+        self.ends_at = self.look_at = self.expected = math.inf
 
     def call(self) -> Any:
-        """Run the call in a run thread, and measure the seconds."""
+        """Run the call, and measure the seconds and the processor time of the thread."""
         began = perf_counter()
-        result = self._call(cancellation=self.cancellation, timeout=self.timeout)
+        if self.size is None:
+            result = self._call(cancellation=self.cancellation, timeout=self.timeout)
+        else:
+            used = thread_time()
+            result = self._call(cancellation=self.cancellation, timeout=self.timeout)
+            self.used = thread_time() - used
         self.seconds = perf_counter() - began
         return result
+
+    def held(self, seconds: float, used: float) -> None:
+        """As `Work.held`."""
+        self.on_loop = True
+        self._owner.loop_runs[self.signature].held(self.size, 1, seconds, used, perf_counter())
 
     def done(self, result: Any, error: Exception | None) -> None:
         """Take the result on the loop, at the return of the thread."""
@@ -256,6 +274,8 @@ class DirectPredictor:
         self._stuck = runs.stuck
         self._id = runs.id
         self._pool = pool
+        made = {s.name: loop_runs(runs.id, s, servable, pool.loop_run_limit) for s in servable.signatures.values()}
+        self.loop_runs = {name: found for name, found in made.items() if found is not None}
         self._observers = observers
         self._max_pending = max_pending
         self._create_future: Callable[[], asyncio.Future[Any]] = pool.loop.create_future
@@ -282,23 +302,32 @@ class DirectPredictor:
     ) -> Answer:
         """As `Predictor.submit`."""
         call = partial(self.servable.run, signature.name, inputs, output_names)
-        return self._submit(call, deadline, priority, signature.name, inputs)
+        size = None
+        if signature.name in self.loop_runs:
+            size = (output_names, *[inputs[name].shape for name in signature.inputs])
+        return self._submit(call, deadline, priority, signature.name, inputs, size)
 
     def submit_call(
         self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL
     ) -> asyncio.Future[T]:
         """As `Predictor.submit_call`."""
-        return self._submit(call, deadline, priority, "", {})
+        return self._submit(call, deadline, priority, "", {}, None)
 
     def _submit(
-        self, call: SlotCall[T], deadline: float | None, priority: int, signature: str, inputs: Tensors
+        self,
+        call: SlotCall[T],
+        deadline: float | None,
+        priority: int,
+        signature: str,
+        inputs: Tensors,
+        size: Hashable,
     ) -> asyncio.Future[T]:
         if self._closed or self._stuck:
             raise self._refuse(self._id) if self._closed else self.runs.refusal()
         if len(self._waiting) + len(self._running) >= self._max_pending:
             self._make_room(priority)
         future: asyncio.Future[T] = self._create_future()
-        self._waiting.append(_DirectRun(self, future, call, deadline, signature, inputs), priority)
+        self._waiting.append(_DirectRun(self, future, call, deadline, signature, inputs, size), priority)
         if deadline is not None:
             self._deadlines.watch(deadline)
         if not self._claimed:
@@ -341,6 +370,8 @@ class DirectPredictor:
             self._started += 1
             self._running.add(request)
             request.timeout = self.runs.begin(request, now, request.timeout)
+            if request.size is not None:
+                request.expected = self.loop_runs[request.signature].expected(request.size, 1, perf_counter())
             request.future.add_done_callback(request.left)
             return request
         return None
@@ -361,6 +392,8 @@ class DirectPredictor:
             self.runs.returned(request)
         if completed:
             self.runs.completed(request.seconds)
+            if request.size is not None and not request.on_loop:
+                self.loop_runs[request.signature].ran_in_thread(request.size, 1, request.used)
 
     def left_behind(self, request: _DirectRun, seconds: float) -> None:
         """Report `request` as stuck in the run thread."""
@@ -386,6 +419,8 @@ class DirectPredictor:
             dropped=self._dropped,
             cancelled=self._cancelled,
             stuck=len(self._stuck),
+            on_loop=sum(found.runs for found in self.loop_runs.values()),
+            loop_signatures=tuple(n for n, found in self.loop_runs.items() if found.runs and not found.barred),
         )
 
     @property

@@ -6,7 +6,7 @@ Each batched signature has a batcher (batcher.py); all further calls run directl
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TypeVar
 
 from embedserve.batching.batcher import SignatureBatcher
@@ -102,9 +102,10 @@ class BatchingPredictor:
 
     def statistics(self) -> PredictorStatistics:
         """Return the counts so far, and the present numbers of waiting requests and runs, over all signatures."""
-        parts = [self._direct.statistics(), *(batcher.statistics() for batcher in self._batchers.values())]
-        names = [field.name for field in fields(PredictorStatistics)]
-        return PredictorStatistics(**{name: sum(getattr(part, name) for part in parts) for name in names})
+        direct = self._direct.statistics()
+        parts = [direct, *(batcher.statistics() for batcher in self._batchers.values())]
+        counts = [field.name for field in fields(PredictorStatistics) if isinstance(field.default, int)]
+        return replace(direct, **{name: sum(getattr(part, name) for part in parts) for name in counts})
 
     @property
     def trouble(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The choice of the next claim on a run slot, and the time to lend an extra thread: functions over plain data.
+"""The choice of the next claim on a run slot, the time to lend an extra thread, and the loop's share of short work.
 
 Models take turns, however many signatures, versions and callers a model has. The module knows no thread, no clock and
 no batch.
@@ -6,9 +6,10 @@ no batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["LEND_AFTER", "Turns", "lend_at", "next_in_turn"]
+__all__ = ["LEND_AFTER", "LoopBudget", "Turns", "lend_at", "next_in_turn"]
 
 LEND_AFTER = 0.1
 """Seconds of holding every slot by a single model before another model is lent a thread.
@@ -85,3 +86,29 @@ def lend_at(claims: Collection[str], running: Sequence[tuple[str, float]]) -> fl
     if all(claim == holder for claim in claims) or any(model != holder for model, _ in running):
         return None
     return max(began for _, began in running) + LEND_AFTER
+
+
+class LoopBudget:
+    """The seconds that short work may take of the loop: at most `size` at once, and at most half of all time.
+
+    Args:
+        size: Seconds; 0 keeps all work in threads.
+    """
+
+    SHARE = 0.5
+
+    def __init__(self, size: float) -> None:
+        self._size = self._left = size
+        self._at = -math.inf
+
+    def admits(self, seconds: float, now: float) -> bool:
+        """Return whether work of the expected `seconds` may begin now."""
+        if seconds > self._size:
+            return False
+        self._left = min(self._size, self._left + (now - self._at) * self.SHARE)
+        self._at = now
+        return seconds <= self._left
+
+    def spend(self, seconds: float) -> None:
+        """Note work that took `seconds`; longer work than expected is made up for before the next."""
+        self._left -= seconds

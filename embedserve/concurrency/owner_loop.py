@@ -14,6 +14,7 @@ import selectors
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
@@ -24,7 +25,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from embedserve.concurrency.forks import FORK_REMEDY
 from embedserve.errors import RegistryStateError
 
-__all__ = ["TWIN", "OwnerLoop", "PrivateLoop", "blocking", "check_asyncio", "check_threads"]
+__all__ = ["TWIN", "LoopWaker", "OwnerLoop", "PrivateLoop", "blocking", "check_asyncio", "check_threads"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -193,6 +194,69 @@ def blocking(method: Callable[Concatenate[B, P], Coroutine[Any, Any, T]]) -> Cal
     twin.__name__, twin.__qualname__ = f"{name}_sync", f"{method.__qualname__}_sync"
     twin.__doc__ = f"{TWIN.format(name)}\n\n{cleandoc(method.__doc__ or '')}"
     return twin
+
+
+class LoopWaker:
+    """Reports ended work from run threads to the loop: by an eventfd where available.
+
+    Measured against `call_soon_threadsafe`, to a thread and back: 21 instead of 26 µs, with uvloop 14 instead of 22.
+    The last thread closes the file: until then a thread may still be about to ring.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[..., None]) -> None:
+        self._loop = loop
+        self._answer = answer
+        self._threads = 0
+        self._leaving = threading.Lock()
+        self._ended: deque[tuple[Any, ...]] = deque()
+        self._fd = -1
+        if hasattr(os, "eventfd"):
+            self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            try:
+                loop.add_reader(self._fd, self._rung)
+            except NotImplementedError:  # A loop without support for watching files.
+                os.close(self._fd)
+                self._fd = -1
+
+    def ring(self, ended: tuple[Any, ...]) -> bool:
+        """Make the loop call `answer(*ended)`; from any thread. Return False on a closed loop."""
+        if self._loop.is_closed():
+            return False
+        if self._fd >= 0:
+            self._ended.append(ended)
+            os.eventfd_write(self._fd, 1)
+            return True
+        try:
+            self._loop.call_soon_threadsafe(self._answer, *ended)
+        except RuntimeError:  # The loop was closed in the mean time.
+            return False
+        return True
+
+    def _rung(self) -> None:
+        os.eventfd_read(self._fd)
+        try:
+            while self._ended:
+                self._answer(*self._ended.popleft())
+        finally:
+            if self._ended:  # The answer raised: the loop reports the error, and the rest is not lost.
+                os.eventfd_write(self._fd, 1)
+
+    def silence(self) -> None:
+        """Stop listening; on the loop, after the last report of every thread."""
+        if self._fd >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+
+    def join(self) -> None:
+        """Count a beginning thread."""
+        with self._leaving:
+            self._threads += 1
+
+    def leave(self) -> None:
+        """Count an ending thread."""
+        with self._leaving:
+            self._threads -= 1
+            if not self._threads and self._fd >= 0:
+                os.close(self._fd)
 
 
 class PrivateLoop:

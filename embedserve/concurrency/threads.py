@@ -1,5 +1,7 @@
 """Run threads, the only door from the event loop to inference; all further slow work is in load_pool.py.
 
+Work expected to be shorter than the way to a thread and back stays on the loop, within a budget.
+
 Run threads are few, live as long as the registry and are warmed, because TensorFlow keeps state per thread. A run slot
 is claimed before the choice of the work, so that a batch keeps growing while every thread is busy. `fairness` chooses
 the next claim. A thread with endless work is left behind and replaced. The module knows only the names of models.
@@ -9,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter, thread_time
 from typing import Any, Protocol, TypeVar
 
 from embedserve.concurrency import fairness
 from embedserve.concurrency.dispatch_delay import DispatchDelay
+from embedserve.concurrency.owner_loop import LoopWaker
 from embedserve.errors import Code, HungError, RegistryStateError, ServingError
 
 __all__ = ["RunPool", "SlotClient", "Task", "Work", "outlast", "tellable"]
@@ -35,6 +38,9 @@ class Work(Protocol):
     look_at: float
     """The `loop.time()` of the next `overdue` check; infinite for work with a sure end."""
 
+    expected: float
+    """Expected seconds of work short enough for the loop itself; infinite for work that belongs in a thread."""
+
     def call(self) -> Any:
         """Do the work; in the thread."""
 
@@ -44,6 +50,9 @@ class Work(Protocol):
     def overdue(self) -> bool:
         """Return whether to leave the thread behind; if not, `look_at` is later from here on."""
 
+    def held(self, seconds: float, used: float) -> None:
+        """Take note: the work took `seconds` of the loop and `used` processor time; before `done`, only on the loop."""
+
     def stuck(self, seconds: float) -> None:
         """Take note: the thread was left behind after `seconds`. The thread may still come back."""
 
@@ -52,6 +61,8 @@ class Task:
     """Work made of functions."""
 
     __slots__ = ("call", "done", "look_at", "stuck")
+
+    expected = math.inf
 
     def __init__(
         self,
@@ -68,6 +79,9 @@ class Task:
     def overdue(self) -> bool:
         """Return True: there is no second limit."""
         return True
+
+    def held(self, seconds: float, used: float) -> None:
+        raise AssertionError("never on the loop")
 
 
 class SlotClient(Protocol):
@@ -136,71 +150,10 @@ class _RunThread:
         return self.todo.get()
 
 
-class _LoopWaker:
-    """Reports ended work from run threads to the loop: by an eventfd where available.
-
-    Measured against `call_soon_threadsafe`, to a thread and back: 21 instead of 26 µs, with uvloop 14 instead of 22.
-    The last thread closes the file: until then a thread may still be about to ring.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[..., None]) -> None:
-        self._loop = loop
-        self._answer = answer
-        self._threads = 0
-        self._leaving = threading.Lock()
-        self._ended: deque[tuple[Any, ...]] = deque()
-        self._fd = -1
-        if hasattr(os, "eventfd"):
-            self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            try:
-                loop.add_reader(self._fd, self._rung)
-            except NotImplementedError:  # A loop without support for watching files.
-                os.close(self._fd)
-                self._fd = -1
-
-    def ring(self, ended: tuple[Any, ...]) -> bool:
-        """Make the loop call `answer(*ended)`; from any thread. Return False on a closed loop."""
-        if self._loop.is_closed():
-            return False
-        if self._fd >= 0:
-            self._ended.append(ended)
-            os.eventfd_write(self._fd, 1)
-            return True
-        try:
-            self._loop.call_soon_threadsafe(self._answer, *ended)
-        except RuntimeError:  # The loop was closed in the mean time.
-            return False
-        return True
-
-    def _rung(self) -> None:
-        os.eventfd_read(self._fd)
-        try:
-            while self._ended:
-                self._answer(*self._ended.popleft())
-        finally:
-            if self._ended:  # The answer raised: the loop reports the error, and the rest is not lost.
-                os.eventfd_write(self._fd, 1)
-
-    def silence(self) -> None:
-        """Stop listening; on the loop, after the last report of every thread."""
-        if self._fd >= 0 and not self._loop.is_closed():
-            self._loop.remove_reader(self._fd)
-
-    def join(self) -> None:
-        """Count a beginning thread."""
-        with self._leaving:
-            self._threads += 1
-
-    def leave(self) -> None:
-        """Count an ending thread."""
-        with self._leaving:
-            self._threads -= 1
-            if not self._threads and self._fd >= 0:
-                os.close(self._fd)
-
-
 class _Reserved:
     """A call for a single run thread; `RunPool.run_in_each_thread` awaits the outcome."""
+
+    expected = math.inf
 
     def __init__(self, call: Callable[[], object], ended: asyncio.Future[None], limit: float) -> None:
         self.call = call
@@ -219,6 +172,9 @@ class _Reserved:
         else:
             self.ended.set_exception(error)
 
+    def held(self, seconds: float, used: float) -> None:
+        raise AssertionError("never on the loop")
+
     def stuck(self, seconds: float) -> None:
         self.done(None, HungError(f"warm-up in a run thread has not ended after {seconds:.0f} s"))
 
@@ -231,12 +187,20 @@ class RunPool:
         size: Run threads, warm and free or at work.
         name: Beginning of the threads' names.
         max_stuck: Bound of replaced threads with endless work; None is `size`.
+        loop_run_limit: Seconds of the loop for short work, as in `fairness.LoopBudget`.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, size: int, name: str = "embedserve-run", max_stuck: int | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        size: int,
+        name: str = "embedserve-run",
+        max_stuck: int | None = None,
+        loop_run_limit: float = 0.0,
     ) -> None:
         self.loop = loop
+        self.loop_run_limit = loop_run_limit
+        self._budget = fairness.LoopBudget(loop_run_limit)
         self.size = size
         self.max_stuck = size if max_stuck is None else max_stuck
         self._name = name
@@ -249,7 +213,7 @@ class RunPool:
         self._watching: asyncio.TimerHandle | None = None
         self._look_at = math.inf
         self.closed = False
-        self.waker = _LoopWaker(loop, self._finished)
+        self.waker = LoopWaker(loop, self._finished)
         self._made = 0
         self._threads: list[_RunThread] = []
         # Last in, first out: the thread of the last run has warm caches.
@@ -363,14 +327,21 @@ class RunPool:
             self.loop.call_soon(self._dispatch)
 
     def _hand_out(self) -> None:
+        # Clients that return during the hand-out wait for the next turn: answers of runs on the loop go out first.
+        claims = len(self._waiting)
         try:
-            while self._waiting and (self._idle or self._may_lend()):
+            while claims and self._waiting and (self._idle or self._may_lend()):
+                claims -= 1
                 client = self._next_client()
                 work = client.take_work()
-                if work is not None:
+                if work is None:
+                    continue
+                model = client.model
+                self._turns.begin(model)
+                if work.expected < math.inf and not self.busy and self._budget.admits(work.expected, perf_counter()):
+                    self._run_here(work, model)
+                else:
                     thread = self._idle.pop() if self._idle else self._spare or self._make_thread(lent=True)
-                    model = client.model
-                    self._turns.begin(model)
                     self._give(thread, work, model)
         finally:  # A client with an unexpected error must not keep further clients waiting.
             self._dispatching = False
@@ -389,6 +360,27 @@ class RunPool:
         if work.look_at < self._look_at:
             self._watch(work.look_at)
         thread.todo.put(work)
+
+    def _run_here(self, work: Work, model: str) -> None:
+        """Do short work on the loop: the change to a thread and back would take longer.
+
+        No thread is at work, so a run does not wait for the threads of TensorFlow that a longer run has taken.
+        """
+        result: Any = None
+        error: BaseException | None = None
+        began, used = perf_counter(), thread_time()
+        try:
+            result = work.call()
+        except BaseException as raised:
+            error = raised
+        seconds, used = perf_counter() - began, thread_time() - used
+        self._turns.end(model)
+        self._budget.spend(seconds)
+        self.delay.ran(seconds)
+        work.held(seconds, used)
+        work.done(result, None if error is None else tellable(error))
+        if error is not None and not isinstance(error, Exception):  # An interrupt by a signal is meant for the loop.
+            raise error
 
     def _give_reserved(self, thread: _RunThread, work: _Reserved) -> None:
         work.look_at = self.loop.time() + work.limit

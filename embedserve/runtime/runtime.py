@@ -155,7 +155,12 @@ class Runtime(OwnerLoop):
         self._coordinator = coordinator = parts.coordinator
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
         self._codec_pool = CodecPool(self.loop)
-        self._run_pool = RunPool(self.loop, options.num_batch_threads, max_stuck=options.max_stuck_runs)
+        self._run_pool = RunPool(
+            self.loop,
+            options.num_batch_threads,
+            max_stuck=options.max_stuck_runs,
+            loop_run_limit=options.loop_run_limit,
+        )
         self._loader_threads = LoaderThreads(self._load_pool, self._run_pool, observers, options.load_timeout)
         self._stuck: dict[ManagedVersion, VersionRuns] = {}
         self.manager = Manager(

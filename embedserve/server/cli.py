@@ -247,7 +247,15 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         options[name] = flags.text(name)
     if flags.text("start_requires"):
         options["start_requires"] = flags.text("start_requires")
-    for name in ("optimize_tolerance", "settle", "drain_timeout", "remote_timeout", "run_timeout", "load_timeout"):
+    for name in (
+        "optimize_tolerance",
+        "settle",
+        "drain_timeout",
+        "remote_timeout",
+        "run_timeout",
+        "loop_run_limit",
+        "load_timeout",
+    ):
         options[name] = flags.real(name)
     for name in (
         "max_pending_requests",

@@ -292,6 +292,7 @@ _OWN: tuple[Flag, ...] = (
     _own("optimize_tolerance", "float", 1e-5, "How far an optimised answer may be off, relative to its size."),
     _own("num_batch_threads", "int32", 0, "Threads that run models; 0 for one per CPU."),
     _own("run_timeout", "float", 600.0, "Seconds one run may take, whatever its callers' deadlines; inf for no bound."),
+    _own("loop_run_limit", "float", 0.0002, "Expected seconds up to which a run stays on the event loop; 0 for never."),
     _own("max_stuck_runs", "int32", 0, "Threads of stuck runs to replace before /-/live fails; 0 for one per thread."),
     _own(
         "load_timeout",
@@ -358,6 +359,7 @@ OPTION_FLAGS: dict[str, tuple[str, ...]] = {
     "num_tflite_pools": ("num_tflite_pools",),
     "num_batch_threads": ("num_batch_threads",),
     "run_timeout": ("run_timeout",),
+    "loop_run_limit": ("loop_run_limit",),
     "max_stuck_runs": ("max_stuck_runs",),
     "load_timeout": ("load_timeout",),
     "num_load_threads": ("num_load_threads", "num_unload_threads"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +69,7 @@ class FakeServable:
 
     kind = "fake"
     reads_files_at_run_time = False
+    inline: Collection[str] = frozenset()
     signature_defs: Mapping[str, Any] = {}
 
     def __init__(self, model: Model = times_ten, *signatures: Signature, held: bool = False) -> None:
@@ -153,11 +154,12 @@ async def rig(
     threads: int = 1,
     max_pending: int = 1000,
     run_timeout: float = math.inf,
+    loop_run_limit: float = 0.0,
     observers: Sequence[Observer] = (),
 ) -> AsyncIterator[Rig]:
     """A predictor that is closed, with everything answered, at the end."""
     servable = servable or FakeServable()
-    pool = RunPool(asyncio.get_running_loop(), threads)
+    pool = RunPool(asyncio.get_running_loop(), threads, loop_run_limit=loop_run_limit)
     predictor = make_predictor(
         servable,
         VersionRuns(ID, Observers(observers), run_timeout),

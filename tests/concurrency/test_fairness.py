@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.concurrency.fairness import LEND_AFTER, lend_at, next_in_turn
+from embedserve.concurrency.fairness import LEND_AFTER, LoopBudget, lend_at, next_in_turn
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,16 @@ def test_a_model_without_a_slot_waits_for_at_most_one_run_of_each_other_to_begin
         # One model never holds every slot while another waits.
         if len(running) == slots > 1 and len(names) > 1:
             assert len({name for _, _, name in running}) > 1
+
+
+def test_the_budget_gives_back_half_of_the_time() -> None:
+    budget = LoopBudget(0.002)
+    assert not budget.admits(0.0021, 0.0)
+    assert budget.admits(0.002, 0.0)
+    budget.spend(0.002)
+    assert not budget.admits(0.001, 0.0019)
+    assert budget.admits(0.001, 0.0021)
+    budget.spend(0.101)  # Much longer than expected: the time is made up for.
+    assert not budget.admits(0.0005, 0.15)
+    assert budget.admits(0.0005, 0.21)
+    assert not LoopBudget(0.0).admits(0.0001, 0.0)

@@ -12,6 +12,7 @@ import pytest
 
 from embedserve.concurrency import threads
 from embedserve.concurrency.load_pool import LoadPool
+from embedserve.concurrency.owner_loop import LoopWaker
 from embedserve.concurrency.threads import RunPool, Task, Work
 from embedserve.errors import RegistryStateError, ServingError
 
@@ -290,14 +291,14 @@ async def test_the_threads_end_when_the_loop_was_closed_under_them() -> None:
 @pytest.mark.may_block
 async def test_a_thread_that_comes_back_as_the_loop_is_closed_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
     told = threading.Event()
-    ring = threads._LoopWaker.ring
+    ring = LoopWaker.ring
 
     def ring_and_tell(waker: Any, ended: tuple[Any, ...]) -> bool:
         heard = ring(waker, ended)
         told.set()
         return heard
 
-    monkeypatch.setattr(threads._LoopWaker, "ring", ring_and_tell)
+    monkeypatch.setattr(LoopWaker, "ring", ring_and_tell)
 
     def entered() -> threading.Thread:
         gate = threading.Event()
@@ -380,3 +381,106 @@ async def test_a_cancelled_shielded_run_that_has_not_begun_never_begins(load_poo
     await running
     await load_pool.run(int)
     assert not called
+
+
+class OnLoop(Task):
+    """Work that is short enough for the loop."""
+
+    def __init__(self, call: Callable[[], Any], done: Callable[[Any, Exception | None], None], expected: float) -> None:
+        super().__init__(call, done)
+        self.expected = expected
+        self.times: list[tuple[float, float]] = []
+
+    def held(self, seconds: float, used: float) -> None:
+        self.times.append((seconds, used))
+
+
+class ShortClient(Client):
+    """A client whose work is expected to take `expected` seconds."""
+
+    expected = 0.001
+
+    def take_work(self) -> Work | None:
+        if not self.calls:
+            return None
+        self.log.append(self.name)
+        return OnLoop(self.calls.pop(0), lambda result, error: self.outcomes.put_nowait(error or result), self.expected)
+
+
+@pytest.fixture
+async def short() -> AsyncIterator[RunPool]:
+    pool = RunPool(asyncio.get_running_loop(), 2, loop_run_limit=0.001)
+    yield pool
+    pool.close()
+
+
+async def test_short_work_is_done_on_the_loop_in_the_next_turn(short: RunPool) -> None:
+    client = ShortClient(short)
+    client.add(threading.get_ident)
+    assert client.outcomes.empty()
+    assert await client.outcomes.get() == threading.get_ident()
+    assert short.busy == 0
+
+
+async def test_longer_work_than_the_limit_is_done_in_a_thread(short: RunPool) -> None:
+    client = ShortClient(short)
+    client.expected = 0.0011
+    client.add(threading.get_ident)
+    assert await client.outcomes.get() != threading.get_ident()
+
+
+async def test_a_turn_of_the_loop_has_no_more_short_work_than_the_budget(
+    short: RunPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(threads, "perf_counter", lambda: clock[0])
+
+    def call() -> int:
+        clock[0] += 0.0005
+        return threading.get_ident()
+
+    clients = [ShortClient(short, name) for name in "ab"]  # Each may use the budget up.
+    for client in clients:
+        client.add(call)
+    found = [await client.outcomes.get() for client in clients]
+    assert found[0] == threading.get_ident()
+    assert found[1] != threading.get_ident()
+
+
+async def test_a_client_that_returns_at_once_waits_for_the_next_turn_of_the_loop(short: RunPool) -> None:
+    client, order = ShortClient(short), list[str]()
+    client.expected = 0.0001
+
+    def again() -> None:
+        order.append("work")
+        if len(order) == 1:
+            asyncio.get_running_loop().call_soon(order.append, "answer")
+            client.add(again)
+
+    client.add(again)
+    for _ in range(2):
+        await client.outcomes.get()
+    assert order == ["work", "answer", "work"]
+
+
+async def test_errors_of_work_on_the_loop_are_told_as_from_a_thread(short: RunPool) -> None:
+    client = ShortClient(short)
+    client.add(raises(ValueError("bad")))
+    assert str(await client.outcomes.get()) == "bad"
+    client.add(raises(StopIteration()))
+    assert "StopIteration" in str(await client.outcomes.get())
+
+
+def test_an_interrupt_during_work_on_the_loop_reaches_the_loop() -> None:
+    async def main() -> None:
+        pool = RunPool(asyncio.get_running_loop(), 1, loop_run_limit=0.001)
+        try:
+            client = ShortClient(pool)
+            client.add(raises(KeyboardInterrupt()))
+            await asyncio.sleep(30)
+        finally:
+            assert "KeyboardInterrupt" in str(client.outcomes.get_nowait())
+            pool.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())

@@ -231,3 +231,31 @@ def test_without_grapplers_door_graphs_are_not_optimised(monkeypatch: pytest.Mon
 
     monkeypatch.delattr(tf_optimizer, "OptimizeGraph")
     assert tensorflow_private.optimized_graph(tf.compat.v1.GraphDef(), [], ["constfold"]) is None
+
+
+def test_inline_calls_run_every_operation_in_the_callers_thread() -> None:
+    # Runs on the event loop rest on the promise: an operation in TensorFlow's pool could wait for another model's runs.
+    seen: list[int] = []
+
+    def note(x: Any) -> Any:
+        seen.append(threading.get_ident())
+        return x
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
+    def wide(x: Any) -> Any:
+        branches = [tf.numpy_function(note, [x + float(i)], tf.float32) for i in range(4)]
+        return tf.add_n([tf.numpy_function(note, [branch * 2.0], tf.float32) for branch in branches])
+
+    graph = tf.Graph()
+    with graph.as_default():
+        x = tf.compat.v1.placeholder(tf.float32, [None], name="x")
+        tf.identity(wide.python_function(x), name="y")
+        session = tf.compat.v1.Session(graph=graph)
+    function = tensorflow_private.function_call(wide.get_concrete_function(), inline=True)
+    in_session = tensorflow_private.session_callable(session, ["x:0"], ["y:0"])
+    one = np.ones(1, np.float32)
+    with session:
+        for _ in range(20):
+            np.testing.assert_array_equal(function([one], None)[0], one * 20)
+            np.testing.assert_array_equal(in_session(one)[0], one * 20)
+    assert seen == [threading.get_ident()] * 320

@@ -264,6 +264,27 @@ def endless(path: Path) -> Path:
     return _save(path, _Module(), serving_default=serve)
 
 
+def sized_by_value(path: Path) -> Path:
+    """A matmul as large as a value says: `size []` int32 to `sum []`."""
+
+    @_signature(_spec([], tf.int32, "size"))
+    def serve(size: Any) -> Any:
+        square = tf.ones(tf.stack([size, size]))
+        return {"sum": tf.reduce_sum(square @ square)}
+
+    return _save(path, _Module(), serving_default=serve)
+
+
+def sized_by_shape(path: Path) -> Path:
+    """A matmul as large as the input: `x [-1, -1]` to `sums [-1]`, each row times the transposed input."""
+
+    @_signature(_spec([None, None], tf.float32, "x"))
+    def serve(x: Any) -> Any:
+        return {"sums": tf.reduce_sum(tf.matmul(x, x, transpose_b=True), axis=1)}
+
+    return _save(path, _Module(), serving_default=serve)
+
+
 def hue(path: Path) -> Path:
     """A kernel that nothing can stop: short for a `delta []` of size 1, and for 16,000,000 hours."""
 
@@ -817,5 +838,6 @@ MODELS: Mapping[str, Builder] = {
         ),
         *(examples, unknown_rank_product, constant_scalars, keras_line, composite_outputs, tf1_composites),
         *(tf1_assigns_when_read, tf1_asset_in_variable, tf1_without_init, without_inputs, narrow),
+        *(sized_by_value, sized_by_shape),
     )
 }

@@ -17,7 +17,18 @@ from tensorflow.core.util.quantization import uniform_quant_ops_attr_pb2
 from embedserve.concurrency.container import usable_memory
 from embedserve.saved_model.files.graph import Body, GraphReader, called, node_name, words
 
-__all__ = ["GUARDS", "UNGUARDED", "Found", "Guard", "Hazard", "NodeInputs", "find", "unguarded"]
+__all__ = [
+    "GUARDS",
+    "UNGUARDED",
+    "Found",
+    "Guard",
+    "Hazard",
+    "NodeInputs",
+    "find",
+    "in_table",
+    "is_chosen",
+    "unguarded",
+]
 
 Operands: TypeAlias = Mapping[str, Any]
 """Symbolic tensors by the operation's names for its inputs; a list of tensors for an input that is a list."""
@@ -332,10 +343,10 @@ def find(reader: GraphReader, inputs: Mapping[str, str], fetched: Iterable[str])
     bodies = reader.bodies(fetched, inputs)
     origins = _Origins(bodies, {node_name(tensor): alias for tensor, alias in inputs.items()})
     found = []
-    for body, node, operands in _dangerous(reader, bodies, GUARDS):
+    for body, node, operands in in_table(reader, bodies, GUARDS):
         guard = GUARDS[node.op]
         watched = [tensor for name in guard.operands[: guard.at_fault] for tensor in operands.tensors[name]]
-        if any(_chosen(body, tensor, guard.makers) for tensor in watched):
+        if any(is_chosen(body, tensor, guard.makers) for tensor in watched):
             aliases = sorted({alias for tensor in watched for alias in origins.of(body, tensor)})
             found.append(Found(body.function, node, guard, operands, aliases))
     return found
@@ -345,15 +356,16 @@ def unguarded(reader: GraphReader, inputs: Iterable[str], fetched: Iterable[str]
     """Possible harms of a request in spite of the table, a line for each dangerous operation of the model."""
     return [
         f"{node.op} {node.name!r}: {UNGUARDED[node.op].harm}"
-        for body, node, operands in _dangerous(reader, reader.bodies(fetched, inputs), UNGUARDED)
+        for body, node, operands in in_table(reader, reader.bodies(fetched, inputs), UNGUARDED)
         if UNGUARDED[node.op].where(node)
-        and any(_chosen(body, tensor, frozenset()) for tensor in operands.tensors[UNGUARDED[node.op].operand])
+        and any(is_chosen(body, tensor, frozenset()) for tensor in operands.tensors[UNGUARDED[node.op].operand])
     ]
 
 
-def _dangerous(
+def in_table(
     reader: GraphReader, bodies: Iterable[Body], table: Mapping[str, object]
 ) -> Iterator[tuple[Body, Any, NodeInputs]]:
+    """Yield each node of the bodies whose operation is in the table, with the inputs by the operation's names."""
     for body in bodies:
         for node in body.nodes.values():
             if node.op in table:
@@ -381,7 +393,7 @@ def _inputs_of(definition: Any, node: Any) -> NodeInputs:
     return found
 
 
-def _chosen(body: Body, tensor: str, makers: frozenset[str]) -> bool:
+def is_chosen(body: Body, tensor: str, makers: frozenset[str]) -> bool:
     """Whether a value of the request reaches a tensor by a path around `makers`."""
     todo, seen = [node_name(tensor)], set()
     while todo:

@@ -22,7 +22,7 @@ from embedserve.errors import Code, LoadError, ServingError
 from embedserve.saved_model.files import completeness
 from embedserve.saved_model.files.graph import LARGE_CONSTANTS, GraphReader, Operations
 from embedserve.saved_model.files.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
-from embedserve.saved_model.judge import free_batch, guards, probe, verdict
+from embedserve.saved_model.judge import bounded, free_batch, guards, probe, verdict
 from embedserve.saved_model.judge.probe_inputs import Sample, candidates
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.saved_model.load import custom_ops, memory, warmup
@@ -320,7 +320,10 @@ class SavedModelLoader:
     ) -> dict[str, Signature]:
         ranks = {**ranks, **recorded.ranks, **self._config.input_ranks}
         return {
-            name: verdict.describe(signature, operations[name], *graph, ranks, self.batching[0])
+            name: dataclasses.replace(
+                verdict.describe(signature, operations[name], *graph, ranks, self.batching[0]),
+                unbounded=bounded.objection(graph[0], signature, operations.values()),
+            )
             for name, signature in signatures.items()
         }
 

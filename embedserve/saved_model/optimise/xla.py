@@ -6,7 +6,7 @@ XLA makes a program per shape, which takes seconds. So programs are made at load
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -126,6 +126,11 @@ class OptimisedServable(SessionServable):
         self.kind = "frozen"
         self._compiled = {name: Plan(session, signature, None) for name, signature in compiled.items()}
         self._shapes: dict[str, set[Shapes]] = {}
+
+    @property
+    def inline(self) -> Collection[str]:
+        """As in `Servable`: programs of XLA run in a pool of threads."""
+        return frozenset(super().inline) - self._shapes.keys()
 
     def compile(self, signature_name: str, inputs: Tensors) -> None:
         """Make the program for the shapes of `inputs`, and run the program for these shapes from now on.

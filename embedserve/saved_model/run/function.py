@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -173,6 +173,11 @@ class FunctionServable:
             if name in wanted
         }
 
+    @property
+    def inline(self) -> Collection[str]:
+        """As in `Servable`."""
+        return {name for name, one in self._functions.items() if one.inline} - self._one_at_a_time.names
+
     def choose_threads(self, signature_name: str, inputs: Tensors) -> float:
         """Measure a run, and choose the caller's own thread for short runs.
 
@@ -269,9 +274,9 @@ class _SignatureFunction:
         return list(self._function.captured_inputs)
 
     def run_inline(self) -> None:
-        """Run in the caller's thread from now on."""
+        """Run in the caller's thread from now on, where TensorFlow's interface allows."""
         self.call = tensorflow_private.function_call(self._function, inline=True)
-        self.inline = True
+        self.inline = isinstance(self.call, tensorflow_private.CancellableCall)
 
 
 def _call(

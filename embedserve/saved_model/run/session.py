@@ -6,7 +6,7 @@ A time limit can stop a run, a cancellation cannot. The module knows no batching
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -124,6 +124,11 @@ class SessionServable:
         if choice is not None and plan.choice is None:
             return {name: outputs[name] for name in choice}
         return outputs
+
+    @property
+    def inline(self) -> Collection[str]:
+        """As in `Servable`."""
+        return self._short - self._one_at_a_time.names
 
     def choose_threads(self, signature_name: str, inputs: Tensors) -> None:
         """Measure a run in the caller's own thread, and keep to the caller's thread for short runs without loops.

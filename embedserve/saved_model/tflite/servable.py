@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class TfliteServable:
 
     kind = "tflite"
     reads_files_at_run_time = False
+    inline: Collection[str] = frozenset()  # A run waits for a free interpreter.
 
     def __init__(self, data: bytes, model: TfliteModel, interpreters: int) -> None:
         self.signatures = model.signatures

@@ -6,7 +6,7 @@ no request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from embedserve.config import ModelConfig
@@ -167,6 +167,8 @@ class _FleetServable:
         self.reads_files_at_run_time = loaded.reads_files_at_run_time
         self.signatures = {name: Signature(name, {}, {}, batching=found) for name, found in loaded.batching.items()}
         self.signature_defs: Mapping[str, Any] = {}
+
+    inline: Collection[str] = frozenset()
 
     def run(self, *args: Any, **options: Any) -> Any:
         """Raise an AssertionError: requests go to the workers."""

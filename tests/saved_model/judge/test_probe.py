@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Fake:
     kind = "function"
     signature_defs: Mapping[str, Any] = {}
     reads_files_at_run_time = False
+    inline: Collection[str] = frozenset()
 
     def __init__(self, function: Callable[[Array], Array]) -> None:
         self.signatures = {"serving_default": signature(x=("float", (None, 2)))}
