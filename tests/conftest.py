@@ -5,6 +5,7 @@ Decides also which tests `--quick` leaves out, and fails a test that starts Pyth
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Every Python that a test starts begins with `tests/support/site/sitecustomize.py`.
 os.environ["PYTHONPATH"] = f"{Path(__file__).parent}/support/site{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
+import hypothesis  # noqa: F401  Before anything is frozen: an import of it asks the collector who refers to what.
 import pytest
 from blockbuster import BlockBuster
 from xdist.scheduler import LoadScopeScheduling
@@ -66,6 +68,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Under `--quick`, do not even import the modules that are slow."""
     left_out = config.getoption("--quick") and collection_path.name.startswith("test_") and collection_path.is_file()
     return True if left_out and _is_slow(collection_path) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Collect without the garbage collector, which would take a third of the time, and not look at the tests again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class _ByShared(LoadScopeScheduling):
