@@ -150,8 +150,8 @@ def memory_of(pid: int) -> tuple[float, float]:
     return rss, pss
 
 
-def throughput(model: str, counts: Sequence[int], callers: int, seconds: float, rounds: int) -> bool:
-    """Servers with so many workers, in turn; ratios are to the first."""
+def rates(model: str, counts: Sequence[int], callers: int, seconds: float, rounds: int) -> dict[tuple[str, int], Load]:
+    """Medians by protocol and number of workers; the servers take turns. Prints each worker's part of the answers."""
     models = models_directory([model])
     x = examples_of(models, model).x[:1]
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
@@ -170,19 +170,24 @@ def throughput(model: str, counts: Sequence[int], callers: int, seconds: float, 
                         target = target_of(server, model, form, x)
                         load = measure_once(target, callers, seconds)
                     loads.setdefault((form.protocol, server.workers), []).append(load)
-        medians = {key: median(each) for key, each in loads.items()}
-        print(f"{model}, {callers} callers, {rounds} rounds of {seconds:g} s")
-        for (protocol, workers), load in sorted(medians.items(), key=lambda item: (item[0][0] == "grpc", item[0])):
-            ratio = load.rate / medians[protocol, counts[0]].rate
-            print(
-                f"  {protocol:4}  workers {workers}: {load.rate:8,.0f}/s ({ratio:.2f})   "
-                f"p50 {1e3 * load.p50:7.1f}   p99 {1e3 * load.p99:7.1f} ms   failed {load.failed}"
-            )
         if counts[-1] > 1:
             with running(servers[-1], pids):
                 shares = servers[-1].shares()
             listed = ", ".join(f"{share / sum(shares):.0%}" for share in shares)
-            print(f"  answered by each of {counts[-1]} workers: {listed}")
+            print(f"answered by each of {counts[-1]} workers: {listed}")
+    return {key: median(each) for key, each in loads.items()}
+
+
+def throughput(model: str, counts: Sequence[int], callers: int, seconds: float, rounds: int) -> bool:
+    """Servers with so many workers beside each other; ratios are to the first."""
+    medians = rates(model, counts, callers, seconds, rounds)
+    print(f"{model}, {callers} callers, {rounds} rounds of {seconds:g} s")
+    for (protocol, workers), load in sorted(medians.items(), key=lambda item: (item[0][0] == "grpc", item[0])):
+        ratio = load.rate / medians[protocol, counts[0]].rate
+        print(
+            f"  {protocol:4}  workers {workers}: {load.rate:8,.0f}/s ({ratio:.2f})   "
+            f"p50 {1e3 * load.p50:7.1f}   p99 {1e3 * load.p99:7.1f} ms   failed {load.failed}"
+        )
     sys.stdout.flush()
     return not any(load.failed for load in medians.values())
 

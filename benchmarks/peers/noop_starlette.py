@@ -1,6 +1,6 @@
 """The ceiling of REST: a Starlette route that reads its body and answers the same bytes, on embedserve's uvicorn.
 
-python noop_starlette.py ANSWERS PORT        (ANSWERS holds MODEL.rest)
+python noop_starlette.py ANSWERS PORT [PROTOCOL]        (ANSWERS holds MODEL.rest; PROTOCOL is httptools by default)
 """
 
 import sys
@@ -27,7 +27,7 @@ if __name__ == "__main__":
         app,
         port=int(sys.argv[2]),
         loop="uvloop",
-        http="httptools",
+        http=sys.argv[3] if len(sys.argv) > 3 else "httptools",
         ws="none",
         lifespan="off",
         log_config=None,

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.suite.compiled import arguments
+from benchmarks.suite.environments import PEERS
 from benchmarks.suite.wire import (
     IN_PROCESS,
     LIST_REST,
@@ -22,7 +24,6 @@ from benchmarks.suite.wire import (
     Format,
 )
 
-PEERS = Path(__file__).parents[1] / "peers"
 EMBEDSERVE = (sys.executable, "-m", "embedserve")
 
 
@@ -31,14 +32,14 @@ class Place:
     """What a server is given to start with.
 
     Attributes:
-        python: Of its environment.
+        program: The interpreter of its environment, or what was compiled.
         models: Directory with `<name>/1` for each workload.
         work: An empty directory of its own, for its files.
         answers: What a no-op answers: `<name>.rest`, `<name>.grpc`, and the sizes of the requests.
         rest, grpc: Free ports.
     """
 
-    python: Path
+    program: Path
     models: Path
     work: Path
     answers: Path
@@ -52,12 +53,13 @@ class Contender:
 
     Attributes:
         name: In tables, and for `--servers`.
-        group: `embedserve`, `noop`, `naive`, `tensorflow` or `peers`; for `--servers` too.
+        group: `embedserve`, `noop`, `naive`, `tensorflow`, `cpp` or `peers`; for `--servers` too.
         formats: What it speaks, one per protocol at most.
         command: Its command line.
         what: What it is and how it is tuned, for the report.
         package: The peer's distribution, whose version the report names.
         requirements: Its file in `benchmarks/peers`; None runs in this environment.
+        compiled: Its source in `benchmarks/peers/cpp`, without the `.cc`.
         environment: Variables to set, from its place.
         one_port: gRPC is answered on the REST port too.
         fixed: Answers the first example's answer whatever it is asked.
@@ -72,6 +74,7 @@ class Contender:
     what: str
     package: str = ""
     requirements: str | None = None
+    compiled: str = ""
     environment: Callable[[Place], Mapping[str, str]] = field(default=lambda place: {})
     one_port: bool = False
     fixed: bool = False
@@ -85,7 +88,7 @@ class Contender:
 
 def script(name: str) -> Callable[[Place], list[str]]:
     """A program of `benchmarks/peers` that takes models and port. -P: its neighbours are no modules to import."""
-    return lambda place: [str(place.python), "-P", str(PEERS / name), str(place.models), str(place.rest)]
+    return lambda place: [str(place.program), "-P", str(PEERS / name), str(place.models), str(place.rest)]
 
 
 def _in_process(kind: str) -> Callable[[Place], list[str]]:
@@ -150,6 +153,17 @@ CONTENDERS: dict[str, Contender] = {
             fixed=True,
         ),
         Contender(
+            "noop-starlette-http",
+            "noop",
+            (TFS_REST,),
+            lambda place: [
+                *(sys.executable, "-P", str(PEERS / "noop_starlette.py"), str(place.answers), str(place.rest)),
+                "embedserve.http:HttpProtocol",
+            ],
+            'the same Starlette route on uvicorn with `http="embedserve.http:HttpProtocol"`',
+            fixed=True,
+        ),
+        Contender(
             "noop-grpc.aio",
             "noop",
             (TFS_GRPC,),
@@ -182,6 +196,22 @@ CONTENDERS: dict[str, Contender] = {
             "no server: at concurrency 1 a signature call per row, above that the best batch size in a loop",
         ),
         Contender(
+            "cpp-grpc",
+            "cpp",
+            (TFS_GRPC,),
+            lambda place: [str(place.program), *arguments(place.models, place.grpc)],
+            "no TensorFlow Serving but its stand-in: libgrpc++, TensorFlow's C library, one thread, no batches",
+            compiled="grpc_server",
+        ),
+        Contender(
+            "cpp-rest",
+            "cpp",
+            (TFS_REST,),
+            lambda place: [str(place.program), *arguments(place.models, place.rest)],
+            "no TensorFlow Serving but its stand-in: bare epoll, TensorFlow's C library, one thread, no batches",
+            compiled="rest_server",
+        ),
+        Contender(
             "litserve",
             "peers",
             (PLAIN_REST,),
@@ -195,7 +225,7 @@ CONTENDERS: dict[str, Contender] = {
             "peers",
             (LIST_REST,),
             lambda place: [
-                str(place.python.with_name("bentoml")),
+                str(place.program.with_name("bentoml")),
                 "serve",
                 "bentoml_service:Models",
                 f"--working-dir={PEERS}",
@@ -241,7 +271,7 @@ CONTENDERS: dict[str, Contender] = {
             "peers",
             (PLAIN_REST,),
             lambda place: [
-                str(place.python),
+                str(place.program),
                 "-P",
                 str(PEERS / "mosec_worker.py"),
                 "--port",

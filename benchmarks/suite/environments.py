@@ -34,7 +34,7 @@ def python_of(requirements: str) -> Path:
     digest = hashlib.sha256(listed + sys.version.encode()).hexdigest()[:12]
     directory = cache_directory() / f"{requirements.removesuffix('.txt')}-{digest}"
     python, done = directory / "bin" / "python", directory / "done"
-    with _alone(directory.with_suffix(".lock")):
+    with alone(directory.with_suffix(".lock")):
         if not done.exists():
             print(f"Making an environment for {requirements.removesuffix('.txt')} in {directory}", file=sys.stderr)
             _make(directory)
@@ -44,7 +44,7 @@ def python_of(requirements: str) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """Wait until no other run makes the same environment."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 STREAMS = 8
@@ -45,6 +46,7 @@ class Load:
         rate: Answers per second.
         p50, p99: Latency of the answered requests.
         cpu: Processor time of the server per answered request, in seconds; 0 where it was not read.
+        gap: The longest time between two answers, in seconds.
     """
 
     answered: int
@@ -53,6 +55,7 @@ class Load:
     p50: float
     p99: float
     cpu: float = 0.0
+    gap: float = 0.0
 
 
 class NoLoadGenerator(Exception):
@@ -124,8 +127,11 @@ def parse(printed: str, log: str, target: Target, concurrency: int) -> Load:
         if not 0 <= surplus <= concurrency * target.answer_bytes:
             failed += -(-abs(surplus) // target.answer_bytes)
     lines = (line.split("\t") for line in log.splitlines())
-    latencies = sorted(int(duration) / 1e6 for _, status, duration in lines if status == "200")
-    return Load(succeeded, failed, float(rate), percentile(latencies, 0.50), percentile(latencies, 0.99))
+    answers = [(int(start), int(duration)) for start, status, duration in lines if status == "200"]
+    latencies = sorted(duration / 1e6 for _, duration in answers)
+    ends = sorted(start + duration for start, duration in answers)
+    gap = max((after - before for before, after in pairwise(ends)), default=0) / 1e6
+    return Load(succeeded, failed, float(rate), percentile(latencies, 0.50), percentile(latencies, 0.99), gap=gap)
 
 
 def percentile(ordered: list[float], share: float) -> float:
@@ -137,5 +143,5 @@ def median(loads: list[Load]) -> Load:
     return Load(
         sum(load.answered for load in loads),
         sum(load.failed for load in loads),
-        *(statistics.median(getattr(load, name) for load in loads) for name in ("rate", "p50", "p99", "cpu")),
+        *(statistics.median(getattr(load, name) for load in loads) for name in ("rate", "p50", "p99", "cpu", "gap")),
     )

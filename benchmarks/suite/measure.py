@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.suite import load
 from benchmarks.suite.client import Client, Refused
+from benchmarks.suite.compiled import program_of
 from benchmarks.suite.contenders import CONTENDERS, Contender, Place
 from benchmarks.suite.environments import NotInstallable, python_of, version_of
 from benchmarks.suite.load import Load, Target
@@ -53,6 +54,7 @@ class Plan:
         seconds: Of one measurement, before the workload's own factor.
         repeats: Rounds.
         server_core, load_core: Processors.
+        cells: Only these; None measures all that a server can be asked.
     """
 
     contenders: Sequence[Contender]
@@ -61,6 +63,7 @@ class Plan:
     repeats: int
     server_core: int
     load_core: int
+    cells: frozenset[Cell] | None = None
 
 
 @dataclass
@@ -81,7 +84,7 @@ class Entrant:
 
     def __init__(self, contender: Contender, plan: Plan, place: Place, examples: Mapping[str, Examples]) -> None:
         self.contender = contender
-        self._plan, self._place, self._examples = plan, place, examples
+        self._plan, self.place, self._examples = plan, place, examples
         self._processes: Processes | None = None
         self._sizes: dict[tuple[str, str], int | None] = {}
 
@@ -99,7 +102,9 @@ class Entrant:
                 found = self.contender.format(protocol)
                 if found is not None:
                     for count in concurrency:
-                        yield Cell(workload.name, protocol, count, self.contender.name), workload, found
+                        cell = Cell(workload.name, protocol, count, self.contender.name)
+                        if self._plan.cells is None or cell in self._plan.cells:
+                            yield cell, workload, found
 
     def start(self) -> None:
         """Start it and return when it has answered every workload right.
@@ -112,12 +117,12 @@ class Entrant:
             "CUDA_VISIBLE_DEVICES": "",
             "PYTHONPATH": str(ROOT) if self.contender.requirements is None else "",
             "PYTHONUNBUFFERED": "1",
-            **self.contender.environment(self._place),
+            **self.contender.environment(self.place),
         }
         self._processes = Processes(
-            self.contender.command(self._place),
+            self.contender.command(self.place),
             environment,
-            self._place.work / "log",
+            self.place.work / "log",
             self._plan.server_core,
             piped=self._is_worker,
         )
@@ -125,6 +130,11 @@ class Entrant:
             self._reply()
         else:
             self._processes.wait_until(self._answers, START_LIMIT)
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [each.pid for each in self._processes.tree()] if self._processes is not None else []
 
     @property
     def _is_worker(self) -> bool:
@@ -137,7 +147,7 @@ class Entrant:
                     yield workload, format, Client(format, self._port(format), workload.name)
 
     def _port(self, format: Format) -> int:
-        return self._place.grpc if format.protocol == "grpc" and not self.contender.one_port else self._place.rest
+        return self.place.grpc if format.protocol == "grpc" and not self.contender.one_port else self.place.rest
 
     def _answers(self) -> bool:
         for workload, _, client in self._clients():
@@ -225,10 +235,13 @@ class Entrant:
 
 
 def prepare(contender: Contender, results: Results) -> Path | None:
-    """The interpreter of a contender's environment, or None when it cannot be had, which `results` then tell."""
-    if contender.requirements is None:
+    """A contender's program or its environment's interpreter; None when it cannot be had, which `results` then tell."""
+    if contender.requirements is None and not contender.compiled:
         return Path(sys.executable)
     try:
+        if contender.compiled:
+            return program_of(contender.compiled)
+        assert contender.requirements is not None
         python = python_of(contender.requirements)
     except NotInstallable as error:
         results.absent[contender.name] = f"not installable: {error}"
@@ -255,9 +268,9 @@ def run(plan: Plan, models: Path) -> Results:
         answers = write_answers(Path(directory), examples)
         entrants = []
         for contender in plan.contenders:
-            python = prepare(contender, results)
-            if python is not None:
-                place = new_place(Path(directory, contender.name), models, answers, python)
+            program = prepare(contender, results)
+            if program is not None:
+                place = new_place(Path(directory, contender.name), models, answers, program)
                 entrant = Entrant(contender, plan, place, examples)
                 if entrant.workloads:
                     entrants.append(entrant)
@@ -296,9 +309,9 @@ def take_turn(entrant: Entrant, results: Results, number: int, *, last: bool) ->
     say(f"round {number}: {entrant.contender.name}, {time.perf_counter() - begun:.1f} s")
 
 
-def new_place(work: Path, models: Path, answers: Path, python: Path) -> Place:
+def new_place(work: Path, models: Path, answers: Path, program: Path) -> Place:
     work.mkdir()
-    return Place(python, models, work, answers, free_port(), free_port())
+    return Place(program, models, work, answers, free_port(), free_port())
 
 
 def write_answers(directory: Path, examples: Mapping[str, Examples]) -> Path:

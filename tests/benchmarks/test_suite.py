@@ -14,7 +14,8 @@ import pytest
 from benchmarks.suite import load, plots, report, wire
 from benchmarks.suite.alone import Alone
 from benchmarks.suite.bars import bars
-from benchmarks.suite.contenders import CONTENDERS, PEERS, Place, chosen
+from benchmarks.suite.contenders import CONTENDERS, Place, chosen
+from benchmarks.suite.environments import PEERS
 from benchmarks.suite.load import Load, Target
 from benchmarks.suite.measure import Cell, Entrant, Plan, Results, narrowed
 from benchmarks.suite.processes import Processes, ServerFailed, stat
@@ -91,7 +92,7 @@ def printed(data: int = 3183 * 55, failed: int = 0) -> str:
 
 def test_a_measurement_is_rate_latencies_and_failures() -> None:
     found = load.parse(printed(), LOG, Target("", b"", grpc=True, answer_bytes=55), 64)
-    assert found == Load(3183, 0, 3183.5, p50=0.003, p99=0.003)
+    assert found == Load(3183, 0, 3183.5, p50=0.003, p99=0.003, gap=0.002)
     assert load.parse(printed(failed=3), LOG, Target("", b"", grpc=False), 64).failed == 6
 
 
