@@ -29,7 +29,7 @@ from tests.support.programs import run_program
 _MAY_READ = (
     ("<frozen importlib._bootstrap>", {"_find_and_load"}),
     ("logging/__init__.py", {"emit", "findCaller"}),
-    ("embedserve/config.py", {"absolute"}),
+    ("embedserve/config/location.py", {"absolute"}),
     ("traceback.py", {"format_exception", "print_exception", "extract"}),
 )
 

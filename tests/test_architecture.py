@@ -39,7 +39,7 @@ def modules() -> list[Path]:
 
 
 def room_of(path: Path) -> str:
-    """`embedserve/batching/merge.py` is in the room `batching`, `embedserve/config.py` in `config`."""
+    """`embedserve/batching/merge.py` is in the room `batching`, `embedserve/errors.py` in `errors`."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 

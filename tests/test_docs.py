@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.server.flags import FLAGS
 from tests.support.pages import blocks
 from tests.support.programs import ROOT, answers, fetch, free_port, program, run_program
 
@@ -86,16 +85,3 @@ def test_what_a_page_names_exists(page: Path) -> None:
         if not (ROOT / path).exists() or (test and f"def {test}(" not in (ROOT / path).read_text()):
             gone.append(f"{path}::{test}")
     assert not gone
-
-
-def test_the_compatibility_page_has_every_flag() -> None:
-    page = (ROOT / "docs" / "compatibility.md").read_text()
-    verdicts = {"same": "same", "differs": "different", "ignored": "accepted, without effect"}
-    expected = [
-        f"| `--{flag.name}` | `{str(flag.default).lower()}` | {flag.help} |"
-        if flag.support == "own"
-        else f"| `--{flag.name}` | {verdicts[flag.support]} | {flag.note} |"
-        for flag in FLAGS.values()
-    ]
-    _, flags = page.split("Every flag of TensorFlow Serving")
-    assert re.findall(r"^\| `--\w+` \|.*$", flags, re.MULTILINE) == expected

@@ -29,6 +29,7 @@ def test_the_site_builds_and_the_reference_holds_each_public_name(tmp_path: Path
     headings = {anchor.rsplit(".", 1)[-1] for anchor in re.findall(r'<h3 id="embedserve\.([\w.]+)"', page)}
     assert {name for name in embedserve.__all__ if name != "__version__"} <= headings
     twin = page.partition('id="embedserve.registry.ModelRegistry.predict_sync"')[2]
+    assert "max_stuck_runs" in page, "the rows of the options"
     assert "output_filter" in twin[: twin.index("<h4")], "the parameters of predict"
 
 

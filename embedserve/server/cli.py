@@ -19,7 +19,7 @@ from embedserve.errors import Code, ConfigError, ServingError
 from embedserve.remote.options import read_storage_options
 from embedserve.server import tensorflow_setup
 from embedserve.server.config import ConfigFile, ServerConfig
-from embedserve.server.flags import FLAGS, FlagError, ParsedFlags, comma_separated, parse, usage
+from embedserve.server.flags import FLAGS, FlagError, ParsedFlags, comma_separated, option_values, parse, usage
 from embedserve.server.log import configure_logging
 from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
@@ -220,62 +220,19 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
     of_platform = {
         name: platform.model_options[name] for name in ("batching", "warmup") if name in platform.model_options
     }
-    batching_options = platform.model_options.get("batching_options", BatchingOptions())
     options: dict[str, Any] = {
+        **option_values(flags),
         **of_platform,
-        "batching_options": batching_options,
+        "batching_options": platform.model_options.get("batching_options", BatchingOptions()),
         "enable_per_model_batching_parameters": platform.per_model_batching,
         "num_warmup_iterations": max(platform.warmup_iterations or 1, 1),
-        "start_timeout": flags.real("start_timeout") if flags.real("start_timeout") > 0 else math.inf,
-        "preload_modules": comma_separated(flags.text("preload_modules")),
-        "op_libraries": comma_separated(flags.text("op_libraries")),
-        "poll_interval": _poll_interval(flags.number("file_system_poll_wait_seconds")),
-        "gc_freeze": flags.on("gc_freeze"),
     }
-    for name, value in (
-        ("num_batch_threads", flags.number("num_batch_threads") or platform.num_batch_threads or 0),
-        ("num_load_threads", max(flags.number("num_load_threads"), flags.number("num_unload_threads"))),
-        ("num_tflite_pools", flags.number("num_tflite_pools")),
-        ("max_stuck_runs", flags.number("max_stuck_runs")),
-        ("max_inflight_bytes", flags.number("max_inflight_bytes")),
-        ("remote_cache_max_bytes", flags.number("remote_cache_max_bytes")),
-        ("remote_poll_interval", flags.real("remote_poll_wait_seconds")),
-    ):
-        if value:  # 0 means the default; the options refuse negative values.
-            options[name] = value
-    for name in ("servable", "free_batch", "optimize", "transition", "absent_versions"):
-        options[name] = flags.text(name)
-    if flags.text("start_requires"):
-        options["start_requires"] = flags.text("start_requires")
-    for name in (
-        "optimize_tolerance",
-        "settle",
-        "drain_timeout",
-        "remote_timeout",
-        "run_timeout",
-        "loop_run_limit",
-        "load_timeout",
-    ):
-        options[name] = flags.real(name)
-    for name in (
-        "max_pending_requests",
-        "max_request_bytes",
-        "request_log_max_file_bytes",
-        "request_log_max_total_bytes",
-    ):
-        options[name] = flags.number(name)
-    # With an infinite poll interval a single scan is wanted; file system events would bring a second scan.
-    options["watch"] = flags.on("watch") if "watch" in flags else not math.isinf(options["poll_interval"])
-    for name in (
-        "allow_version_labels_for_unavailable_models",
-        "enable_signature_method_name_check",
-        "labels_ahead",
-        "prefer_tflite_model",
-    ):
-        options[name] = flags.on(name)
-    for name in ("remote_cache_dir", "request_log_root"):
-        if flags.text(name):
-            options[name] = flags.text(name)
+    if platform.num_batch_threads is not None:
+        options.setdefault("num_batch_threads", platform.num_batch_threads)
+    if load_threads := max(flags.number("num_load_threads"), flags.number("num_unload_threads")):
+        options["num_load_threads"] = load_threads
+    if "watch" not in flags and math.isinf(options["poll_interval"]):
+        options["watch"] = False  # A single scan is wanted; file system events would bring a second scan.
     if file := flags.text("remote_storage_options_file"):
         options["remote_storage_options"] = read_storage_options(file)
     if flags.directory is None or "max_num_load_retries" in flags or "load_retry_interval_micros" in flags:
@@ -283,14 +240,6 @@ def _registry_options(flags: ParsedFlags, platform: Platform) -> RegistryOptions
         retries = max(flags.number("max_num_load_retries"), 0)
         options["retry"] = RetryPolicy(max_retries=retries, initial=interval, maximum=interval)
     return validated(RegistryOptions, options)
-
-
-def _poll_interval(seconds: int) -> float:
-    if seconds < 0:
-        raise ConfigError(
-            f"--file_system_poll_wait_seconds={seconds} would never look for a version; 0 looks once, 1 every second"
-        )
-    return seconds or math.inf
 
 
 # The process.

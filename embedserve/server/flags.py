@@ -1,21 +1,33 @@
 """The table of command-line flags, TensorFlow Serving's 48 and embedserve's own, and the parser.
 
-The module knows no option model. A test compares the table with `RegistryOptions` and reports an option without a flag,
-or a flag without an option.
+The flags of options come from the options' rows (`embedserve.config.registry`); the rows here are of the server alone.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-__all__ = ["FLAGS", "OPTION_FLAGS", "Flag", "FlagError", "ParsedFlags", "comma_separated", "parse", "usage"]
+from pydantic.fields import FieldInfo
 
-Value: TypeAlias = bool | int | float | str
-Kind: TypeAlias = Literal["bool", "int32", "int64", "float", "string"]
+from embedserve.config import RegistryOptions
+from embedserve.config.row import Flag, FlagValue, Kind, SetBy, comma_separated
+
+__all__ = [
+    "FLAGS",
+    "Flag",
+    "FlagError",
+    "ParsedFlags",
+    "comma_separated",
+    "completed",
+    "option_values",
+    "parse",
+    "usage",
+]
 
 _INT_BITS = {"int32": 32, "int64": 64}
 
@@ -24,62 +36,14 @@ class FlagError(Exception):
     """The command line cannot be understood; the message says the argument and the reason."""
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A command-line flag.
-
-    Attributes:
-        name: Name without the dashes.
-        kind: Type of the value, in TensorFlow Serving's words.
-        default: Value of an absent flag.
-        help: A sentence for `--help`.
-        support: `same` acts as in TensorFlow Serving; `differs` reaches the same end in another way; `ignored` is
-            accepted
-            with a warning; `own` is embedserve's.
-        note: The difference, or the reason for ignoring the flag.
-        repeated: Whether each occurrence adds to a comma-separated list; otherwise the last occurrence counts.
-    """
-
-    name: str
-    kind: Kind
-    default: Value
-    help: str
-    support: Literal["same", "differs", "ignored", "own"] = "same"
-    note: str = ""
-    repeated: bool = False
-
-    def read(self, text: str) -> Value:
-        """Convert a flag's text.
-
-        Raises:
-            FlagError: The text is not a value of the flag's kind.
-        """
-        try:
-            match self.kind:
-                case "bool":
-                    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-                case "float":
-                    return float(text)
-                case "int32" | "int64":
-                    if not re.fullmatch(r"\s*[+-]?[0-9]+", text, re.ASCII):
-                        raise ValueError(text)
-                    value, limit = int(text), 2 ** (_INT_BITS[self.kind] - 1)
-                    if not -limit <= value < limit:
-                        raise ValueError(text)
-                    return value
-                case _:
-                    return text
-        except (ValueError, KeyError):
-            raise FlagError(f"Couldn't interpret value {text} for flag {self.name}.") from None
-
-
-def _own(name: str, kind: Kind, default: Value, help: str) -> Flag:
+def _own(name: str, kind: Kind, default: FlagValue, help: str) -> Flag:
     return Flag(name, kind, default, help, "own")
 
 
 _NO_THREADS = "requests are handled on one event loop and run on --num_batch_threads threads"
 
-_TENSORFLOW_SERVING: tuple[Flag, ...] = (
+# In TensorFlow Serving's order; a name stands for the flag of an option.
+_TENSORFLOW_SERVING: tuple[Flag | str, ...] = (
     Flag("port", "int32", 8500, "TCP port of gRPC; 0 for none."),
     Flag("grpc_socket_path", "string", "", "Unix socket that gRPC listens on, besides the TCP port."),
     Flag(
@@ -93,27 +57,10 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
     Flag("rest_api_num_threads", "int32", 0, "Threads that handle REST requests.", "ignored", _NO_THREADS),
     Flag("rest_api_timeout_in_ms", "int32", 30000, "Time limit of a REST request; 0 or less for none."),
     Flag("rest_api_enable_cors_support", "bool", False, "Answer CORS requests."),
-    Flag(
-        "enable_batching",
-        "bool",
-        False,
-        "Let concurrent requests share a run.",
-        "differs",
-        "with a models directory and without this flag, signatures that are safe to batch are batched",
-    ),
-    Flag(
-        "allow_version_labels_for_unavailable_models",
-        "bool",
-        False,
-        "Accept a new label for a version that is not available yet.",
-    ),
-    Flag("batching_parameters_file", "string", "", "Text-format BatchingParameters; needs --enable_batching."),
-    Flag(
-        "enable_per_model_batching_parameters",
-        "bool",
-        False,
-        "Read batching_params.pbtxt from each version directory; a version without one is not batched.",
-    ),
+    "enable_batching",
+    "allow_version_labels_for_unavailable_models",
+    "batching_parameters_file",
+    "enable_per_model_batching_parameters",
     Flag("model_config_file", "string", "", "Text-format ModelServerConfig; --model_name and its kin are ignored."),
     Flag("model_config_file_poll_wait_seconds", "int32", 0, "Read --model_config_file again this often; 0 for once."),
     Flag("model_name", "string", "default", "Name of the single model at --model_base_path."),
@@ -125,27 +72,11 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
         "differs",
         "a relative path is taken from the working directory",
     ),
-    Flag(
-        "num_load_threads",
-        "int32",
-        0,
-        "Threads that load versions; 0 for embedserve's default.",
-        "differs",
-        "loads, unloads and directory scans share one pool",
-    ),
-    Flag(
-        "num_unload_threads", "int32", 0, "Threads that unload versions.", "differs", "shared with --num_load_threads"
-    ),
-    Flag("max_num_load_retries", "int32", 5, "How often a failed load is tried again."),
-    Flag("load_retry_interval_micros", "int64", 60_000_000, "Wait between load attempts; negative for none."),
-    Flag(
-        "file_system_poll_wait_seconds",
-        "int32",
-        1,
-        "Seconds between directory scans; 0 for one scan.",
-        "differs",
-        "file system events make a scan come sooner, see --watch; a negative value is refused",
-    ),
+    "num_load_threads",
+    "num_unload_threads",
+    "max_num_load_retries",
+    "load_retry_interval_micros",
+    "file_system_poll_wait_seconds",
     Flag(
         "flush_filesystem_caches",
         "bool",
@@ -174,8 +105,8 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
         "an element without = is refused",
     ),
     Flag("grpc_max_threads", "int32", 0, "Threads of the gRPC server.", "ignored", _NO_THREADS),
-    Flag("enable_model_warmup", "bool", True, "Run warm-up requests before a version serves."),
-    Flag("num_request_iterations_for_warmup", "int32", 0, "How often each warm-up request runs; 0 for once."),
+    "enable_model_warmup",
+    "num_request_iterations_for_warmup",
     Flag("version", "bool", False, "Print the versions and exit."),
     Flag(
         "monitoring_config_file",
@@ -193,15 +124,8 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
         "ignored",
         "embedserve keeps the signatures only",
     ),
-    Flag(
-        "prefer_tflite_model",
-        "bool",
-        False,
-        "Serve model.tflite where a version has one.",
-        "differs",
-        "no ParseExample operation; where a version holds a SavedModel too, that is served then",
-    ),
-    Flag("num_tflite_pools", "int32", 0, "TensorFlow Lite interpreters of each version; 0 for one per run thread."),
+    "prefer_tflite_model",
+    "num_tflite_pools",
     Flag(
         "num_tflite_interpreters_per_pool",
         "int32",
@@ -210,7 +134,7 @@ _TENSORFLOW_SERVING: tuple[Flag, ...] = (
         "ignored",
         "requests to TensorFlow Lite models share a run as those to others do, see --enable_batching",
     ),
-    Flag("enable_signature_method_name_check", "bool", False, "Check a signature's method_name in Classify and kin."),
+    "enable_signature_method_name_check",
     Flag(
         "xla_cpu_compilation_enabled",
         "bool",
@@ -281,118 +205,46 @@ _OWN: tuple[Flag, ...] = (
     _own("session_run_clients", "string", "none", "Who may use SessionRun: none, local (this machine) or all."),
     _own("profiler_clients", "string", "local", "Who may use the profiler: none, local (this machine) or all."),
     _own("grpc_reflection", "bool", False, "Offer server reflection on the gRPC port."),
-    _own("servable", "string", "auto", "How models run: function, session or auto."),
-    _own(
-        "free_batch",
-        "string",
-        "auto",
-        "Take any number of rows where a signature declares a fixed one: auto (where it is safe), true or false.",
-    ),
-    _own("optimize", "string", "none", "Optimised execution where a model allows it: none, freeze or xla."),
-    _own("optimize_tolerance", "float", 1e-5, "How far an optimised answer may be off, relative to its size."),
-    _own("num_batch_threads", "int32", 0, "Threads that run models; 0 for one per CPU."),
-    _own("run_timeout", "float", 600.0, "Seconds one run may take, whatever its callers' deadlines; inf for no bound."),
-    _own("loop_run_limit", "float", 0.0002, "Expected seconds up to which a run stays on the event loop; 0 for never."),
-    _own("max_stuck_runs", "int32", 0, "Threads of stuck runs to replace before /-/live fails; 0 for one per thread."),
-    _own(
-        "load_timeout",
-        "float",
-        1800.0,
-        "Seconds a step of a load may take until it counts as hung; inf for no bound.",
-    ),
-    _own("adaptive_batching", "bool", False, "Batch what is safe to batch, in sizes learnt from how long runs take."),
-    _own("target_latency", "float", 0.1, "Seconds that an answer should take with --adaptive_batching."),
-    _own("max_pending_requests", "int32", 1000, "Requests an unbatched version may have waiting or running."),
-    _own("watch", "bool", True, "Use file system events as hints to scan sooner."),
-    _own("settle", "float", 0.2, "Seconds for which a version directory must not change before it is loaded."),
-    _own("start_timeout", "float", 0.0, "Seconds the first load may take; 0 for no limit."),
-    _own(
-        "start_requires",
-        "string",
-        "",
-        "Models that must be available to start: all, or any; by default any of a directory's, all of those named.",
-    ),
-    _own(
-        "absent_versions",
-        "string",
-        "keep",
-        "When a version policy names only versions that are not there: keep what serves, or unload it; last keeps "
-        "deleted ones too.",
-    ),
-    _own("drain_timeout", "float", 30.0, "Seconds that requests in flight have to finish after SIGTERM."),
-    _own("transition", "string", "availability", "Load the new version first (availability), or last (resource)."),
-    _own("preload_modules", "string", "", "Comma-separated modules to import before the first load, for custom ops."),
-    _own("op_libraries", "string", "", "Comma-separated shared libraries of custom ops."),
-    _own("gc_freeze", "bool", True, "Keep what exists before the first load out of the garbage collector's sight."),
-    _own("labels_ahead", "bool", False, "Accept labels for versions that are not there yet."),
-    _own("max_request_bytes", "int64", 2**31 - 1, "Largest request body, also after decompression."),
-    _own("request_log_max_file_bytes", "int64", 64 * 2**20, "Size at which a request log goes on in another file."),
-    _own("request_log_max_total_bytes", "int64", 2**30, "Size of all files of one request log; the oldest go first."),
-    _own(
-        "request_log_root", "string", "", "Directory below which reloads may have request logs; empty for no new ones."
-    ),
-    _own("remote_cache_dir", "string", "", "Where versions from stores are kept; empty for ~/.cache/embedserve."),
-    _own("remote_cache_max_bytes", "int64", 0, "Bound of --remote_cache_dir; 0 keeps only what is served."),
-    _own("remote_poll_wait_seconds", "float", 0.0, "Seconds between looks at a store; 0 for those between scans."),
-    _own("remote_timeout", "float", 60.0, "Seconds a store may take for an answer, or between two bytes."),
-    _own("remote_storage_options_file", "string", "", "JSON file: options of fsspec by scheme; credentials go here."),
-    _own(
-        "max_inflight_bytes",
-        "int64",
-        0,
-        "Bytes of requests and answers held at once; 0 for a quarter of memory, or of the container's limit.",
-    ),
 )
 
-FLAGS: dict[str, Flag] = {flag.name: flag for flag in _TENSORFLOW_SERVING + _OWN}
-"""Every flag by name, in the order of `--help`."""
 
-OPTION_FLAGS: dict[str, tuple[str, ...]] = {
-    "batching": ("enable_batching", "adaptive_batching"),
-    "batching_options": ("batching_parameters_file", "target_latency"),
-    "free_batch": ("free_batch",),
-    "servable": ("servable",),
-    "optimize": ("optimize",),
-    "optimize_tolerance": ("optimize_tolerance",),
-    "warmup": ("enable_model_warmup",),
-    "prefer_tflite_model": ("prefer_tflite_model",),
-    "num_tflite_pools": ("num_tflite_pools",),
-    "num_batch_threads": ("num_batch_threads",),
-    "run_timeout": ("run_timeout",),
-    "loop_run_limit": ("loop_run_limit",),
-    "max_stuck_runs": ("max_stuck_runs",),
-    "load_timeout": ("load_timeout",),
-    "num_load_threads": ("num_load_threads", "num_unload_threads"),
-    "max_pending_requests": ("max_pending_requests",),
-    "poll_interval": ("file_system_poll_wait_seconds",),
-    "watch": ("watch",),
-    "settle": ("settle",),
-    "start_timeout": ("start_timeout",),
-    "start_requires": ("start_requires",),
-    "absent_versions": ("absent_versions",),
-    "drain_timeout": ("drain_timeout",),
-    "retry": ("max_num_load_retries", "load_retry_interval_micros"),
-    "transition": ("transition",),
-    "allow_version_labels_for_unavailable_models": ("allow_version_labels_for_unavailable_models",),
-    "enable_per_model_batching_parameters": ("enable_per_model_batching_parameters",),
-    "preload_modules": ("preload_modules",),
-    "op_libraries": ("op_libraries",),
-    "enable_signature_method_name_check": ("enable_signature_method_name_check",),
-    "num_warmup_iterations": ("num_request_iterations_for_warmup",),
-    "gc_freeze": ("gc_freeze",),
-    "labels_ahead": ("labels_ahead",),
-    "max_request_bytes": ("max_request_bytes",),
-    "max_inflight_bytes": ("max_inflight_bytes",),
-    "request_log_max_file_bytes": ("request_log_max_file_bytes",),
-    "request_log_max_total_bytes": ("request_log_max_total_bytes",),
-    "request_log_root": ("request_log_root",),
-    "remote_cache_dir": ("remote_cache_dir",),
-    "remote_cache_max_bytes": ("remote_cache_max_bytes",),
-    "remote_poll_interval": ("remote_poll_wait_seconds",),
-    "remote_timeout": ("remote_timeout",),
-    "remote_storage_options": ("remote_storage_options_file",),
-}
-"""The flags for each field of `RegistryOptions`."""
+def _of_options() -> Iterator[Flag]:
+    """The flags of all options, each completed from the option's row."""
+    for name, row in RegistryOptions.model_fields.items():
+        match RegistryOptions.reach(name):
+            case Flag() as flag:
+                yield completed(flag, name, row)
+            case SetBy(flags=flags):
+                yield from (flag for flag in flags if isinstance(flag, Flag))
+
+
+def completed(flag: Flag, name: str, row: FieldInfo) -> Flag:
+    """Fill the open attributes of an option's flag from the option's name and row."""
+    default = row.default if flag.default is None else flag.default
+    told = (flag.help or f"{row.description}".partition(". ")[0]).removesuffix(".")
+    return replace(
+        flag,
+        name=flag.name or name,
+        kind=flag.kind or _kind(row.annotation),
+        default=default,
+        help=f"{told}; {flag.unset}." if flag.unset else f"{told}.",
+    )
+
+
+def _kind(annotation: Any) -> Kind:
+    kinds: dict[object, Kind] = {bool: "bool", int: "int32", float: "float"}
+    return kinds.get(next((each for each in typing.get_args(annotation) if each in kinds), annotation), "string")
+
+
+def _table() -> dict[str, Flag]:
+    options = {flag.name: flag for flag in _of_options()}
+    theirs = [options.pop(flag) if isinstance(flag, str) else flag for flag in _TENSORFLOW_SERVING]
+    ours = [*_OWN, *(replace(flag, support="own") for flag in options.values())]
+    return {flag.name: flag for flag in [*theirs, *ours]}
+
+
+FLAGS: dict[str, Flag] = _table()
+"""Every flag by name, in the order of `--help`."""
 
 
 @dataclass(frozen=True)
@@ -406,7 +258,7 @@ class ParsedFlags:
     """
 
     directory: str | None = None
-    given: dict[str, Value] = field(default_factory=dict)
+    given: dict[str, FlagValue] = field(default_factory=dict)
     help: bool = False
 
     def __contains__(self, name: str) -> bool:
@@ -414,22 +266,25 @@ class ParsedFlags:
 
     def text(self, name: str) -> str:
         """The value of a string flag, or its default."""
-        return str(self._value(name))
+        return str(self.value(name))
 
     def number(self, name: str) -> int:
         """The value of an integer flag, or its default."""
-        return int(self._value(name))
+        return int(self.value(name))
 
     def real(self, name: str) -> float:
         """The value of a float flag, or its default."""
-        return float(self._value(name))
+        return float(self.value(name))
 
     def on(self, name: str) -> bool:
         """The value of a bool flag, or its default."""
-        return bool(self._value(name))
+        return bool(self.value(name))
 
-    def _value(self, name: str) -> Value:
-        return self.given.get(name, FLAGS[name].default)
+    def value(self, name: str) -> FlagValue:
+        """The value of any flag, or its default."""
+        default = FLAGS[name].default
+        assert default is not None, "a row in FLAGS is complete"
+        return self.given.get(name, default)
 
 
 def parse(arguments: Sequence[str]) -> ParsedFlags:
@@ -441,7 +296,7 @@ def parse(arguments: Sequence[str]) -> ParsedFlags:
     Raises:
         FlagError: An unknown argument, with the nearest flag's name, or a bad value.
     """
-    given: dict[str, Value] = {}
+    given: dict[str, FlagValue] = {}
     directory: str | None = None
     wants_help = False
     for argument in arguments:
@@ -449,7 +304,7 @@ def parse(arguments: Sequence[str]) -> ParsedFlags:
             wants_help = True
         elif argument.startswith("-"):
             flag, text = _split(argument)
-            value = flag.read(text)
+            value = _read(flag, text)
             given[flag.name] = f"{given[flag.name]},{value}" if flag.repeated and flag.name in given else value
         elif directory is None:
             directory = argument
@@ -475,9 +330,45 @@ def _split(argument: str) -> tuple[Flag, str]:
     raise FlagError(f"flag --{name} needs a value: --{name}={flag.default or '...'}")
 
 
-def comma_separated(text: str) -> tuple[str, ...]:
-    """The non-empty parts of a list flag's value."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _read(flag: Flag, text: str) -> FlagValue:
+    """Convert a flag's text.
+
+    Raises:
+        FlagError: The text is not a value of the flag's kind.
+    """
+    try:
+        match flag.kind:
+            case "bool":
+                return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+            case "float":
+                return float(text)
+            case "int32" | "int64":
+                if not re.fullmatch(r"\s*[+-]?[0-9]+", text, re.ASCII):
+                    raise ValueError(text)
+                value, limit = int(text), 2 ** (_INT_BITS[flag.kind] - 1)
+                if not -limit <= value < limit:
+                    raise ValueError(text)
+                return value
+            case _:
+                return text
+    except (ValueError, KeyError):
+        raise FlagError(f"Couldn't interpret value {text} for flag {flag.name}.") from None
+
+
+def option_values(flags: ParsedFlags) -> dict[str, Any]:
+    """The options of a registry that a flag sets alone; without the options that several flags or files set.
+
+    Raises:
+        ConfigError: A value that no option can have.
+    """
+    values: dict[str, Any] = {}
+    for name in RegistryOptions.model_fields:
+        if isinstance(row := RegistryOptions.reach(name), Flag):
+            flag = FLAGS[row.name or name]
+            value = flags.value(flag.name)
+            if not (flag.unset and value == flag.default):
+                values[name] = value if flag.to is None else flag.to(value)
+    return values
 
 
 def usage(program: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve.config import RegistryOptions
-from embedserve.server.flags import FLAGS, OPTION_FLAGS, Flag, FlagError, parse, usage
+from embedserve.server.flags import FLAGS, Flag, FlagError, parse, usage
 
 NAMES = """
 port grpc_socket_path rest_api_port rest_api_num_threads rest_api_timeout_in_ms rest_api_enable_cors_support
@@ -26,16 +25,6 @@ TENSORFLOW_SERVING = NAMES.split()
 def test_every_flag_of_tensorflow_serving_is_there() -> None:
     assert len(TENSORFLOW_SERVING) == 48
     assert [name for name, flag in FLAGS.items() if flag.support != "own"] == TENSORFLOW_SERVING
-
-
-def test_every_registry_option_has_a_flag_and_no_flag_names_an_option_that_is_gone() -> None:
-    assert set(OPTION_FLAGS) == set(RegistryOptions.model_fields)
-    assert {name for names in OPTION_FLAGS.values() for name in names} <= set(FLAGS)
-
-
-@pytest.mark.parametrize("name", ["settle", "drain_timeout", "max_pending_requests", "max_request_bytes", "watch"])
-def test_defaults_of_own_flags_are_the_options_own(name: str) -> None:
-    assert FLAGS[name].default == RegistryOptions.model_fields[name].default
 
 
 @pytest.mark.parametrize("flag", FLAGS.values(), ids=lambda flag: flag.name)
