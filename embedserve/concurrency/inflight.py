@@ -61,12 +61,18 @@ class InflightBytes:
         Raises:
             RequestTooLargeError: The total would be over `max_inflight_bytes`. The account is unchanged.
         """
-        if self.reserved + size > self.limit:
+        if not self.try_reserve(size):
             raise RequestTooLargeError(
                 f"{what}{': ' if what else ''}requests in flight hold {self.reserved} bytes; "
                 f"{size} more would be over max_inflight_bytes, {self.limit}"
             )
+
+    def try_reserve(self, size: int) -> bool:
+        """Take `size` bytes, as `reserve`; False instead of an error."""
+        if self.reserved + size > self.limit:
+            return False
         self.reserved += size
+        return True
 
     @contextmanager
     def holding(self, size: int) -> Iterator[None]:

@@ -103,7 +103,7 @@ class AsgiRequest:
         self.disconnected = self.complete = False
         self.began = self.last_byte = now
         self.body_bytes = 0
-        self._body: list[bytes | bytearray] = [b""] if ended else []
+        self._body: list[bytes] = [b""] if ended else []
         self._changed = asyncio.Event()
         self._expects = not ended and (head.get(b"expect") or b"").lower() == b"100-continue"
         self._fields: list[Field] | None = None
@@ -118,13 +118,16 @@ class AsgiRequest:
 
     # Events of the connection.
 
-    def feed(self, data: bytes | bytearray, ended: bool, now: float) -> None:
+    def feed(self, data: bytes, ended: bool) -> None:
         """Bytes of the body came."""
         self._body.append(data)
         self.ended = ended
-        self.last_byte = now
-        self.body_bytes += len(data)
         self._changed.set()
+
+    def progressed(self, size: int, now: float) -> None:
+        """Bytes of the body came, given to `feed` or into the buffer of the whole body."""
+        self.last_byte = now
+        self.body_bytes += size
 
     def end(self) -> None:
         """The body ended with trailers; ASGI has no message for trailers of a request."""
@@ -140,6 +143,7 @@ class AsgiRequest:
     def disconnect(self) -> None:
         """The client is gone: no bytes come, and no bytes can be sent."""
         self.disconnected = True
+        self._body.clear()
         self._changed.set()
 
     # Calls of the application.
@@ -151,7 +155,7 @@ class AsgiRequest:
                 body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
                 self._body.clear()
                 self._protocol.consumed(self.stream_id, len(body))
-                return {"type": "http.request", "body": bytes(body), "more_body": not self.ended}
+                return {"type": "http.request", "body": body, "more_body": not self.ended}
             if self.disconnected or self.complete:
                 return {"type": "http.disconnect"}
             if self._expects and not self._head_sent:

@@ -1,13 +1,13 @@
 """The server's side of an HTTP/2 connection (RFC 9113): bytes in, events and bytes out.
 
 The module decides about validity by state, flow control both ways, and the costs that a client may cause. The module
-knows no loop, no socket and no clock: callers pass the time. Priorities, unknown frames and unknown settings are
-ignored.
+knows no loop, no socket and no clock: callers pass the time. Priorities and unknown frames and settings are ignored.
 """
 
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import NoReturn
 
 from embedserve.http import frames
@@ -69,7 +69,7 @@ class Http2Connection:
         self._over = self._draining = False
         self._last_allowed = MAX_STREAM_ID
         self._receive_window = limits.connection_window
-        self._credit = 0
+        self._credit = self._held = 0  # Held are the heads of open streams, and bodies that are not consumed.
         self._initial_window = max(DEFAULT_WINDOW, limits.stream_window)
         self._settings_rate = RateLimit(limits.settings_per_second, limits.settings_burst)
         self._reset_rate = RateLimit(limits.resets_per_second, limits.resets_burst)
@@ -100,6 +100,11 @@ class Http2Connection:
     def queued_bytes(self) -> int:
         """Bytes of answers that wait for the client's windows."""
         return self._out.queued_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the connection keeps for its client: heads, bodies, unfinished frames and answers."""
+        return self._held + self.reader.kept_bytes + self._out.held_bytes
 
     @property
     def wants_write(self) -> bool:
@@ -167,6 +172,7 @@ class Http2Connection:
             return
         stream.receive_window -= length
         stream.unconsumed += size
+        self._held += size
         ended = flags & END_STREAM
         if stream.receive_window < 0:
             self._break_stream(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
@@ -197,6 +203,7 @@ class Http2Connection:
         if size > stream.unconsumed:
             raise ValueError(f"{size} bytes consumed, {stream.unconsumed} were received")
         stream.unconsumed -= size
+        self._held -= size
         self._credit_connection(size)
         if not stream.remote_ended:
             stream.credit += size
@@ -241,9 +248,8 @@ class Http2Connection:
         elif len(self._open) >= self._limits.max_streams:
             self._break_stream(stream_id, ErrorCode.REFUSED_STREAM)
         else:
-            self._open[stream_id] = Stream(
-                stream_id, self._initial_window, self._out.initial_window, head.content_length, ended
-            )
+            self._open[stream_id] = Stream(stream_id, self._initial_window, self._out.initial_window, head, ended)
+            self._held += head.size
             self._events.append(Request(stream_id, head, ended))
 
     def _refuse_head(self, stream_id: int, status: int, ended: bool) -> None:
@@ -251,9 +257,8 @@ class Http2Connection:
         if stream_id > self._last_allowed:
             self._streams.remember_reset(stream_id, ours=True)
             return
-        self._out.headers(
-            stream_id, encode_fields(((b":status", b"%d" % status), (b"content-length", b"0"))), END_STREAM
-        )
+        fields = ((b":status", b"%d" % status), (b"content-length", b"0"))
+        self._out.headers(stream_id, encode_fields(fields), END_STREAM)
         self._count_reset()
         if ended:
             self._streams.remember_reset(stream_id, ours=True)
@@ -284,10 +289,8 @@ class Http2Connection:
 
     def _discard_block(self, block: bytes) -> None:
         """Decode a block of a stream that is over, for the connection's common table."""
-        try:
+        with suppress(TooLargeError):
             self._blocks.fields(block)
-        except TooLargeError:
-            return
 
     # The ends of streams.
 
@@ -311,6 +314,7 @@ class Http2Connection:
 
     def _forget(self, stream: Stream) -> None:
         del self._open[stream.id]
+        self._held -= stream.unconsumed + stream.head_bytes
         self._out.drop(stream)
         if stream.unconsumed:
             self._credit_connection(stream.unconsumed)

@@ -24,7 +24,7 @@ class Data:
     """Bytes of a body. `ended`: the last bytes, without trailers. `consume` makes room for as many new bytes."""
 
     stream_id: int
-    data: bytes | bytearray
+    data: bytes
     ended: bool
 
 

@@ -132,6 +132,11 @@ class FrameReader:
         ):
             self.head_began = now
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of unfinished frames and header blocks."""
+        return (self._have if self._pieces else 0) + (self._block_bytes if self._block is not None else 0)
+
     def clear(self) -> None:
         """Forget the kept bytes."""
         self._pieces, self._block = [], None

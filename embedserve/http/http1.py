@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from embedserve.http.buffers import BodyBuffer
 from embedserve.http.chunks import ChunkReader
 from embedserve.http.events import Data, Ended, Event, Request, Reset, Trailers
 from embedserve.http.heads import RequestHead
@@ -17,6 +18,9 @@ from embedserve.http.limits import Limits
 __all__ = ["Http1Connection"]
 
 _NO_BODY = (b"204", b"304")
+
+STEP_BYTES = 1 << 20
+"""Bytes of a body in a single buffer that are counted ahead of their arrival: the largest read into the buffer."""
 
 
 class Http1Connection:
@@ -28,8 +32,8 @@ class Http1Connection:
     Args:
         limits: The costs that the client may cause.
         heads: Reads heads; connections with the same reader share its memory of heads.
-        wants_whole: Called for each declared body of `direct_body_bytes` or more. True means that the memory is
-            reserved. The connection then receives the body into a single buffer, and reports a single Data event.
+        wants_whole: Called with the head of each declared body of `direct_body_bytes` or more that did not come with
+            its head. After True the body is received into a single buffer, and a single Data event reports the body.
     """
 
     encode_head = staticmethod(encode_head)
@@ -52,7 +56,8 @@ class Http1Connection:
         self._received = self._eof = self._over = self._draining = False
         self._body_left = 0
         self._chunks: ChunkReader | None = None
-        self._whole: bytearray | None = None
+        self._whole: BodyBuffer | None = None
+        self._filling: BodyBuffer | None = None
         self._unconsumed = 0
         self._head_sent = self._ended = self._continued = self._close = False
         self._out_chunked = self._out_no_body = False
@@ -74,6 +79,11 @@ class Http1Connection:
         return self._request is None and not self._buffer
 
     @property
+    def has_received(self) -> bool:
+        """Whether no byte of the current request is missing."""
+        return self._request is None or self._received
+
+    @property
     def version(self) -> str:
         """The version of the current request."""
         return "1.0" if self._request is not None and self._request.is_1_0 else "1.1"
@@ -87,6 +97,16 @@ class Http1Connection:
     def queued_bytes(self) -> int:
         """Bytes of answers that `take` would return."""
         return self._out_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the connection keeps for its client: heads, bodies and answers, a step of a buffer ahead."""
+        held = len(self._buffer) + self._unconsumed + self._out_bytes
+        if self._request is not None:
+            held += self._request.head.size
+        if self._whole is not None:
+            held += min(self._whole.size, self._whole.filled + STEP_BYTES)
+        return held
 
     @property
     def wants_read(self) -> bool:
@@ -125,28 +145,30 @@ class Http1Connection:
         self._eof = True
         if self._request is None or not self._received:
             self._end_early(400)
-            self._over = True
+            self._stop()
         return self.events()
 
     def lost(self) -> list[Event]:
         """End after the transport's loss; returns a `Reset` for an unanswered request."""
         self._end_early(400)
-        self._over = True
+        self._stop()
         self._out.clear()
-        self._buffer = b""
+        self._out_bytes = 0
         return self.events()
 
     def body_buffer(self) -> memoryview | None:
-        """The memory for the next bytes of a body in a single buffer; None for any other bytes."""
-        if self._whole is None or self._received:
-            return None
-        return memoryview(self._whole)[len(self._whole) - self._body_left :]
+        """The memory for the next bytes of a body in a single buffer, up to `body_filled`; None for any other bytes."""
+        self._filling = self._whole  # The memory lives as long as the caller may write.
+        return self._whole.rest(STEP_BYTES) if self._whole is not None else None
 
     def body_filled(self, size: int) -> list[Event]:
         """Note that the caller has put `size` bytes into `body_buffer`."""
+        self._filling = None
         self._body_left -= size
-        self._whole_body()
         self._received = not self._body_left
+        if self._whole is not None:
+            self._whole.filled += size
+            self._end_whole(self._whole)
         self._advance()
         return self.events()
 
@@ -203,8 +225,9 @@ class Http1Connection:
         self._received = not found.chunked and not self._body_left
         self._close = not found.keep_alive or self._draining
         self._events.append(Request(self._id, head, self._received))
-        if self._body_left >= self._limits.direct_body_bytes and self._wants_whole and self._wants_whole(head):
-            self._whole = bytearray(self._body_left)
+        missing = self._body_left > len(self._buffer) and self._body_left >= self._limits.direct_body_bytes
+        if missing and self._wants_whole and self._wants_whole(head):
+            self._whole = BodyBuffer(self._body_left)
         return True
 
     def _read_body(self) -> bool:
@@ -214,24 +237,24 @@ class Http1Connection:
             return self._read_chunks(self._chunks)
         if not data:
             return False
-        piece = data[: self._body_left]
-        self._buffer = data[len(piece) :]
-        if self._whole is not None:
-            at = len(self._whole) - self._body_left
-            self._whole[at : at + len(piece)] = piece
-            self._body_left -= len(piece)
-            self._whole_body()
+        if len(data) <= self._body_left:
+            piece, self._buffer = data, b""
         else:
-            self._body_left -= len(piece)
+            piece, self._buffer = data[: self._body_left], data[self._body_left :]
+        self._body_left -= len(piece)
+        if self._whole is not None:
+            self._whole.put(piece)
+            self._end_whole(self._whole)
+        else:
             self._received = not self._body_left
             self._tell(piece, self._received)
         return True
 
-    def _whole_body(self) -> None:
-        if not self._body_left and self._whole is not None:
-            whole, self._whole = self._whole, None
+    def _end_whole(self, whole: BodyBuffer) -> None:
+        if not self._body_left:
+            self._whole = None
             self._received = True
-            self._tell(whole, True)
+            self._tell(whole.take(), True)
 
     def _read_chunks(self, chunks: ChunkReader) -> bool:
         before = len(self._buffer)
@@ -246,7 +269,7 @@ class Http1Connection:
             self._events.append(Trailers(self._id, chunks.trailers))
         return len(self._buffer) < before
 
-    def _tell(self, data: bytes | bytearray, ended: bool) -> None:
+    def _tell(self, data: bytes, ended: bool) -> None:
         if not self._ended:
             self._unconsumed += len(data)
             self._events.append(Data(self._id, data, ended))
@@ -256,6 +279,13 @@ class Http1Connection:
         self._request = None
         self._unconsumed = 0
         self._over = self._over or self._close
+
+    def _stop(self) -> None:
+        """Read no more."""
+        self._over = True
+        self._buffer = b""
+        self._whole = None
+        self._unconsumed = 0
 
     def _end_early(self, code: int) -> None:
         if self._request is not None and not self._ended:
@@ -270,8 +300,7 @@ class Http1Connection:
             body = f"{error}\n".encode()
             head = encode_head(((b":status", b"%d" % error.status), (b"content-type", b"text/plain; charset=utf-8")))
             self._out += (head, b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body), body)
-        self._over = True
-        self._buffer = b""
+        self._stop()
         self._events.append(Ended(error.status, str(error)))
 
     # Sending.
@@ -360,8 +389,7 @@ class Http1Connection:
         """Break off an answer by ending the connection, the only way in HTTP/1.x."""
         if self._live(stream_id) is not None:
             self._ended = True
-            self._over = True
-            self._buffer = b""
+            self._stop()
 
     def drain(self) -> None:
         """Begin to leave: the current request is the last; `is_over` reports the end."""

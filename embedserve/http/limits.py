@@ -94,6 +94,7 @@ class Limits:
             "connection_window": (65_535, 2**31 - 1),
             "max_frame_bytes": (2**14, 2**24 - 1),
             "max_header_bytes": (1, 2**30),
+            "direct_body_bytes": (2, 2**62),
         }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)

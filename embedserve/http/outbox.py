@@ -86,6 +86,11 @@ class Outbox:
         """Whether `take` would return bytes."""
         return bool(self._pieces) or (bool(self.waiting) and self.window > 0)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies and of answers to control frames that wait, with or without room for them."""
+        return self.queued_bytes + self._size + self._control_bytes
+
     def put(self, frame_bytes: bytes) -> None:
         """Send a whole frame, regardless of the windows."""
         self._pieces.append(frame_bytes)

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from embedserve.http.account import Share, accounted
 from embedserve.http.asgi_request import App, AsgiRequest, scope_of
+from embedserve.http.buffers import common_memory
 from embedserve.http.connection import Http2Connection
 from embedserve.http.events import ClientLeaves, Data, Ended, Event, Request, Reset, Sent, Trailers
 from embedserve.http.frames import PREFACE, ErrorCode
 from embedserve.http.heads import Field, RequestHead
-from embedserve.http.http1 import Http1Connection
+from embedserve.http.http1 import STEP_BYTES, Http1Connection
 from embedserve.http.http1_heads import Http1HeadReader
 from embedserve.http.limits import Limits
 
@@ -34,6 +36,11 @@ access_logger = logging.getLogger("uvicorn.access")
 TURN_BYTES = 65_536
 """Bytes of HTTP/1.x answers that wait for the end of the loop's turn: the high-water mark of asyncio's transports."""
 
+FULL = "the server holds too many bytes of requests and answers"
+
+LINGER_SECONDS = 1.0
+"""Seconds for a client to stop sending a body that was refused, and to read the refusal."""
+
 CHECK_SECONDS = 1.0
 """Seconds between two checks of a connection's time limits; the limits are much longer."""
 
@@ -44,7 +51,7 @@ def _heads(limits: Limits, scheme: bytes) -> Http1HeadReader:
     return Http1HeadReader(limits, scheme)
 
 
-class HttpProtocol(asyncio.Protocol):
+class HttpProtocol(asyncio.BufferedProtocol):
     """A connection of either version; a subclass may set different `limits`."""
 
     alpn_protocols: ClassVar[list[str]] = ["h2", "http/1.1"]
@@ -72,8 +79,14 @@ class HttpProtocol(asyncio.Protocol):
         self.default_fields: Sequence[Field] = server_state.default_headers
         self.requests: dict[int, AsgiRequest] = {}
         self.write_paused = False
+        owner = accounted(self.app)
+        account = owner.account() if owner is not None else None
+        self.share = Share(account)
+        self._takes_whole = owner.takes_whole if owner is not None and account is not None else None
+        self._memory = common_memory()
+        self._reads_body = False
         self._begun = b""
-        self._flush_due = self._read_paused = self._leaving = False
+        self._flush_due = self._read_paused = self._leaving = self._lingering = False
         self._active = self._received_at = self._waiting_since = self.loop.time()
         self._unread_bytes = 0
         self._eof_at = math.inf
@@ -101,10 +114,35 @@ class HttpProtocol(asyncio.Protocol):
             self.connection = Http2Connection(self.limits)
             self._flush_soon()
         else:
-            self.connection = Http1Connection(self.limits, _heads(self.limits, self._scheme))
+            heads = _heads(self.limits, self._scheme)
+            self.connection = Http1Connection(self.limits, heads, self._wants_whole)
 
-    def data_received(self, data: bytes) -> None:
+    def _wants_whole(self, head: RequestHead) -> bool:
+        """Whether a declared body comes as a single piece; an unknown application may want a large body as a stream."""
+        size = head.content_length or 0
+        if self._takes_whole is not None and self._takes_whole(size):
+            return self.share.cover(self.connection.held_bytes + min(size, STEP_BYTES))
+        return size <= self.limits.stream_window
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """The memory for the next bytes: a body's own, or memory that all connections of the thread share."""
+        connection = getattr(self, "connection", None)
+        body = connection.body_buffer() if isinstance(connection, Http1Connection) else None
+        self._reads_body = body is not None
+        return self._memory if body is None else body
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Read the received bytes."""
+        if self._reads_body and isinstance(self.connection, Http1Connection):
+            self._received_at = self.loop.time()
+            for request in self.requests.values():
+                request.progressed(nbytes, self._received_at)
+            self._on_received(self.connection.body_filled(nbytes))
+            self._flush()
+        else:
+            self._on_data(bytes(self._memory[:nbytes]))
+
+    def _on_data(self, data: bytes) -> None:
         now = self._received_at = self.loop.time()
         if not hasattr(self, "connection"):
             data = self._begun + data
@@ -113,7 +151,7 @@ class HttpProtocol(asyncio.Protocol):
                 return
             self._begin(data.startswith(PREFACE))
         connection, was_idle = self.connection, self._is_idle()
-        self._on_events(connection.receive(data, now))
+        self._on_received(connection.receive(data, now))
         if isinstance(connection, Http2Connection):
             self._active = max(self._active, connection.reader.progress_at)
         elif was_idle and not connection.is_idle:
@@ -138,6 +176,7 @@ class HttpProtocol(asyncio.Protocol):
             self._on_events(self.connection.lost())
         for request in list(self.requests.values()):
             request.disconnect()
+        self.share.close()
 
     def pause_writing(self) -> None:
         """Note that the client reads slower than answers are made."""
@@ -165,6 +204,7 @@ class HttpProtocol(asyncio.Protocol):
     def consumed(self, stream_id: int, size: int) -> None:
         """The application has taken `size` bytes of a body."""
         self.connection.consume(stream_id, size)
+        self._settle()  # At once: the application reserves the same bytes next.
         self._flush_soon()
 
     def send_continue(self, stream_id: int) -> None:
@@ -198,6 +238,33 @@ class HttpProtocol(asyncio.Protocol):
 
     # Within.
 
+    def _on_received(self, events: list[Event]) -> None:
+        """Count the bytes that the connection keeps of what came, and go on with the events."""
+        if not self.share.cover(self.connection.held_bytes):
+            events = self._shed(events)
+        self._on_events(events)
+
+    def _shed(self, events: list[Event]) -> list[Event]:
+        """Refuse requests until the account covers the rest; the other events remain."""
+        connection = self.connection
+        if isinstance(connection, Http1Connection):
+            return connection.refuse(503, FULL)
+        for stream_id in dict.fromkeys(event.stream_id for event in events if isinstance(event, Request | Data)):
+            connection.reset(stream_id, ErrorCode.ENHANCE_YOUR_CALM)
+            request = self.requests.get(stream_id)
+            if request is not None:
+                request.disconnect()
+            events = [event for event in events if getattr(event, "stream_id", None) != stream_id]
+            if self.share.cover(connection.held_bytes):
+                return events
+        connection.fail(ErrorCode.ENHANCE_YOUR_CALM, FULL)
+        return [*events, *connection.events()]
+
+    def _settle(self) -> None:
+        """Count exactly the bytes that the connection and its transport hold."""
+        unread = self.transport.get_write_buffer_size() if self.write_paused else self._unread_bytes
+        self.share.become(self.connection.held_bytes + unread)
+
     def _on_events(self, events: list[Event]) -> None:
         while events:
             for event in events:
@@ -217,7 +284,9 @@ class HttpProtocol(asyncio.Protocol):
             if request is None:
                 return
             if isinstance(event, Data):
-                request.feed(event.data, event.ended, self._received_at)
+                if not event.ended:
+                    request.progressed(len(event.data), self._received_at)
+                request.feed(event.data, event.ended)
             elif isinstance(event, Trailers):
                 request.end()
             elif isinstance(event, Reset):
@@ -272,6 +341,7 @@ class HttpProtocol(asyncio.Protocol):
         make: Any = self.config.ws_protocol_class
         protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
         del self.connection
+        self.share.close()
         protocol.connection_made(self.transport)
         protocol.data_received(b"\r\n".join(lines))
         self.transport.set_protocol(protocol)
@@ -292,11 +362,24 @@ class HttpProtocol(asyncio.Protocol):
         while connection.wants_write and not self.write_paused:
             transport.write(connection.take())
             self._on_events(connection.events())
+        self._settle()
         if connection.is_over and not connection.wants_write:
-            transport.close()
+            self._close()
         elif isinstance(connection, Http1Connection) and connection.wants_read == self._read_paused:
             self._read_paused = not self._read_paused
             (transport.pause_reading if self._read_paused else transport.resume_reading)()
+
+    def _close(self) -> None:
+        """Close; a client that still sends a body gets time to read the answer, which unread bytes would destroy."""
+        connection, transport = self.connection, self.transport
+        if not isinstance(connection, Http1Connection) or connection.has_received or self._scheme != b"http":
+            transport.close()
+        elif not self._lingering:
+            self._lingering = True
+            transport.write_eof()
+            if self._read_paused:
+                transport.resume_reading()
+            self.loop.call_later(LINGER_SECONDS, transport.close)
 
     # Time.
 
@@ -309,6 +392,7 @@ class HttpProtocol(asyncio.Protocol):
         elif not self.transport.is_closing():
             self._check_head(now)
             self._check_requests(now)
+            self._flush()
 
     def _is_unread(self, now: float) -> bool:
         """Whether the client has read no byte of waiting answers for `write_timeout` seconds."""

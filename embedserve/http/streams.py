@@ -6,6 +6,7 @@ import math
 from collections import deque
 
 from embedserve.http.frames import ErrorCode, ProtocolError
+from embedserve.http.heads import RequestHead
 
 __all__ = ["Stream", "Streams"]
 
@@ -20,6 +21,7 @@ class Stream:
         receive_window: Bytes that the client may still send; below zero while a smaller window takes effect.
         unconsumed: Bytes reported in events and not yet consumed.
         credit: Consumed bytes without a window update so far.
+        head_bytes: Bytes of the request's head.
         remaining: Missing bytes of the declared body; None without a declaration.
         remote_ended: The client has ended its side.
         send_window: Bytes that the client takes; below zero after smaller SETTINGS of the client.
@@ -33,6 +35,7 @@ class Stream:
     __slots__ = (
         "blocked_since",
         "credit",
+        "head_bytes",
         "head_sent",
         "id",
         "local_ended",
@@ -46,12 +49,13 @@ class Stream:
     )
 
     def __init__(
-        self, stream_id: int, receive_window: int, send_window: int, remaining: int | None, remote_ended: bool
+        self, stream_id: int, receive_window: int, send_window: int, head: RequestHead, remote_ended: bool
     ) -> None:
         self.id = stream_id
         self.receive_window = receive_window
         self.send_window = send_window
-        self.remaining = remaining
+        self.remaining = head.content_length
+        self.head_bytes = head.size
         self.remote_ended = remote_ended
         self.unconsumed = self.credit = 0
         self.head_sent = self.local_ended = False

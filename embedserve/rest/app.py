@@ -21,7 +21,7 @@ from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Sen
 from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.hosting import NOT_ENTERED, check_usable, run_lifespan
 from embedserve.asgi.sending import PIECE, send_body
-from embedserve.concurrency.inflight import Reservation
+from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.errors import CUT_SHORT, Code, InvalidInputError, ServingError
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers
@@ -177,6 +177,15 @@ class RestApp:
     def registry(self) -> ModelRegistry:
         """The registry whose models the application serves."""
         return self._registry
+
+    def account(self) -> InflightBytes | None:
+        """The account of the registry's requests for the listener's bytes; None on a loop other than the registry's."""
+        own = self._registry.loop is not None and self._registry.loop is asyncio._get_running_loop()
+        return self._registry.inflight if own else None
+
+    def takes_whole(self, size: int) -> bool:
+        """Whether a body of `size` bytes is read as a whole; a larger body is refused before its bytes."""
+        return size <= self._registry.options.max_request_bytes
 
     def __repr__(self) -> str:
         return f"<RestApp of {self._registry!r}>"

@@ -153,7 +153,8 @@ async def serving(host: Host, protocol: type[HttpProtocol] = HttpProtocol, **opt
     """A server of `host` on loopback; gives its port."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(host, http=protocol, lifespan="off", log_level="critical", **options)
+        http: Any = protocol  # uvicorn names `asyncio.Protocol`, and takes any protocol.
+        config = uvicorn.Config(host, http=http, lifespan="off", log_level="critical", **options)
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
-from embedserve.concurrency.inflight import Reservation
+from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.config import Access
 from embedserve.errors import Code, DeadlineExceededError, ServingError
 from embedserve.grpc.access import is_loopback
@@ -25,6 +25,7 @@ from embedserve.grpc.calls import LARGE, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.transports.frames import PREFIX_BYTES, MessageReader, too_large
 from embedserve.grpc.transports.wire import Headers, Wire, metadata_value, read_timeout, wire_of
+from embedserve.http.account import Accounted
 
 if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload
@@ -114,6 +115,15 @@ class GrpcApp:
 
     def __repr__(self) -> str:
         return f"<GrpcApp of {self._registry!r}, {self._active} calls>"
+
+    def account(self) -> InflightBytes | None:
+        """The account of the registry's requests for the listener's bytes; None on a loop other than the registry's."""
+        own = self._registry.loop is not None and self._registry.loop is asyncio._get_running_loop()
+        return self._registry.inflight if own else None
+
+    def takes_whole(self, size: int) -> bool:
+        """Whether a body of `size` bytes is read as a whole."""
+        return size <= self._limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an ASGI connection."""
@@ -384,6 +394,14 @@ class GrpcMiddleware:
 
     def __repr__(self) -> str:
         return f"<GrpcMiddleware {self._grpc!r} before {self._app!r}>"
+
+    def account(self) -> InflightBytes | None:
+        """As `GrpcApp.account`; the host's requests are counted too."""
+        return self._grpc.account()
+
+    def takes_whole(self, size: int) -> bool:
+        """Whether both applications read a body of `size` bytes as a whole; a host may want a stream."""
+        return isinstance(self._app, Accounted) and self._app.takes_whole(size) and self._grpc.takes_whole(size)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an ASGI connection, or leave the connection to the host."""
