@@ -56,7 +56,7 @@ def messages(zipped: bool) -> Iterator[Attempt]:
     from tensorflow.core.example.example_pb2 import Example
     from tensorflow_serving.apis import classification_pb2, predict_pb2
 
-    from embedserve.tensors.proto import delimited
+    from embedserve.tensors.wire_format import delimited
 
     size = 60_000_000 if zipped else 900
     spec = delimited(1, delimited(1, b"dense"))

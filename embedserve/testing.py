@@ -31,6 +31,7 @@ from embedserve.servable import Array, BlockingLoader, Cancellation, Servable, S
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.store_url import StoreUrl
 from embedserve.tensors.dtypes import DTYPES, DType, by_name, by_numpy
+from embedserve.tfs.constants import TIMED_OUT
 
 __all__ = ["FakeLoader", "FakeRegistry", "FakeServable", "FakeSource", "Gate", "fake_signature"]
 
@@ -171,7 +172,7 @@ class FakeServable:
         if cancelled.is_set():
             raise InferenceError("the run was cancelled", code=Code.CANCELLED)
         if not opened:
-            raise DeadlineExceededError("Timed out waiting for notification")
+            raise DeadlineExceededError(TIMED_OUT)
 
 
 def _checked(outputs: Mapping[str, Any], signature: Signature, names: Sequence[str] | None) -> dict[str, Array]:

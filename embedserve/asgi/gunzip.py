@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-__all__ = ["Gunzip"]
+from embedserve.concurrency.off_loop import ZIP_FIRST_STEP, ZIP_STEP, ZIPPED_BYTES
+
+if TYPE_CHECKING:
+    from embedserve.concurrency.inflight import Reservation
+
+__all__ = ["Gunzip", "RunInThread", "gunzip"]
+
+RunInThread: TypeAlias = Callable[..., Awaitable[Any]]
 
 _SLICE = 256 * 1024
 """Compressed bytes given to zlib at once."""
@@ -55,3 +64,47 @@ class Gunzip:
             self._stream = zlib.decompressobj(wbits=self._wbits)
         else:
             self.done = True
+
+
+async def gunzip(
+    body: bytes,
+    held: Reservation,
+    check_size: Callable[[int], None],
+    run_in_thread: RunInThread,
+    *,
+    what: str = "body",
+    or_zlib: bool = False,
+) -> bytes:
+    """Decompress step by step, so that a small body with a huge content is refused before the memory is full.
+
+    Args:
+        body: Compressed bytes.
+        held: Reserves each piece, and the whole while the pieces are put together.
+        check_size: Raises for too many decompressed bytes; called after each step.
+        run_in_thread: Takes all but the first step of a small body off the loop.
+        what: Names the body in refusals.
+        or_zlib: Whether zlib's own format is read as well.
+
+    Raises:
+        RequestTooLargeError: The process holds too many bytes already.
+        zlib.error: Corrupt or truncated.
+    """
+    stream = Gunzip(body, or_zlib=or_zlib)
+    pieces: list[bytes] = []
+    size = 0
+    while not stream.done:
+        if not pieces and len(body) <= ZIPPED_BYTES:
+            piece = stream.step(ZIP_FIRST_STEP)
+        else:
+            piece = await run_in_thread(stream.step, ZIP_STEP)
+        size += len(piece)
+        check_size(size)
+        held.grow(len(piece), f"the {what}, decompressed")
+        pieces.append(piece)
+    if len(pieces) == 1:
+        return pieces[0]
+    before = held.size
+    held.grow(size, f"the {what}, put together")
+    joined: bytes = await run_in_thread(b"".join, pieces)
+    held.become(before)
+    return joined

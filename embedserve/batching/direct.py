@@ -22,6 +22,7 @@ from embedserve.observer import Observers
 from embedserve.priority import OVERTAKEN, Lanes, Priority
 from embedserve.servable import Array, Cancellation, Servable, ServableId, SlotCall, Tensors
 from embedserve.signature import Signature
+from embedserve.tfs.constants import TIMED_OUT
 
 __all__ = [
     "Answer",
@@ -137,7 +138,7 @@ class DeadlineTimer:
 
 def expired() -> DeadlineExceededError:
     """Return the error of a request with a passed deadline, waiting or running."""
-    return DeadlineExceededError("Timed out waiting for notification")
+    return DeadlineExceededError(TIMED_OUT)
 
 
 def refusal(id: ServableId) -> RegistryStateError:

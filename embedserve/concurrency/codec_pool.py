@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 
 from embedserve.concurrency.load_pool import LoadPool
 
-__all__ = ["AbandonedError", "CodecPool", "check_wanted"]
+__all__ = ["CHECK_EVERY", "AbandonedError", "CodecPool", "check_wanted"]
+
+CHECK_EVERY = 4096
+"""Values that long work handles between two calls of `check_wanted`: a fraction of a millisecond."""
 
 T = TypeVar("T")
 

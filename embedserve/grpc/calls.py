@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, UnsupportedError
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.message_size import parsed_bytes
@@ -44,8 +45,8 @@ __all__ = [
     "unary",
 ]
 
-LARGE = 256 * 1024
-"""Bytes of a message above which a thread parses and builds the message."""
+LARGE = MESSAGE_BYTES
+"""Bytes of a large message: a copy is avoided, and a thread parses and builds the message."""
 
 
 class Context(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from embedserve.tensors.proto import read_varint
+from embedserve.tensors.wire_format import FIXED_SIZES, LENGTH_DELIMITED, VARINT, read_varint
 
 __all__ = ["parsed_bytes"]
 
@@ -27,9 +27,6 @@ Measured with empty values, as growth of the process. Lists are copied as they g
 
 _WORST, _WORST_WITH_TENSORS = 50, 96
 """Most bytes of memory per byte on the wire, without and with tensors; measured as `_MESSAGE`."""
-
-_LENGTH_DELIMITED = 2
-_FIXED = {1: 8, 5: 4}
 
 
 class _Kind(NamedTuple):
@@ -95,8 +92,14 @@ class _Walk:
             self._fields_left -= 1
             tag, at = read_varint(body, at)
             wire = tag & 7
-            if wire != _LENGTH_DELIMITED:
-                at = at + _FIXED[wire] if wire in _FIXED else read_varint(body, at)[1] if wire == 0 else at
+            if wire != LENGTH_DELIMITED:
+                at = (
+                    at + FIXED_SIZES[wire]
+                    if wire in FIXED_SIZES
+                    else read_varint(body, at)[1]
+                    if wire == VARINT
+                    else at
+                )
                 self.size += _NUMBER
                 continue
             length, at = read_varint(body, at)

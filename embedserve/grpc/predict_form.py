@@ -8,7 +8,6 @@ module knows no registry.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from embedserve.servable import Array
 from embedserve.tensors.dtypes import by_number
-from embedserve.tensors.proto import read_varint
+from embedserve.tensors.wire_format import LENGTH_DELIMITED, VARINT, fields
 
 __all__ = ["Forms", "KnownRequest"]
 
@@ -33,7 +32,6 @@ _KEY, _VALUE = 1, 2
 _DTYPE, _SHAPE, _VERSION, _CONTENT = 1, 2, 3, 4
 # Packed fields that are the array's memory, with the dtype of each field.
 _PACKED = {5: 1, 6: 2}  # float_val: DT_FLOAT, double_val: DT_DOUBLE
-_LENGTH_DELIMITED = 2
 
 
 class KnownSpec(NamedTuple):
@@ -155,33 +153,18 @@ def _start_of_values(body: bytes) -> int | None:
         return None
     number, kind, start, _ = tensor[-1]
     dtype = tensor[0][2]
-    if kind != _LENGTH_DELIMITED or not (number == _CONTENT or _PACKED.get(number) == body[dtype]):
+    if kind != LENGTH_DELIMITED or not (number == _CONTENT or _PACKED.get(number) == body[dtype]):
         return None
     return start
 
 
 def _few_fields(body: bytes, at: int, end: int) -> list[tuple[int, int, int, int]]:
-    """The first six fields of a message; a form has fewer."""
-    return list(islice(_fields(body, at, end), 6))
-
-
-def _fields(body: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, start and end of each field of a message; varints start at their value.
+    """The first six fields of a message; a form has fewer.
 
     Raises:
-        ValueError, IndexError: The bytes are no message, or have wire types unknown to the reader.
+        ValueError, IndexError: The bytes are no message, or a field of a fixed size or a group is among the fields.
     """
-    while at < end:
-        tag, at = read_varint(body, at)
-        kind = tag & 7
-        start = at
-        if kind == _LENGTH_DELIMITED:
-            size, start = read_varint(body, at)
-            at = start + size
-        elif kind == 0:
-            _, at = read_varint(body, at)
-        else:
-            raise ValueError(f"wire type {kind}")
-        if at > end:
-            raise ValueError("a field reaches over the end of its message")
-        yield tag >> 3, kind, start, at
+    found = list(islice(fields(body, at, end), 6))
+    if any(kind not in (VARINT, LENGTH_DELIMITED) for _, kind, _, _ in found):
+        raise ValueError("a form has fields of other kinds")
+    return found

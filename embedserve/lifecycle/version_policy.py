@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from embedserve.config import AllVersions, LatestVersions, SpecificVersions, VersionPolicy
+from embedserve.tfs.constants import MAX_VERSION
 
 __all__ = ["Duplicate", "asks_for_none", "choose", "find_versions", "names_only_absent", "version_number"]
 
 T = TypeVar("T")
 
 _DIGITS = re.compile(r"[0-9]+")
-_LARGEST = 2**63 - 1  # int64, as in TensorFlow Serving.
 
 
 class Duplicate(NamedTuple):
@@ -33,7 +33,7 @@ def version_number(name: str) -> int | None:
     if not _DIGITS.fullmatch(name) or len(name.lstrip("0")) > 19:
         return None
     number = int(name)
-    return number if number <= _LARGEST else None
+    return number if number <= MAX_VERSION else None
 
 
 def find_versions(names: Iterable[str], policy: VersionPolicy) -> tuple[dict[int, str], list[Duplicate]]:

@@ -13,6 +13,7 @@ from embedserve.config import ModelConfig, RegistryOptions, location, validated
 from embedserve.errors import ConfigError
 from embedserve.ray.deployments import IngressDeployment, ReplicaDeployment, build_rest_app
 from embedserve.ray.settings import ReplicaSettings, largest_batch
+from embedserve.server.standalone import UNLOAD_GRACE
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -24,8 +25,6 @@ DEPLOYMENT = "embedserve"
 
 # Ray Serve's bound for `num_replicas="auto"`. The cluster's resources usually bound the number earlier.
 MAX_REPLICAS = 100
-# Seconds for unloading in addition to `drain_timeout`.
-UNLOAD_GRACE = 10.0
 # Requests in flight per ingress replica. A waiting request costs the ingress next to no CPU time.
 INGRESS_REQUESTS = 1000
 

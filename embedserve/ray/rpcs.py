@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 from embedserve.errors import Code
+from embedserve.tensors.wire_format import LENGTH_DELIMITED, fields
 
 __all__ = ["REPLICA_KEY", "SERVICES", "Metadata", "RpcAnswer", "RpcMethods", "add_services_to_server", "model_name"]
 
@@ -118,7 +119,7 @@ def model_name(path: str, body: bytes) -> str:
     try:
         for _ in range(3 if path.endswith("/MultiInference") else 2):
             message = _first_field(message)
-    except IndexError:
+    except (IndexError, ValueError):
         return ""
     return bytes(message).decode("utf-8", "replace")
 
@@ -127,34 +128,9 @@ def _first_field(message: memoryview) -> memoryview:
     """The contents of field 1, a message or a string; empty if absent.
 
     Raises:
-        IndexError: The message ends inside a field, or has a field of unknown kind.
+        ValueError, IndexError: The message ends inside a field, or has a field of unknown kind.
     """
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind = tag & 7
-        if kind == _VARINT:
-            _, at = _varint(message, at)
-            continue
-        size, at = _varint(message, at) if kind == _LENGTH else (_FIXED_SIZES[kind], at)
-        if at + size > len(message):
-            raise IndexError(at + size)
-        if tag == 1 << 3 | _LENGTH:
-            return message[at : at + size]
-        at += size
+    for number, kind, start, end in fields(message, 0, len(message)):
+        if (number, kind) == (1, LENGTH_DELIMITED):
+            return message[start:end]
     return message[:0]
-
-
-_VARINT, _LENGTH = 0, 2
-_FIXED_SIZES = (0, 8, 0, 0, 0, 4)  # By wire type; groups, absent from proto3, are skipped field by field.
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from embedserve.errors import ServingError
+from embedserve.tfs.constants import MAX_WARMUP_RECORDS
 
-# Warm-up records that a version loads, at most.
-MAX_RECORDS = 1000
 _REPLAYABLE = ("predict_log", "classify_log", "regress_log", "multi_inference_log")
 
 
@@ -49,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         help="for instance models/NAME/1/assets.extra/tf_serving_warmup_requests",
     )
     command.add_argument(
-        "--limit", type=_limit, default=MAX_RECORDS, help=f"records at most, up to {MAX_RECORDS}, the default"
+        "--limit",
+        type=_limit,
+        default=MAX_WARMUP_RECORDS,
+        help=f"records at most, up to {MAX_WARMUP_RECORDS}, the default",
     )
     command.add_argument("--model", help="take this model's requests; needed when the logs hold several models'")
     command.add_argument("--force", action="store_true", help="replace FILE")
@@ -58,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _limit(text: str) -> int:
     value = int(text)
-    if not 1 <= value <= MAX_RECORDS:
-        raise argparse.ArgumentTypeError(f"a version loads 1 to {MAX_RECORDS} warm-up records, not {value}")
+    if not 1 <= value <= MAX_WARMUP_RECORDS:
+        raise argparse.ArgumentTypeError(f"a version loads 1 to {MAX_WARMUP_RECORDS} warm-up records, not {value}")
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from embedserve.servable import Array, Tensors
 from embedserve.signature import Signature
 from embedserve.tensors import proto
+from embedserve.tensors.wire_format import delimited
 
 __all__ = ["Exchange", "Kind", "classify_exchange", "predict_exchange", "record_of", "regress_exchange"]
 
@@ -67,23 +68,12 @@ def record_of(exchange: Exchange, sampling_rate: float, tags: Sequence[str], sec
     metadata = LogMetadata(saved_model_tags=tags, timestamp_secs=seconds)
     metadata.sampling_config.sampling_rate = sampling_rate
     _write_spec(metadata.model_spec, exchange.model_name, exchange.version, exchange.signature_name)
-    log = _field(_REQUEST, _contents(exchange.request)) + _field(_RESPONSE, _contents(exchange.response))
-    return _field(_METADATA, metadata.SerializeToString()) + _field(_FIELDS[exchange.kind], log)
+    log = delimited(_REQUEST, _contents(exchange.request)) + delimited(_RESPONSE, _contents(exchange.response))
+    return delimited(_METADATA, metadata.SerializeToString()) + delimited(_FIELDS[exchange.kind], log)
 
 
 def _contents(given: Contents) -> bytes:
     return given if isinstance(given, bytes) else given()
-
-
-def _field(number: int, contents: bytes) -> bytes:
-    """Encode a message field; serialized parts may be concatenated to a message."""
-    head = bytearray((number << 3 | 2,))
-    length = len(contents)
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + contents
 
 
 def _write_spec(spec: Any, name: str, version: int, signature_name: str) -> None:

@@ -38,6 +38,7 @@ from embedserve.rest.target import (
     raw_target,
     route,
 )
+from embedserve.tfs.constants import DEFAULT_METRICS_PATH
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_METRICS_PATH", "RestApp", "create_app", "routes"]
 
 logger = logging.getLogger("embedserve.rest")
-
-DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 _PRIORITY_HEADER = PRIORITY_KEY.encode()
 

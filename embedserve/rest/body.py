@@ -6,27 +6,17 @@ Reading happens on the loop. Threads decompress large bodies in bounded steps. T
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable
 
 from embedserve.asgi.calls import ClientDisconnected, Receive
-from embedserve.asgi.gunzip import Gunzip
+from embedserve.asgi.gunzip import RunInThread, gunzip
 from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import InvalidInputError
 
 __all__ = ["MAX_UNZIPPED", "read_body"]
 
-RunInThread: TypeAlias = Callable[..., Awaitable[Any]]
-
 MAX_UNZIPPED = 100 * 1024 * 1024
 """TF Serving's bound on a gzip body, in decompressed bytes."""
-
-_SMALL = 16 * 1024
-"""Compressed bytes up to which the first step runs on the loop."""
-_FIRST_STEP = 64 * 1024
-"""Decompressed bytes of a step on the loop."""
-_STEP = 4 * 1024 * 1024
-"""Decompressed bytes of a step in a thread; the sizes are checked between steps."""
 
 
 async def read_body(
@@ -80,31 +70,15 @@ async def read_body(
 async def _unzip(
     body: bytes, held: Reservation, check_size: Callable[[int], None], run_in_thread: RunInThread
 ) -> bytes:
-    """Decompress step by step, so that a gzip bomb is found before the memory is full."""
-    stream = Gunzip(body)
-    pieces: list[bytes] = []
-    size = 0
+    def check(size: int) -> None:
+        check_size(size)
+        if size > MAX_UNZIPPED:
+            raise _unreadable(f"the gzip body is over {MAX_UNZIPPED} bytes when decompressed")
+
     try:
-        while not stream.done:
-            if not pieces and len(body) <= _SMALL:
-                piece = stream.step(_FIRST_STEP)
-            else:
-                piece = await run_in_thread(stream.step, _STEP)
-            size += len(piece)
-            check_size(size)
-            if size > MAX_UNZIPPED:
-                raise _unreadable(f"the gzip body is over {MAX_UNZIPPED} bytes when decompressed")
-            held.grow(len(piece), "the body, decompressed")
-            pieces.append(piece)
+        return await gunzip(body, held, check, run_in_thread)
     except zlib.error as error:
         raise _unreadable(f"the body is not whole gzip, as Content-Encoding says: {error}") from None
-    if len(pieces) == 1:
-        return pieces[0]
-    before = held.size
-    held.grow(size, "the body, put together")
-    joined: bytes = await run_in_thread(b"".join, pieces)
-    held.become(before)
-    return joined
 
 
 def _unreadable(reason: str) -> InvalidInputError:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import Code, DeadlineExceededError, RegistryStateError, ServingError
 from embedserve.rest.payload import encode_error
+from embedserve.tfs.constants import TIMED_OUT
 
 __all__ = ["HTTP_STATUS", "Response", "error_response", "html_page", "json_response", "wire_code"]
 
@@ -34,8 +35,6 @@ HTTP_STATUS: dict[Code, int] = {
     Code.DATA_LOSS: 500,
     Code.UNAUTHENTICATED: 401,
 }
-
-TIMED_OUT = "Timed out waiting for notification"
 
 
 class Response(NamedTuple):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from embedserve.concurrency import off_loop
 from embedserve.errors import DeadlineExceededError, InvalidInputError, ServableNotFoundError
 from embedserve.request_log.records import Exchange, classify_exchange, predict_exchange, regress_exchange
 from embedserve.rest import payload
@@ -27,15 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["about_document", "get", "post"]
 
 T = TypeVar("T")
-
-_LARGE_BODY = 64 * 1024
-"""Bytes of a body above which a thread reads the body."""
-_LARGE_OUTPUTS = 32 * 1024
-"""Bytes of outputs above which a thread writes the answer."""
-_STRING_COST = 64
-"""Bytes counted for a string of the outputs: the cost of writing, not numpy's pointer of 8 bytes."""
-_MANY_RESULTS = 500
-"""Results of classify or regress above which a thread writes the answer."""
 
 
 def post(
@@ -73,7 +65,7 @@ def _acquire(registry: ModelRegistry, route: Route) -> ModelHandle:
 
 async def _reserve_document(registry: ModelRegistry, body: bytes, held: Reservation) -> None:
     """Reserve the bytes that reading a document may take, before the reading."""
-    large = len(body) > _LARGE_BODY
+    large = len(body) > off_loop.JSON_BODY_BYTES
     size = await registry.run_in_thread(sizes.json_document_bytes, body) if large else sizes.json_document_bytes(body)
     held.grow(size, "reading the JSON document")
 
@@ -99,7 +91,7 @@ async def _predict(
     timeout: float | None,
     priority: PriorityName,
 ) -> bytes:
-    large = len(body) > _LARGE_BODY
+    large = len(body) > off_loop.JSON_BODY_BYTES
     run = registry.run_in_thread
     before = held.size
     await _reserve_document(registry, body, held)
@@ -122,7 +114,7 @@ async def _predict(
         del request, decode
         held.become(before + sum([sizes.array_bytes(array) for array in inputs.values()]))
         outputs = await handle.run(signature, bound, names, timeout, priority)
-        large = _cost(outputs) > _LARGE_OUTPUTS
+        large = _cost(outputs) > off_loop.JSON_OUTPUT_BYTES
         made = sum([sizes.array_bytes(array) for array in outputs.values()])
         held.add(made + sizes.json_text_bytes(outputs.values()), "the answer")
         encode = payload.encode_predict
@@ -136,7 +128,7 @@ async def _predict(
 def _cost(outputs: Tensors) -> int:
     cost = 0
     for array in outputs.values():
-        cost += array.size * _STRING_COST if array.dtype.hasobject else array.nbytes
+        cost += array.size * off_loop.JSON_STRING_BYTES if array.dtype.hasobject else array.nbytes
     return cost
 
 
@@ -148,7 +140,7 @@ async def _run_examples(
     timeout: float | None,
     priority: PriorityName,
 ) -> bytes:
-    large = len(body) > _LARGE_BODY
+    large = len(body) > off_loop.JSON_BODY_BYTES
     run = registry.run_in_thread
     parse = payload.parse_examples
     before = held.size
@@ -158,7 +150,7 @@ async def _run_examples(
     context = len(request.context or b"")
     made = sizes.repeated_examples(len(request.examples), context)
     held.add(made, f"{len(request.examples)} examples with a context of {context} bytes")
-    examples = await run(request.merged) if made > _LARGE_BODY else request.merged()
+    examples = await run(request.merged) if made > off_loop.JSON_BODY_BYTES else request.merged()
     with _acquire(registry, route) as handle:
         call = handle.classify if route.action == "classify" else handle.regress
         encode: Callable[..., bytes] = payload.encode_classify if route.action == "classify" else payload.encode_regress
@@ -168,7 +160,7 @@ async def _run_examples(
             timeout=timeout,
             priority=priority,
         )
-        many = len(result) > _MANY_RESULTS
+        many = len(result) > off_loop.JSON_RESULTS
         held.add(sizes.results_bytes(result), "the answer")
         answer = await run(encode, result) if many else encode(result)
         log = handle.request_log()

@@ -16,13 +16,12 @@ from embedserve.errors import InvalidInputError, ServingError
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import json_numbers
-from embedserve.tensors.dtypes import DType
+from embedserve.tensors.dtypes import MAX_RANK, DType
 from embedserve.tensors.json_dump import dump, type_name
 from embedserve.tensors.json_parser import Repeated, is_deep, loads
 from embedserve.tensors.json_text import array_text, row_texts, string_text, with_json_form
 from embedserve.tensors.json_values import (
     INTEGER_LIMITS,
-    MAX_RANK,
     check,
     decode_base64,
     is_base64,

@@ -57,6 +57,7 @@ from embedserve.runtime.starting import LOOK_INTERVAL, Outcome, Start
 from embedserve.servable import Array, BlockingLoader, Loader, Predictor, Servable, ServableId, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.store_url import StoreUrl
+from embedserve.tfs.constants import TIMED_OUT
 
 if TYPE_CHECKING:
     from embedserve.lifecycle.coordinator import Coordinator
@@ -301,8 +302,7 @@ class Runtime(OwnerLoop):
                 return None
             if timeout <= 0:
                 raise DeadlineExceededError(
-                    f"Timed out waiting for notification: no time is left with a timeout of {timeout:g} s; None waits "
-                    "as long as it takes"
+                    f"{TIMED_OUT}: no time is left with a timeout of {timeout:g} s; None waits as long as it takes"
                 )
         return self.loop.time() + float(timeout)
 

@@ -10,10 +10,10 @@ import re
 import tensorflow as tf
 
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, ServingError
+from embedserve.tfs.constants import TIMED_OUT
 
-__all__ = ["RUN_ERRORS", "TIMED_OUT", "clean", "code_of", "inference_error"]
+__all__ = ["RUN_ERRORS", "clean", "code_of", "inference_error"]
 
-TIMED_OUT = "Timed out waiting for notification"
 
 RUN_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 """Errors of a run. A kernel may quote bytes of a request, and TensorFlow's Python binding decodes all text as UTF-8."""

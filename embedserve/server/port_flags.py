@@ -15,14 +15,12 @@ from embedserve.errors import Code, ConfigError
 from embedserve.server.config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
 from embedserve.server.flags import ParsedFlags, comma_separated
 from embedserve.server.listening import addresses
+from embedserve.tfs.constants import DEFAULT_METRICS_PATH
 from embedserve.tfs.protos import message_class, read_text_proto
 
 __all__ = ["ports"]
 
 logger = logging.getLogger("embedserve")
-
-# As in `rest.app`, whose import would load more modules than a command line needs.
-DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
 # Flags for grpcio's server, which does not run under pyvoy.

@@ -16,7 +16,18 @@ import numpy.typing as npt
 
 from embedserve.tensors.foreign import MissingValueError, first_missing, without_hidden_nulls
 
-__all__ = ["DTYPES", "Array", "DType", "JsonKind", "Tensors", "by_name", "by_number", "by_numpy", "short_name"]
+__all__ = [
+    "DTYPES",
+    "MAX_RANK",
+    "Array",
+    "DType",
+    "JsonKind",
+    "Tensors",
+    "by_name",
+    "by_number",
+    "by_numpy",
+    "short_name",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -24,6 +35,8 @@ Tensors: TypeAlias = Mapping[str, Array]
 JsonKind: TypeAlias = Literal["number", "int32", "int64", "uint32", "uint64", "bool", "string", "unsupported"]
 """Kind of a JSON value that can become an element; `int32` also stands for the narrower integers, as on the wire."""
 
+MAX_RANK = 64
+"""Dimensions of a tensor at the most: the bound of numpy 2."""
 _FIRST_REFERENCE = 100
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from embedserve.tensors.dtypes import Array, DType
-from embedserve.tensors.json_values import MAX_RANK, narrowed, quick_array, within
+from embedserve.tensors.dtypes import MAX_RANK, Array, DType
+from embedserve.tensors.json_values import narrowed, quick_array, within
 
 __all__ = ["Document", "parse"]
 

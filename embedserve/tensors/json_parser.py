@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from embedserve.concurrency.codec_pool import check_wanted
+from embedserve.concurrency.codec_pool import CHECK_EVERY, check_wanted
 from embedserve.errors import InvalidInputError
 
 __all__ = ["Repeated", "is_deep", "loads", "parse"]
@@ -27,8 +27,6 @@ MAX_DEPTH = 68
 """
 
 _DEEP = b"[" * MAX_DEPTH
-_PATIENCE = 4096
-"""Values that are read between two checks that the request still waits."""
 
 
 _BOM = b"\xef\xbb\xbf"
@@ -135,12 +133,12 @@ class _Parser:
     def parse(self) -> Any:
         # Elements of an array or members of an object, with the key of the next value; None in an array.
         stack: list[tuple[list[Any], str | None]] = []
-        patience = _PATIENCE
+        patience = CHECK_EVERY
         while True:
             patience -= 1
             if not patience:
                 check_wanted()
-                patience = _PATIENCE
+                patience = CHECK_EVERY
             value, opened = self._value(stack)
             if opened:
                 if len(stack) == MAX_DEPTH:

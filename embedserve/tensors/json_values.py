@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.concurrency.codec_pool import check_wanted
+from embedserve.concurrency.codec_pool import CHECK_EVERY, check_wanted
 from embedserve.errors import InvalidInputError, ServingError, UnsupportedError
-from embedserve.tensors.dtypes import Array, DType
+from embedserve.tensors.dtypes import MAX_RANK, Array, DType
 from embedserve.tensors.json_dump import dump, type_name
 
 __all__ = [
     "INTEGER_LIMITS",
-    "MAX_RANK",
     "check",
     "decode_base64",
     "is_base64",
@@ -33,10 +32,6 @@ __all__ = [
     "within",
 ]
 
-MAX_RANK = 64
-"""Dimensions of a tensor at the most: the bound of numpy 2."""
-_PATIENCE = 4096
-"""Elements checked between two checks that the request still waits."""
 INTEGER_LIMITS = {
     "int32": (-(2**31), 2**31 - 1),
     "int64": (-(2**63), 2**63 - 1),
@@ -208,7 +203,7 @@ def check(value: Any, dtype: DType) -> tuple[list[int], int]:
             if (error := _element_error(item, dtype)) is not None:
                 raise error
             count += 1
-            if not count % _PATIENCE:
+            if not count % CHECK_EVERY:
                 check_wanted()
         else:
             stack.pop()

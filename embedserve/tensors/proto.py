@@ -14,7 +14,8 @@ import numpy as np
 
 from embedserve.errors import InvalidInputError, RequestTooLargeError
 from embedserve.tensors import sizes
-from embedserve.tensors.dtypes import DTYPES, Array, DType
+from embedserve.tensors.dtypes import DTYPES, MAX_RANK, Array, DType
+from embedserve.tensors.wire_format import delimited, read_varint, varint
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.tensor_pb2 import TensorProto
@@ -23,17 +24,12 @@ __all__ = [
     "Declared",
     "declared",
     "decode",
-    "delimited",
     "encode",
     "encode_into",
-    "read_varint",
     "serialized",
-    "varint",
 ]
 
 _BY_NUMBER = {row.number: row for row in DTYPES}
-_MAX_RANK = 64
-"""Dimensions at the most: the bound of numpy 2."""
 _MAX_ELEMENTS = 1 << 56
 """Elements of a shape at the most: with 64 bytes per string, the size in bytes still fits into 63 bits."""
 
@@ -215,44 +211,6 @@ _RAW_FIELDS = {
 _VARINT_FIELDS = {"int_val": 7, "int64_val": 10, "half_val": 13, "uint32_val": 16, "uint64_val": 17}
 
 
-def varint(value: int) -> bytes:
-    """A number in protobuf's form."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The varint at a position, and the position behind the varint.
-
-    Raises:
-        IndexError: The data ends within the varint, or the varint has more than ten bytes.
-    """
-    value = data[at]
-    at += 1
-    if value < 0x80:
-        return value, at
-    value &= 0x7F
-    shift = 7
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise IndexError("a varint of more than ten bytes")
-
-
-def delimited(number: int, payload: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    return b"".join((varint(number << 3 | 2), varint(len(payload)), payload))
-
-
 @functools.lru_cache(maxsize=1024)
 def _header(number: int, shape: tuple[int, ...]) -> bytes:
     """Serialized `dtype` and `tensor_shape`."""
@@ -267,8 +225,8 @@ def _as_bytes(elements: list[Any]) -> list[bytes]:
 def _shape(proto: Any) -> tuple[int, ...]:
     # `unknown_rank` is ignored, as in TensorFlow: a shape without dimensions is a scalar.
     dims = proto.dim
-    if len(dims) > _MAX_RANK:
-        raise _ParseError(f"rank {len(dims)}; at most {_MAX_RANK} dimensions")
+    if len(dims) > MAX_RANK:
+        raise _ParseError(f"rank {len(dims)}; at most {MAX_RANK} dimensions")
     shape = tuple([dim.size for dim in dims])
     if shape and min(shape) < 0:
         raise _ParseError(f"shape {_listed(shape)} has a negative dimension")
@@ -303,18 +261,12 @@ def _string_list(content: bytes, count: int) -> list[bytes]:
     if count > len(content):
         raise _ParseError(f"tensor_content of {len(content)} bytes cannot hold {count} strings")
     lengths, at = [], 0
-    for _ in range(count):
-        length = shift = 0
-        while True:
-            if at >= len(content) or shift > 28:
-                raise _ParseError("tensor_content holds no list of strings")
-            byte = content[at]
-            at += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        lengths.append(length)
+    try:
+        for _ in range(count):
+            length, at = read_varint(content, at)
+            lengths.append(length)
+    except IndexError:
+        raise _ParseError("tensor_content holds no list of strings") from None
     if at + sum(lengths) != len(content):
         raise _ParseError("tensor_content is not as long as its strings")
     strings = []

@@ -15,7 +15,7 @@ from tensorflow_serving.apis import classification_pb2, predict_pb2, session_ser
 from embedserve.config import Access, ModelConfig
 from embedserve.registry import ModelRegistry
 from embedserve.servable import Array, Tensors
-from embedserve.tensors.proto import delimited
+from embedserve.tensors.wire_format import delimited
 from embedserve.testing import FakeLoader, FakeRegistry, fake_signature
 from tests.grpc.conftest import Client, Start, failure, predict_request, until_given_back
 from tests.support import saved_models

@@ -173,7 +173,7 @@ def test_a_request_that_fails_fails_the_load(
 def test_more_than_a_thousand_records_fail_the_load(
     load: Load, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve.saved_model.load.warmup.MAX_RECORDS", 2)
+    monkeypatch.setattr("embedserve.saved_model.load.warmup.MAX_WARMUP_RECORDS", 2)
     path = record("counter", *[predict(x=[1.0])] * 5)
     servable = load(path)
     with pytest.raises(LoadError, match=r"^Number of warmup records exceeds the maximum \(2\)") as raised:

@@ -21,9 +21,9 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from embedserve.concurrency.off_loop import MESSAGE_BYTES, MESSAGE_COPY_BYTES, MESSAGE_RESULTS
 from embedserve.errors import InvalidInputError, InvalidModelSpecError
 from embedserve.grpc.calls import (
-    LARGE,
     Context,
     Handler,
     Log,
@@ -39,6 +39,7 @@ from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import proto, sizes
+from embedserve.tensors.wire_format import delimited, varint
 from embedserve.tfs.examples import InferenceTask
 
 if TYPE_CHECKING:
@@ -51,14 +52,8 @@ __all__ = ["SERVICE", "methods"]
 SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 
 
-LARGE_MEMORY = 16 * LARGE
-"""Bytes of inputs, or of float, complex or bool outputs, above which a thread works: such values cost a copy only."""
-
 SMALL = 4096
 """Bytes up to which an array costs less than its call, and is not reserved."""
-
-LARGE_RESULTS = LARGE // 50
-"""Results above which a thread writes the answer: a `Class` or `Regression` costs as much as reading 50 bytes."""
 
 # Field numbers of PredictResponse and of its map entries.
 _OUTPUTS, _MODEL_SPEC = 1, 2
@@ -157,7 +152,7 @@ async def _predict(
         else:
             made = _reserve_inputs(context.held, signature, request.inputs)
             bind = partial(signature.bind, _DecodedInputs(request.inputs), cast=False)
-            inputs = await registry.run_in_thread(bind) if large or made > LARGE_MEMORY else bind()
+            inputs = await registry.run_in_thread(bind) if large or made > MESSAGE_COPY_BYTES else bind()
         names = signature.pick(request.output_filter) if request.output_filter else None
         outputs = await handle.run(signature, inputs, names, context.time_remaining(), priority_of(context))
         # The arrays, and the message around a copy of the arrays.
@@ -191,7 +186,7 @@ def _reserve_inputs(held: Reservation, signature: Signature, tensors: Mapping[st
 def _is_large(outputs: Tensors) -> bool:
     """Whether writing the outputs takes long enough to need a thread."""
     for array in outputs.values():
-        if array.nbytes > LARGE and (array.dtype.kind not in "fcb" or array.nbytes > LARGE_MEMORY):
+        if array.nbytes > MESSAGE_BYTES and (array.dtype.kind not in "fcb" or array.nbytes > MESSAGE_COPY_BYTES):
             return True
     return False
 
@@ -223,7 +218,7 @@ async def _read_examples(registry: ModelRegistry, request: Any, context: Context
         shared = chosen.context.ByteSize() if kind == "example_list_with_context" else 0
         made = sizes.repeated_examples(len(chosen.examples), shared)
         context.held.add(made, f"{len(chosen.examples)} examples with a context of {shared} bytes")
-        large = large or made > LARGE
+        large = large or made > MESSAGE_BYTES
     return await registry.run_in_thread(_examples, request.input) if large else _examples(request.input)
 
 
@@ -259,7 +254,7 @@ async def _classify(registry: ModelRegistry, request: Any, context: Any, large: 
             return data
 
         context.held.add(sizes.results_bytes(classified), "the answer")
-        large = sum(map(len, classified)) > LARGE_RESULTS
+        large = sum(map(len, classified)) > MESSAGE_RESULTS
         return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
 
@@ -282,7 +277,7 @@ async def _regress(registry: ModelRegistry, request: Any, context: Any, large: b
             return data
 
         context.held.add(sizes.results_bytes([values]), "the answer")
-        large = len(values) > LARGE_RESULTS
+        large = len(values) > MESSAGE_RESULTS
         return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
 
@@ -315,7 +310,7 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
             return data
 
         context.held.add(sum(map(sizes.results_bytes, results)), "the answer")
-        large = len(examples) * len(tasks) > LARGE_RESULTS
+        large = len(examples) * len(tasks) > MESSAGE_RESULTS
         # A model may have answered by several signatures, so the record's own model spec names none.
         return log(handle, "", await registry.run_in_thread(encode) if large else encode())
 
@@ -362,13 +357,13 @@ def predict_response(
 @functools.lru_cache(maxsize=1024)
 def _up_to_values(alias: str, head: bytes, size: int) -> bytes:
     """An entry of `outputs` up to the tensor's values; the values have `size` bytes."""
-    key = proto.delimited(_KEY, alias.encode())
-    tensor = proto.varint(_VALUE << 3 | 2) + proto.varint(len(head) + size) + head
-    return b"".join((proto.varint(_OUTPUTS << 3 | 2), proto.varint(len(key) + len(tensor) + size), key, tensor))
+    key = delimited(_KEY, alias.encode())
+    tensor = varint(_VALUE << 3 | 2) + varint(len(head) + size) + head
+    return b"".join((varint(_OUTPUTS << 3 | 2), varint(len(key) + len(tensor) + size), key, tensor))
 
 
 @functools.lru_cache(maxsize=256)
 def _model_spec(name: str, version: int, signature_name: str) -> bytes:
     spec = model_pb2.ModelSpec(name=name, signature_name=signature_name)
     spec.version.value = version
-    return proto.delimited(_MODEL_SPEC, spec.SerializeToString())
+    return delimited(_MODEL_SPEC, spec.SerializeToString())

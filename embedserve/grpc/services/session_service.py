@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tensorflow_serving.apis import session_service_pb2
 
+from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import InvalidInputError
-from embedserve.grpc.calls import LARGE, Log, Unary, acquire, paths, priority_of, unary
+from embedserve.grpc.calls import Log, Unary, acquire, paths, priority_of, unary
 from embedserve.servable import Array
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import dtypes, proto, sizes
@@ -63,7 +64,7 @@ async def _session_run(
         # The arrays, and the message and its bytes.
         context.held.add(3 * sum([sizes.array_bytes(array) for array in arrays]), "the answer")
         encode = partial(_response, handle, request.fetch, arrays, tensor_content)
-        large = sum(array.nbytes for array in arrays) > LARGE
+        large = sum(array.nbytes for array in arrays) > MESSAGE_BYTES
         answer = await registry.run_in_thread(encode) if large else encode()
         return log(handle, request.model_spec.signature_name, answer)
 

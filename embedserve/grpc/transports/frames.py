@@ -13,10 +13,9 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from embedserve.asgi.calls import ClientDisconnected, Receive
-from embedserve.asgi.gunzip import Gunzip
+from embedserve.asgi.gunzip import gunzip
 from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import Code, InvalidInputError, ServingError, UnsupportedError
-from embedserve.grpc.calls import LARGE
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
@@ -27,8 +26,6 @@ PREFIX_BYTES = 5
 """Bytes of a message's prefix: a byte of flags and the length as four bytes, big-endian."""
 
 _COMPRESSED = 1
-_STEP = 4 * 1024 * 1024
-"""Decompressed bytes of a step in a thread; the size is checked between steps."""
 
 
 def frame(message: bytes, flags: int = 0) -> bytes:
@@ -180,23 +177,12 @@ async def inflate(
         ServingError: The message is over its limit, or the process holds too many bytes already.
         zlib.error: The message is corrupt or truncated.
     """
-    stream = Gunzip(message, or_zlib=or_zlib)
-    pieces: list[bytes] = []
-    size = 0
-    while not stream.done:
-        if not pieces and len(message) <= LARGE // 16:
-            piece = stream.step(LARGE)
-        else:
-            piece = await registry.run_in_thread(stream.step, _STEP)
-        size += len(piece)
+
+    def check(size: int) -> None:
         if size > limit:
             raise too_large(size, limit)
-        held.grow(len(piece), "the message, decompressed")
-        pieces.append(piece)
-    if len(pieces) == 1:
-        return pieces[0]
-    held.grow(size, "the message, put together")
-    return b"".join(pieces)
+
+    return await gunzip(message, held, check, registry.run_in_thread, what="message", or_zlib=or_zlib)
 
 
 class _Base64:

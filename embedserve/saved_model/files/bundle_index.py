@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from embedserve.tensors.wire_format import read_varint
+
 __all__ = ["TornIndexError", "shard_sizes"]
 
 # Two block handles of at most 20 bytes each, and the magic number of 8 bytes.
@@ -90,9 +92,9 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
     end = size - 4 * (restarts + 1)
     at, key = 0, b""
     while at < end:
-        shared, at = _varint(block, at)
-        unshared, at = _varint(block, at)
-        length, at = _varint(block, at)
+        shared, at = read_varint(block, at)
+        unshared, at = read_varint(block, at)
+        length, at = read_varint(block, at)
         if shared > len(key) or at + unshared + length > end:
             raise TornIndexError("an entry of it reaches past its block")
         key = key[:shared] + block[at : at + unshared]
@@ -103,17 +105,6 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
 
 def _handle(buffer: bytes, at: int) -> tuple[tuple[int, int], int]:
     """Offset and size of a block, and the start of the next handle."""
-    offset, at = _varint(buffer, at)
-    size, at = _varint(buffer, at)
+    offset, at = read_varint(buffer, at)
+    size, at = read_varint(buffer, at)
     return (offset, size), at
-
-
-def _varint(buffer: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = buffer[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7

@@ -18,6 +18,8 @@ __all__ = [
     "CALLS_PYTHON",
     "INIT_SIGNATURE",
     "LARGE_CONSTANTS",
+    "PER_RUN",
+    "VARIABLES",
     "Body",
     "GraphReader",
     "Operations",
@@ -44,8 +46,10 @@ _ONLY_READS = words("""
     StatefulPartitionedCall RemoteCall XlaLaunch XlaCallModule BoostedTreesEnsembleResourceHandleOp SentencepieceOp
     SimpleMLInferenceOp SimpleMLInferenceOpWithHandle SimpleMLInferenceLeafIndexOpWithHandle
     """)
-# State that a run makes and drops, such as the arrays and stacks of TF1's loops.
-_PER_RUN = ("TensorArray", "Stack", "TensorList")
+PER_RUN = ("TensorArray", "Stack", "TensorList")
+"""Beginnings of operations on state that a run makes and drops, such as the arrays and stacks of TF1's loops."""
+VARIABLES = frozenset(("VarHandleOp", "Variable", "VariableV2"))
+"""Operations that hold a variable: a resource, or a reference as in TF1."""
 # References pass through these operations without a write.
 _PASS_REFERENCES = words(
     "Identity RefIdentity RefSwitch RefMerge RefEnter RefExit RefNextIteration RefSelect IsVariableInitialized"
@@ -85,7 +89,7 @@ _ELEMENT_WISE = words("""
     IsFinite StopGradient PreventGradient Snapshot PartitionedCall StatefulPartitionedCall StringLower StringUpper
     StringLength StringStrip StringToNumber AsString
     """)
-_CONSTANTS = frozenset(("Const", "VarHandleOp", "Variable", "VariableV2"))
+_CONSTANTS = VARIABLES | {"Const"}
 _PLACEHOLDERS = frozenset(("Placeholder", "PlaceholderV2"))
 _PARSERS = frozenset(("ParseExample", "ParseExampleV2"))
 
@@ -261,7 +265,7 @@ class GraphReader:
             result.features |= _features(node, body)
 
     def _may_write(self, op: str, stored: Any) -> bool:
-        if op in _ONLY_READS or op.startswith(_PER_RUN):
+        if op in _ONLY_READS or op.startswith(PER_RUN):
             return False
         if tensorflow_private.is_stateful(op, stored):
             return True
@@ -271,7 +275,7 @@ class GraphReader:
         """Whether an op may do harm with values of a client's choice; an op is unsafe unless known as harmless."""
         if op in CALLS_PYTHON:
             return True
-        if op in _ONLY_READS or op.startswith(_PER_RUN):
+        if op in _ONLY_READS or op.startswith(PER_RUN):
             return False
         if tensorflow_private.is_stateful(op, stored):
             # Random numbers of a kernel's own generator are safe; random numbers out of a variable write the variable.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from embedserve.saved_model.files.archives import directories_above_model
+from embedserve.tfs.constants import MAX_VERSION
 
 __all__ = ["Child", "holds_graph", "in_base_path", "in_root", "in_version", "instead_of_directory", "nearly"]
 
@@ -26,8 +27,6 @@ _MOST_DIRECTORIES = 16
 _MOST_NAMES = 12
 """Names in a command; a wildcard stands for more names."""
 _NOT_MODELS = "so it is not a directory of models"
-# Largest version number, an int64.
-_LARGEST = 2**63 - 1
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -177,7 +176,7 @@ def _versions(children: Sequence[Child]) -> list[str]:
 def _number(name: str, taken: Collection[int]) -> int:
     """The version number that a directory's name suggests: `v2` is 2, `1.0` is 1, `latest` is 1."""
     found = _DIGITS.search(name)
-    number = int(found[0]) if found is not None and int(found[0]) <= _LARGEST else 1
+    number = int(found[0]) if found is not None and int(found[0]) <= MAX_VERSION else 1
     while number in taken:
         number += 1
     return number

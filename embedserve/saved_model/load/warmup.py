@@ -24,13 +24,12 @@ from embedserve.saved_model.status import clean
 from embedserve.servable import Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import proto
+from embedserve.tfs.constants import MAX_WARMUP_RECORDS
 
-__all__ = ["MAX_RECORDS", "RecordedInputs", "read_logs", "recorded_inputs", "replay", "request_inputs"]
+__all__ = ["RecordedInputs", "read_logs", "recorded_inputs", "replay", "request_inputs"]
 
 logger = logging.getLogger("embedserve")
 
-# Most recorded requests of a version; the limit is TensorFlow Serving's (`saved_model_warmup_util.cc`).
-MAX_RECORDS = 1000
 # Seconds for a recorded request; a longer run counts as endless.
 _PATIENCE = 600.0
 _UNSUPPORTED = {"session_run_log": 5, "predict_streamed_log": 7}
@@ -58,7 +57,7 @@ def recorded_inputs(path: Path, signatures: Mapping[str, Signature], most: int =
     contradicted: set[str] = set()
     try:
         for count, log in enumerate(read_logs(warmup_file(path))):
-            if count >= MAX_RECORDS:
+            if count >= MAX_WARMUP_RECORDS:
                 break
             if log.WhichOneof("log_type") != "predict_log":
                 continue
@@ -104,9 +103,10 @@ def replay(path: Path, servable: Servable, iterations: int = 1) -> int | None:
                     run()
         except ServingError as error:
             raise LoadError(f"{error} (warm-up record {records} of {file})", code=error.code) from error
-        if records > MAX_RECORDS:
+        if records > MAX_WARMUP_RECORDS:
             raise LoadError(
-                f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {file}", code=Code.INVALID_ARGUMENT
+                f"Number of warmup records exceeds the maximum ({MAX_WARMUP_RECORDS}) at {file}",
+                code=Code.INVALID_ARGUMENT,
             )
     logger.info(
         "Finished reading warmup data for model at %s. Number of warmup records read: %d. "

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model.files.graph import PER_RUN, VARIABLES
 from embedserve.saved_model.optimise.folding import fold_channel_scales, share_constants
 from embedserve.saved_model.run.graph_session import open_graph
 from embedserve.saved_model.run.unset_state import reached
@@ -25,7 +26,6 @@ v1 = tf.compat.v1
 MAX_GRAPH_BYTES = 2**31 - 1
 """Largest size of a protobuf message, and so of a graph with its constants, in bytes."""
 
-_VARIABLES = frozenset(("VarHandleOp", "Variable", "VariableV2"))
 _TABLES = frozenset(("HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2"))
 # Stateful in TensorFlow's registry, but without state that runs could change.
 _HARMLESS = frozenset(
@@ -35,7 +35,6 @@ _HARMLESS = frozenset(
         *("LookupTableFind", "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2"),
     )
 )
-_PER_RUN = ("TensorArray", "Stack", "TensorList")
 
 
 class NotOptimisableError(Exception):
@@ -105,7 +104,7 @@ def _optimized(graph_def: Any, kept: Iterable[str], optimizers: Iterable[str]) -
 
 
 def _check_size(graph: Any, fetches: Iterable[str]) -> None:
-    size = sum(_bytes_of(variable) for variable in reached(graph, fetches) if variable.type in _VARIABLES)
+    size = sum(_bytes_of(variable) for variable in reached(graph, fetches) if variable.type in VARIABLES)
     if size > MAX_GRAPH_BYTES:
         raise _too_large(size)
 
@@ -160,7 +159,7 @@ def _check_state(graph_def: Any) -> None:
 
 
 def _check_node(node: Any) -> None:
-    if node.op in _HARMLESS or node.op.startswith(_PER_RUN):
+    if node.op in _HARMLESS or node.op.startswith(PER_RUN):
         return
     if tensorflow_private.is_stateful(node.op) or tensorflow_private.takes_references(node.op):
         raise NotOptimisableError(f"what its {node.op} operation ({node.name}) holds cannot be frozen")

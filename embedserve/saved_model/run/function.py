@@ -19,9 +19,10 @@ from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.run import run_time, unset_state
 from embedserve.saved_model.run.arrays import owned, private_copies
 from embedserve.saved_model.run.one_at_a_time import OneAtATime
-from embedserve.saved_model.status import RUN_ERRORS, TIMED_OUT, code_of, inference_error
+from embedserve.saved_model.status import RUN_ERRORS, code_of, inference_error
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
+from embedserve.tfs.constants import TIMED_OUT
 
 __all__ = ["Deadlines", "FunctionServable", "TimedRun"]
 

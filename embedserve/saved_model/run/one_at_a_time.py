@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from embedserve.errors import DeadlineExceededError
-from embedserve.saved_model.status import TIMED_OUT
+from embedserve.tfs.constants import TIMED_OUT
 
 __all__ = ["OneAtATime"]
 

@@ -19,10 +19,11 @@ from embedserve.saved_model.files.graph import GraphReader
 from embedserve.saved_model.run import run_time
 from embedserve.saved_model.run.arrays import owned, private_copies
 from embedserve.saved_model.run.one_at_a_time import OneAtATime
-from embedserve.saved_model.status import RUN_ERRORS, TIMED_OUT, inference_error
+from embedserve.saved_model.status import RUN_ERRORS, inference_error
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
 from embedserve.tensors import dtypes
+from embedserve.tfs.constants import TIMED_OUT
 
 __all__ = ["FeedSpec", "Plan", "SessionServable"]
 

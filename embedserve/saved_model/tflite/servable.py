@@ -17,10 +17,10 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError, LoadError, ServingError
-from embedserve.saved_model.status import TIMED_OUT
 from embedserve.saved_model.tflite.model import TfliteModel, TfliteTensor
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
+from embedserve.tfs.constants import TIMED_OUT
 
 __all__ = ["MissingOperationError", "TfliteServable"]
 

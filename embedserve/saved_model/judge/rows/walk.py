@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedserve.saved_model import tensorflow_private
+from embedserve.saved_model.files.graph import VARIABLES
 from embedserve.saved_model.judge.rows.call import Call
 from embedserve.saved_model.judge.rows.sizes import ROWS_SYMBOL, Size, named
 from embedserve.saved_model.judge.rows.table import BY_ELEMENT, GROUPED_BY, PADS, REDUCTIONS, TABLE, TAKE_MIXED
@@ -31,7 +32,6 @@ __all__ = ["Findings", "RowAnalysis"]
 _CALLS = frozenset(("PartitionedCall", "StatefulPartitionedCall"))
 _BRANCHES = frozenset(("If", "StatelessIf", "Case", "StatelessCase"))
 _LOOPS = frozenset(("While", "StatelessWhile"))
-_VARIABLES = frozenset(("VarHandleOp", "Variable", "VariableV2"))
 # Most elements of a known constant (shapes and axes are shorter), nested calls, and rounds to a fixed point.
 _MAX_ELEMENTS = 64
 _MAX_DEPTH = 60
@@ -297,7 +297,7 @@ class _Evaluation:
         op = self._node.op
         if op == "Const":
             return [_const(self._node)]
-        if op in _VARIABLES:
+        if op in VARIABLES:
             return [constant(_declared(self._node))]
         if op in ("ReadVariableOp", "Enter", "RefEnter", "Exit", "RefExit", "LoopCond", "RefIdentity"):
             return self._inputs[:1]
