@@ -16,7 +16,7 @@ from embedserve.http.frames import ErrorCode
 from embedserve.http.heads import Field, RequestHead
 from embedserve.http.http1 import Http1Connection
 
-__all__ = ["App", "AsgiRequest", "Link"]
+__all__ = ["App", "AsgiRequest", "Link", "scope_of"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 App: TypeAlias = Callable[[dict[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Any]
@@ -43,20 +43,19 @@ class Link(Protocol):
     def finished(self, request: AsgiRequest) -> None:
         """The application is done."""
 
-    def log_access(self, request: AsgiRequest, status: int) -> None:
+    def log_access(self, head: RequestHead, status: int) -> None:
         """An answer begins."""
 
 
 def scope_of(head: RequestHead, root_path: str) -> dict[str, Any]:
     """The common part of the scopes of equal heads; made once per head."""
-    memo = head.memo
-    if isinstance(memo, dict) and memo.get("root_path") == root_path:
-        return memo
+    if head.scope is not None:
+        return head.scope
     raw_path, _, query = head.target.partition(b"?")
     fields: tuple[Field, ...] = head.fields
     if head.authority and head.get(b"host") is None:
         fields = ((b"host", head.authority), *fields)
-    head.memo = made = {
+    head.scope = made = {
         "type": "http",
         "method": head.method.decode(),
         "scheme": head.scheme.decode(),
@@ -175,13 +174,17 @@ class AsgiRequest:
             if kind != "http.response.start":
                 raise RuntimeError(f"{kind} came, expected http.response.start")
             status = b"%d" % message["status"]
-            self._fields = [(b":status", status), *self._protocol.default_fields, *message.get("headers", ())]
+            self._fields = [
+                (b":status", status),
+                *self._protocol.default_fields,
+                *map(tuple, message.get("headers", ())),
+            ]
             self._trailers_due = message.get("trailers", False)
-            self._protocol.log_access(self, message["status"])
+            self._protocol.log_access(self.head, message["status"])
         elif kind == "http.response.body":
             self._send_body(message.get("body", b""), message.get("more_body", False))
         elif kind == "http.response.trailers" and self._trailers_due:
-            self._trailers += message.get("headers", ())
+            self._trailers += map(tuple, message.get("headers", ()))
             if not message.get("more_trailers", False):
                 self._send_trailers()
         else:

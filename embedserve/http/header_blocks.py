@@ -247,6 +247,11 @@ def encode_fields(fields: Iterable[Field]) -> bytes:
         MalformedError: A name or a value has a forbidden byte.
         ValueError: A pseudo-header that is no valid `:status`.
     """
+    return _encode_fields(tuple(fields))
+
+
+@lru_cache(maxsize=256)
+def _encode_fields(fields: tuple[Field, ...]) -> bytes:
     return b"".join(
         [
             (_encode_field if len(value) <= CACHED_VALUE_BYTES else _encode_field.__wrapped__)(name, value)

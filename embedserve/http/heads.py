@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = ["Field", "MalformedError", "RequestHead", "TooLargeError"]
 
@@ -47,10 +47,11 @@ class RequestHead:
         fields: Names in lower case, and values, in the order sent.
         content_length: Declared bytes of the body; None without a declaration.
         size: Bytes of target and fields, with 32 bytes for each field as RFC 9113 counts.
-        memo: The receiver's own value for the head, found again with the next equal request.
+        direct: The receiver's memory of the direct way for requests with the head; `...` before the first look.
+        scope: The receiver's memory of the common part of ASGI scopes; None before the first scope.
     """
 
-    __slots__ = ("authority", "content_length", "fields", "memo", "method", "scheme", "size", "target")
+    __slots__ = ("authority", "content_length", "direct", "fields", "method", "scheme", "scope", "size", "target")
 
     def __init__(
         self,
@@ -68,7 +69,8 @@ class RequestHead:
         self.fields = fields
         self.content_length = content_length
         self.size = len(target) + sum([len(name) + len(value) + 32 for name, value in fields])
-        self.memo: object = None
+        self.direct: Any = ...
+        self.scope: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"<RequestHead {self.method!r} {self.target!r}, {len(self.fields)} fields>"

@@ -10,14 +10,15 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, cast
+from weakref import WeakKeyDictionary
 
 from embedserve.http.account import Share, accounted
 from embedserve.http.asgi_request import App, AsgiRequest, scope_of
 from embedserve.http.buffers import common_memory
 from embedserve.http.connection import Http2Connection
-from embedserve.http.events import ClientLeaves, Data, Ended, Event, Request, Reset, Sent, Trailers
+from embedserve.http.direct import PATIENCE, WHOLE_BYTES, DirectCall, DirectRequest, offer_of, without_proxy_headers
+from embedserve.http.events import ClientLeaves, Data, Ended, Event, Pong, Request, Reset, Trailers
 from embedserve.http.frames import PREFACE, ErrorCode
 from embedserve.http.heads import Field, RequestHead
 from embedserve.http.http1 import STEP_BYTES, Http1Connection
@@ -45,10 +46,17 @@ CHECK_SECONDS = 1.0
 """Seconds between two checks of a connection's time limits; the limits are much longer."""
 
 
-@lru_cache(maxsize=16)
-def _heads(limits: Limits, scheme: bytes) -> Http1HeadReader:
-    """The reader of heads, whose memory all connections of a process share."""
-    return Http1HeadReader(limits, scheme)
+_readers: WeakKeyDictionary[Config, dict[tuple[Limits, bytes], Http1HeadReader]] = WeakKeyDictionary()
+
+
+def _heads(config: Config, limits: Limits, scheme: bytes) -> Http1HeadReader:
+    """The reader of heads, whose memory all connections of a server share."""
+    readers = _readers.setdefault(config, {})
+    key = limits, scheme
+    reader = readers.get(key)
+    if reader is None:
+        reader = readers[key] = Http1HeadReader(limits, scheme)
+    return reader
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
@@ -77,7 +85,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.app_state = app_state
         self.access_log = access_logger.hasHandlers()
         self.default_fields: Sequence[Field] = server_state.default_headers
-        self.requests: dict[int, AsgiRequest] = {}
+        self.requests: dict[int, AsgiRequest | DirectRequest] = {}
+        self._offer = offer_of(without_proxy_headers(self.app)) if not config.root_path else None
+        self.partial = 0
+        self._late: asyncio.TimerHandle | None = None
         self.write_paused = False
         owner = accounted(self.app)
         account = owner.account() if owner is not None else None
@@ -114,7 +125,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.connection = Http2Connection(self.limits)
             self._flush_soon()
         else:
-            heads = _heads(self.limits, self._scheme)
+            heads = _heads(self.config, self.limits, self._scheme)
             self.connection = Http1Connection(self.limits, heads, self._wants_whole)
 
     def _wants_whole(self, head: RequestHead) -> bool:
@@ -212,7 +223,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.connection.send_informational(stream_id, self.connection.encode_head(((b":status", b"100"),)))
         self._flush_soon()
 
-    def after_send(self, request: AsgiRequest) -> None:
+    def after_send(self, request: AsgiRequest | DirectRequest) -> None:
         """Write the new bytes together with all further bytes of the loop's turn."""
         if request.complete and self.requests.get(request.stream_id) is request:
             self.server_state.total_requests += 1
@@ -221,20 +232,18 @@ class HttpProtocol(asyncio.BufferedProtocol):
         else:
             self._flush_soon()
 
-    def finished(self, request: AsgiRequest) -> None:
+    def finished(self, request: AsgiRequest | DirectRequest) -> None:
         """The application is done with a request."""
         self.requests.pop(request.stream_id, None)
         self._active = self.loop.time()
 
-    def log_access(self, request: AsgiRequest, status: int) -> None:
+    def log_access(self, head: RequestHead, status: int) -> None:
         """A line in uvicorn's access log."""
         if self.access_log:
-            scope, client = request.scope, self._addresses["client"]
-            target = request.head.target.decode("latin-1")
+            client = self._addresses["client"]
             address = f"{client[0]}:{client[1]}" if client else ""
-            access_logger.info(
-                '%s - "%s %s HTTP/%s" %d', address, scope["method"], target, scope["http_version"], status
-            )
+            method, target = head.method.decode(), head.target.decode("latin-1")
+            access_logger.info('%s - "%s %s HTTP/%s" %d', address, method, target, self._version, status)
 
     # Within.
 
@@ -270,6 +279,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             for event in events:
                 self._on_event(event)
             events = self.connection.events() if hasattr(self, "connection") else []
+        if self.partial and self._late is None:
+            self._late = self.loop.call_later(PATIENCE, self._go_asgi_late)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Request):
@@ -279,7 +290,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         elif isinstance(event, ClientLeaves):
             self._leaving = True
             self.connection.drain()
-        elif isinstance(event, Data | Trailers | Reset | Sent):
+        elif not isinstance(event, Pong):
             request = self.requests.get(event.stream_id)
             if request is None:
                 return
@@ -295,33 +306,67 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 request.sent(event.ended)
 
     def _on_request(self, event: Request) -> None:
-        head = event.head
+        head, stream_id = event.head, event.stream_id
         if event.ended and self._is_websocket(head):  # An upgrade with a body is answered as a plain request.
             self._hand_on(head)
             return
         self._active = self.loop.time()
-        request = AsgiRequest(self, event.stream_id, head, event.ended, self._active)
         limit = self.config.limit_concurrency
         if limit is not None and max(len(self.connections), len(self.server_state.tasks)) >= limit:
             fields = ((b":status", b"503"), (b"content-type", b"text/plain; charset=utf-8"))
-            self.connection.answer(event.stream_id, self.connection.encode_head(fields), b"Service Unavailable")
+            self.connection.answer(stream_id, self.connection.encode_head(fields), b"Service Unavailable")
             return
-        version = "2" if isinstance(self.connection, Http2Connection) else self.connection.version
+        call = self._direct_call(head)
+        if call is None:
+            self.start_asgi(stream_id, head, event.ended)
+            return
+        request = self.requests[stream_id] = DirectRequest(self, stream_id, head, call, self._active)
+        if event.ended:
+            request.end()
+
+    def _direct_call(self, head: RequestHead) -> DirectCall | None:
+        """The only decision between the direct way and the ASGI way, made once per head."""
+        if head.direct is ...:
+            whole = (head.content_length or 0) <= WHOLE_BYTES and head.get(b"expect") is None
+            is_http2 = isinstance(self.connection, Http2Connection)
+            head.direct = self._offer(head, is_http2) if self._offer is not None and whole else None
+        call: DirectCall | None = head.direct
+        return call
+
+    def start_asgi(self, stream_id: int, head: RequestHead, ended: bool) -> AsgiRequest:
+        """Call the application as ASGI."""
+        request = AsgiRequest(self, stream_id, head, ended, self.loop.time())
         shared = scope_of(head, self.config.root_path)
         request.scope = {
             **shared,
             **self._addresses,
             "headers": list(shared["headers"]),
             "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
-            "http_version": version,
+            "http_version": self._version,
             "state": self.app_state.copy(),
         }
-        if version != "1.0":
+        if self._version != "1.0":
             request.scope["extensions"] = {"http.response.trailers": {}}
-        self.requests[event.stream_id] = request
+        self.requests[stream_id] = request
         task = self.loop.create_task(request.run(self.app))
         self.server_state.tasks.add(task)
         task.add_done_callback(self.server_state.tasks.discard)
+        return request
+
+    @property
+    def _version(self) -> str:
+        """The HTTP version of the current request."""
+        return "2" if isinstance(self.connection, Http2Connection) else self.connection.version
+
+    def _go_asgi_late(self) -> None:
+        """Let requests go the ASGI way whose bodies are not whole after PATIENCE seconds."""
+        self._late = None
+        due = self.loop.time() - PATIENCE
+        for request in list(self.requests.values()):
+            if isinstance(request, DirectRequest) and request.is_partial and request.began <= due:
+                request.go_asgi()
+        if self.partial:
+            self._late = self.loop.call_later(PATIENCE, self._go_asgi_late)
 
     def _is_websocket(self, head: RequestHead) -> bool:
         return (
@@ -419,7 +464,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _check_requests(self, now: float) -> None:
         for request in list(self.requests.values()):
-            if request.waits_for_body and self._is_slow(request, now):
+            if isinstance(request, AsgiRequest) and request.waits_for_body and self._is_slow(request, now):
                 self._time_out_request(request)
         connection = getattr(self, "connection", None)
         if isinstance(connection, Http2Connection) and not self.write_paused:

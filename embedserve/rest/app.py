@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import unquote
 
 import orjson
@@ -23,6 +23,9 @@ from embedserve.asgi.hosting import NOT_ENTERED, check_usable, run_lifespan
 from embedserve.asgi.sending import PIECE, send_body
 from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.errors import CUT_SHORT, Code, InvalidInputError, ServingError
+from embedserve.http.asgi_request import scope_of
+from embedserve.http.direct import Answer, DirectCall
+from embedserve.http.heads import RequestHead
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers
 from embedserve.rest.body import read_body
@@ -204,11 +207,10 @@ class RestApp:
             except asyncio.CancelledError:
                 if not self.ending:
                     raise
-                response = self._with_cors(error_response(ServingError(CUT_SHORT, code=Code.UNAVAILABLE)))
+                response = self._cut_short()
             body = response.body
-            headers = [(b"content-length", b"%d" % len(body)), *response.headers]
             try:
-                await send({"type": "http.response.start", "status": response.status, "headers": headers})
+                await send({"type": "http.response.start", "status": response.status, "headers": _fields(response)})
                 if len(body) <= PIECE or scope["method"] == "HEAD":
                     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
                 else:
@@ -225,6 +227,34 @@ class RestApp:
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1000})
+
+    def direct(self, head: RequestHead, is_http2: bool) -> DirectCall | None:
+        """The direct way of requests for a known route (`embedserve.http.direct`), with the answers of `__call__`."""
+        scope = scope_of(head, "")
+        found = None if self._metrics_in_rest else known_route(scope)
+        zipped = b"gzip" in (head.get(b"content-encoding") or b"").lower()
+        if found is None or zipped or (head.get(b"content-type") or b"").startswith(b"application/grpc"):
+            return None  # Middleware for gRPC may stand in front, and takes such calls.
+        registry, is_head = self._registry, head.method == b"HEAD"
+
+        async def answer(body: bytes) -> Answer:
+            try:
+                response = await self._rest(scope, None, found, body)
+            except asyncio.CancelledError:
+                if not self.ending:
+                    raise
+                response = self._cut_short()
+            sent = None if response.held is None else response.held.release
+            return Answer(response.status, _fields(response), b"" if is_head else response.body, (), sent)
+
+        def call(began: float, body: bytes) -> Coroutine[Any, Any, Answer] | None:
+            return answer(body) if asyncio._get_running_loop() is registry.loop else None
+
+        return call
+
+    def _cut_short(self) -> Response:
+        """The answer to a request that the end of a drain has cancelled."""
+        return self._with_cors(error_response(ServingError(CUT_SHORT, code=Code.UNAVAILABLE)))
 
     def _is_to_be_carried(self, scope: Scope) -> bool:
         """Whether a request on a foreign loop goes to the registry's loop; health answers even if that loop hangs."""
@@ -269,8 +299,11 @@ class RestApp:
     def _html(scope: Scope, status: int) -> Response:
         return html_page(status, close=scope.get("http_version", "1.1").startswith("1"))
 
-    async def _rest(self, scope: Scope, receive: Receive, target: str | Route) -> Response:
-        """Answer a request under `/v1/`, given by target or by known route, and tell the observers."""
+    async def _rest(self, scope: Scope, receive: Receive | None, target: str | Route, body: bytes = b"") -> Response:
+        """Answer a request under `/v1/`, given by target or by known route, and tell the observers.
+
+        Without `receive` the request is whole: `body` is its body, and its task is cancelled when the client goes.
+        """
         started = perf_counter()
         observers = self._registry.observers
         method = scope["method"]
@@ -285,7 +318,7 @@ class RestApp:
             if method in READS:
                 return self._with_cors(json_response(await handlers.get(self._registry, found)))
             api = found.action
-            return self._with_cors(await self._post(scope, receive, found))
+            return self._with_cors(await self._post(scope, receive, found, body))
         except ServingError as error:
             code = wire_code(error)
             return self._with_cors(error_response(error))
@@ -303,26 +336,35 @@ class RestApp:
     def _with_cors(self, response: Response) -> Response:
         return response._replace(headers=response.headers + self._cors) if self._cors else response
 
-    async def _post(self, scope: Scope, receive: Receive, found: Route) -> Response:
+    async def _post(self, scope: Scope, receive: Receive | None, found: Route, body: bytes) -> Response:
         registry = self._registry
         headers = scope["headers"]
         priority = _priority(headers)
         held = Reservation(registry.inflight)
         try:
-            body = await read_body(
-                headers,
-                receive,
-                held,
-                check_size=registry.inflight.check_request,
-                run_in_thread=registry.run_in_thread,
-            )
-            with self._calls.enter(receive):
+            if receive is None:
+                registry.inflight.check_request(len(body))
+                held.receive(len(body), "the body")
                 answer = await handlers.post(registry, found, body, held, self._timeout, priority)
+            else:
+                body = await read_body(
+                    headers,
+                    receive,
+                    held,
+                    check_size=registry.inflight.check_request,
+                    run_in_thread=registry.run_in_thread,
+                )
+                with self._calls.enter(receive):
+                    answer = await handlers.post(registry, found, body, held, self._timeout, priority)
         except BaseException:
             held.release()
             raise
         held.become(len(answer))
         return json_response(answer)._replace(held=held)
+
+
+def _fields(response: Response) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"content-length", b"%d" % len(response.body)), *response.headers)
 
 
 def _priority(headers: Iterable[tuple[bytes, bytes]]) -> PriorityName:

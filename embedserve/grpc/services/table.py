@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Services"]
 
 
+STATUS = f"/{model_service.SERVICE}/GetModelStatus"
+
+
 class Services:
     """The methods over a registry; `aclose` ends the calls without an end of their own.
 
@@ -27,6 +30,7 @@ class Services:
 
     Attributes:
         methods: By path, `/package.Service/Method`.
+        direct: The unary methods that many clients call often, and that ask nothing about the client.
         names: Full names of the services.
 
     Raises:
@@ -45,9 +49,11 @@ class Services:
         metric: model_service.MetricReader | None,
     ) -> None:
         session_run = session_service.methods(registry, tensor_content=tensor_content)
+        prediction = prediction_service.methods(registry, tensor_content=tensor_content)
+        models = model_service.methods(registry, reload=reload, metric=metric, reloaded_by=access.reload)
         methods: dict[str, Unary | Streaming] = {
-            **prediction_service.methods(registry, tensor_content=tensor_content),
-            **model_service.methods(registry, reload=reload, metric=metric, reloaded_by=access.reload),
+            **prediction,
+            **models,
             **answering(access.session_run, "SessionRun", "session_run_clients", session_run),
         }
         self._health: Health | None = None
@@ -65,6 +71,8 @@ class Services:
         if reflection:
             methods |= _optional("reflection", "grpcio-reflection").methods(described)
         self.methods: Methods = methods
+        plain = {**prediction, STATUS: models[STATUS]}
+        self.direct = {path: method for path, method in plain.items() if isinstance(method, Unary)}
         self.names = frozenset(_services(methods))
 
     def __repr__(self) -> str:

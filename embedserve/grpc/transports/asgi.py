@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
+from embedserve.asgi.calls import Call, Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
 from embedserve.concurrency.inflight import InflightBytes, Reservation
@@ -26,6 +26,9 @@ from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.transports.frames import PREFIX_BYTES, MessageReader, too_large
 from embedserve.grpc.transports.wire import Headers, Wire, metadata_value, read_timeout, wire_of
 from embedserve.http.account import Accounted
+from embedserve.http.asgi_request import scope_of
+from embedserve.http.direct import Answer, DirectCall, offer_of
+from embedserve.http.heads import RequestHead
 
 if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload
@@ -177,9 +180,7 @@ class GrpcApp:
             method = self._methods.get(_path(request.scope))
             self._check(method)
             request.held = held = Reservation(self._registry.inflight)
-            timeout = request.headers.get(b"grpc-timeout")
-            if timeout is not None:
-                request.deadline = asyncio.get_running_loop().time() + read_timeout(timeout)
+            request.set_deadline(asyncio.get_running_loop().time())
             if isinstance(method, Streaming):
                 answering = True
                 await self._stream(method, request, send, extra)
@@ -187,16 +188,7 @@ class GrpcApp:
             assert isinstance(method, Unary)
             with self._calls.enter(deadline=request.deadline) as call:
                 event = await request.receive()
-                message = self._whole(event, request)
-                if message is None:
-                    message = await self._put_together(event, request)
-                call.listen(request.receive)
-                message = await method.answer(message, request)
-                flags = 0
-                if len(message) > self._send_limit:
-                    raise too_large(len(message), self._send_limit, "Sent")
-                if self._gzip and b"gzip" in request.headers.get(b"grpc-accept-encoding", b""):
-                    message, flags = await self._zipped(message)
+                message, flags = await self._call(method, event, request, call)
                 call.deafen()
                 answering = True
                 await wire.answer(send, message, flags, extra)
@@ -214,6 +206,75 @@ class GrpcApp:
             if held is not None:
                 held.release()
         await self._refuse(request, send, code, text, extra)
+
+    def direct(self, head: RequestHead, is_http2: bool) -> DirectCall | None:
+        """The direct way of unary calls (`embedserve.http.direct`), with the answers of `__call__`."""
+        method = self._services.direct.get(head.target.decode("latin-1"))
+        wire = wire_of(head.get(b"content-type") or b"")
+        if method is None or wire is None or wire.web or head.method != b"POST":
+            return None
+        scope, headers = scope_of(head, ""), dict(head.fields)
+        if not is_http2 or headers.get(b"te") != b"trailers":
+            return None
+        extra = () if self._cors is None else self._cors.headers(headers)
+        registry = self._registry
+
+        def call(began: float, body: bytes) -> Coroutine[Any, Any, Answer] | None:
+            if asyncio._get_running_loop() is not registry.loop:
+                return None
+            return self._answer_whole(method, _Request(scope, headers, wire, _nothing), began, body, extra)
+
+        return call
+
+    async def _answer_whole(
+        self, method: Unary, request: _Request, began: float, body: bytes, extra: Iterable[tuple[bytes, bytes]]
+    ) -> Answer:
+        """The answer to a whole request, whose task is cancelled when the client goes. The hottest path."""
+        held: Reservation | None = None
+        answered = False
+        self._active += 1
+        try:
+            self._check(method)
+            request.held = held = Reservation(self._registry.inflight)
+            request.set_deadline(began)
+            event = {"type": "http.request", "body": body}
+            if request.deadline is None:
+                message, flags = await self._call(method, event, request)
+            else:
+                with self._calls.enter(deadline=request.deadline):
+                    message, flags = await self._call(method, event, request)
+            answered = True
+            return request.wire.whole(message, flags, extra, partial(self._sent, held))
+        except Exception as error:
+            code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
+        finally:
+            if not answered:
+                self._active -= 1
+                if held is not None:
+                    held.release()
+        return request.wire.refusal(code, text, extra)
+
+    def _sent(self, held: Reservation) -> None:
+        self._active -= 1
+        held.release()
+
+    async def _call(self, method: Unary, event: Any, request: _Request, watch: Call | None = None) -> tuple[bytes, int]:
+        """Call a method with the message that begins in `event`.
+
+        Returns:
+            The answer's message in the form for the client, and the flags of the form.
+        """
+        message = self._whole(event, request)
+        if message is None:
+            message = await self._put_together(event, request)
+        if watch is not None:
+            watch.listen(request.receive)
+        message = await method.answer(message, request)
+        if len(message) > self._send_limit:
+            raise too_large(len(message), self._send_limit, "Sent")
+        if self._gzip and b"gzip" in request.headers.get(b"grpc-accept-encoding", b""):
+            return await self._zipped(message)
+        return message, 0
 
     async def _answer_there(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
         request.receive = receive
@@ -355,6 +416,12 @@ class _Request:
         except TimeoutError:
             pass
 
+    def set_deadline(self, began: float) -> None:
+        """Read the deadline of a call that began at the loop's time `began`."""
+        timeout = self.headers.get(b"grpc-timeout")
+        if timeout is not None:
+            self.deadline = began + read_timeout(timeout)
+
     def within_reason(self) -> asyncio.Timeout:
         """Context for sending the end: up to the deadline, or `GRACE` seconds after a deadline that has passed."""
         if self.deadline is None:
@@ -391,6 +458,7 @@ class GrpcMiddleware:
         self._app = app
         self._all_calls = all_calls
         self._grpc = GrpcApp(registry, **options)
+        self._offer = offer_of(app)
 
     def __repr__(self) -> str:
         return f"<GrpcMiddleware {self._grpc!r} before {self._app!r}>"
@@ -407,6 +475,11 @@ class GrpcMiddleware:
         """Answer an ASGI connection, or leave the connection to the host."""
         await self.route(scope, receive, send)
 
+    def direct(self, head: RequestHead, is_http2: bool) -> DirectCall | None:
+        """The direct way of the own calls, and of the host application's if the host offers one."""
+        found = self._grpc.direct(head, is_http2)
+        return self._offer(head, is_http2) if found is None and self._offer is not None else found
+
     def route(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """The coroutine of the answering application, as a call of the middleware without an outer coroutine."""
         if scope["type"] == "http":
@@ -417,6 +490,10 @@ class GrpcMiddleware:
                 return self._grpc(scope, receive, send)
         answering: Coroutine[Any, Any, None] = self._app(scope, receive, send)
         return answering
+
+
+async def _nothing() -> Any:
+    raise AssertionError("the request is whole")
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from embedserve.asgi.sending import send_body
 from embedserve.errors import Code, InvalidInputError
 from embedserve.grpc.calls import LARGE
 from embedserve.grpc.transports.frames import frame
+from embedserve.http.direct import Answer
 
 __all__ = ["Headers", "Wire", "encoded_message", "metadata_value", "read_timeout", "wire_of"]
 
@@ -26,6 +27,7 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 _TRAILER_FRAME = 0x80
 _OK = (b"grpc-status", b"0")
+_OK_TRAILERS = (_OK,)
 _ENCODINGS = (b"grpc-accept-encoding", b"identity, gzip")
 _GZIPPED = (b"grpc-encoding", b"gzip")
 
@@ -101,15 +103,26 @@ class Wire:
             await send({"type": "http.response.body", "body": frame(message, flags)})
         await send({"type": "http.response.trailers", "headers": [_OK]})
 
+    def whole(
+        self, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]], sent: Callable[[], None]
+    ) -> Answer:
+        """A whole answer with a single message, for the direct way."""
+        return Answer(200, self._fields(flags, extra), frame(message, flags), _OK_TRAILERS, sent)
+
+    def refusal(self, code: Code, message: str, extra: Iterable[tuple[bytes, bytes]]) -> Answer:
+        """A whole answer without a message, for the direct way."""
+        return Answer(200, self._fields(0, extra), b"", tuple(_status(code, message)))
+
+    def _fields(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+        return (self._content_type, _ENCODINGS, *extra, *((_GZIPPED,) if flags else ()))
+
     async def start(self, send: Send, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Begin an answer; `flags` are the flags of its messages."""
         await send(self._start(flags, extra))
 
     def _start(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
         # Made anew for each answer: outer applications may add to the headers.
-        headers: Headers = [self._content_type, _ENCODINGS, *extra]
-        if flags:
-            headers.append(_GZIPPED)
+        headers: Headers = [*self._fields(flags, extra)]
         event: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers}
         if not self.web:
             event["trailers"] = True
