@@ -243,6 +243,11 @@ class Metrics(Observer, Collector):
         self._released = _Counter(
             "embedserve_batches_released_total", "Batches by why they left the queue.", (*labels, "reason")
         )
+        self._refusals = _Counter(
+            "embedserve_listener_refusals_total",
+            "Connections and requests refused by the HTTP listener: a status, an error of HTTP/2, or a limit's name.",
+            ("reason",),
+        )
 
     # Events from the registry and the adapters.
 
@@ -325,6 +330,10 @@ class Metrics(Observer, Collector):
         self._requests.add((name, code.name))
         if code is Code.OK:
             self._request_latency.observe((name, api, entrypoint), _micros(seconds))
+
+    def listener_refused(self, reason: str) -> None:
+        """Count a refusal of the listener."""
+        self._refusals.add((reason,))
 
     def examples_counted(self, model_name: str, examples: int) -> None:
         """Count the examples of a MultiInference request."""

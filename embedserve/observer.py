@@ -68,6 +68,9 @@ class Observer:
         and "" for requests without a model's run. `entrypoint` is `REST` or `GRPC`.
         """
 
+    def listener_refused(self, reason: str) -> None:
+        """The HTTP listener refused a connection or a request: a status, an error of HTTP/2, or the exceeded limit."""
+
     def examples_counted(self, model_name: str, examples: int) -> None:
         """A MultiInference request of `examples` examples ran."""
 
@@ -137,6 +140,9 @@ class Observers(Observer):
 
     def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
         self._each("request_finished", model_name, api, entrypoint, code, seconds)
+
+    def listener_refused(self, reason: str) -> None:
+        self._each("listener_refused", reason)
 
     def examples_counted(self, model_name: str, examples: int) -> None:
         self._each("examples_counted", model_name, examples)

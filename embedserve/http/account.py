@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Account", "Accounted", "Share", "accounted"]
+__all__ = ["Account", "Accounted", "BoundedAccount", "Share", "accounted"]
 
 _WRAPPERS = 16
 """Applications around an application, as uvicorn's for proxy headers, behind which an account is looked for."""
@@ -24,6 +24,28 @@ class Account(Protocol):
         """Give `size` bytes back, or take them without a question if `size` is negative."""
 
 
+class BoundedAccount:
+    """An account of its own, for an application that brings none."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.reserved = 0
+
+    def __repr__(self) -> str:
+        return f"<BoundedAccount {self.reserved} of {self.limit}>"
+
+    def try_reserve(self, size: int) -> bool:
+        """Take `size` bytes, unless the total would be over the limit."""
+        if self.reserved + size > self.limit:
+            return False
+        self.reserved += size
+        return True
+
+    def release(self, size: int) -> None:
+        """Give `size` bytes back."""
+        self.reserved -= size
+
+
 @runtime_checkable
 class Accounted(Protocol):
     """An application with an account of its own for the listener's bytes."""
@@ -33,6 +55,9 @@ class Accounted(Protocol):
 
     def takes_whole(self, size: int) -> bool:
         """Whether a request's body of `size` bytes may be received as one piece, instead of as a stream."""
+
+    def refused(self, reason: str) -> None:
+        """The listener refused a connection or a request; `reason` is one of a few words."""
 
 
 def accounted(app: Any) -> Accounted | None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from embedserve.http import frames
-from embedserve.http.events import ClientLeaves, Data, Ended, Event, Pong, Request, Reset, Sent, Trailers
+from embedserve.http.events import ClientLeaves, Data, Ended, Event, Pong, Refused, Request, Reset, Sent, Trailers
 from embedserve.http.frame_reader import FrameReader, OnFrame, without_padding
 from embedserve.http.frames import (
     ACK,
@@ -259,7 +259,7 @@ class Http2Connection:
             return
         fields = ((b":status", b"%d" % status), (b"content-length", b"0"))
         self._out.headers(stream_id, encode_fields(fields), END_STREAM)
-        self._count_reset()
+        self._count_reset(str(status))
         if ended:
             self._streams.remember_reset(stream_id, ours=True)
         elif not self._streams.linger(stream_id, self._initial_window):
@@ -301,7 +301,7 @@ class Http2Connection:
 
     def _break_stream(self, stream_id: int, code: ErrorCode) -> None:
         """End a stream for the client's fault."""
-        self._count_reset()
+        self._count_reset(code.name.lower())
         self._end_early(stream_id, code)
         self._streams.remember_reset(stream_id, ours=True)
         self._out.control(frames.rst_stream(stream_id, code))
@@ -319,7 +319,9 @@ class Http2Connection:
         if stream.unconsumed:
             self._credit_connection(stream.unconsumed)
 
-    def _count_reset(self) -> None:
+    def _count_reset(self, refused: str = "") -> None:
+        if refused:
+            self._events.append(Refused(refused))
         if not self._reset_rate.take(self._now):
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are reset")
 
@@ -366,7 +368,7 @@ class Http2Connection:
             if not least <= value <= most:
                 raise ProtocolError(code, f"{Setting(setting).name} is {value}, expected {least} to {most}")
             if setting == Setting.INITIAL_WINDOW_SIZE:
-                self._set_send_window(value)
+                self._out.set_initial_window(value, self._open.values())
             elif setting == Setting.MAX_FRAME_SIZE:
                 self._out.max_frame = value
         self._out.control(frames.frame(frames.SETTINGS, ACK, 0))
@@ -379,16 +381,6 @@ class Http2Connection:
             self._initial_window += change
             for stream in self._open.values():
                 stream.receive_window += change
-
-    def _set_send_window(self, value: int) -> None:
-        out = self._out
-        change, out.initial_window = value - out.initial_window, value
-        if change:
-            for stream in self._open.values():
-                stream.send_window += change
-                if stream.send_window > MAX_WINDOW:
-                    raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS widen a window over 2**31 - 1")
-                out.widened(stream)
 
     def _on_ping(self, flags: int, stream_id: int, data: bytes, start: int, end: int) -> None:
         if stream_id:
@@ -544,6 +536,7 @@ class Http2Connection:
 
     def _drop_answer(self, stream: Stream) -> None:
         """Drop the answer to a client that does not read."""
+        self._events.append(Refused("unread_answer"))
         self._end_early(stream.id, ErrorCode.ENHANCE_YOUR_CALM)
         self._streams.remember_reset(stream.id, ours=True)
         self._out.put(frames.rst_stream(stream.id, ErrorCode.ENHANCE_YOUR_CALM))

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from embedserve.http.heads import Field, RequestHead
 
-__all__ = ["ClientLeaves", "Data", "Ended", "Event", "Pong", "Request", "Reset", "Sent", "Trailers"]
+__all__ = ["ClientLeaves", "Data", "Ended", "Event", "Pong", "Refused", "Request", "Reset", "Sent", "Trailers"]
 
 
 @dataclass(slots=True)
@@ -74,4 +74,11 @@ class Ended:
     reason: str
 
 
-Event: TypeAlias = Request | Data | Trailers | Reset | Sent | Pong | ClientLeaves | Ended
+@dataclass(slots=True)
+class Refused:
+    """A stream was refused for its client's fault; `reason` is one of a few words."""
+
+    reason: str
+
+
+Event: TypeAlias = Request | Data | Trailers | Reset | Sent | Pong | Refused | ClientLeaves | Ended

@@ -343,6 +343,13 @@ class Http1Connection:
             self._continued = self._continued or head[9:12] == b"100"
             self._out += (head, b"\r\n")
 
+    def probe(self) -> bool:
+        """Send an interim response, if the current request waits for its answer and its client knows such responses."""
+        waits = self._request is not None and not self._request.is_1_0 and not self._head_sent and not self._over
+        if waits:
+            self.send_informational(self._id, encode_head(((b":status", b"100"),)))
+        return waits
+
     def send_head(self, stream_id: int, head: bytes, *, ended: bool = False) -> None:
         """Send the head of an answer; with `ended` the head is the whole answer.
 

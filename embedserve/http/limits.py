@@ -50,10 +50,17 @@ class Limits:
         body_timeout: Seconds without a byte of a body, while the application waits; then 408. Origin: as above.
         body_rate: Bytes per second of a body on average after `body_timeout` seconds, while the application waits.
             Origin: as above.
-        half_closed_timeout: Seconds that a request goes on after the end of its HTTP/1.x client: a waiting client and
-            a lost client look the same. Origin: an inference takes less.
+        half_closed_timeout: Seconds that a request goes on after its client's last byte, if a waiting client and a lost
+            client cannot be told apart: HTTP/1.0 clients, which know no interim response, or an answer that has begun
+            and stalls. Origin: most inferences take less.
         write_timeout: Seconds without progress of answers that the client does not read: then the connection is cut,
             or the HTTP/2 stream that a window holds is reset. Origin: nginx.
+        max_connections: Connections of a server at once, bounded besides by three quarters of the process's files; an
+            HTTP/1.x client of a further connection gets 503 at once. Origin: some times the clients of a large service.
+        max_connections_per_address: The same for one address. A proxy brings all of its clients from one address.
+            Origin: half of `max_connections`.
+        max_held_bytes: Bytes of heads, bodies and unread answers of all connections of a server, for an application
+            without an account of its own; embedserve's applications have `max_inflight_bytes`. Origin: a small machine.
         direct_body_bytes: Bytes of a declared HTTP/1.1 body from which the body gets a single buffer of its size.
             Origin: for a smaller body a join costs less than a second buffer.
     """
@@ -78,8 +85,11 @@ class Limits:
     head_timeout: float = 20.0
     body_timeout: float = 20.0
     body_rate: float = 500.0
-    half_closed_timeout: float = 10.0
+    half_closed_timeout: float = 5.0
     write_timeout: float = 60.0
+    max_connections: int = 10_000
+    max_connections_per_address: int = 5_000
+    max_held_bytes: int = 1 << 30
     direct_body_bytes: int = 16_384
 
     def __post_init__(self) -> None:
@@ -95,6 +105,8 @@ class Limits:
             "max_frame_bytes": (2**14, 2**24 - 1),
             "max_header_bytes": (1, 2**30),
             "direct_body_bytes": (2, 2**62),
+            "max_connections": (1, 2**31),
+            "max_connections_per_address": (1, 2**31),
         }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 
 from embedserve.http.frames import (
     CONTINUATION,
@@ -17,6 +18,7 @@ from embedserve.http.frames import (
     END_STREAM,
     FRAME_HEADER,
     HEADERS,
+    MAX_WINDOW,
     ErrorCode,
     ProtocolError,
     Setting,
@@ -210,6 +212,20 @@ class Outbox:
             elif stream.send_window > 0:
                 waiting[stream.id] = stream
         return sent
+
+    def set_initial_window(self, value: int, streams: Iterable[Stream]) -> None:
+        """Apply the client's window for new streams, and its change to the open `streams`.
+
+        Raises:
+            ProtocolError: A window would be over the protocol's bound.
+        """
+        change, self.initial_window = value - self.initial_window, value
+        if change:
+            for stream in streams:
+                stream.send_window += change
+                if stream.send_window > MAX_WINDOW:
+                    raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS widen a window over 2**31 - 1")
+                self.widened(stream)
 
     def widened(self, stream: Stream) -> None:
         """Note that the stream's window grew: waiting bytes may go on."""

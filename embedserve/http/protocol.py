@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
-from embedserve.http.account import Share, accounted
+from embedserve.http.account import Share
+from embedserve.http.admission import admission_of
 from embedserve.http.asgi_request import App, AsgiRequest, scope_of
 from embedserve.http.buffers import common_memory
 from embedserve.http.connection import Http2Connection
 from embedserve.http.direct import PATIENCE, WHOLE_BYTES, DirectCall, DirectRequest, offer_of, without_proxy_headers
-from embedserve.http.events import ClientLeaves, Data, Ended, Event, Pong, Request, Reset, Trailers
+from embedserve.http.events import ClientLeaves, Data, Ended, Event, Pong, Refused, Request, Reset, Trailers
 from embedserve.http.frames import PREFACE, ErrorCode
 from embedserve.http.heads import Field, RequestHead
 from embedserve.http.http1 import STEP_BYTES, Http1Connection
@@ -37,7 +40,14 @@ access_logger = logging.getLogger("uvicorn.access")
 TURN_BYTES = 65_536
 """Bytes of HTTP/1.x answers that wait for the end of the loop's turn: the high-water mark of asyncio's transports."""
 
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\nretry-after: 1\r\n\r\n"
+"""The answer to a connection over a limit."""
+
 FULL = "the server holds too many bytes of requests and answers"
+
+PROBE_SECONDS = 0.2
+"""Seconds from a client's last byte to a probe, and from the probe to its result. Origin: quick answers come unprobed,
+and the network's way to and fro is shorter."""
 
 LINGER_SECONDS = 1.0
 """Seconds for a client to stop sending a body that was refused, and to read the refusal."""
@@ -90,14 +100,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.partial = 0
         self._late: asyncio.TimerHandle | None = None
         self.write_paused = False
-        owner = accounted(self.app)
-        account = owner.account() if owner is not None else None
-        self.share = Share(account)
-        self._takes_whole = owner.takes_whole if owner is not None and account is not None else None
+        self._admission = admission_of(server_state, self.app, self.limits)
+        self.share = Share(self._admission.account())
         self._memory = common_memory()
         self._reads_body = False
         self._begun = b""
-        self._flush_due = self._read_paused = self._leaving = self._lingering = False
+        self._flush_due = self._read_paused = self._leaving = self._lingering = self._is_refused = self._probed = False
+        self._client_host = ""
         self._active = self._received_at = self._waiting_since = self.loop.time()
         self._unread_bytes = 0
         self._eof_at = math.inf
@@ -109,16 +118,27 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; under TLS the version is known already."""
         self.transport = cast(asyncio.Transport, transport)
+        client = _address(transport.get_extra_info("peername"))
+        self._client_host = client[0] if client else ""
+        if not self._admission.enter(self._client_host):
+            self._turn_away()
+            return
         self.connections.add(self)
         tls = transport.get_extra_info("ssl_object")
         self._scheme = b"https" if tls is not None else b"http"
         self._addresses = {
             "server": _address(transport.get_extra_info("sockname")),
-            "client": _address(transport.get_extra_info("peername")),
+            "client": client,
         }
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
         if tls is not None:
             self._begin(tls.selected_alpn_protocol() == "h2")
+
+    def _turn_away(self) -> None:
+        """Refuse a connection over a limit, unread: HTTP/1.x clients understand the answer, HTTP/2's see an end."""
+        self._is_refused = True
+        self.transport.write(TOO_MANY)
+        self.transport.close()
 
     def _begin(self, is_http2: bool) -> None:
         if is_http2:
@@ -131,7 +151,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _wants_whole(self, head: RequestHead) -> bool:
         """Whether a declared body comes as a single piece; an unknown application may want a large body as a stream."""
         size = head.content_length or 0
-        if self._takes_whole is not None and self._takes_whole(size):
+        if self._admission.takes_whole(size):
             return self.share.cover(self.connection.held_bytes + min(size, STEP_BYTES))
         return size <= self.limits.stream_window
 
@@ -144,6 +164,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Read the received bytes."""
+        if self._is_refused:
+            return
         if self._reads_body and isinstance(self.connection, Http1Connection):
             self._received_at = self.loop.time()
             for request in self.requests.values():
@@ -176,17 +198,46 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._eof_at = self.loop.time()
         self._on_events(self.connection.eof())
         self._flush()
-        return bool(self.requests) and self._scheme == b"http"
+        if not self.requests or self._scheme != b"http":
+            return False
+        self.loop.call_later(PROBE_SECONDS, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Find out whether a client that sends no more has gone: an end and a half-closed connection look the same.
+
+        A system without the client's socket answers any byte with a reset. A client has to skip an interim response.
+        """
+        if self.transport.is_closing() or not isinstance(self.connection, Http1Connection):
+            return
+        if self.connection.probe():
+            self._probed = True
+            self._flush()
+            self.loop.call_later(PROBE_SECONDS, self._abort_if_reset)
+
+    def _abort_if_reset(self) -> None:
+        """End a half-closed connection after the client's reset, which no loop reports: the loop reads no more."""
+        found = self.transport.get_extra_info("socket")
+        if found is not None and not self.transport.is_closing():
+            with suppress(OSError):  # The socket is closed already.
+                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every request that its client is gone."""
-        self.connections.discard(self)
+        if self._is_refused:
+            return
+        self._leave()
         if self._timer is not None:
             self._timer.cancel()
         if hasattr(self, "connection"):
             self._on_events(self.connection.lost())
         for request in list(self.requests.values()):
             request.disconnect()
+
+    def _leave(self) -> None:
+        self.connections.discard(self)
+        self._admission.leave(self._client_host)
         self.share.close()
 
     def pause_writing(self) -> None:
@@ -259,6 +310,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if isinstance(connection, Http1Connection):
             return connection.refuse(503, FULL)
         for stream_id in dict.fromkeys(event.stream_id for event in events if isinstance(event, Request | Data)):
+            self._admission.refused("memory")
             connection.reset(stream_id, ErrorCode.ENHANCE_YOUR_CALM)
             request = self.requests.get(stream_id)
             if request is not None:
@@ -287,6 +339,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._on_request(event)
         elif isinstance(event, Ended):
             logger.warning("a connection ended for its client's fault: %s", event.reason)
+            self._admission.refused(_reason(event.code, self.connection))
+        elif isinstance(event, Refused):
+            self._admission.refused(event.reason)
         elif isinstance(event, ClientLeaves):
             self._leaving = True
             self.connection.drain()
@@ -313,6 +368,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._active = self.loop.time()
         limit = self.config.limit_concurrency
         if limit is not None and max(len(self.connections), len(self.server_state.tasks)) >= limit:
+            self._admission.refused("concurrency")
             fields = ((b":status", b"503"), (b"content-type", b"text/plain; charset=utf-8"))
             self.connection.answer(stream_id, self.connection.encode_head(fields), b"Service Unavailable")
             return
@@ -379,14 +435,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _hand_on(self, head: RequestHead) -> None:
         """Give the connection to uvicorn's WebSocket protocol, with the unchanged head."""
-        self.connections.discard(self)
+        self._leave()
         if self._timer is not None:
             self._timer.cancel()
         lines = [b"GET %s HTTP/1.1" % head.target, *[name + b": " + value for name, value in head.fields], b"", b""]
         make: Any = self.config.ws_protocol_class
         protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
         del self.connection
-        self.share.close()
         protocol.connection_made(self.transport)
         protocol.data_received(b"\r\n".join(lines))
         self.transport.set_protocol(protocol)
@@ -432,7 +487,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """End requests and connections whose client has exceeded a time limit."""
         now = self.loop.time()
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
-        if self._is_unread(now) or now - self._eof_at > self.limits.half_closed_timeout:
+        if self._is_unread(now):
+            self._admission.refused("write_timeout")
+            self.transport.abort()
+        elif self._probed:
+            self._abort_if_reset()
+            self._check_requests(now)
+        elif now - self._eof_at > self.limits.half_closed_timeout:
+            self._admission.refused("half_closed_timeout")
             self.transport.abort()
         elif not self.transport.is_closing():
             self._check_head(now)
@@ -495,8 +557,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._on_events(self.connection.refuse(408, "the request's body took too long"))
         else:
             self.connection.reset(request.stream_id, ErrorCode.CANCEL)
+            self._admission.refused("body_timeout")
         request.disconnect()
         self._flush()
+
+
+def _reason(code: int, connection: Http1Connection | Http2Connection) -> str:
+    if isinstance(connection, Http2Connection):
+        return ErrorCode(code).name.lower()
+    return "memory" if code == 503 else str(code)
 
 
 def _address(found: Any) -> tuple[str, int | None] | None:

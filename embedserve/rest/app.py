@@ -20,8 +20,9 @@ import orjson
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.hosting import NOT_ENTERED, check_usable, run_lifespan
+from embedserve.asgi.listening import RegistryListening
 from embedserve.asgi.sending import PIECE, send_body
-from embedserve.concurrency.inflight import InflightBytes, Reservation
+from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import CUT_SHORT, Code, InvalidInputError, ServingError
 from embedserve.http.asgi_request import scope_of
 from embedserve.http.direct import Answer, DirectCall
@@ -145,7 +146,7 @@ def routes(
     return [RestRoute(app)]
 
 
-class RestApp:
+class RestApp(RegistryListening):
     """ASGI application over a registry; the only state is the set of calls under way.
 
     Attributes:
@@ -179,11 +180,6 @@ class RestApp:
     def registry(self) -> ModelRegistry:
         """The registry whose models the application serves."""
         return self._registry
-
-    def account(self) -> InflightBytes | None:
-        """The account of the registry's requests for the listener's bytes; None on a loop other than the registry's."""
-        own = self._registry.loop is not None and self._registry.loop is asyncio._get_running_loop()
-        return self._registry.inflight if own else None
 
     def takes_whole(self, size: int) -> bool:
         """Whether a body of `size` bytes is read as a whole; a larger body is refused before its bytes."""

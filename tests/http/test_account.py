@@ -52,6 +52,9 @@ class OwnHost(Host):
     def takes_whole(self, size: int) -> bool:
         return size <= self.bytes.request_limit
 
+    def refused(self, reason: str) -> None:
+        pass
+
     async def body(self, receive: Any) -> bytes:
         body = b""
         while True:

@@ -23,7 +23,6 @@ from starlette.routing import Mount
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from embedserve.grpc import GrpcMiddleware
-from embedserve.http import HttpProtocol, Limits
 from embedserve.rest import create_app
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.grpc.conftest import UNLIMITED, failure, predict_request, until_given_back, until_idle, until_running
@@ -257,15 +256,9 @@ async def test_large_bodies_with_a_length_and_in_chunks(make: Make, http2: bool)
             assert np.array_equal(answer.json()["predictions"], values * 10 + 1)
 
 
-class Impatient(HttpProtocol):
-    """Over HTTP/1.1 a client that is gone, and a client that only sends no more, look the same for this time."""
-
-    limits = Limits(half_closed_timeout=0.1)
-
-
 @versions
 async def test_a_rest_client_that_leaves_ends_its_run(make: Make, http2: bool) -> None:
-    async with served(make, http=Impatient) as site:
+    async with served(make) as site:
         site.gate.close()
         async with site.web(http2) as web:
             asking = asyncio.create_task(web.post("/v1/models/m:predict", json={"instances": [1]}))

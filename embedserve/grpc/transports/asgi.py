@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedserve.asgi.calls import Call, Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
+from embedserve.asgi.listening import RegistryListening
 from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.config import Access
 from embedserve.errors import Code, DeadlineExceededError, ServingError
@@ -55,7 +56,7 @@ _EXPOSED = (b"access-control-expose-headers", b"grpc-status, grpc-message, grpc-
 _MAX_AGE = (b"access-control-max-age", b"86400")
 
 
-class GrpcApp:
+class GrpcApp(RegistryListening):
     """ASGI application that answers the calls of a registry's gRPC services, and gRPC-Web's.
 
     Run alone, the application enters the registry in the application's lifespan, unless entered before. Mounted below a
@@ -118,11 +119,6 @@ class GrpcApp:
 
     def __repr__(self) -> str:
         return f"<GrpcApp of {self._registry!r}, {self._active} calls>"
-
-    def account(self) -> InflightBytes | None:
-        """The account of the registry's requests for the listener's bytes; None on a loop other than the registry's."""
-        own = self._registry.loop is not None and self._registry.loop is asyncio._get_running_loop()
-        return self._registry.inflight if own else None
 
     def takes_whole(self, size: int) -> bool:
         """Whether a body of `size` bytes is read as a whole."""
@@ -466,6 +462,10 @@ class GrpcMiddleware:
     def account(self) -> InflightBytes | None:
         """As `GrpcApp.account`; the host's requests are counted too."""
         return self._grpc.account()
+
+    def refused(self, reason: str) -> None:
+        """As `GrpcApp.refused`."""
+        self._grpc.refused(reason)
 
     def takes_whole(self, size: int) -> bool:
         """Whether both applications read a body of `size` bytes as a whole; a host may want a stream."""
