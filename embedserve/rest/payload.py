@@ -44,6 +44,9 @@ __all__ = [
 _NUMBERS_FROM = 4096
 """Bytes of a body from which the fast path for numbers is tried."""
 
+_NEST_FROM = 512
+"""Bytes of a body from which the fast path for a single list of numbers is tried."""
+
 _BASE64_SUFFIX = "_bytes"
 """End of an output's name whose strings are written in base64."""
 
@@ -57,7 +60,7 @@ class PredictPayload:
     def __init__(
         self,
         body: bytes,
-        numbers: json_numbers.Document | None,
+        numbers: json_numbers.Document | json_numbers.Nest | None,
         document: dict[str, Any] | None,
         signature_name: str,
         output_filter: Sequence[str],
@@ -122,6 +125,10 @@ def parse_predict(body: bytes) -> PredictPayload:
         InvalidInputError: No JSON, no object, a `signature_name` that is no string, or an `output_filter` that is
             neither a string nor a list of strings.
     """
+    if len(body) >= _NEST_FROM:
+        nest = json_numbers.parse_nest(body)
+        if nest is not None:
+            return PredictPayload(body, nest, None, nest.signature_name or DEFAULT_SIGNATURE, ())
     if len(body) >= _NUMBERS_FROM and body.count(b'"', 0, _NUMBERS_FROM) < _MANY_QUOTES and not is_deep(body):
         numbers = json_numbers.parse(body)
         if numbers is not None:

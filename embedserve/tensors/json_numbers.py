@@ -1,7 +1,8 @@
 """The fast path for JSON requests that are mostly numbers: simdjson's buffers instead of a Python object per number.
 
-The path answers exactly as the slow way, or declines with None. Unusual documents of any sort are declined. The module
-knows no signature.
+The path answers exactly as the slow way, or declines with None. Unusual documents of any sort are declined. The bytes
+before the first number say all about the form of a document with a single list of numbers (`Nest`). The module knows no
+signature.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +21,7 @@ import simdjson
 from embedserve.tensors.dtypes import MAX_RANK, Array, DType
 from embedserve.tensors.json_values import narrowed, quick_array, within
 
-__all__ = ["Document", "parse"]
+__all__ = ["Document", "Nest", "parse", "parse_nest"]
 
 _COUNT_LIMIT = 0xFFFFFF
 """Greatest count of a list's elements in simdjson; longer lists have the same count."""
@@ -38,6 +40,17 @@ _BUFFERS: Mapping[str, tuple[Any, type]] = {
     "uint64": ("u", np.uint64),
 }
 _BRACKET = ord("[")
+# The text before the numbers of a `Nest`: perhaps the signature's name, the kind of request, perhaps the input's name,
+# the opening brackets. Blanks in the pattern stand for white space.
+_HEAD = re.compile(
+    (
+        rb' { (?:"signature_name" : "([A-Za-z0-9_.:/-]*)" , )?'
+        rb'(?:"(instances|inputs)" : |"instances" : \[ { "([A-Za-z0-9_.:/-]+)" : '
+        rb'|"inputs" : { "([A-Za-z0-9_.:/-]+)" : )'
+        rb"((?:\[ ){1,%d})(?=[-0-9])"
+    ).replace(b" ", rb"[ \t\n\r]*+")
+    % MAX_RANK
+)
 _NO_STRUCTURE = b"0123456789+-.eE \t\n\r"
 
 
@@ -66,9 +79,66 @@ def parse(body: bytes) -> Document | None:
     return Document(body, parser, root) if isinstance(root, simdjson.Object) else None
 
 
+def parse_nest(body: bytes) -> Nest | None:
+    """Parse a document of nothing but a list of numbers, inside lists of a single list; None for any other document."""
+    head = _HEAD.match(body)
+    if head is None:
+        return None
+    # Without further strings there is no further member; without further brackets, no further list.
+    end = head.end()
+    if body.find(b'"', end) >= 0 or body.find(b"[", end) >= 0:
+        return None
+    document = parse(body)
+    return None if document is None else Nest(document, head)
+
+
 def _give_back(parser: simdjson.Parser, body: bytes) -> None:
     if len(body) <= _KEPT_BYTES:
         _idle_parsers.append(parser)
+
+
+class Nest:
+    """A `:predict` document with a list of numbers, inside lists of a single list, as its only tensor.
+
+    Attributes:
+        signature_name: The name in the document; empty without a name.
+    """
+
+    def __init__(self, document: Document, head: re.Match[bytes]) -> None:
+        signature_name, kind, in_row, in_column, brackets = head.groups()
+        self.signature_name = signature_name.decode() if signature_name else ""
+        self._document = document
+        self._in_row = in_row is not None
+        self._rows = self._in_row or kind == b"instances"
+        self._name = (in_row or in_column or b"").decode()
+        self._depth = brackets.count(b"[")
+
+    def read(self, dtypes: Mapping[str, DType]) -> tuple[dict[str, Array], bool] | None:
+        """As `Document.read`."""
+        with self._document as root:
+            if len(dtypes) != 1:
+                return None
+            ((name, dtype),) = dtypes.items()
+            if self._name and (self._name != name or name == "b64"):
+                return None
+            try:
+                return {name: self._tensor(root["instances" if self._rows else "inputs"], dtype)}, self._rows
+            except _DeclinedError:
+                return None
+
+    def _tensor(self, node: Any, dtype: DType) -> Array:
+        shape = [1] * self._depth
+        if self._in_row:  # A single object in the list of rows.
+            node = _only(node)
+            shape.append(1)
+        if self._name:
+            node = node[self._name]
+        for _ in range(self._depth - 1):
+            node = _only(node)
+        shape[-1] = len(node)
+        if not 0 < shape[-1] < _COUNT_LIMIT:
+            raise _DeclinedError
+        return _flat(node, dtype, shape[-1]).reshape(shape)
 
 
 class Document:
@@ -94,10 +164,15 @@ class Document:
             Arrays by input name, and whether the inputs are rows; None if the slow way must read or refuse the
             document.
         """
-        found = self._read(dtypes)
+        with self:
+            return self._read(dtypes)
+
+    def __enter__(self) -> simdjson.Object:
+        return self._root
+
+    def __exit__(self, *_: object) -> None:
         del self._root  # A parser cannot be reused while an object points into its document.
         _give_back(self._parser, self._body)
-        return found
 
     def _read(self, dtypes: Mapping[str, DType]) -> tuple[dict[str, Array], bool] | None:
         if b"\\" in self._body:
@@ -223,16 +298,8 @@ class _Reader:
         return array
 
     def _numbers(self, node: simdjson.Array, dtype: DType) -> Array:
-        if dtype.json not in _BUFFERS:
-            raise _DeclinedError
         shape = _shape(node)
-        kind, scalar = _BUFFERS[dtype.json]
-        try:
-            flat: Array = np.frombuffer(node.as_buffer(of_type=kind), scalar)
-        except (TypeError, ValueError, RuntimeError):  # An element is no number, no integer, or not within 64 bits.
-            raise _DeclinedError from None
-        if flat.size != math.prod(shape) or (kind != "d" and not within(flat, dtype)):
-            raise _DeclinedError
+        flat = _flat(node, dtype, math.prod(shape))
         lists = sum(itertools.accumulate(shape[:-1], operator.mul, initial=1))
         self.lists += lists
         self.looks_left -= lists
@@ -240,7 +307,27 @@ class _Reader:
         if self.looks_left >= 0 and lists > len(shape):
             _look(node, shape)
         self.parts.append(shape)
-        return narrowed(flat, dtype).reshape(shape)
+        return flat.reshape(shape)
+
+
+def _only(node: simdjson.Array) -> Any:
+    if len(node) != 1:
+        raise _DeclinedError
+    return node[0]
+
+
+def _flat(node: simdjson.Array, dtype: DType, count: int) -> Array:
+    """The `count` numbers of a list, and of the lists inside, in their dtype."""
+    if dtype.json not in _BUFFERS:
+        raise _DeclinedError
+    kind, scalar = _BUFFERS[dtype.json]
+    try:
+        flat: Array = np.frombuffer(node.as_buffer(of_type=kind), scalar)
+    except (TypeError, ValueError, RuntimeError):  # An element is no number, no integer, or not within 64 bits.
+        raise _DeclinedError from None
+    if flat.size != count or (kind != "d" and not within(flat, dtype)):
+        raise _DeclinedError
+    return narrowed(flat, dtype)
 
 
 def _shape(node: simdjson.Array) -> tuple[int, ...]:

@@ -31,6 +31,15 @@ STRING_BYTES = 64
 _COMMA, _QUOTE, _LIST, _OBJECT = 64, 56, 128, 232
 """Bytes that reading JSON may take for each `,`, `"`, `[` and `{`, however the document is nested."""
 
+_SHORT = 1024
+"""Bytes of a body up to which `bytes.count` is the fastest."""
+
+_RARE = 4
+"""Occurrences of a byte up to which searches are faster than counting."""
+
+_CHUNK = 2**18
+"""Bytes counted at once: the comparison makes a byte per byte, which fits into a processor's cache."""
+
 _RESULT = 320
 """Bytes of a class or a regression: Python objects, the message and its bytes; labels are short."""
 
@@ -76,9 +85,24 @@ def json_document_bytes(body: bytes) -> int:
     Brackets, quotes and commas inside strings count too, so the bound for prose is too high.
     """
     copies = _ASCII_COPIES if body.isascii() else _OTHER_COPIES
-    count = body.count
-    return (
-        copies * len(body) + _COMMA * count(b",") + _QUOTE * count(b'"') + _LIST * count(b"[") + _OBJECT * count(b"{")
+    commas, quotes = _count(body, 0x2C), _count(body, 0x22)
+    lists, objects = _count(body, 0x5B), _count(body, 0x7B)
+    return copies * len(body) + _COMMA * commas + _QUOTE * quotes + _LIST * lists + _OBJECT * objects
+
+
+def _count(body: bytes, byte: int) -> int:
+    """How often a byte occurs; several times as fast as `bytes.count` for a long body."""
+    if len(body) <= _SHORT:
+        return body.count(byte)
+    count, at = 0, body.find(byte)
+    while at >= 0 and count < _RARE:
+        count += 1
+        at = body.find(byte, at + 1)
+    if at < 0:
+        return count
+    rest = np.frombuffer(body, np.uint8, offset=at)
+    return count + sum(
+        int(np.count_nonzero(rest[start : start + _CHUNK] == byte)) for start in range(0, len(rest), _CHUNK)
     )
 
 

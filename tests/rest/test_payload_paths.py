@@ -28,9 +28,16 @@ def signature(**inputs: str) -> Signature:
 
 
 def outcome(
-    body: bytes, of: Signature, *, numbers_from: int = 10**9, tolerant: bool = False, bytes_per_list: int = 256
+    body: bytes,
+    of: Signature,
+    *,
+    numbers_from: int = 10**9,
+    nest_from: int = 10**9,
+    tolerant: bool = False,
+    bytes_per_list: int = 256,
 ) -> Any:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(payload, "_NEST_FROM", nest_from)
         patch.setattr(payload, "_NUMBERS_FROM", numbers_from)
         patch.setattr(payload, "_MANY_QUOTES", 10**9)
         patch.setattr(json_numbers, "_SMALL_ROW", 0)
@@ -57,6 +64,7 @@ def outcome(
 def assert_all_ways_agree(body: bytes, of: Signature) -> None:
     slow = outcome(body, of, tolerant=True)
     assert outcome(body, of) == slow
+    assert outcome(body, of, nest_from=1) == slow
     assert outcome(body, of, numbers_from=1, bytes_per_list=1) == slow  # Looks at every list.
     assert outcome(body, of, numbers_from=1, bytes_per_list=10**9) == slow  # Compares the text.
 
@@ -166,6 +174,7 @@ SIGNATURES = st.one_of(
 @example(b'{"instances": [1], "signature_name": "a", "signature_name": 1}', signature(x="float"))
 @example(b'{"instances": [{"x": [1, 2]}, {"x": [3]}]}', signature(x="float"))
 @example(b'{"instances": [{"x": [1], "x": [2]}]}', signature(x="float"))
+@example(b'{"instances": [[[1,2],3]]}', signature(x="float"))
 def test_every_way_to_read_a_body_agrees(body: bytes, of: Signature) -> None:
     assert_all_ways_agree(body, of)
 
@@ -236,6 +245,79 @@ def test_large_bodies_of_numbers_take_the_fast_path(
 
 
 @pytest.mark.parametrize(
+    ("body", "shape", "rows", "signature_name"),
+    [
+        (b'{"instances": [1.5, 2]}', (2,), True, ""),
+        (b'{"inputs":[[1.5,2]]}', (1, 2), False, ""),
+        (b' {\n"instances" : [ [ [1.5 , 2] ] ] }\n', (1, 1, 2), True, ""),
+        (b'{"signature_name": "a.b", "inputs": [1.5, 2]}', (2,), False, "a.b"),
+        (b'{"signature_name": "", "instances": [{"x": [1.5, 2]}]}', (1, 2), True, ""),
+        (b'{"instances": [{"x": [[1.5, 2]]}]}', (1, 1, 2), True, ""),
+        (b'{"inputs": {"x": [[1.5, 2]]}}', (1, 2), False, ""),
+    ],
+)
+def test_a_single_list_of_numbers_is_known_by_the_text_before(
+    body: bytes, shape: tuple[int, ...], rows: bool, signature_name: str
+) -> None:
+    nest = json_numbers.parse_nest(body)
+    assert nest is not None
+    assert nest.signature_name == signature_name
+    found = nest.read({"x": by_name("float")})
+    assert found is not None
+    assert found[1] is rows
+    assert found[0]["x"].shape == shape
+    assert found[0]["x"].ravel().tolist() == [1.5, 2.0]
+    assert_all_ways_agree(body, signature(x="float"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"instances": [[1, 2], 3]}',
+        b'{"instances": [[[1, 2], 3]]}',
+        b'{"instances": [[1, 2], [3, 4]]}',
+        b'{"instances": [1, {}]}',
+        b'{"instances": [1, null]}',
+        b'{"instances": [1, NaN]}',
+        b'{"instances": [1, 2], "instances": [3]}',
+        b'{"instances": [1, 2], "signature_name": "s"}',
+        b'{"instances": [{"x": [1]}, {"x": [2]}]}',
+        b'{"instances": [{"x": [1]}, 2]}',
+        b'{"instances": [{"y": [1, 2]}]}',
+        b'{"inputs": {"y": [1, 2]}}',
+        b'{"inputs": {"b64": [1, 2]}}',
+        b'{"inputs": {"x": [1, 2]}, "a": 1}',
+        b'{"inputs": [1, 2]} {}',
+        b'{"inputs": [1, 2}',
+        b'{"inputs": []}',
+        b'{"inputs": [[]]}',
+        b'{"inputs": [1e400]}',
+        b'{"inputs": ' + b"[" * 65 + b"1" + b"]" * 65 + b"}",
+        b'{"inputs": ' + b"[" * 64 + b"1" + b"]" * 64 + b"}",
+    ],
+)
+@pytest.mark.parametrize(
+    "of", [signature(x="float"), signature(x="uint8"), signature(b64="float"), signature(x="bool")]
+)
+def test_a_text_that_looks_like_a_single_list_and_is_none_is_read_as_by_the_slow_way(
+    body: bytes, of: Signature
+) -> None:
+    assert_all_ways_agree(body, of)
+
+
+def test_middle_bodies_take_the_way_of_a_single_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(_: bytes) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(payload, "loads", never)
+    monkeypatch.setattr(json_numbers.Document, "read", never)
+    body = json.dumps({"instances": np.arange(784, dtype=np.float32).reshape(1, 784).tolist()}).encode()
+    inputs, rows = payload.parse_predict(body).decode(signature(x="float"))
+    assert rows
+    np.testing.assert_array_equal(inputs["x"], np.arange(784, dtype=np.float32).reshape(1, 784))
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"instances": [[1.5, 2.5], [3.5, 4.5]]}',
@@ -262,6 +344,10 @@ def test_a_parser_is_used_again_and_what_it_read_before_stays(body: bytes, monke
             document.get("signature_name", "")
             document.read(dtypes)
             del document
+        nest = json_numbers.parse_nest(body)
+        if nest is not None:
+            nest.read(dtypes)
+            del nest
         assert list(json_numbers._idle_parsers) == [parser]
     assert arrays[0]["x"].tolist() == [0.5, 0.25]
 
