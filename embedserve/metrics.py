@@ -39,6 +39,7 @@ _LATENCY = _exponential(10, 1.8, 33)
 _QUEUING = _exponential(100, 1.2, 52)
 _EXAMPLES = _exponential(1, 2, 15)
 _BATCH_SIZES = _exponential(1, 2, 14)
+_SERVING = ":tensorflow:serving:"  # Beginning of the names of TensorFlow Serving's own metrics.
 _WAIT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 _Labels = tuple[str, ...]
@@ -171,6 +172,8 @@ class Metrics(Observer, Collector):
         self._ended: dict[str, deque[str]] = {}
         self._registry: CollectorRegistry | None = None
         self._tf_serving()
+        self._tf_serving_batching()
+        self._tf_serving_core()
         self._ours()
         families = [value for value in vars(self).values() if isinstance(value, _Family)]
         self._families = sorted(families, key=lambda family: family.name)
@@ -179,35 +182,36 @@ class Metrics(Observer, Collector):
         return f"<Metrics of {len(self._known)} known and {len(self._unknown)} unknown models>"
 
     def _tf_serving(self) -> None:
-        serving, saved_model, core = ":tensorflow:serving:", ":tensorflow:cc:saved_model:", ":tensorflow:core:"
-        batching = f"{serving}batching_session:"
-        self._requests = _Counter(f"{serving}request_count", "Requests answered.", ("model_name", "status"))
+        self._requests = _Counter(f"{_SERVING}request_count", "Requests answered.", ("model_name", "status"))
         self._request_latency = _Histogram(
-            f"{serving}request_latency",
+            f"{_SERVING}request_latency",
             "Microseconds of successful requests.",
             ("model_name", "API", "entrypoint"),
             _LATENCY,
         )
         self._runtime_latency = _Histogram(
-            f"{serving}runtime_latency",
+            f"{_SERVING}runtime_latency",
             "Microseconds of successful runs, batching wait included.",
             ("model_name", "API", "runtime"),
             _LATENCY,
         )
         self._examples = _Histogram(
-            f"{serving}request_example_counts", "Examples per MultiInference request.", ("model",), _EXAMPLES
+            f"{_SERVING}request_example_counts", "Examples per MultiInference request.", ("model",), _EXAMPLES
         )
         self._examples_total = _Counter(
-            f"{serving}request_example_count_total", "Examples of MultiInference requests.", ("model",)
+            f"{_SERVING}request_example_count_total", "Examples of MultiInference requests.", ("model",)
         )
-        self._logged = _Counter(f"{serving}request_log_count", "Requests logged.", ("model_name", "status_code"))
+        self._logged = _Counter(f"{_SERVING}request_log_count", "Requests logged.", ("model_name", "status_code"))
         self._warmup_latency = _Histogram(
-            f"{serving}model_warmup_latency", "Microseconds of recorded warm-ups.", ("model_path", "status"), _LATENCY
+            f"{_SERVING}model_warmup_latency", "Microseconds of recorded warm-ups.", ("model_path", "status"), _LATENCY
         )
         self._warmup_records = _Counter(
-            f"{serving}model_warmup_records_read", "Warm-up records read.", ("model_path", "status")
+            f"{_SERVING}model_warmup_records_read", "Warm-up records read.", ("model_path", "status")
         )
-        self._mlmd = _Family(f"{serving}mlmd_map", "Never set.", ("model_name", "version"))
+        self._mlmd = _Family(f"{_SERVING}mlmd_map", "Never set.", ("model_name", "version"))
+
+    def _tf_serving_batching(self) -> None:
+        batching = f"{_SERVING}batching_session:"
         self._queuing = _Histogram(
             f"{batching}queuing_latency", "Microseconds in a batch queue.", ("thread_pool_name",), _QUEUING
         )
@@ -221,6 +225,9 @@ class Metrics(Observer, Collector):
         self._paddings = _Histogram(
             f"{batching}padding_size", "Padding rows.", ("execution_batch_size",), _BATCH_SIZES, listed=False
         )
+
+    def _tf_serving_core(self) -> None:
+        saved_model, core = ":tensorflow:cc:saved_model:", ":tensorflow:core:"
         self._loads = _Counter(f"{saved_model}load_attempt_count", "Load attempts.", ("model_path", "status"))
         self._load_micros = _Counter(f"{saved_model}load_latency", "Microseconds spent in loads.", ("model_path",))
         # TensorFlow counts graph runs under the same names, and dashboards plot the names; here embedserve does the

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from embedserve.config import RetryPolicy, near
+from embedserve.config import RegistryOptions, near
 from embedserve.errors import Code, HungError, LoadError, ServableNotFoundError, ServingError
 from embedserve.lifecycle.coordinator import Coordinator
 from embedserve.lifecycle.managed_version import ManagedVersion
@@ -37,25 +37,33 @@ class AspiredVersion:
 
 
 class Manager:
-    """Owns every managed version and the serving map: sources command the manager, the registry queries the manager."""
+    """Owns every managed version and the serving map: sources command the manager, the registry queries the manager.
+
+    Args:
+        make_predictor: Makes the predictor of a loaded version.
+        options: The manager reads `retry` and `drain_timeout`.
+        monitor: Shows the states of versions.
+        observers: Told of states and loads.
+        policy: Names the next load or unload.
+        coordinator: Decides when a loaded version may answer; None publishes at once.
+    """
 
     def __init__(
         self,
         make_predictor: Callable[[ManagedVersion, Servable], Predictor],
+        options: RegistryOptions,
         *,
         monitor: Monitor,
         observers: Observers,
         policy: TransitionPolicy = availability_preserving,
-        retry: RetryPolicy | None = None,
-        drain_timeout: float | None = None,
         coordinator: Coordinator | None = None,
     ) -> None:
         self._make_predictor = make_predictor
         self._monitor = monitor
         self._observers = observers
         self._policy = policy
-        self._retry = retry or RetryPolicy()
-        self._drain_timeout = drain_timeout
+        self._retry = options.retry
+        self._drain_timeout = options.drain_timeout
         self._coordinator = coordinator
         self._managed: dict[str, list[ManagedVersion]] = {}
         self._aspired: dict[str, dict[int, AspiredVersion]] = {}

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Protocol
 
 from embedserve.config import AbsentVersions, ModelConfig, SpecificVersions, VersionPolicy, name_problem
-from embedserve.lifecycle.version_policy import asks_for_none, choose, find_versions, names_only_absent, version_number
+from embedserve.lifecycle.version_policy import (
+    Duplicate,
+    asks_for_none,
+    choose,
+    find_versions,
+    names_only_absent,
+    version_number,
+)
 from embedserve.saved_model.files import misplaced
 from embedserve.saved_model.files.completeness import Fingerprint, Look
 from embedserve.saved_model.files.misplaced import Child
@@ -308,18 +315,9 @@ def scan_model(
     aspired: Mapping[int, VersionDirectory] = examination.kept() if slip else examination.aspire(policy)
     if absent == "last" and not aspired and memory.aspired and not asks_for_none(policy):
         aspired = memory.aspired
-    notices = [
-        f"Duplicate version directories detected. Version {version} will be loaded from {used}, "
-        f"{ignored} will be ignored. (model {config.name}, {config.directory})"
-        for version, used, ignored in duplicates
-    ]
-    notices += _unserved(config, policy, found)
+    notices = _notices(config, policy, duplicates, examination)
     if slip and aspired:
         notices.append(_changes_nothing(config, aspired))
-    notices += [
-        f"Servable version {ServableId(config.name, number)} is not taken yet: {why}"
-        for number, why in examination.lacking
-    ]
     instead = None if found else misplaced.in_base_path(config.directory, listing.children, partial(_entries, disk))
     problem = None if found else _no_versions(config, instead, empty=not listing.children)
     is_model = any(child.is_directory and version_number(child.name) is not None for child in listing.children)
@@ -335,6 +333,22 @@ def scan_model(
         notices=tuple(notices if problem is None else [*notices, problem]),
         due=examination.due,
     )
+
+
+def _notices(
+    config: ModelConfig, policy: VersionPolicy, duplicates: Iterable[Duplicate], examination: _Examination
+) -> list[str]:
+    notices = [
+        f"Duplicate version directories detected. Version {version} will be loaded from {used}, "
+        f"{ignored} will be ignored. (model {config.name}, {config.directory})"
+        for version, used, ignored in duplicates
+    ]
+    notices += _unserved(config, policy, examination.found)
+    notices += [
+        f"Servable version {ServableId(config.name, number)} is not taken yet: {why}"
+        for number, why in examination.lacking
+    ]
+    return notices
 
 
 def _unreadable(config: ModelConfig, memory: ModelMemory, error: OSError, disk: Disk) -> ModelScan:
@@ -399,14 +413,14 @@ class _Examination:
         self.due: float | None = None
         self._before = memory.observations
         self._emitted: Mapping[int, VersionDirectory] = memory.aspired or {}
-        self._found = found
+        self.found = found
         self._disk = disk
         self._settle = settle
         self._seen: dict[Path, Observation] = {}
 
     def aspire(self, policy: VersionPolicy) -> dict[int, VersionDirectory]:
         """Choose the policy's versions among the loadable versions."""
-        candidates = dict(self._found)
+        candidates = dict(self.found)
         while True:
             chosen = {number: self._examine(number) for number in choose(policy, candidates)}
             aspired = {number: directory for number, directory in chosen.items() if directory is not None}
@@ -420,21 +434,21 @@ class _Examination:
 
         A version whose directory is gone is kept only until the successor has been quiet for long enough.
         """
-        if not choose(policy, self._found):
+        if not choose(policy, self.found):
             return {}
         return {
             number: directory
             for number, directory in self._emitted.items()
-            if number in self._found or self.due is not None
+            if number in self.found or self.due is not None
         }
 
     def kept(self) -> dict[int, VersionDirectory]:
         """The versions that were aspired before and are still present."""
-        return {number: self._emitted[number] for number in self._emitted if number in self._found}
+        return {number: self._emitted[number] for number in self._emitted if number in self.found}
 
     def _examine(self, number: int) -> VersionDirectory | None:
         """The servable state of a version: the new contents, else the last whole contents, else None."""
-        path = self._found[number]
+        path = self.found[number]
         emitted = self._emitted.get(number)
         observation = self._seen.get(path) or self._observe(path)
         fingerprint = observation.look.fingerprint
@@ -478,5 +492,5 @@ class _Examination:
 
     def observations(self) -> dict[Path, Observation]:
         """Observations for the next scan; versions without a look keep the earlier observation."""
-        kept = {path: self._before[path] for path in self._found.values() if path in self._before}
+        kept = {path: self._before[path] for path in self.found.values() if path in self._before}
         return kept | self._seen

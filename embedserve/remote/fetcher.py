@@ -11,14 +11,13 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
-from embedserve.concurrency.load_pool import LoadPool
-from embedserve.remote.cache import Cache, Part
+from embedserve.remote.cache import Part
 from embedserve.remote.contents import RemoteFile, RemoteVersion
+from embedserve.remote.context import SyncContext
 from embedserve.remote.errors import BusyError, NoRoomError, StoreError
-from embedserve.remote.lock import Lock
 from embedserve.remote.plan import next_delay
 from embedserve.store_url import StoreUrl
 
@@ -57,31 +56,18 @@ class Fetcher:
         model: The model's name, for the log.
         url: The model's base path.
         key: The key of the model's store in the cache.
-        cache: The place for fetched versions.
-        disk: Threads.
-        settle: Seconds for which a version must stay unchanged in the store.
-        keep: Called with the path and the lock of a version that became whole.
+        context: The parts shared with other fetchers; the leases keep a version that became whole.
         ended: Called after every fetch, and when a failed fetch may be repeated.
     """
 
-    def __init__(
-        self,
-        model: str,
-        url: StoreUrl,
-        key: str,
-        cache: Cache,
-        disk: LoadPool,
-        settle: float,
-        keep: Callable[[Path, Lock], None],
-        ended: Callable[[], None],
-    ) -> None:
+    def __init__(self, model: str, url: StoreUrl, key: str, context: SyncContext, ended: Callable[[], None]) -> None:
         self._model = model
         self._url = url
         self._key = key
-        self._cache = cache
-        self._disk = disk
-        self._settle = settle
-        self._keep = keep
+        self._cache = context.cache
+        self._disk = context.disk
+        self._settle = context.options.settle
+        self._keep = partial(context.leases.put, model)
         self._ended = ended
         self._attempts: dict[tuple[int, str], _Attempt] = {}
         self._seen: dict[tuple[int, str], float] = {}

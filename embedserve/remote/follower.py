@@ -9,50 +9,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from embedserve.concurrency.load_pool import LoadPool
-from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+from embedserve.config import ModelConfig, VersionPolicy
 from embedserve.lifecycle.scan import VersionDirectory
 from embedserve.lifecycle.source_protocol import SourceListener, StoreStatistics
 from embedserve.lifecycle.version_policy import choose, find_versions, names_only_absent
 from embedserve.remote.cache import Cache, cache_key
 from embedserve.remote.contents import RemoteVersion
+from embedserve.remote.context import FIRST_ANSWER, SyncContext
 from embedserve.remote.errors import StoreError
 from embedserve.remote.fetcher import Fetcher
-from embedserve.remote.leases import Leases
 from embedserve.remote.options import storage_options
-from embedserve.remote.plan import Plan, decide, superfluous
+from embedserve.remote.plan import Known, Plan, decide, superfluous
 from embedserve.remote.poller import Poller
 from embedserve.store_url import StoreUrl
 
 if TYPE_CHECKING:
     from embedserve.remote.store import Store
 
-__all__ = ["Follower", "SyncContext"]
+__all__ = ["Follower"]
 
 logger = logging.getLogger("embedserve")
 
-# Seconds that a registry waits for a store's first answer before serving the cached versions.
-FIRST_ANSWER = 10.0
 # Marks contents from another source than the store.
 _ELSEWHERE = "elsewhere"
-
-
-@dataclass(frozen=True)
-class SyncContext:
-    """The shared parts of a registry's followers."""
-
-    options: RegistryOptions
-    cache: Cache
-    disk: LoadPool
-    leases: Leases
-    open_store: Callable[[StoreUrl, Mapping[str, Any]], Awaitable[Store]]
 
 
 class Follower:
@@ -95,18 +79,8 @@ class Follower:
         self._cached_bytes = 0
         self._complaint: str | None = None
         self._duplicates: set[str] = set()
-        interval = options.poll_interval if options.remote_poll_interval is None else options.remote_poll_interval
-        self._poller = Poller(self._round, interval)
-        self._fetcher = Fetcher(
-            config.name,
-            self.url,
-            self._key,
-            self._cache,
-            self._disk,
-            options.settle,
-            partial(context.leases.put, config.name),
-            self._poller.wake,
-        )
+        self._poller = Poller(self._round, context.poll_interval)
+        self._fetcher = Fetcher(config.name, self.url, self._key, context, self._poller.wake)
 
     def __repr__(self) -> str:
         return f"<Follower of {self.config.name} at {self.url}, serving {sorted(self.served)}>"
@@ -239,8 +213,8 @@ class Follower:
     def _decide(
         self, policy: VersionPolicy, found: Collection[int], looked: Mapping[int, RemoteVersion], cached: _Cached
     ) -> Plan:
-        findings, without_room = self._fetcher.findings(), self._fetcher.without_room()
-        return decide(policy, found, looked, cached, findings, self._digests, without_room, self._absent)
+        known = Known(looked, cached, self._fetcher.findings(), self._digests, self._fetcher.without_room())
+        return decide(policy, found, known, self._absent)
 
     async def _serve_from_memory(self, policy: VersionPolicy, cached: _Cached, error: str) -> None:
         """Apply the policy to the last answer, or to the cache; an error unloads no version."""

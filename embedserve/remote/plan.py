@@ -15,7 +15,7 @@ from embedserve.config import AbsentVersions, VersionPolicy
 from embedserve.lifecycle.version_policy import asks_for_none, choose, names_only_absent
 from embedserve.remote.contents import RemoteVersion
 
-__all__ = ["Plan", "decide", "next_delay", "superfluous"]
+__all__ = ["Known", "Plan", "decide", "next_delay", "superfluous"]
 
 # Seconds between attempts at a silent store: the first pause and the longest pause.
 _FIRST_PAUSE = 1.0
@@ -43,42 +43,49 @@ class Plan:
     waiting: Mapping[int, str | None] = field(default_factory=dict)
 
 
-def decide(
-    policy: VersionPolicy,
-    found: Collection[int],
-    looked: Mapping[int, RemoteVersion],
-    cached: Mapping[int, Mapping[str, int]],
-    findings: Mapping[tuple[int, str], str],
-    served: Mapping[int, str],
-    without_room: Collection[tuple[int, str]] = (),
-    absent: AbsentVersions = "keep",
-) -> Plan:
-    """Choose versions.
+@dataclass(frozen=True)
+class Known:
+    """The facts about a model's versions, besides the versions in the store.
 
-    Args:
-        policy: The model's policy.
-        found: Versions in the store.
+    Attributes:
         looked: Contents of the versions already listed.
         cached: Digests of the whole versions in the cache, with the time of the last use.
         findings: Reasons why contents cannot be served, by version and digest.
         served: Digests of the contents served now.
         without_room: Contents that fit only after the removal of others.
+    """
+
+    looked: Mapping[int, RemoteVersion] = field(default_factory=dict)
+    cached: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    findings: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    served: Mapping[int, str] = field(default_factory=dict)
+    without_room: Collection[tuple[int, str]] = ()
+
+    def problem(self, version: int) -> str | None:
+        """The reason why the current contents of a listed version cannot be served, or None."""
+        return self.looked[version].lacking or self.findings.get((version, self.looked[version].digest))
+
+    def generation(self, version: int) -> str | None:
+        """The servable contents of a version: the current contents, else the last whole contents."""
+        digests = self.cached.get(version, {})
+        if version in self.looked and self.looked[version].digest in digests:
+            return self.looked[version].digest
+        return self.served.get(version) or max(digests, key=lambda digest: digests[digest], default=None)
+
+
+def decide(policy: VersionPolicy, found: Collection[int], known: Known, absent: AbsentVersions = "keep") -> Plan:
+    """Choose versions.
+
+    Args:
+        policy: The model's policy.
+        found: Versions in the store.
+        known: All else that is known of the versions.
         absent: The fate of absent versions (`RegistryOptions.absent_versions`).
     """
+    looked, served, problem, generation = known.looked, known.served, known.problem, known.generation
     last = dict(served) if absent == "last" and not asks_for_none(policy) else {}
     if absent != "unload" and names_only_absent(policy, found):
         return Plan(serve={version: digest for version, digest in served.items() if version in found} or last)
-
-    def problem(version: int) -> str | None:
-        return looked[version].lacking or findings.get((version, looked[version].digest))
-
-    def generation(version: int) -> str | None:
-        """The servable contents of a version: the current contents, else the last whole contents."""
-        digests = cached.get(version, {})
-        if version in looked and looked[version].digest in digests:
-            return looked[version].digest
-        return served.get(version) or max(digests, key=lambda digest: digests[digest], default=None)
-
     candidates = dict.fromkeys(found)
     waiting: dict[int, str | None] = {}
     while True:
@@ -94,13 +101,13 @@ def decide(
         # A directory of other things than versions must not be searched to the end, again and again.
         looking = len(waiting) < MOST_PASSED_OVER
         candidates = {v: None for v in candidates if v not in hopeless and (looking or generation(v) is not None)}
-    outdated = [v for v in chosen if looked[v].digest not in cached.get(v, {})]
+    outdated = [v for v in chosen if looked[v].digest not in known.cached.get(v, {})]
     fetch = tuple(v for v in outdated if not problem(v))
-    coming = bool(fetch) or any((v, looked[v].digest) not in without_room for v in waiting)
+    coming = bool(fetch) or any((v, looked[v].digest) not in known.without_room for v in waiting)
+    available = {v: digest for v in candidates if (digest := generation(v))}
     return Plan(
         fetch=fetch,
-        serve=_serve(policy, found, {v: digest for v in candidates if (digest := generation(v))}, coming, served)
-        or last,
+        serve=_serve(policy, found, available, coming, served) or last,
         waiting=waiting | {v: problem(v) for v in outdated},
     )
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from embedserve.errors import ConfigError
 from embedserve.lifecycle.version_policy import version_number
+from embedserve.remote.context import FIRST_ANSWER, SyncContext
 from embedserve.remote.errors import MissingError, StoreError
-from embedserve.remote.follower import FIRST_ANSWER, SyncContext
 from embedserve.remote.options import storage_options
 from embedserve.remote.poller import Poller
 from embedserve.store_url import StoreUrl
@@ -51,8 +51,7 @@ class RemoteRoot:
         """Whether the root is missing, or holds other contents than models."""
         self.unread = True
         """Whether the models are still unknown to both store and cache."""
-        interval = options.poll_interval if options.remote_poll_interval is None else options.remote_poll_interval
-        self._poller = Poller(self._round, interval)
+        self._poller = Poller(self._round, context.poll_interval)
 
     def __repr__(self) -> str:
         return f"<RemoteRoot {self.url}, {len(self._names)} models>"

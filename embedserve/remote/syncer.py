@@ -20,8 +20,9 @@ from embedserve.lifecycle.scan import VersionDirectory
 from embedserve.lifecycle.source_protocol import SourceListener, StoreStatistics
 from embedserve.remote.cache import Cache
 from embedserve.remote.concurrency_limit import ConcurrencyLimit
+from embedserve.remote.context import SyncContext
 from embedserve.remote.errors import StoreError
-from embedserve.remote.follower import Follower, SyncContext
+from embedserve.remote.follower import Follower
 from embedserve.remote.leases import Leases
 from embedserve.remote.root import RemoteRoot
 from embedserve.store_url import StoreUrl

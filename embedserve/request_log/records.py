@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from embedserve.servable import Array, Tensors
-from embedserve.signature import Signature
+from embedserve.signature import Signature, TensorSpec
 from embedserve.tensors import proto
 from embedserve.tensors.wire_format import delimited
 
@@ -107,21 +107,23 @@ def _predict_request(spec: _Spec, signature: Signature, inputs: Tensors) -> byte
     from tensorflow_serving.apis.predict_pb2 import PredictRequest
 
     request = PredictRequest()
-    _write_spec(request.model_spec, *spec)
-    for alias, array in inputs.items():
-        proto.encode_into(request.inputs[alias], array, signature.inputs[alias].dtype, as_content=True)
-    data: bytes = request.SerializeToString()
-    return data
+    return _predict_message(request, spec, request.inputs, signature.inputs, inputs)
 
 
 def _predict_response(spec: _Spec, signature: Signature, outputs: Tensors) -> bytes:
     from tensorflow_serving.apis.predict_pb2 import PredictResponse
 
     response = PredictResponse()
-    _write_spec(response.model_spec, *spec)
-    for alias, array in outputs.items():
-        proto.encode_into(response.outputs[alias], array, signature.outputs[alias].dtype, as_content=True)
-    data: bytes = response.SerializeToString()
+    return _predict_message(response, spec, response.outputs, signature.outputs, outputs)
+
+
+def _predict_message(
+    message: Any, spec: _Spec, into: Any, declared: Mapping[str, TensorSpec], arrays: Tensors
+) -> bytes:
+    _write_spec(message.model_spec, *spec)
+    for alias, array in arrays.items():
+        proto.encode_into(into[alias], array, declared[alias].dtype, as_content=True)
+    data: bytes = message.SerializeToString()
     return data
 
 

@@ -153,7 +153,23 @@ class Runtime(OwnerLoop):
             check_fork()
         self.make_loader = parts.make_loader or self.in_threads(load_saved_model)
         self._before_request = parts.before_request
-        self._coordinator = coordinator = parts.coordinator
+        self._coordinator = parts.coordinator
+        self._make_threads()
+        self._stuck: dict[ManagedVersion, VersionRuns] = {}
+        self.manager = self._make_manager(parts)
+        self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
+        self._starting: asyncio.Task[None] | None = None
+        self.closing: asyncio.Task[None] | None = None
+        self.source = parts.make_source(options, root, self, self.manager.directories)
+        labels_changed = None if self._coordinator is None else self._coordinator.serving_changed
+        self.models = Models(self.manager, self.monitor, self.source, labels_changed)
+        configured = [model.name for model in models]
+        self.control = Control(options, self.models, self.manager, self.monitor, self.source, configured)
+        if models:
+            self.source.set_models(models)
+
+    def _make_threads(self) -> None:
+        options = self.options
         self._load_pool = LoadPool(self.loop, options.num_load_threads)
         self._codec_pool = CodecPool(self.loop)
         self._run_pool = RunPool(
@@ -162,27 +178,17 @@ class Runtime(OwnerLoop):
             max_stuck=options.max_stuck_runs,
             loop_run_limit=options.loop_run_limit,
         )
-        self._loader_threads = LoaderThreads(self._load_pool, self._run_pool, observers, options.load_timeout)
-        self._stuck: dict[ManagedVersion, VersionRuns] = {}
-        self.manager = Manager(
+        self._loader_threads = LoaderThreads(self._load_pool, self._run_pool, self.observers, options.load_timeout)
+
+    def _make_manager(self, parts: Collaborators) -> Manager:
+        return Manager(
             parts.make_predictor or self.predictor_of,
+            self.options,
             monitor=self.monitor,
-            observers=observers,
-            policy=parts.policy or _POLICIES[options.transition],
-            retry=options.retry,
-            drain_timeout=options.drain_timeout,
-            coordinator=coordinator,
+            observers=self.observers,
+            policy=parts.policy or _POLICIES[self.options.transition],
+            coordinator=parts.coordinator,
         )
-        self._start = Start(options.start_requires or ("all" if root is None else "any"), discovers=root is not None)
-        self._starting: asyncio.Task[None] | None = None
-        self.closing: asyncio.Task[None] | None = None
-        self.source = parts.make_source(options, root, self, self.manager.directories)
-        labels_changed = None if coordinator is None else coordinator.serving_changed
-        self.models = Models(self.manager, self.monitor, self.source, labels_changed)
-        configured = [model.name for model in models]
-        self.control = Control(options, self.models, self.manager, self.monitor, self.source, configured)
-        if models:
-            self.source.set_models(models)
 
     def in_threads(self, make: MakeBlockingLoader) -> MakeLoader:
         """Return a maker of loaders whose steps run in the load threads."""

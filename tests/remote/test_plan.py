@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from embedserve.config import AllVersions, LatestVersions, SpecificVersions, VersionPolicy
 from embedserve.lifecycle.version_policy import choose, names_only_absent
 from embedserve.remote.contents import RemoteFile, RemoteVersion
-from embedserve.remote.plan import Plan, decide, next_delay, superfluous
+from embedserve.remote.plan import Known, Plan, decide, next_delay, superfluous
 
 LATEST = LatestVersions()
 
@@ -36,7 +36,7 @@ def planned(
     """Decides until nothing has to be looked at any more."""
     used = {v: {digest: when for when, digest in enumerate(digests)} for v, digests in (cached or {}).items()}
     looked: dict[int, RemoteVersion] = {}
-    while (plan := decide(policy, store, looked, used, findings or {}, served or {}, without_room)).look:
+    while (plan := decide(policy, store, Known(looked, used, findings or {}, served or {}, without_room))).look:
         assert plan == Plan(look=plan.look), "nothing else is said before all is known"
         looked |= {version: store[version] for version in plan.look}
     return plan
@@ -44,10 +44,10 @@ def planned(
 
 def test_only_what_the_policy_can_want_is_looked_at() -> None:
     found = range(1, 100)
-    assert decide(LATEST, found, {}, {}, {}, {}).look == (99,)
-    assert decide(LatestVersions(num_versions=2), found, {}, {}, {}, {}).look == (99, 98)
-    assert decide(SpecificVersions(versions=(7, 200)), found, {}, {}, {}, {}).look == (7,)
-    assert len(decide(AllVersions(), found, {}, {}, {}, {}).look) == 99
+    assert decide(LATEST, found, Known()).look == (99,)
+    assert decide(LatestVersions(num_versions=2), found, Known()).look == (99, 98)
+    assert decide(SpecificVersions(versions=(7, 200)), found, Known()).look == (7,)
+    assert len(decide(AllVersions(), found, Known()).look) == 99
 
 
 @pytest.mark.parametrize(
@@ -137,16 +137,16 @@ def test_an_empty_store_serves_nothing_and_so_does_a_policy_that_wants_nothing()
 def test_a_policy_that_names_only_absent_versions_changes_nothing_unless_that_is_asked_for() -> None:
     policy, found = SpecificVersions(versions=(9,)), {1: contents(1)}
     cached, served = {1: {digest(1): 0}}, {1: digest(1), 2: digest(2)}
-    assert decide(policy, found, {}, cached, {}, served) == Plan(serve={1: digest(1)})
-    assert decide(policy, found, {}, cached, {}, served, absent="unload") == Plan()
+    assert decide(policy, found, Known({}, cached, {}, served)) == Plan(serve={1: digest(1)})
+    assert decide(policy, found, Known({}, cached, {}, served), absent="unload") == Plan()
 
 
 def test_with_last_a_store_that_lists_nothing_takes_nothing_away() -> None:
     served = {1: "a", 2: "b"}
     for policy in (LatestVersions(), AllVersions(), SpecificVersions(versions=(9,))):
-        assert decide(policy, (), {}, {}, {}, served, absent="last").serve == served
-        assert decide(policy, (), {}, {}, {}, served).serve == {}
-    assert decide(SpecificVersions(), (1, 2), {}, {}, {}, served, absent="last").serve == {}
+        assert decide(policy, (), Known(served=served), absent="last").serve == served
+        assert decide(policy, (), Known(served=served)).serve == {}
+    assert decide(SpecificVersions(), (1, 2), Known(served=served), absent="last").serve == {}
 
 
 def test_a_version_that_is_gone_from_the_store_is_not_served() -> None:

@@ -7,9 +7,9 @@ spec to the encoded answer. The handle decides about the checks and their order.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -77,11 +77,16 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods
         ),
         "Classify": (
             classification_pb2.ClassificationRequest,
-            partial(_classify, registry),
+            partial(_run_examples, _CLASSIFY, registry),
             "Classify",
             "classify_log",
         ),
-        "Regress": (regression_pb2.RegressionRequest, partial(_regress, registry), "Regress", "regress_log"),
+        "Regress": (
+            regression_pb2.RegressionRequest,
+            partial(_run_examples, _REGRESS, registry),
+            "Regress",
+            "regress_log",
+        ),
         "MultiInference": (
             inference_pb2.MultiInferenceRequest,
             partial(_multi_inference, registry),
@@ -235,11 +240,25 @@ def _write_regressions(result: Any, values: Array) -> None:
         result.regressions.add(value=value)
 
 
-async def _classify(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
+class _ExampleKind(NamedTuple):
+    """An RPC over examples: the response's class, and the writer of a result into a response."""
+
+    response: Any
+    write: Callable[[Any, Any], None]
+
+
+_CLASSIFY = _ExampleKind(classification_pb2.ClassificationResponse, _write_classifications)
+_REGRESS = _ExampleKind(regression_pb2.RegressionResponse, _write_regressions)
+
+
+async def _run_examples(
+    kind: _ExampleKind, registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log
+) -> bytes:
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         examples = await _read_examples(registry, request, context, large)
-        classified = await handle.classify(
+        call: Callable[..., Awaitable[Any]] = handle.classify if kind is _CLASSIFY else handle.regress
+        result = await call(
             examples,
             signature_name=name,
             timeout=context.time_remaining(),
@@ -247,37 +266,15 @@ async def _classify(registry: ModelRegistry, request: Any, context: Any, large: 
         )
 
         def encode() -> bytes:
-            response = classification_pb2.ClassificationResponse()
+            response = kind.response()
             _write_spec(response.model_spec, handle, name)
-            _write_classifications(response.result, classified)
+            kind.write(response.result, result)
             data: bytes = response.SerializeToString()
             return data
 
-        context.held.add(sizes.results_bytes(classified), "the answer")
-        large = sum(map(len, classified)) > MESSAGE_RESULTS
-        return log(handle, name, await registry.run_in_thread(encode) if large else encode())
-
-
-async def _regress(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
-    with acquire(registry, request) as handle:
-        name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        examples = await _read_examples(registry, request, context, large)
-        values = await handle.regress(
-            examples,
-            signature_name=name,
-            timeout=context.time_remaining(),
-            priority=priority_of(context),
-        )
-
-        def encode() -> bytes:
-            response = regression_pb2.RegressionResponse()
-            _write_spec(response.model_spec, handle, name)
-            _write_regressions(response.result, values)
-            data: bytes = response.SerializeToString()
-            return data
-
-        context.held.add(sizes.results_bytes([values]), "the answer")
-        large = len(values) > MESSAGE_RESULTS
+        results = result if kind is _CLASSIFY else [result]
+        context.held.add(sizes.results_bytes(results), "the answer")
+        large = sum(map(len, results)) > MESSAGE_RESULTS
         return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
 

@@ -120,12 +120,8 @@ def _answered(servable: Servable, signature: Signature, sample: Sample) -> list[
     for inputs in itertools.islice(sample.unlike(np.random.default_rng(_SEED)), _TRIED):
         if any(all(equal(inputs[name], row.inputs[name], 0.0) for name in inputs) for row in found):
             continue
-        try:
-            found.append(_Row(inputs, _run(servable, signature, inputs)))
-        except DeadlineExceededError:
-            raise
-        except ServingError as error:
-            logger.debug("signature %r refuses a made-up row: %s", signature.name, error)
+        if (row := _row(servable, signature, inputs)) is not None:
+            found.append(row)
         if len(found) == _ROWS:
             break
     return found
@@ -139,14 +135,20 @@ def _sharing(servable: Servable, signature: Signature, rows: Sequence[_Row]) -> 
     first, second = rows[0].inputs, rows[1].inputs
     found = []
     for name in first if len(first) > 1 else ():
-        inputs = {**second, name: first[name]}
-        try:
-            found.append(_Row(inputs, _run(servable, signature, inputs)))
-        except DeadlineExceededError:
-            raise
-        except ServingError as error:
-            logger.debug("signature %r refuses a made-up row: %s", signature.name, error)
+        if (row := _row(servable, signature, {**second, name: first[name]})) is not None:
+            found.append(row)
     return found
+
+
+def _row(servable: Servable, signature: Signature, inputs: Tensors) -> _Row | None:
+    """Run the model on a made-up row; None for a refused row."""
+    try:
+        return _Row(inputs, _run(servable, signature, inputs))
+    except DeadlineExceededError:
+        raise
+    except ServingError as error:
+        logger.debug("signature %r refuses a made-up row: %s", signature.name, error)
+        return None
 
 
 def _orders_of_sharing(count: int, sharing: int) -> list[tuple[int, ...]]:
