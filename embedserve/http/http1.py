@@ -53,7 +53,7 @@ class Http1Connection:
         self._out: list[bytes | memoryview] = []
         self._id = 0
         self._request: Http1Head | None = None
-        self._received = self._eof = self._over = self._draining = False
+        self._received = self._eof = self._over = self._draining = self._retiring = False
         self._body_left = 0
         self._chunks: ChunkReader | None = None
         self._whole: BodyBuffer | None = None
@@ -210,6 +210,7 @@ class Http1Connection:
             if b"\n\n" in data or data.startswith(b"\n"):
                 raise RefusedError(400, "a line ends without a carriage return")
             self._heads.check_partial(data)
+            self._heads.check_begin(data)
             if self._draining or self._eof:
                 self._over = True
             return False
@@ -223,7 +224,7 @@ class Http1Connection:
         self._chunks = ChunkReader(self._limits) if found.chunked else None
         self._body_left = head.content_length or 0
         self._received = not found.chunked and not self._body_left
-        self._close = not found.keep_alive or self._draining
+        self._close = not found.keep_alive or self._draining or self._retiring
         self._events.append(Request(self._id, head, self._received))
         missing = self._body_left > len(self._buffer) and self._body_left >= self._limits.direct_body_bytes
         if missing and self._wants_whole and self._wants_whole(head):
@@ -397,6 +398,10 @@ class Http1Connection:
         if self._live(stream_id) is not None:
             self._ended = True
             self._stop()
+
+    def retire(self) -> None:
+        """End the connection after the answer to the current request, or to the next request."""
+        self._retiring = self._close = True
 
     def drain(self) -> None:
         """Begin to leave: the current request is the last; `is_over` reports the end."""

@@ -32,6 +32,8 @@ _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)([^#]*)").fullmatch
 _HOST = re.compile(rb"[\x21-\x2e\x30-\x3e\x41-\x5b\x5d\x5f-\x7e]*").fullmatch
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
 _VALUE = re.compile(rb"[^\x00\r\n]*").fullmatch
+_LINE_BEGIN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: |$)").match
+_TLS_HANDSHAKE = b"\x16\x03"
 _FRAMING = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"trailer"))
 
 
@@ -102,6 +104,21 @@ class Http1HeadReader:
         if len(data) > limits.max_header_bytes:
             raise RefusedError(431, f"the request's head has more than {limits.max_header_bytes} bytes")
 
+    @staticmethod
+    def check_begin(data: bytes) -> None:
+        """Refuse bytes that are the begin of another protocol, without a wait for the head's end.
+
+        Raises:
+            RefusedError: With 400.
+        """
+        line, ended, _ = data.partition(b"\r\n")
+        if line.startswith(_TLS_HANDSHAKE):
+            raise RefusedError(400, "the bytes are TLS, and this port is not")
+        if line not in (b"", b"\r") and (
+            not _LINE_BEGIN(line) or (ended and line.count(b" ") > 1 and b" HTTP/" not in line)
+        ):
+            raise RefusedError(400, "the bytes are not HTTP")
+
     def read(self, data: bytes) -> Http1Head:
         """The head `data`, up to and with its empty line.
 
@@ -112,6 +129,7 @@ class Http1HeadReader:
         if found is not None:
             return found
         self.check_partial(data)
+        self.check_begin(data)
         collector = _Collector()
         parser = httptools.HttpRequestParser(collector)
         try:

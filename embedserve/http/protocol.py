@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -27,6 +26,7 @@ from embedserve.http.heads import Field, RequestHead
 from embedserve.http.http1 import STEP_BYTES, Http1Connection
 from embedserve.http.http1_heads import Http1HeadReader
 from embedserve.http.limits import Limits
+from embedserve.http.sockets import ALPN_PROTOCOLS, addresses_of, is_unix
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -70,10 +70,17 @@ def _heads(config: Config, limits: Limits, scheme: bytes) -> Http1HeadReader:
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
-    """A connection of either version; a subclass may set different `limits`."""
+    """A connection of either version; a subclass may set different `limits`.
 
-    alpn_protocols: ClassVar[list[str]] = ["h2", "http/1.1"]
+    Attributes:
+        limits: The costs that a connection may cause.
+        unix_client: Client in the scopes of a Unix socket's connections, which have no address.
+        is_retiring: Whether the connection ends after its next answer.
+    """
+
+    alpn_protocols: ClassVar[list[str]] = ALPN_PROTOCOLS
     limits: ClassVar[Limits] = Limits()
+    unix_client: ClassVar[tuple[str, int] | None] = None
 
     connection: Http1Connection | Http2Connection
     transport: asyncio.Transport
@@ -93,7 +100,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.server_state = server_state
         self.connections: set[Any] = cast(Any, server_state.connections)
         self.app_state = app_state
-        self.access_log = access_logger.hasHandlers()
+        self.access_log = config.access_log and access_logger.hasHandlers()
         self.default_fields: Sequence[Field] = server_state.default_headers
         self.requests: dict[int, AsgiRequest | DirectRequest] = {}
         self._offer = offer_of(without_proxy_headers(self.app)) if not config.root_path else None
@@ -106,6 +113,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._reads_body = False
         self._begun = b""
         self._flush_due = self._read_paused = self._leaving = self._lingering = self._is_refused = self._probed = False
+        self.is_retiring = False
         self._client_host = ""
         self._active = self._received_at = self._waiting_since = self.loop.time()
         self._unread_bytes = 0
@@ -118,7 +126,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; under TLS the version is known already."""
         self.transport = cast(asyncio.Transport, transport)
-        client = _address(transport.get_extra_info("peername"))
+        server, client = addresses_of(transport)
         self._client_host = client[0] if client else ""
         if not self._admission.enter(self._client_host):
             self._turn_away()
@@ -127,8 +135,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         tls = transport.get_extra_info("ssl_object")
         self._scheme = b"https" if tls is not None else b"http"
         self._addresses = {
-            "server": _address(transport.get_extra_info("sockname")),
-            "client": client,
+            "server": server,
+            "client": self.unix_client if is_unix(transport) else client,
         }
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
         if tls is not None:
@@ -147,6 +155,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         else:
             heads = _heads(self.config, self.limits, self._scheme)
             self.connection = Http1Connection(self.limits, heads, self._wants_whole)
+        if self.is_retiring:
+            self.retire()
 
     def _wants_whole(self, head: RequestHead) -> bool:
         """Whether a declared body comes as a single piece; an unknown application may want a large body as a stream."""
@@ -260,6 +270,21 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         self.connection.drain()
         self._flush()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way; an HTTP/2 connection counts as busy, because it may end at any time."""
+        connection = getattr(self, "connection", None)
+        return isinstance(connection, Http2Connection) or (connection is not None and connection.open_streams > 0)
+
+    def retire(self) -> None:
+        """Leave after the next answer: the client of an idle HTTP/1.x connection may be about to ask."""
+        self.is_retiring = True
+        connection = getattr(self, "connection", None)
+        if isinstance(connection, Http1Connection):
+            connection.retire()
+        elif connection is not None:
+            self.shutdown()
 
     # Calls of requests.
 
@@ -566,9 +591,3 @@ def _reason(code: int, connection: Http1Connection | Http2Connection) -> str:
     if isinstance(connection, Http2Connection):
         return ErrorCode(code).name.lower()
     return "memory" if code == 503 else str(code)
-
-
-def _address(found: Any) -> tuple[str, int | None] | None:
-    if isinstance(found, tuple):
-        return str(found[0]), int(found[1])
-    return (found, None) if isinstance(found, str) and found else None

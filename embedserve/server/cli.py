@@ -23,7 +23,6 @@ from embedserve.server.flags import FLAGS, FlagError, ParsedFlags, comma_separat
 from embedserve.server.log import configure_logging
 from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
-from embedserve.server.pyvoy.server import run_pyvoy
 from embedserve.server.standalone import report_failed_start, run
 from embedserve.server.workers.worker_limits import can_share_ports
 from embedserve.store_url import StoreUrl, redacted
@@ -71,7 +70,7 @@ def serve(arguments: Sequence[str]) -> int:
         from embedserve.server.workers.supervisor import run_supervisor
 
         return run(run_supervisor(config))
-    return run(run_server(config) if config.pyvoy is None else run_pyvoy(config))
+    return run(run_server(config))
 
 
 def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerConfig:
@@ -80,7 +79,7 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
     Raises:
         ConfigError: A flag or a file has an impossible value; in TensorFlow Serving's words where available.
     """
-    grpc, rest, pyvoy = ports(flags)
+    grpc, rest = ports(flags)
     session_config = tensorflow_setup.session_config_from_flags(flags)
     platform = _platform_from_flags(flags)
     platforms: Mapping[str, Platform] = {"tensorflow": platform}
@@ -102,7 +101,6 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
         options=options,
         grpc=grpc,
         rest=rest,
-        pyvoy=pyvoy,
         session_config=session_config,
         workers=_workers(flags),
         worker_timeout=flags.real("worker_timeout"),
@@ -114,7 +112,7 @@ def _workers(flags: ParsedFlags) -> int:
 
     A single worker is the default so that a dead process is replaced.
     """
-    if "workers" not in flags and (flags.text("server") == "pyvoy" or not can_share_ports()):
+    if "workers" not in flags and not can_share_ports():
         return 0
     if (workers := flags.number("workers")) < 0:
         raise ConfigError(f"--workers={workers}: 0 serves in this process, 1 or more under a supervisor")

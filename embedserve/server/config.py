@@ -10,14 +10,14 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from embedserve.config import Access, Location, ModelConfig, RegistryOptions
 from embedserve.tfs.config import DEFAULT_PLATFORMS, Platform, models_from_proto
 
-__all__ = ["ConfigFile", "GrpcConfig", "PyvoyConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
+__all__ = ["ConfigFile", "GrpcConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
 
 
 class _Config(BaseModel):
@@ -52,17 +52,19 @@ class GrpcConfig(_Config):
     """The gRPC port.
 
     Attributes:
+        server: `embedserve` for the own listener, or `grpcio`.
         port: TCP port, or None.
         hosts: IP addresses to open the port at; empty for every interface.
         socket_path: Unix socket, or None.
         tls: Certificates, or None for plain text.
-        alts: Whether to use Google's ALTS credentials.
+        alts: Whether to use Google's ALTS credentials; of `grpcio` alone.
         channel_arguments: gRPC channel arguments of the server.
         health, reflection: Whether to offer the health and reflection services.
         access: Clients allowed to use the restricted services.
         tensor_content: Whether to answer with `tensor_content`.
     """
 
+    server: Literal["embedserve", "grpcio"] = "embedserve"
     port: int | None = 8500
     hosts: tuple[str, ...] = ()
     socket_path: str | None = None
@@ -97,22 +99,6 @@ class RestConfig(_Config):
     timeout: float | None = 30.0
     tls: TlsFiles | None = None
     metrics_path: str | None = None
-
-
-class PyvoyConfig(_Config):
-    """The single port of REST and gRPC through Envoy, instead of a port each.
-
-    Attributes:
-        port: TCP port, and UDP port of HTTP/3.
-        hosts: As for gRPC.
-        tls: Certificates, or None for plain text.
-        http3: Whether to answer HTTP/3 too; needs `tls`.
-    """
-
-    port: int
-    hosts: tuple[str, ...] = ()
-    tls: TlsFiles | TlsContents | None = None
-    http3: bool = False
 
 
 class ConfigFile(_Config):
@@ -152,7 +138,6 @@ class ServerConfig(_Config):
         platforms: Settings by platform name for the models of a `ModelServerConfig`.
         options: The registry's options.
         grpc, rest: The ports.
-        pyvoy: The single port instead of the two; the remaining fields of `grpc` and `rest` still apply.
         session_config: A serialized `tensorflow.ConfigProto` for the whole process; empty for TensorFlow's defaults.
         workers: Number of answering processes under a supervisor; 0 for a single process without a supervisor.
         worker_timeout: Seconds without a sign of life before a worker is replaced.
@@ -165,7 +150,6 @@ class ServerConfig(_Config):
     options: RegistryOptions = RegistryOptions()
     grpc: GrpcConfig = GrpcConfig()
     rest: RestConfig = RestConfig()
-    pyvoy: PyvoyConfig | None = None
     session_config: bytes = b""
     workers: int = 0
     worker_timeout: float = 30.0

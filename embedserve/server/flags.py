@@ -174,8 +174,15 @@ _TENSORFLOW_SERVING: tuple[Flag | str, ...] = (
 )
 
 _OWN: tuple[Flag, ...] = (
-    _own("server", "string", "uvicorn", "uvicorn: REST and gRPC on a port each; pyvoy: both on one, through Envoy."),
-    _own("http3", "bool", True, "With --server=pyvoy and TLS, answer HTTP/3 on the same port of UDP."),
+    _own("server", "string", "uvicorn", "Without effect; pyvoy is gone, see docs/grpc.md."),
+    _own("http3", "bool", False, "Gone with --server=pyvoy."),
+    _own(
+        "grpc_server",
+        "string",
+        "embedserve",
+        "embedserve: every port answers REST, gRPC and gRPC-Web; grpcio: gRPC alone on its port, for ALTS and further "
+        "--grpc_channel_arguments.",
+    ),
     _own(
         "workers",
         "int32",

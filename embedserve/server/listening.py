@@ -1,20 +1,15 @@
-"""Converts hosts to IP addresses, and addresses to bound sockets of a standalone server. Knows no protocol."""
+"""Converts the hosts of a command line to IP addresses. Knows no port."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from ipaddress import IPv6Address, ip_address
 
 from embedserve.errors import ConfigError
+from embedserve.http.sockets import EVERY_IPV4, EVERY_IPV6, NOT_HERE, bound_sockets
 
-__all__ = ["EVERY_IPV4", "EVERY_IPV6", "addresses", "bound_socket", "bound_sockets", "bracketed", "dual_stack_socket"]
-
-EVERY_IPV4, EVERY_IPV6 = "0.0.0.0", "::"
-
-_NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+__all__ = ["addresses"]
 
 
 def addresses(hosts: Iterable[str]) -> tuple[str, ...]:
@@ -82,88 +77,7 @@ def _is_loose_ipv4(text: str) -> bool:
 
 def _is_here(address: str) -> bool:
     try:
-        bound_socket(_family(address), address, 0).close()
+        bound_sockets([address], 0)[0].close()
     except OSError as error:
-        return error.errno not in _NOT_HERE
+        return error.errno not in NOT_HERE
     return True
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def bracketed(host: str) -> str:
-    """An address as written before a port."""
-    return f"[{host}]" if ":" in host else host
-
-
-def bound_sockets(
-    hosts: Sequence[str], port: int, kind: socket.SocketKind = socket.SOCK_STREAM, *, shared: bool = False
-) -> list[socket.socket]:
-    """A bound socket for each address of `hosts`, not listening; without hosts a single socket for all interfaces.
-
-    With `shared`, further sockets bound with `shared` may have the same port.
-
-    Raises:
-        OSError: The port is taken or not allowed, or an address is not this machine's; `filename` is the place.
-    """
-    if not hosts:
-        try:
-            return [dual_stack_socket(port, kind)]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, f"port {port}") from None
-    with contextlib.ExitStack() as stack:
-        bound = []
-        for host in hosts:
-            try:
-                found = bound_socket(_family(host), host, port, kind, shared=shared)
-            except OSError as error:
-                reason = "it is no address of this machine" if error.errno in _NOT_HERE else error.strerror
-                raise OSError(error.errno, reason, f"{bracketed(host)} port {port}") from None
-            bound.append(stack.enter_context(found))
-        stack.pop_all()
-    return bound
-
-
-def dual_stack_socket(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """A bound socket of IPv6 and IPv4, not listening; of IPv4 alone where IPv6 is missing.
-
-    Raises:
-        OSError: The port is taken or not allowed.
-    """
-    if socket.has_dualstack_ipv6():
-        try:
-            return bound_socket(socket.AF_INET6, EVERY_IPV6, port, kind)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise
-    return bound_socket(socket.AF_INET, EVERY_IPV4, port, kind)
-
-
-def bound_socket(
-    family: socket.AddressFamily,
-    host: str,
-    port: int,
-    kind: socket.SocketKind = socket.SOCK_STREAM,
-    *,
-    shared: bool = False,
-) -> socket.socket:
-    """A bound socket, TCP by default, not listening; `shared` with further sockets bound with `shared`.
-
-    Raises:
-        OSError: The port is taken or not allowed.
-    """
-    ((*_, address),) = socket.getaddrinfo(host, port, family, kind, flags=socket.AI_NUMERICHOST)
-    bound = socket.socket(family, kind)
-    try:
-        if shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        elif kind == socket.SOCK_STREAM:  # With the option two UDP sockets would share the port.
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        bound.bind(address)
-    except BaseException:
-        bound.close()
-        raise
-    return bound

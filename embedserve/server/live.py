@@ -15,10 +15,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from embedserve.errors import ServingError
-from embedserve.server.config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
+from embedserve.http.sockets import EVERY_IPV4, EVERY_IPV6, bracketed
+from embedserve.server.config import GrpcConfig, RestConfig, TlsFiles
 from embedserve.server.flags import FlagError, parse
 from embedserve.server.hangups import SUB_COMMANDS
-from embedserve.server.listening import EVERY_IPV4, EVERY_IPV6, bracketed
 from embedserve.server.port_flags import ports
 
 __all__ = ["live", "server_arguments"]
@@ -99,11 +99,11 @@ def _is_server(arguments: Sequence[str]) -> bool:
     return False
 
 
-def _ask(grpc: GrpcConfig, rest: RestConfig, pyvoy: PyvoyConfig | None) -> tuple[bool, str]:
+def _ask(grpc: GrpcConfig, rest: RestConfig) -> tuple[bool, str]:
     """Whether the server is alive, and a line with the reason."""
     if rest.port is None:
         return _connect(grpc)
-    tls = rest.tls if pyvoy is None else pyvoy.tls
+    tls = rest.tls
     host = _reachable(rest.hosts)
     where = f"{'http' if tls is None else 'https'}://{bracketed(host)}:{rest.port}/-/live"
     connection: http.client.HTTPConnection
@@ -133,8 +133,8 @@ def _failure(error: Exception, place: str) -> str:
     return str(error) or type(error).__name__
 
 
-def _asks_for_certificates(tls: TlsFiles | TlsContents | None) -> bool:
-    return tls.client_verify if isinstance(tls, TlsContents) else tls is not None and tls.client_ca is not None
+def _asks_for_certificates(tls: TlsFiles | None) -> bool:
+    return tls is not None and tls.client_ca is not None
 
 
 def _reachable(hosts: Sequence[str]) -> str:

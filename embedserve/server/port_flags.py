@@ -1,4 +1,4 @@
-"""Ports in the flags: addresses, TLS, services → `GrpcConfig`, `RestConfig`, `PyvoyConfig`.
+"""Ports in the flags: addresses, TLS, services → `GrpcConfig`, `RestConfig`.
 
 The module reads the files named in the flags, and knows no model.
 """
@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from embedserve.config import Access, Clients, validated
 from embedserve.errors import Code, ConfigError
-from embedserve.server.config import GrpcConfig, PyvoyConfig, RestConfig, TlsContents, TlsFiles
+from embedserve.server.config import GrpcConfig, RestConfig, TlsContents, TlsFiles
 from embedserve.server.flags import ParsedFlags, comma_separated
 from embedserve.server.listening import addresses
 from embedserve.tfs.constants import DEFAULT_METRICS_PATH
@@ -23,56 +23,36 @@ __all__ = ["ports"]
 logger = logging.getLogger("embedserve")
 
 
-# Flags for grpcio's server, which does not run under pyvoy.
-_NOT_UNDER_PYVOY = {
-    "grpc_socket_path": "Envoy listens on a TCP port",
-    "use_alts_credentials": "Envoy has no ALTS here",
-    "grpc_channel_arguments": "they are options of grpcio's server, and Envoy serves instead",
-}
+_SERVERS = get_args(GrpcConfig.model_fields["server"].annotation)
 
 
-def ports(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig, PyvoyConfig | None]:
-    """The ports for gRPC and REST; under pyvoy also the shared port.
+def ports(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig]:
+    """The ports for gRPC and REST.
 
     Raises:
         ConfigError: A flag or a file has an impossible value.
     """
-    match flags.text("server"):
-        case "uvicorn":
-            if flags.on("http3") and "http3" in flags:
-                raise ConfigError("--http3 needs --server=pyvoy: uvicorn has no HTTP/3")
-            grpc = _grpc_config(flags, _port(flags, "port"))
-            return grpc, _rest_config(flags, grpc), None
-        case "pyvoy":
-            return _one_port(flags)
-        case other:
-            raise ConfigError(f"--server={other}: there is uvicorn, beside grpcio, and pyvoy")
+    if flags.text("server") == "pyvoy" or "http3" in flags:
+        raise ConfigError(
+            "--server=pyvoy and --http3 are gone: without the flags every port answers REST, gRPC and gRPC-Web, over "
+            "HTTP/1.1 and HTTP/2; HTTP/3 needs a proxy before the server"
+        )
+    if flags.text("server") != "uvicorn":
+        raise ConfigError(f"--server={flags.text('server')}: there is a single server; leave the flag out")
+    grpc = _grpc_config(flags, _port(flags, "port"))
+    return grpc, _rest_config(flags, grpc)
 
 
-def _one_port(flags: ParsedFlags) -> tuple[GrpcConfig, RestConfig, PyvoyConfig]:
-    for name, reason in _NOT_UNDER_PYVOY.items():
-        if flags.given.get(name):
-            raise ConfigError(f"--{name} has no meaning with --server=pyvoy: {reason}")
-    given = [name for name in ("port", "rest_api_port") if name in flags]
-    numbers = {flags.number(name) for name in given} or {flags.number("port")}
-    if len(numbers) > 1 or 0 in numbers:
-        said = " ".join(f"--{name}={flags.number(name)}" for name in given)
-        raise ConfigError(f"--server=pyvoy serves REST and gRPC on one port: name it with --port, instead of {said}")
-    port = _port(flags, given[0] if given else "port")
-    assert port is not None
-    grpc, rest, rest_tls = _grpc_config(flags, port), _rest_config_at(flags, port), _tls_files(flags)
-    if grpc.tls is not None and rest_tls is not None:
-        raise ConfigError("give --ssl_config_file or --rest_tls_cert_file, not both: --server=pyvoy has one port")
-    if grpc.tls is not None and grpc.tls.client_verify and not grpc.tls.custom_ca:
-        raise ConfigError("client_verify needs custom_ca with --server=pyvoy, which knows no root certificates")
-    tls = grpc.tls or rest_tls
-    if flags.given.get("http3") and tls is None:
-        raise ConfigError("--http3 needs TLS: --ssl_config_file, or --rest_tls_cert_file and --rest_tls_key_file")
-    return (
-        grpc.model_copy(update={"tls": None}),
-        rest.model_copy(update={"tls": None, "required": True}),
-        PyvoyConfig(port=port, hosts=grpc.hosts, tls=tls, http3=tls is not None and flags.on("http3")),
-    )
+def _grpc_server(flags: ParsedFlags) -> str:
+    """The server of gRPC: grpcio's where ALTS credentials ask for it."""
+    given = flags.text("grpc_server")
+    if given not in _SERVERS:
+        raise ConfigError(f"--grpc_server={given}: there is {', '.join(_SERVERS)}")
+    if not flags.on("use_alts_credentials"):
+        return given
+    if given == "embedserve" and "grpc_server" in flags:
+        raise ConfigError("--use_alts_credentials needs --grpc_server=grpcio: only grpcio has ALTS credentials")
+    return "grpcio"
 
 
 def _grpc_config(flags: ParsedFlags, port: int | None) -> GrpcConfig:
@@ -83,6 +63,7 @@ def _grpc_config(flags: ParsedFlags, port: int | None) -> GrpcConfig:
     if flags.on("use_alts_credentials") and ssl_file:
         raise ConfigError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
     return GrpcConfig(
+        server=_grpc_server(flags),
         port=port,
         hosts=_hosts(flags),
         socket_path=socket_path,
@@ -163,10 +144,6 @@ def _rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
             raise ConfigError(message)
         logger.warning("%s Skipped exporting HTTP/REST API.", message)
         port = None
-    return _rest_config_at(flags, port)
-
-
-def _rest_config_at(flags: ParsedFlags, port: int | None) -> RestConfig:
     timeout = flags.number("rest_api_timeout_in_ms")
     return RestConfig(
         port=port,

@@ -6,9 +6,6 @@ case "${1-}" in
     tune | verify | live | install-command) exec python -m embedserve "$@" ;;
 esac
 ports=(--port=8500 --rest_api_port=8501)
-case " $* " in
-    *" --server=pyvoy "*) ports=(--port=8500) ;;
-esac
 for argument in "$@"; do
     case "$argument" in
         -*) ;;

@@ -21,7 +21,7 @@ from embedserve.grpc import GrpcApp, GrpcServer
 from embedserve.grpc import serve as serve_grpc
 from embedserve.testing import FakeRegistry
 from tests.e2e.conftest import ServerProcess
-from tests.grpc.conftest import AsgiServer, Client, UvicornServer
+from tests.grpc.conftest import AsgiServer, Client
 from tests.support import saved_models
 from tests.support.programs import free_port, run_program
 
@@ -113,14 +113,16 @@ def serve(tmp_path_factory: pytest.TempPathFactory, socket_path: Path) -> Iterat
 
 @asynccontextmanager
 async def serving(registry: FakeRegistry, transport: str) -> AsyncIterator[Client]:
-    """A gRPC server in this loop, `grpcio`, `asgi` or `uvicorn`, and the official stubs on it."""
+    """A gRPC server in this loop, `embedserve`, `grpcio` or `asgi`, and the official stubs on it."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(registry)
         server: GrpcServer | AsgiServer
-        if transport == "grpcio":
-            server = await stack.enter_async_context(serve_grpc(registry, host="127.0.0.1", port=0))
+        if transport != "asgi":
+            chosen: Any = transport
+            serving = serve_grpc(registry, transport=chosen, host="127.0.0.1", port=0)
+            server = await stack.enter_async_context(serving)
         else:
-            server = (AsgiServer if transport == "asgi" else UvicornServer)(GrpcApp(registry))
+            server = AsgiServer(GrpcApp(registry))
             await server.start()
             stack.push_async_callback(server.aclose)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))

@@ -17,7 +17,7 @@ from tests.grpc.conftest import Client, failure, predict_request
 C = grpc.StatusCode
 
 
-@pytest.fixture(params=["grpcio", "asgi", "uvicorn"])
+@pytest.fixture(params=["embedserve", "asgi", "grpcio"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

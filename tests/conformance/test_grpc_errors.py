@@ -87,7 +87,7 @@ def models() -> dict[str, dict[int, FakeLoader]]:
     return {name: {1: loader} for name, loader in loaders.items()}
 
 
-@pytest.fixture(scope="module", params=["grpcio", "asgi", "uvicorn"])
+@pytest.fixture(scope="module", params=["embedserve", "asgi", "grpcio"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

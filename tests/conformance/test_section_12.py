@@ -27,8 +27,7 @@ from tensorflow_serving.apis import (
 )
 
 from tests.conformance.conftest import METRICS_PATH, VERSION_NUMBER, Serve, Serving, config_of, verify_predict
-from tests.e2e.conftest import ServerProcess
-from tests.support.programs import fetch, free_port, wait_until
+from tests.support.programs import fetch, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -78,20 +77,17 @@ def static(polled: Serving, configs: Configs, serve: Serve) -> Serving:
 
 
 @pytest.fixture(scope="module")
-def one_port(configs: Configs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """`--server=pyvoy`, so gRPC is served by the ASGI application."""
-    pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
-    port, directory = free_port(), tmp_path_factory.mktemp("server")
-    config = f"--model_config_file={configs.polled}"
-    process = ServerProcess("--server=pyvoy", f"--port={port}", config, cwd=directory)
-    try:
-        process.wait_until_serving()
-        yield Serving(process, f"localhost:{port}", f"http://localhost:{port}")
-    finally:
-        process.close()
+def one_port(polled: Serving) -> Serving:
+    """gRPC on the REST port, and REST on the gRPC port."""
+    return Serving(polled.process, polled.rest.removeprefix("http://"), f"http://{polled.grpc}")
 
 
-@pytest.fixture(scope="module", params=["polled", "one_port"])
+@pytest.fixture(scope="module")
+def grpcio(configs: Configs, serve: Serve) -> Serving:
+    return serve(f"--model_config_file={configs.static}", "--grpc_server=grpcio")
+
+
+@pytest.fixture(scope="module", params=["polled", "one_port", "grpcio"])
 def served(request: pytest.FixtureRequest) -> Serving:
     server: Serving = request.getfixturevalue(request.param)
     return server

@@ -126,34 +126,12 @@ def test_metrics_hang_ups_and_the_end_of_a_drain(start: Start, saved: Path, tmp_
     assert "Traceback" not in server.log, server.log[-3000:]
 
 
-def test_through_envoy_too_what_a_drain_has_no_time_for_gets_an_error(
-    start: Start, saved: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
-    publish(saved / "endless", tmp_path / "models" / "endless" / "1")
-    port = free_port()
-    server = start("models", "--server=pyvoy", f"--port={port}", "--drain_timeout=1")
-    server.wait_until_serving()
-    with (
-        asked(port, "/v1/models/endless:predict", {"instances": [FOR_EVER]}) as answer,
-        grpc_asked(port) as call,
-    ):
-        server.send(signal.SIGTERM)
-        status, body = answer()
-        assert (status, "the server shuts down" in str(body)) == (503, True)
-        with pytest.raises(grpc.RpcError) as cut:
-            call.result(60)
-        assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert server.ended() == 0
-    assert "Traceback" not in server.log, server.log[-3000:]
-
-
 @pytest.mark.parametrize(
     ("kind", "host", "words"),
     [
         ("--workers=0", "192.0.2.1", "it is no address of this machine"),
         ("--workers=1", "192.0.2.1", "it is no address of this machine"),
-        ("--server=pyvoy", "192.0.2.1", "it is no address of this machine"),
+        ("--grpc_server=grpcio", "192.0.2.1", "it is no address of this machine"),
         ("--workers=1", "no.such.host.invalid", "no name that can be looked up"),
     ],
 )

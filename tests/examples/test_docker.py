@@ -108,7 +108,6 @@ def test_a_directory_is_served_read_only_by_a_nameless_user_and_the_health_check
         (["--port=1"], "--port=8500 --rest_api_port=8501 --model_name=m --model_base_path=/models/m --port=1"),
         (["/models"], "--port=8500 --rest_api_port=8501 /models"),
         (["--workers=2", "/models"], "--port=8500 --rest_api_port=8501 --workers=2 /models"),
-        (["/models", "--server=pyvoy"], "--port=8500 /models --server=pyvoy"),
         (["verify", "/models/m"], "verify /models/m"),
         (["live"], "live"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +15,6 @@ import hypercorn.asyncio
 import hypercorn.config
 import numpy as np
 import pytest
-import uvicorn
 from tensorflow_serving.apis import model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc
 
 from embedserve.grpc import GrpcApp, GrpcServer, serve
@@ -23,7 +22,6 @@ from embedserve.registry import ModelRegistry
 from embedserve.tensors import proto
 from embedserve.tensors.dtypes import by_numpy
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
-from tests.rest.conftest import shut_down
 
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
@@ -55,31 +53,6 @@ class AsgiServer:
         await self._task
 
 
-class UvicornServer(AsgiServer):
-    """The ASGI application on uvicorn with embedserve's own protocol."""
-
-    async def start(self) -> None:
-        config = uvicorn.Config(
-            self.app,
-            http="embedserve.http:HttpProtocol",
-            host="127.0.0.1",
-            port=0,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-        )
-        config.load()
-        self._server = uvicorn.Server(config)
-        self._server.lifespan = config.lifespan_class(config)
-        await self._server.startup()
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
-
-    async def aclose(self, grace: float | None = None) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(3):
-                await shut_down(self._server)
-
-
 @dataclass
 class Client:
     """The official stubs on one channel to one server."""
@@ -101,7 +74,7 @@ class Client:
 Start: TypeAlias = Callable[..., Awaitable[Client]]
 
 
-@pytest.fixture(params=["grpcio", "asgi", "uvicorn"])
+@pytest.fixture(params=["embedserve", "asgi", "grpcio"])
 def transport(request: pytest.FixtureRequest) -> str:
     """What serves: every test of the services runs on each. A module that is about one of them overrides this."""
     return str(request.param)
@@ -116,10 +89,12 @@ async def start(transport: str) -> AsyncIterator[Start]:
             if registry.loop is None:
                 await stack.enter_async_context(registry)
             server: GrpcServer | AsgiServer
-            if transport == "grpcio":
-                server = await stack.enter_async_context(serve(registry, host="127.0.0.1", **{"port": 0} | options))
+            if transport != "asgi":
+                chosen: Any = transport
+                serving = serve(registry, transport=chosen, host="127.0.0.1", **{"port": 0} | options)
+                server = await stack.enter_async_context(serving)
             else:
-                server = (AsgiServer if transport == "asgi" else UvicornServer)(GrpcApp(registry, **options))
+                server = AsgiServer(GrpcApp(registry, **options))
                 await server.start()
                 stack.push_async_callback(server.aclose)
             target = f"127.0.0.1:{server.port}" if server.port is not None else f"unix:{server.socket_path}"

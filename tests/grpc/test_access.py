@@ -11,7 +11,7 @@ from tensorflow_serving.apis import model_management_pb2, session_service_pb2
 from embedserve.config import Access
 from embedserve.grpc import access
 from embedserve.grpc.transports import asgi as asgi_transport
-from embedserve.grpc.transports import server as grpcio_transport
+from embedserve.grpc.transports import grpcio as grpcio_transport
 from embedserve.testing import FakeLoader, FakeRegistry
 from tests.grpc.conftest import Start, failure
 
@@ -109,7 +109,7 @@ async def test_a_reload_can_be_off(start: Start) -> None:
     assert code is C.UNIMPLEMENTED
 
 
-@pytest.mark.parametrize("transport", ["grpcio"])
+@pytest.mark.parametrize("transport", ["embedserve", "grpcio"])
 async def test_a_client_of_the_unix_socket_is_local(start: Start, tmp_path: Any) -> None:
     client = await start(registry(), port=None, socket_path=str(tmp_path / "s"), access=Access(reload="local"))
     await client.raw(RELOAD, reload_request())

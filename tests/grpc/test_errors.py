@@ -9,7 +9,7 @@ import pytest
 
 from embedserve.errors import Code, InvalidInputError, ServingError
 from embedserve.grpc.errors import status_of, truncated
-from embedserve.grpc.transports.server import STATUS_CODES
+from embedserve.grpc.transports.grpcio import STATUS_CODES
 
 
 @pytest.mark.parametrize("code", Code)

@@ -106,7 +106,7 @@ async def test_health_goes_down_when_draining_begins(start: Start) -> None:
     watched.cancel()
 
 
-@pytest.mark.parametrize("transport", ["grpcio"])
+@pytest.mark.parametrize("transport", ["embedserve", "grpcio"])
 async def test_a_stopping_server_ends_its_watches_after_a_last_word(start: Start) -> None:
     client = await start(FakeRegistry({"a": {1: FakeLoader()}}))
     watched = watch(client, "a")

@@ -100,7 +100,7 @@ async def outcome(client: Client, **fields: Any) -> grpc.StatusCode:
     return C.OK
 
 
-@pytest.mark.parametrize("transport", ["grpcio"])
+@pytest.mark.parametrize("transport", ["embedserve", "grpcio"])
 async def test_a_stopping_server_ends_the_session(start: Start) -> None:
     client = await profiled(start)
     running = asyncio.create_task(profile(client, duration_ms=60_000, session_id="mine", emit_xspace=True))

@@ -27,9 +27,9 @@ from tests.grpc.conftest import Client, Start, answers, failure, gated, predict_
 C = grpc.StatusCode
 
 
-@pytest.fixture
-def transport() -> str:
-    return "grpcio"
+@pytest.fixture(params=["embedserve", "grpcio"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 # Where it runs.

@@ -133,7 +133,7 @@ FRAMING: dict[str, tuple[bytes, int | None]] = {
     "HTTP/0.9": (b"GET /\r\n\r\n", 505),
     "HTTP/2.0": (post(L3, line=b"POST / HTTP/2.0"), 505),
     "HTTP/1.2": (post(L3, line=b"POST / HTTP/1.2"), 400),
-    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 501),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
     "an unknown method": (post(L3, line=b"BREW / HTTP/1.1"), 501),
     "empty lines before the request": (b"\r\n\r\n" + post(L3), None),
     "Upgrade: h2c": (

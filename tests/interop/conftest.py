@@ -31,8 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ports(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, int]]:
     """The port of each server; both processes start at the same time."""
-    pytest.importorskip("pyvoy", reason="the extra embedserve[pyvoy] is not installed")
-    pyvoy = free_port()
+    grpc, rest = free_port(), free_port()
     services = (
         "--enable_grpc_healthcheck_service",
         "--grpc_reflection",
@@ -49,12 +48,12 @@ def ports(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
             return server
 
         together = started(models, module="tests.interop.server")
-        alone = started(models, "--server=pyvoy", f"--port={pyvoy}", *flags)
+        alone = started(models, f"--port={grpc}", f"--rest_api_port={rest}", *flags)
         alone.wait_for_log("Entering the event loop ...", 200)
         together.wait_for_log(PORTS, 200)
         (line,) = (line for line in together.log.splitlines() if line.startswith(PORTS))
         ports = json.loads(line.removeprefix(PORTS))
-        yield {**ports, "pyvoy": pyvoy}
+        yield {**ports, "port 8500": grpc, "port 8501": rest}
         for server in (together, alone):
             server.terminate()
 

@@ -68,7 +68,7 @@ async def _main(models: str) -> None:
     async with registry, asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
         for suffix, compression in kinds:
             chosen: dict[str, Any] = {"compression": compression, "access": Access(session_run="local")}
-            server = serve(registry, host="127.0.0.1", port=0, **chosen)
+            server = serve(registry, transport="grpcio", host="127.0.0.1", port=0, **chosen)
             ports[f"grpcio{suffix}"] = (await stack.enter_async_context(server)).port
             app = GrpcMiddleware(create_app(registry), registry, all_calls=True, cors=True, **chosen)
             ports[f"hypercorn{suffix}"] = await _hypercorn(app, tasks, stop)

@@ -16,7 +16,7 @@ from embedserve.__main__ import main
 from embedserve.config import BatchingOptions, RegistryOptions, RetryPolicy
 from embedserve.errors import Code, ConfigError
 from embedserve.server.cli import server_config
-from embedserve.server.config import PyvoyConfig, ServerConfig, TlsContents, TlsFiles
+from embedserve.server.config import ServerConfig, TlsContents
 from embedserve.server.flags import parse
 from embedserve.server.tensorflow_setup import session_config_from_flags
 from tests.support.programs import ROOT, run_program
@@ -407,9 +407,6 @@ def test_clients_of_an_unknown_kind_are_refused() -> None:
 def test_hosts_are_listed_or_repeated_and_hold_for_every_port(given: list[str], hosts: tuple[str, ...]) -> None:
     config = configured(SINGLE, *given)
     assert config.grpc.hosts == config.rest.hosts == hosts
-    one_port = configured(SINGLE, "--server=pyvoy", *given).pyvoy
-    assert one_port is not None
-    assert one_port.hosts == hosts
 
 
 def test_a_hosts_name_stands_for_the_addresses_that_this_machine_has() -> None:
@@ -482,7 +479,7 @@ def test_the_metrics_path_comes_from_the_monitoring_file(text_file: Path, text: 
 
 
 def test_metrics_are_on_without_a_file_where_there_is_a_rest_port(tmp_path: Path) -> None:
-    for arguments in (str(tmp_path),), (SINGLE,), (SINGLE, "--server=pyvoy"):
+    for arguments in (str(tmp_path),), (SINGLE,):
         assert configured(*arguments).rest.metrics_path == "/monitoring/prometheus/metrics"
     assert configured(SINGLE, "--rest_api_port=0").rest.metrics_path is None
 
@@ -494,79 +491,28 @@ def test_metrics_without_a_rest_port_are_warned_about(text_file: Path, caplog: p
     assert "--monitoring_config_file is ignored" in caplog.text
 
 
-# One port, through Envoy.
+# The server.
 
 
-@pytest.mark.parametrize(
-    ("arguments", "port"),
-    [
-        ((), 8500),
-        (("--port=9000",), 9000),
-        (("--rest_api_port=9001",), 9001),
-        (("--port=9002", "--rest_api_port=9002"), 9002),
-    ],
-)
-def test_pyvoy_serves_on_the_one_port_that_is_named(arguments: tuple[str, ...], port: int) -> None:
-    config = configured(SINGLE, "--server=pyvoy", *arguments)
-    assert config.pyvoy == PyvoyConfig(port=port, tls=None, http3=False)
-    assert (config.grpc.port, config.rest.port, config.rest.required) == (port, port, True)
+@pytest.mark.parametrize("flags", [["--server=pyvoy"], ["--server=pyvoy", "--http3=false"], ["--http3"]])
+def test_a_server_that_is_gone_is_refused_with_its_successor(flags: list[str]) -> None:
+    message = refused(SINGLE, *flags).message
+    assert "every port answers REST, gRPC and gRPC-Web" in message
+    assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--port=1", "--rest_api_port=2"], "on one port: name it with --port, instead of --port=1 --rest_api_port=2"),
-        (["--port=0"], "on one port: name it with --port, instead of --port=0"),
-        (["--rest_api_port=0"], "instead of --rest_api_port=0"),
-        (["--port=70000"], "--port=70000 is not a port"),
-        (
-            ["--grpc_socket_path=/x"],
-            "--grpc_socket_path has no meaning with --server=pyvoy: Envoy listens on a TCP port",
-        ),
-        (["--use_alts_credentials"], "--use_alts_credentials has no meaning with --server=pyvoy"),
-        (["--grpc_channel_arguments=a=1"], "--grpc_channel_arguments has no meaning with --server=pyvoy"),
-        (["--http3"], "--http3 needs TLS"),
-    ],
-)
-def test_what_has_no_meaning_on_one_port_is_refused(arguments: list[str], message: str) -> None:
-    assert message in refused(SINGLE, "--server=pyvoy", *arguments).message
+def test_there_is_a_single_server_and_two_servers_of_grpc() -> None:
+    assert configured(SINGLE, "--server=uvicorn").grpc.server == "embedserve"
+    assert "--server=gunicorn: there is a single server" in refused(SINGLE, "--server=gunicorn").message
+    assert configured(SINGLE, "--grpc_server=grpcio").grpc.server == "grpcio"
+    assert "--grpc_server=x: there is embedserve, grpcio" in refused(SINGLE, "--grpc_server=x").message
 
 
-def test_http_3_needs_pyvoy_and_the_server_is_one_of_two() -> None:
-    assert "--http3 needs --server=pyvoy" in refused(SINGLE, "--http3").message
-    assert configured(SINGLE, "--http3=false", "--server=uvicorn").pyvoy is None
-    assert "--server=gunicorn: there is uvicorn" in refused(SINGLE, "--server=gunicorn").message
-
-
-def test_either_ports_tls_is_the_one_ports(tmp_path: Path, text_file: Path) -> None:
-    cert, key = tmp_path / "cert", tmp_path / "key"
-    cert.touch()
-    key.touch()
-    files = (f"--rest_tls_cert_file={cert}", f"--rest_tls_key_file={key}")
-    config = configured(SINGLE, "--server=pyvoy", *files)
-    assert config.pyvoy == PyvoyConfig(port=8500, tls=TlsFiles(cert=cert, key=key), http3=True)
-    assert (config.grpc.tls, config.rest.tls) == (None, None)
-    assert configured(SINGLE, "--server=pyvoy", "--http3=false", *files).pyvoy == PyvoyConfig(
-        port=8500, tls=TlsFiles(cert=cert, key=key)
-    )
-    text_file.write_text('server_key: "k" server_cert: "c"')
-    contents = f"--ssl_config_file={text_file}"
-    config = configured(SINGLE, "--server=pyvoy", contents)
-    assert config.pyvoy is not None
-    assert config.pyvoy.tls == TlsContents(server_key="k", server_cert="c")
-    assert "not both" in refused(SINGLE, "--server=pyvoy", contents, *files).message
-    text_file.write_text('server_key: "k" server_cert: "c" client_verify: true')
-    assert "client_verify needs custom_ca" in refused(SINGLE, "--server=pyvoy", contents).message
-
-
-@pytest.mark.may_block  # This process serves nobody: that is its child's work.
-def test_pyvoy_that_is_not_installed_is_an_error_that_says_how(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "pyvoy", None)
-    monkeypatch.setattr("embedserve.server.cli.configure_logging", lambda: None)
-    assert main([SINGLE, "--server=pyvoy"]) == 255
-    assert "Error: INVALID_ARGUMENT: --server=pyvoy needs the package pyvoy: pip install" in capsys.readouterr().out
+def test_alts_credentials_bring_grpcio() -> None:
+    config = configured(SINGLE, "--use_alts_credentials").grpc
+    assert (config.server, config.alts) == ("grpcio", True)
+    both = refused(SINGLE, "--use_alts_credentials", "--grpc_server=embedserve").message
+    assert "--use_alts_credentials needs --grpc_server=grpcio" in both
 
 
 # TensorFlow's session.

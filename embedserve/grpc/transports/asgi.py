@@ -20,7 +20,7 @@ from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
 from embedserve.asgi.listening import RegistryListening
 from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.config import Access
-from embedserve.errors import Code, DeadlineExceededError, ServingError
+from embedserve.errors import CUT_SHORT, Code, DeadlineExceededError, ServingError
 from embedserve.grpc.access import is_loopback
 from embedserve.grpc.calls import LARGE, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
@@ -46,7 +46,7 @@ GRACE = 1.0
 
 NO_TRAILERS = (
     "gRPC cannot be answered here: the server does not offer the ASGI extension http.response.trailers. "
-    "`uvicorn --http embedserve.http:HttpProtocol` offers the extension, as pyvoy and hypercorn do over HTTP/2. "
+    "`uvicorn --http embedserve.http:HttpProtocol` offers the extension, as hypercorn does over HTTP/2. "
     "gRPC-Web works here, and `embedserve.grpc.serve` answers gRPC on a port of its own"
 )
 OVER_HTTP_1 = "gRPC needs HTTP/2, and this request came over HTTP/1; gRPC-Web works over both"
@@ -65,6 +65,7 @@ class GrpcApp(RegistryListening):
     Args:
         registry: Entered or not yet. Calls on a foreign loop are carried over to the registry's, at a small cost.
         max_message_bytes: Largest message in or out, after decompression; `max_request_bytes` bounds requests too.
+        max_send_bytes: Largest message out; `max_message_bytes` by default.
         compression: Compression of answers for clients that accept compression; compressed requests are always read.
         max_concurrent_calls: Calls over this number are refused with RESOURCE_EXHAUSTED.
         cors: Let web pages of any origin call (True), or of the given origins, as in `https://app.example`.
@@ -84,6 +85,7 @@ class GrpcApp(RegistryListening):
         registry: ModelRegistry,
         *,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_send_bytes: int | None = None,
         compression: Literal["none", "gzip"] = "none",
         max_concurrent_calls: int | None = None,
         cors: bool | str | Iterable[str] = False,
@@ -110,12 +112,13 @@ class GrpcApp(RegistryListening):
         )
         self._methods = self._services.methods
         self._limit = min(max_message_bytes, registry.options.max_request_bytes)
-        self._send_limit = max_message_bytes
+        self._send_limit = max_message_bytes if max_send_bytes is None else max_send_bytes
         self._gzip = compression == "gzip"
         self._max_calls = max_concurrent_calls
         self._cors = Cors(cors) or None
         self._calls = Calls()
         self._active = 0
+        self._is_cut = False
 
     def __repr__(self) -> str:
         return f"<GrpcApp of {self._registry!r}, {self._active} calls>"
@@ -157,6 +160,14 @@ class GrpcApp(RegistryListening):
     def _is_own(self, scope: Scope) -> bool:
         return _path(scope)[1:].rpartition("/")[0] in self._services.names
 
+    async def aclose(self) -> None:
+        """End the calls without an end of their own, watches of health and profiles, before a server ends."""
+        await self._services.aclose()
+
+    def cut(self) -> None:
+        """Answer calls that a server cancels from now on with UNAVAILABLE: the time of a drain is over."""
+        self._is_cut = True
+
     # A single call.
 
     async def answer(self, request: _Request, send: Send) -> None:
@@ -197,6 +208,10 @@ class GrpcApp(RegistryListening):
                     return
                 raise
             code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
+        except asyncio.CancelledError:
+            if not self._is_cut or answering:
+                raise
+            code, text = Code.UNAVAILABLE, CUT_SHORT
         finally:
             self._active -= 1
             if held is not None:
@@ -243,6 +258,10 @@ class GrpcApp(RegistryListening):
             return request.wire.whole(message, flags, extra, partial(self._sent, held))
         except Exception as error:
             code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise
+            code, text = Code.UNAVAILABLE, CUT_SHORT
         finally:
             if not answered:
                 self._active -= 1
@@ -353,6 +372,10 @@ class GrpcApp(RegistryListening):
             code, text = error.code, error.message
         except DeadlineExceededError as error:
             code, text = status_of(error)
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise
+            code, text = Code.UNAVAILABLE, CUT_SHORT
         async with request.within_reason():
             await wire.end(send, code, text)
 
@@ -470,6 +493,14 @@ class GrpcMiddleware:
     def takes_whole(self, size: int) -> bool:
         """Whether both applications read a body of `size` bytes as a whole; a host may want a stream."""
         return isinstance(self._app, Accounted) and self._app.takes_whole(size) and self._grpc.takes_whole(size)
+
+    async def aclose(self) -> None:
+        """As `GrpcApp.aclose`."""
+        await self._grpc.aclose()
+
+    def cut(self) -> None:
+        """As `GrpcApp.cut`."""
+        self._grpc.cut()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an ASGI connection, or leave the connection to the host."""

@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from embedserve.server.workers.shared_value import shared_file
 
@@ -85,6 +86,17 @@ class ConnectionCounts:
         os.close(self.fd)
 
 
+class Owner(Protocol):
+    """The owner of accepted connections."""
+
+    @property
+    def connections(self) -> int:
+        """Number of open connections."""
+
+    def retire(self, count: int) -> None:
+        """End `count` connections after their next answers."""
+
+
 class Acceptor:
     """Accepts connections for a process, from construction to `close`; replaces an `asyncio.Server`.
 
@@ -94,7 +106,7 @@ class Acceptor:
         protocol: Makes a connection's protocol.
         backlog: Connections queued by the kernel.
         tls: The TLS context, or None for plain text.
-        connections: Returns the current number of connections.
+        owner: Counts the open connections, and ends some on request.
     """
 
     def __init__(
@@ -105,20 +117,18 @@ class Acceptor:
         protocol: Callable[[], asyncio.BaseProtocol],
         backlog: int,
         tls: ssl.SSLContext | None,
-        connections: Callable[[], int],
+        owner: Owner,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listeners = listeners
         self._protocol = protocol
         self._tls = tls
-        self._connections = connections
+        self._owner = owner
         self._counts = counts
         self._worker = worker
         self._opening: set[asyncio.Task[None]] = set()
         self._pausing: asyncio.TimerHandle | None = None
         self._closed = False
-        self.surplus = 0
-        """Connections to close after the next answer."""
         for listener in listeners:
             listener.setblocking(False)
             listener.listen(backlog)
@@ -129,7 +139,7 @@ class Acceptor:
         return f"<Acceptor of worker {self._worker}, {self._own()} connections{' (closed)' if self._closed else ''}>"
 
     def _own(self) -> int:
-        return self._connections() + len(self._opening)
+        return self._owner.connections + len(self._opening)
 
     def _tell(self) -> None:
         if not self._closed:
@@ -138,7 +148,7 @@ class Acceptor:
     def _keep_telling(self) -> None:
         """Count connections every `TELL_INTERVAL` seconds, because no event tells the end of a connection."""
         self._tell()
-        self.surplus = surplus(self._own(), self._counts.accepting(but=self._worker))
+        self._owner.retire(surplus(self._own(), self._counts.accepting(but=self._worker)))
         self._telling = self._loop.call_later(TELL_INTERVAL, self._keep_telling)
 
     def _listen(self) -> None:
@@ -179,7 +189,8 @@ class Acceptor:
             self._pause(EXHAUSTED)
             return False
         connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = self._loop.create_task(self._open(connection))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)

@@ -92,7 +92,7 @@ class Fleet:
     Args:
         setup: Makes the first message to the worker with the given index.
         count: The number of workers.
-        listeners: Sockets of the REST port for each address; empty without REST.
+        listeners: Bound sockets of the ports.
         worker_timeout: Seconds of silence before a worker is killed.
         hooks: Calls to the owner.
     """
@@ -107,10 +107,10 @@ class Fleet:
     ) -> None:
         self.serving_table = SharedValue()
         self.status = SharedValue()
-        self.connections = ConnectionCounts(count)
+        self.connections = (ConnectionCounts(count), ConnectionCounts(count))  # Of REST's port, of gRPC's port.
         self.hands = Hands(count)
         self.suspects = Suspects()
-        self._shared = (self.serving_table, self.status, self.connections, self.hands)
+        self._shared = (self.serving_table, self.status, *self.connections, self.hands)
         self.changes = Changes()
         self._setup = setup
         self._seats = [_Seat(index) for index in range(count)]
@@ -223,7 +223,8 @@ class Fleet:
             return f"hung up and did not end; it {await process.ended()}"
 
     def _bury(self, seat: _Seat, process: WorkerProcess) -> None:
-        self.connections.set(seat.index, None)
+        for counts in self.connections:
+            counts.set(seat.index, None)
         self.suspects.died(self.hands.take(seat.index))
         since = process.serving_since
         if since is not None and asyncio.get_running_loop().time() - since >= plan.STEADY:

@@ -1,4 +1,4 @@
-"""A worker process: a registry under the supervisor's orders, and both adapters on shared ports.
+"""A worker process: a registry under the supervisor's orders, and the ports that all workers share.
 
 `run_worker` reads from top to bottom as the process lives.
 """
@@ -12,19 +12,19 @@ import logging
 import os
 import signal
 import socket
-import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import Code, ServingError, StartError
 from embedserve.metrics import Metrics
 from embedserve.server import tensorflow_setup
 from embedserve.server.log import configure_logging
-from embedserve.server.process import enter, serve_grpc
-from embedserve.server.rest_port import serve_rest
+from embedserve.server.ports import Bound, Port, Services, make_ports
+from embedserve.server.serving import drain
 from embedserve.server.standalone import exit_now, first_failure, leave
 from embedserve.server.workers.accepting import Acceptor, ConnectionCounts
 from embedserve.server.workers.channel import Channel
@@ -57,8 +57,9 @@ from embedserve.server.workers.worker_registry import WorkerRegistry
 
 if TYPE_CHECKING:
     from embedserve.rest.app import RestApp
+    from embedserve.server.config import ServerConfig
 
-__all__ = ["high_descriptors", "run_worker", "stop_listening"]
+__all__ = ["run_worker"]
 
 
 logger = logging.getLogger("embedserve")
@@ -76,11 +77,6 @@ LAST_BYTES = 0.1
 
 _GONE = Failure(Code.UNAVAILABLE, "the supervisor of the workers is gone")
 
-# A descriptor number above most connections of a worker, and cheap to reach.
-_HIGH_DESCRIPTOR = 4096
-# Descriptor numbers kept free below the system's limit.
-_DESCRIPTORS_ABOVE = 128
-
 # Seconds for the loop's last answers; afterwards the process ends in any case.
 ABORT_PATIENCE = 2.0
 # Signals of kernels ending a process on purpose or by a division. After a bad memory access no state can be trusted.
@@ -91,16 +87,16 @@ _handlers_kept: list[Any] = []
 
 
 async def run_worker(
-    control: int, serving_table: int, status: int, connections: int, hands: int, *listeners: int
+    control: int, serving_table: int, status: int, rest: int, grpc: int, hands: int, *listeners: int
 ) -> int:
     """Load and serve on orders until told to leave, or until the supervisor is gone; return the exit status.
 
     Args:
         control: Descriptor of the worker's end of the channel.
         serving_table, status: Descriptors of the shared values.
-        connections: Descriptor of the workers' connection counts.
+        rest, grpc: Descriptors of the workers' connection counts on either port.
         hands: Descriptor of the notes of the workers' runs.
-        listeners: Descriptors of the REST port, bound at each address.
+        listeners: Descriptors of the ports' bound sockets.
     """
     channel = await Channel.over(socket.socket(fileno=control))
     messages = aiter(channel)
@@ -113,7 +109,7 @@ async def run_worker(
         channel,
         SharedValue(serving_table),
         SharedValue(status),
-        ConnectionCounts(setup.workers, connections),
+        {"rest": ConnectionCounts(setup.workers, rest), "grpc": ConnectionCounts(setup.workers, grpc)},
         Places(Hands(setup.workers, hands), setup.index),
         [socket.socket(fileno=listener) for listener in listeners],
     )
@@ -159,7 +155,7 @@ class _Worker:
         channel: Channel,
         serving_table: SharedValue,
         status: SharedValue,
-        connections: ConnectionCounts,
+        connections: Mapping[str, ConnectionCounts],
         places: Places,
         listeners: list[socket.socket],
     ) -> None:
@@ -168,11 +164,12 @@ class _Worker:
         self._config = setup.config
         self._channel = channel
         self._connections = connections
-        self._listeners = listeners
+        self._bound = _sorted(listeners, self._config)
         self._stop = asyncio.Event()
-        self._leaving = asyncio.Event()
         self._opening = asyncio.Lock()
-        self._opened = Open(rest=False, grpc=False)
+        self._ports: dict[str, Port] = {}
+        self._opened: dict[str, Port] = {}
+        self._failure: Exception | None = None
         self._asks = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._orders: set[asyncio.Task[None]] = set()
@@ -181,7 +178,7 @@ class _Worker:
         counts = self._config.rest.port is not None and self._config.rest.metrics_path is not None
         self._metrics = _Supervised(self._ask) if counts else None
         observers = [self._metrics] if self._metrics is not None else []
-        self._acceptor: Acceptor | None = None
+        self._acceptors: list[Acceptor] = []
         self.registry = WorkerRegistry(
             self._config.options, serving_table, status, channel.send, observers, places=places
         )
@@ -190,7 +187,7 @@ class _Worker:
         """Live from the import of TensorFlow to the last answer.
 
         Raises:
-            ServingError: In a group; a port cannot be opened.
+            ServingError, OSError: In a group; a port cannot be opened.
         """
         with self._stopped_by_signals():
             async with asyncio.TaskGroup() as background:
@@ -198,16 +195,18 @@ class _Worker:
                 await asyncio.to_thread(tensorflow_setup.apply, self._config.session_config)
                 await self.registry.start(wait=False)
                 answer_before_an_abort(self._answer_the_last)
+                metric = None if self._metrics is None else self._metric
+                services = Services(self._reload, self._metrics, metric, self._with_page)
+                accept = {name: partial(self._accept, name) for name in self._connections}
+                self._ports = await make_ports(self.registry, self._config, self._bound, services, accept)
                 self._channel.send(Up())
-                async with asyncio.TaskGroup() as ports:
-                    listening = background.create_task(self._listen(messages, ports))
-                    await self._stop.wait()
-                    self.registry.begin_drain()
-                    if self._config.grpc.port is not None:
-                        stop_listening(self._config.grpc.port)
-                    self._leaving.set()
+                listening = background.create_task(self._listen(messages))
+                await self._stop.wait()
+                await drain(self.registry, self._opened.values())
                 for task in (beating, listening, *self._orders):
                     task.cancel()
+                if self._failure is not None:
+                    raise self._failure
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
@@ -247,9 +246,9 @@ class _Worker:
 
     # Orders of the supervisor.
 
-    async def _listen(self, messages: AsyncIterator[Any], ports: asyncio.TaskGroup) -> None:
+    async def _listen(self, messages: AsyncIterator[Any]) -> None:
         async for message in messages:
-            self._hear(message, ports)
+            self._hear(message)
         if not self._stop.is_set():
             logger.error("The supervisor is gone: finishing the requests in flight")
         self._alone = True
@@ -258,7 +257,7 @@ class _Worker:
             if not answer.done():
                 answer.set_result(_GONE)
 
-    def _hear(self, message: Any, ports: asyncio.TaskGroup) -> None:
+    def _hear(self, message: Any) -> None:
         orders = self.registry.orders
         match message:
             case Look():
@@ -272,7 +271,7 @@ class _Worker:
             case Open():
                 # At once: from here on the supervisor counts the worker among the serving workers.
                 orders.follow_routes()
-                self._start(self._open(message, ports))
+                self._start(self._open(message))
             case Measure(number):
                 self._channel.send(Measured(number, self._cells()))
             case Answer(number, value):
@@ -292,41 +291,34 @@ class _Worker:
             logger.critical("a bug in following an order: this worker ends", exc_info=error)
             exit_now(1)
 
-    async def _open(self, wanted: Open, ports: asyncio.TaskGroup) -> None:
+    async def _open(self, wanted: Open) -> None:
         async with self._opening:
-            if wanted.rest and not self._opened.rest:
-                await enter(ports, self._rest(), self._leaving)
-            if wanted.grpc and not self._opened.grpc:
-                metric = None if self._metrics is None else self._metric
-                with high_descriptors():
-                    grpc = serve_grpc(self.registry, self._config.grpc, self._reload, metric)
-                    await enter(ports, grpc, self._leaving)
-            self._opened = wanted
-            self._channel.send(Opened(wanted.rest, wanted.grpc))
+            try:
+                for name, port in self._ports.items():
+                    if getattr(wanted, name) and name not in self._opened:
+                        self._opened[name] = port
+                        await port.open()
+            except (ServingError, OSError) as error:
+                self._failure = error
+                self._stop.set()
+            else:
+                self._channel.send(Opened(wanted.rest, wanted.grpc))
+
+    def _accept(self, name: str, *port: Any) -> Acceptor:
+        acceptor = Acceptor(self._connections[name], self._setup.index, *port)
+        self._acceptors.append(acceptor)
+        return acceptor
+
+    def _with_page(self, app: RestApp) -> WorkerApp:
+        return WorkerApp(app, self.registry, self._setup.index)
 
     async def _answer_the_last(self) -> None:
         """Before a kernel's abort: leave queued connections to another worker, and fail the remaining requests."""
         logger.critical("TensorFlow aborts this process: requests in flight are answered with UNAVAILABLE")
-        if self._acceptor is not None:
-            self._acceptor.abandon()
-        if self._config.grpc.port is not None:
-            stop_listening(self._config.grpc.port)
+        for acceptor in self._acceptors:
+            acceptor.abandon()
         await self.registry.orders.fail_all(LAST_ANSWERS)
         await asyncio.sleep(LAST_BYTES)
-
-    def _rest(self) -> AbstractAsyncContextManager[None]:
-        served: list[WorkerApp] = []
-
-        def wrap(app: RestApp) -> WorkerApp:
-            served.append(WorkerApp(app, self.registry, self._setup.index))
-            return served[0]
-
-        def accept(*port: Any) -> Acceptor:
-            self._acceptor = acceptor = Acceptor(self._connections, self._setup.index, *port)
-            served[0].acceptor = acceptor
-            return acceptor
-
-        return serve_rest(self.registry, self._config.rest, self._listeners, self._metrics, wrap=wrap, accept=accept)
 
     # Questions to the supervisor.
 
@@ -356,47 +348,14 @@ class _Worker:
         return int(await self._ask(MetricOf(name)))
 
 
-@contextmanager
-def high_descriptors() -> Iterator[None]:
-    """Give descriptors opened in the body higher numbers than most descriptors opened later.
-
-    When the process is killed, gRPC's listening sockets then close before gRPC's connections. Clients reconnect at once
-    after a lost connection. A listening socket about to close would reset the new connections. gRPC clients would then
-    fail for a second before the next attempt. Linux closes the descriptors of an ending process from the highest to the
-    lowest (measured).
-    """
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    high = min(_HIGH_DESCRIPTOR, soft - _DESCRIPTORS_ABOVE) if soft != resource.RLIM_INFINITY else _HIGH_DESCRIPTOR
-    held = [os.open(os.devnull, os.O_RDONLY)]
-    try:
-        while held[-1] < high:
-            held.append(os.dup(held[0]))
-        yield
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
-
-
-def stop_listening(port: int) -> None:
-    """Remove the process's sockets from the kernel's choice for new connections to `port`.
-
-    Open connections stay. Without a list of descriptors in `/proc/self/fd`, the call does nothing.
-    """
-    with suppress(FileNotFoundError):
-        for name in os.listdir("/proc/self/fd"):
-            with suppress(OSError):
-                _stop_listening(int(name), port)
-
-
-def _stop_listening(descriptor: int, port: int) -> None:
-    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-        return
-    with socket.socket(fileno=os.dup(descriptor)) as each:
-        listens = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if listens and each.family != socket.AF_UNIX and each.getsockname()[1] == port:
-            each.shutdown(socket.SHUT_RD)
+def _sorted(sockets: Sequence[socket.socket], config: ServerConfig) -> Bound:
+    """The inherited sockets by port."""
+    unix = [each for each in sockets if each.family == socket.AF_UNIX]
+    by_port: dict[int, list[socket.socket]] = {}
+    for each in sockets:
+        if each not in unix:
+            by_port.setdefault(each.getsockname()[1], []).append(each)
+    return Bound(by_port.get(config.rest.port or 0, ()), by_port.get(config.grpc.port or 0, ()), unix)
 
 
 def answer_before_an_abort(speak: Callable[[], Awaitable[None]]) -> None:

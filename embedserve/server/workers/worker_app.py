@@ -1,4 +1,4 @@
-"""A worker's additions to the REST API: `GET /-/workers`, and an end to surplus connections.
+"""A worker's addition to the REST API: `GET /-/workers`.
 
 The page lists processes, states, the answering worker, and suspect requests of dead workers. Any worker answers for all
 workers.
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import orjson
 
 if TYPE_CHECKING:
+    from embedserve.http.account import Account
+    from embedserve.http.direct import DirectCall
+    from embedserve.http.heads import RequestHead
     from embedserve.rest.app import RestApp
-    from embedserve.server.workers.accepting import Acceptor
     from embedserve.server.workers.worker_registry import WorkerRegistry
 
 __all__ = ["PATH", "WorkerApp"]
@@ -26,20 +28,27 @@ Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class WorkerApp:
-    """ASGI application: serves `/-/workers`, and passes all else to the REST API.
-
-    Attributes:
-        acceptor: Knows the surplus of connections; None before the port is open.
-    """
+    """ASGI application: serves `/-/workers`, and passes all else to the REST API."""
 
     def __init__(self, app: RestApp, registry: WorkerRegistry, index: int) -> None:
-        self.acceptor: Acceptor | None = None
         self._app = app
         self._registry = registry
         self._index = index
 
     def __repr__(self) -> str:
         return f"<WorkerApp of worker {self._index}>"
+
+    def account(self) -> Account | None:
+        """As the REST API's."""
+        return self._app.account()
+
+    def takes_whole(self, size: int) -> bool:
+        """As the REST API's."""
+        return self._app.takes_whole(size)
+
+    def direct(self, head: RequestHead, is_http2: bool) -> DirectCall | None:
+        """As the REST API's, which knows no `/-/workers`."""
+        return self._app.direct(head, is_http2)
 
     async def __call__(
         self,
@@ -48,9 +57,6 @@ class WorkerApp:
         send: Send,
     ) -> None:
         """Answer an ASGI connection."""
-        if self.acceptor is not None and self.acceptor.surplus > 0:
-            self.acceptor.surplus -= 1
-            send = _closing(send)
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] in ("GET", "HEAD"):
             await self._page(scope, send)
         else:
@@ -68,14 +74,3 @@ class WorkerApp:
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-def _closing(send: Send) -> Send:
-    """Wrap `send` so that the client reconnects after the answer."""
-
-    async def closing(event: dict[str, Any]) -> None:
-        if event["type"] == "http.response.start":
-            event = event | {"headers": [*event["headers"], (b"connection", b"close")]}
-        await send(event)
-
-    return closing

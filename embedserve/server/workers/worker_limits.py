@@ -9,12 +9,12 @@ from typing import Any
 from embedserve.concurrency.inflight import default_limit
 from embedserve.config import RetryPolicy
 from embedserve.errors import ConfigError
-from embedserve.server.config import ServerConfig
+from embedserve.server.config import GrpcConfig, ServerConfig
 
 __all__ = ["can_share_ports", "check_supported", "share", "worker_config"]
 
-# The kernel assigns a connection once, by chance. Ending connections in good order every 60 s lets the kernel assign
-# the connections anew, so a replaced worker gets a share.
+# Of grpcio's server, whose port the kernel shares out. The kernel assigns a connection once, by chance. Ending
+# connections in good order every 60 s lets the kernel assign them anew, so a replaced worker gets a share.
 _CONNECTIONS = {"grpc.max_connection_age_ms": 60_000}
 
 
@@ -26,10 +26,8 @@ def check_supported(config: ServerConfig) -> None:
     """
     if not can_share_ports():
         raise ConfigError("--workers needs a system whose processes can share a port (SO_REUSEPORT), such as Linux")
-    if config.pyvoy is not None:
-        raise ConfigError("--workers and --server=pyvoy exclude each other: workers serve by --server=uvicorn")
-    if config.grpc.socket_path is not None and config.workers > 1:
-        raise ConfigError("--grpc_socket_path cannot be shared by --workers: give a port, or have one worker")
+    if config.grpc.server == "grpcio" and config.grpc.socket_path is not None and config.workers > 1:
+        raise ConfigError("--grpc_server=grpcio cannot share --grpc_socket_path among --workers: have one worker")
 
 
 def can_share_ports() -> bool:
@@ -63,18 +61,16 @@ def worker_config(config: ServerConfig, cpus: int) -> ServerConfig:
                     "retry": RetryPolicy(max_retries=0),
                 }
             ),
-            "grpc": config.grpc.model_copy(
-                update={
-                    "channel_arguments": {
-                        **(_CONNECTIONS if workers > 1 else {}),
-                        **config.grpc.channel_arguments,
-                        "grpc.so_reuseport": 1,
-                    }
-                }
-            ),
+            "grpc": _shared_port(config.grpc, workers) if config.grpc.server == "grpcio" else config.grpc,
             "session_config": session_config_share(config.session_config, workers, cpus),
         }
     )
+
+
+def _shared_port(config: GrpcConfig, workers: int) -> GrpcConfig:
+    """The configuration of grpcio's server on a port of several processes."""
+    arguments = {**(_CONNECTIONS if workers > 1 else {}), **config.channel_arguments, "grpc.so_reuseport": 1}
+    return config.model_copy(update={"channel_arguments": arguments})
 
 
 def session_config_share(session_config: bytes, workers: int, cpus: int) -> bytes:

@@ -47,6 +47,20 @@ def test_numbers_are_seen_by_every_process_that_has_the_descriptor(counts: Conne
         assert counts.accepting() == [7]
 
 
+class Owned:
+    """The connections of a worker, as its acceptor sees them."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    @property
+    def connections(self) -> int:
+        return len(self.worker.connections)
+
+    def retire(self, count: int) -> None:
+        self.worker.retired += count
+
+
 class Worker:
     """One of those that listen: says its number to whoever connects."""
 
@@ -54,6 +68,7 @@ class Worker:
         self, counts: ConnectionCounts, index: int, listener: socket.socket, tls: ssl.SSLContext | None = None
     ) -> None:
         self.connections: set[object] = set()
+        self.retired = 0
         worker = self
 
         class Protocol(asyncio.Protocol):
@@ -66,7 +81,7 @@ class Worker:
                 worker.connections.discard(self)
 
         own = listener.dup()
-        self.acceptor = Acceptor(counts, index, [own], Protocol, 128, tls, lambda: len(self.connections))
+        self.acceptor = Acceptor(counts, index, [own], Protocol, 128, tls, Owned(self))
 
 
 @contextlib.asynccontextmanager

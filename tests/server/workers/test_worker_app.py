@@ -1,4 +1,4 @@
-"""The page about workers, the REST API beside it, and connections that are given up with an answer."""
+"""The page about workers, and the REST API beside it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,3 @@ async def test_any_worker_shows_all_and_says_which_it_is() -> None:
             assert (head.status_code, head.content) == (200, b"")
             assert (await client.post("/-/workers")).status_code == 404
             assert (await client.get("/v1/models/m")).status_code == 200
-            app.acceptor = SimpleNamespace(surplus=2)
-            paths = ("/v1/models/m", "/-/workers", "/-/live")
-            closed = [(await client.get(path)).headers.get("connection") for path in paths]
-            assert closed == ["close", "close", None]

@@ -10,7 +10,7 @@ from tensorflow.core.protobuf.config_pb2 import ConfigProto
 
 from embedserve.config import ModelConfig, RegistryOptions
 from embedserve.errors import ConfigError
-from embedserve.server.config import GrpcConfig, PyvoyConfig, ServerConfig
+from embedserve.server.config import GrpcConfig, ServerConfig
 from embedserve.server.workers.worker_limits import check_supported, session_config_share, share, worker_config
 
 
@@ -35,7 +35,7 @@ def test_a_worker_is_told_what_to_serve_later_and_never_tries_again_by_itself() 
         models=(ModelConfig(name="m", base_path="/m"),),
         workers=2,
         options=RegistryOptions(num_batch_threads=8, max_inflight_bytes=1000),
-        grpc=GrpcConfig(channel_arguments={"grpc.so_reuseport": 0, "grpc.max_connection_age_ms": 5}),
+        grpc=GrpcConfig(server="grpcio", channel_arguments={"grpc.so_reuseport": 0, "grpc.max_connection_age_ms": 5}),
     )
     one = worker_config(whole, cpus=4)
     assert one.models == ()
@@ -43,9 +43,12 @@ def test_a_worker_is_told_what_to_serve_later_and_never_tries_again_by_itself() 
     assert (one.options.num_batch_threads, one.options.max_inflight_bytes) == (4, 500)
     assert one.options.retry.delay(1) is None
     assert dict(one.grpc.channel_arguments) == {"grpc.so_reuseport": 1, "grpc.max_connection_age_ms": 5}
-    assert worker_config(ServerConfig(workers=2), 4).grpc.channel_arguments["grpc.max_connection_age_ms"] == 60_000
-    alone = worker_config(ServerConfig(workers=1), 4).grpc.channel_arguments
+    grpcio = GrpcConfig(server="grpcio")
+    two = worker_config(ServerConfig(workers=2, grpc=grpcio), 4).grpc.channel_arguments
+    assert two["grpc.max_connection_age_ms"] == 60_000
+    alone = worker_config(ServerConfig(workers=1, grpc=grpcio), 4).grpc.channel_arguments
     assert "grpc.max_connection_age_ms" not in alone, "there is nobody to share connections with"
+    assert worker_config(ServerConfig(workers=2), 4).grpc == GrpcConfig(), "the supervisor binds the own server's port"
 
 
 def test_without_a_limit_the_machines_memory_is_divided() -> None:
@@ -57,11 +60,10 @@ def test_without_a_limit_the_machines_memory_is_divided() -> None:
 
 def test_what_cannot_be_shared_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     check_supported(ServerConfig(workers=2))
-    check_supported(ServerConfig(workers=1, grpc=GrpcConfig(socket_path="s.sock")))
-    with pytest.raises(ConfigError, match="--grpc_socket_path cannot be shared by --workers"):
-        check_supported(ServerConfig(workers=2, grpc=GrpcConfig(socket_path="s.sock")))
-    with pytest.raises(ConfigError, match="--workers and --server=pyvoy exclude each other"):
-        check_supported(ServerConfig(workers=2, pyvoy=PyvoyConfig(port=1)))
+    check_supported(ServerConfig(workers=2, grpc=GrpcConfig(socket_path="s.sock")))
+    check_supported(ServerConfig(workers=1, grpc=GrpcConfig(server="grpcio", socket_path="s.sock")))
+    with pytest.raises(ConfigError, match="cannot share --grpc_socket_path"):
+        check_supported(ServerConfig(workers=2, grpc=GrpcConfig(server="grpcio", socket_path="s.sock")))
     monkeypatch.delattr(socket, "SO_REUSEPORT")
     with pytest.raises(ConfigError, match="--workers needs a system whose processes can share a port"):
         check_supported(ServerConfig(workers=2))

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from embedserve.http import HttpProtocol
 from embedserve.rest import create_app
-from embedserve.rest.uvicorn_protocol import Http1Protocol
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.grpc.conftest import until_running
 from tests.rest.conftest import Connection, Serve, Server
@@ -36,7 +36,7 @@ def post(headers: str = "", chunked: bool = False) -> bytes:
 @pytest.fixture
 async def server(serve: Serve, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Server]:
     async with FakeRegistry({"m": {1: FakeLoader()}}) as registry:
-        async with serve(create_app(registry), http=Http1Protocol) as server:
+        async with serve(create_app(registry), http=HttpProtocol) as server:
             yield server
         assert registry.inflight.reserved == 0
     assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
@@ -92,9 +92,9 @@ async def test_connect_is_not_implemented(server: Server) -> None:
     [
         (
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32),
-            "what a client sent is TLS, and this port is not",
+            "the bytes are TLS, and this port is not",
         ),
-        (b"\r\nE 2026 forged line\r\n\x00\x01", "what a client sent is not HTTP"),
+        (b"\r\nE 2026 forged line\r\n\x00\x01", "the bytes are not HTTP"),
     ],
 )
 async def test_bytes_that_are_no_http_are_answered_and_named(
@@ -132,7 +132,7 @@ async def test_a_client_that_vanishes_before_its_answer_costs_no_traceback(
 ) -> None:
     gate = Gate()
     registry = FakeRegistry({"m": {1: FakeLoader(gate=gate)}}, batching=False, warmup="none")
-    async with registry, serve(create_app(registry), http=Http1Protocol) as server:
+    async with registry, serve(create_app(registry), http=HttpProtocol) as server:
         for leave in (reset, Connection.close):
             connection = await server.connect()
             connection.send(post())
