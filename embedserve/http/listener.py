@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from embedserve.http.limits import Limits
 from embedserve.http.protocol import HttpProtocol
@@ -114,7 +114,7 @@ class HttpListener:
 
         config = Config(
             self._app,
-            http=HttpProtocol,
+            http=cast(Any, HttpProtocol),
             interface="asgi3",
             ws="none",
             lifespan="off",

@@ -336,3 +336,8 @@ def test_what_workers_cannot_share_ends_the_start(start: Start, tmp_path: Path) 
     server = start(tmp_path, *flags, f"--port={free_port()}")
     assert server.ended() == 255
     assert "--grpc_server=grpcio cannot share --grpc_socket_path among --workers" in server.out
+    with taken_port() as port:
+        server = start(tmp_path, "--workers=2", f"--port={port}", f"--rest_api_port={free_port()}")
+        assert server.ended() == 255
+    assert f"port {port}: Address already in use" in server.out
+    assert answers(f"http://127.0.0.1:{port}/-/live")() is False
