@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve.grpc.transports.asgi import Cors
+from embedserve.grpc.transports.cors import Cors
 
 HERE, ELSEWHERE = b"https://app.example", b"https://elsewhere.example"
 

@@ -1,6 +1,6 @@
 """The gRPC services as an ASGI application: gRPC on servers with trailers, gRPC-Web on any server.
 
-The module decides about the calls, their ends, and the web pages of foreign origins that may call. The services hold
+The module decides about the calls and their ends. The services hold
 the methods, and `wire` the HTTP form. A call costs a coroutine and no task; only long calls get a task for watching.
 """
 
@@ -24,8 +24,9 @@ from embedserve.errors import CUT_SHORT, Code, DeadlineExceededError, ServingErr
 from embedserve.grpc.access import is_loopback
 from embedserve.grpc.calls import LARGE, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
+from embedserve.grpc.transports.cors import Cors
 from embedserve.grpc.transports.frames import PREFIX_BYTES, MessageReader, too_large
-from embedserve.grpc.transports.wire import Headers, Wire, metadata_value, read_timeout, wire_of
+from embedserve.grpc.transports.wire import Wire, metadata_value, read_timeout, wire_of
 from embedserve.http.account import Accounted
 from embedserve.http.asgi_request import scope_of
 from embedserve.http.direct import Answer, DirectCall, offer_of
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload
     from embedserve.registry import ModelRegistry
 
-__all__ = ["Cors", "GrpcApp", "GrpcMiddleware"]
+__all__ = ["GrpcApp", "GrpcMiddleware"]
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
@@ -51,9 +52,6 @@ NO_TRAILERS = (
 )
 OVER_HTTP_1 = "gRPC needs HTTP/2, and this request came over HTTP/1; gRPC-Web works over both"
 NO_TE = "the header `te: trailers` is missing, without which servers send no trailers and so no status"
-
-_EXPOSED = (b"access-control-expose-headers", b"grpc-status, grpc-message, grpc-encoding, grpc-accept-encoding")
-_MAX_AGE = (b"access-control-max-age", b"86400")
 
 
 class GrpcApp(RegistryListening):
@@ -560,49 +558,3 @@ async def _refuse_for_trailers(send: Send, reason: str) -> None:
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
-
-
-class Cors:
-    """The permitted origins: any (`True`, `"*"`), none (`False`), or a list, as in `https://app.example`."""
-
-    def __init__(self, origins: bool | str | Iterable[str]) -> None:
-        listed = () if isinstance(origins, bool) else (origins,) if isinstance(origins, str) else origins
-        # Browsers write no slash after an origin, and no default port.
-        self._origins = frozenset(each.rstrip("/").encode() for each in listed)
-        self._any = origins is True or b"*" in self._origins
-
-    def __bool__(self) -> bool:
-        return self._any or bool(self._origins)
-
-    def headers(self, request: Mapping[bytes, bytes]) -> Headers:
-        """Headers of an answer that let the calling page read the answer."""
-        allowed = self._allowed(request)
-        return [*allowed, _EXPOSED] if allowed else self._vary()
-
-    def preflight(self, request: Mapping[bytes, bytes]) -> Headers:
-        """The headers that answer a preflight; without any, the browser makes no call."""
-        allowed = self._allowed(request)
-        if not allowed:
-            return self._vary()
-        # The caller chooses the metadata keys, so all requested headers are permitted.
-        wanted = request.get(b"access-control-request-headers", b"content-type, x-grpc-web, x-user-agent, grpc-timeout")
-        return [
-            *allowed,
-            (b"access-control-allow-methods", b"POST"),
-            (b"access-control-allow-headers", wanted),
-            _MAX_AGE,
-        ]
-
-    def _allowed(self, request: Mapping[bytes, bytes]) -> Headers:
-        origin = request.get(b"origin")
-        if origin is None:
-            return []
-        if self._any:
-            return [(b"access-control-allow-origin", b"*")]
-        if origin in self._origins:
-            return [(b"access-control-allow-origin", origin), *self._vary()]
-        return []
-
-    def _vary(self) -> Headers:
-        """Headers for caches, if different origins get different answers."""
-        return [] if self._any else [(b"vary", b"origin")]
