@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
+from embedserve.asgi.listening import RegistryListening
+
 if TYPE_CHECKING:
-    from embedserve.http.account import Account
     from embedserve.http.direct import DirectCall
     from embedserve.http.heads import RequestHead
     from embedserve.rest.app import RestApp
@@ -27,8 +28,10 @@ PATH = "/-/workers"
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class WorkerApp:
+class WorkerApp(RegistryListening):
     """ASGI application: serves `/-/workers`, and passes all else to the REST API."""
+
+    _registry: WorkerRegistry
 
     def __init__(self, app: RestApp, registry: WorkerRegistry, index: int) -> None:
         self._app = app
@@ -37,10 +40,6 @@ class WorkerApp:
 
     def __repr__(self) -> str:
         return f"<WorkerApp of worker {self._index}>"
-
-    def account(self) -> Account | None:
-        """As the REST API's."""
-        return self._app.account()
 
     def takes_whole(self, size: int) -> bool:
         """As the REST API's."""
