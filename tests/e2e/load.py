@@ -1,4 +1,4 @@
-"""Clients that ask without pause, and what they saw: failures, versions, and older ones that came after newer ones."""
+"""Clients that ask again and again, and what they saw: failures, versions, and older ones that came after newer ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 Ask = Callable[[], int]
 
+# Between an answer and the next request, in seconds: the servers keep some of the processor, for what they do meanwhile.
+_PAUSE = 0.01
 _BODY = json.dumps({"instances": [1.0]})
 
 
@@ -103,7 +105,7 @@ def load(rest: int, grpc_port: int, clients: int = 3) -> Iterator[Seen]:
 
     def work(make: Callable[[int], Iterator[Ask]], port: int) -> None:
         with contextlib.contextmanager(make)(port) as ask:
-            while not seen.stop.is_set():
+            while not seen.stop.wait(_PAUSE):
                 floor = seen.floor()
                 try:
                     seen.add(floor, ask())
