@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Every Python that a test starts begins with `tests/support/site/sitecustomize.py`.
 os.environ["PYTHONPATH"] = f"{Path(__file__).parent}/support/site{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
-import hypothesis  # noqa: F401  Before anything is frozen: an import of it asks the collector who refers to what.
+import hypothesis  # Before anything is frozen: an import of it asks the collector who refers to what.
 import pytest
 from blockbuster import BlockBuster
 from xdist.scheduler import LoadScopeScheduling
@@ -57,6 +57,13 @@ sys.addaudithook(_note_python_starts)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out the tests that are marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under `--quick`, try few examples where a test asks for no number of them."""
+    if config.getoption("--quick"):
+        hypothesis.settings.register_profile("quick", max_examples=20)
+        hypothesis.settings.load_profile("quick")
 
 
 def _is_slow(path: Path) -> bool:
@@ -123,6 +130,20 @@ def frozen() -> Iterator[None]:
     gc.freeze()
 
 
+def _make_detector() -> BlockBuster:
+    detector = BlockBuster([embedserve])
+    for function in detector.functions.values():
+        for file_name, names in _MAY_READ:
+            function.can_block_in(file_name, names)
+    # A lock held for a few instructions (queue.SimpleQueue, logging, thread start) is not what this is about.
+    for name in [name for name in detector.functions if name.startswith("threading.Lock")]:
+        del detector.functions[name]
+    return detector
+
+
+_detector = _make_detector()
+
+
 @pytest.fixture(autouse=True)
 def blockbuster(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
     """Make a blocking call on a running loop raise, wherever embedserve's code is in the stack.
@@ -132,18 +153,11 @@ def blockbuster(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
     if request.node.get_closest_marker("may_block"):
         yield None
         return
-    detector = BlockBuster([embedserve])
-    for function in detector.functions.values():
-        for file_name, names in _MAY_READ:
-            function.can_block_in(file_name, names)
-    # A lock held for a few instructions (queue.SimpleQueue, logging, thread start) is not what this is about.
-    for name in [name for name in detector.functions if name.startswith("threading.Lock")]:
-        del detector.functions[name]
-    detector.activate()
+    _detector.activate()
     try:
-        yield detector
+        yield _detector
     finally:
-        detector.deactivate()
+        _detector.deactivate()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import pytest
 from benchmarks.queue_simulation import ClosedLoop, Load, Machine, OpenLoop, Outcome, simulate
 from embedserve.config import BatchingOptions
 
+pytestmark = pytest.mark.slow
+
 # Seconds of a run, and of each of its rows.
 MODELS = {"both": (0.001, 0.001), "fixed": (0.010, 0.0001), "rows": (0.001, 0.006), "quick": (0.0001, 0.00001)}
 REQUESTS = 6000

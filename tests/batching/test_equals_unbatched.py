@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -145,6 +146,7 @@ async def play(asks: list[Ask], options: BatchingOptions, threads: int, batching
         assert r.pool.busy == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asks=asks, options=options, threads=st.integers(1, 3), batching=st.sampled_from(["auto", "adaptive"]))
 def test_batched_equals_unbatched(asks: list[Ask], options: BatchingOptions, threads: int, batching: Batching) -> None:

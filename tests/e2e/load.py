@@ -1,4 +1,4 @@
-"""Clients that ask again and again, and what they saw: failures, versions, and older ones that came after newer ones."""
+"""Clients that ask again and again, and what they saw: failures, versions, older versions after newer ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 Ask = Callable[[], int]
 
-# Between an answer and the next request, in seconds: the servers keep some of the processor, for what they do meanwhile.
+# Seconds from an answer to the next request: the servers keep some of the processor, for what they do meanwhile.
 _PAUSE = 0.01
 _BODY = json.dumps({"instances": [1.0]})
 

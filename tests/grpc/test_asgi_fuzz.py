@@ -19,6 +19,8 @@ from embedserve.grpc.transports.frames import frame
 from tests.grpc.conftest import predict_request, registry
 from tests.grpc.fabricated import CHECK, KINDS, PREDICT, REFLECTION, WATCH, Connection
 
+pytestmark = pytest.mark.slow
+
 REQUEST = predict_request(x=[1, 2]).SerializeToString()
 MODEL_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 

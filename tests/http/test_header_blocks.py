@@ -35,6 +35,7 @@ def both(blocks: list[bytes]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.lists(FIELDS, max_size=6), st.booleans()), max_size=6))
 @settings(max_examples=300, deadline=None)
 def test_encoded_fields_are_read_alike(blocks: list[tuple[list[tuple[bytes, bytes, bool]], bool]]) -> None:
@@ -42,6 +43,7 @@ def test_encoded_fields_are_read_alike(blocks: list[tuple[list[tuple[bytes, byte
     both([encoder.encode(fields, huffman=huffman) for fields, huffman in blocks])
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=40), max_size=5))
 @settings(max_examples=500, deadline=None)
 def test_any_bytes_are_read_alike(blocks: list[bytes]) -> None:
@@ -51,6 +53,7 @@ def test_any_bytes_are_read_alike(blocks: list[bytes]) -> None:
 CODER = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 
 
+@pytest.mark.slow
 @given(st.one_of(st.binary(max_size=60), st.builds(CODER.encode, st.binary(max_size=60))))
 @settings(max_examples=2_000, deadline=None)
 def test_huffman_codes_are_read_alike(data: bytes) -> None:

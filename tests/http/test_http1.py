@@ -514,6 +514,7 @@ PIECES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(PIECES, st.integers(0, 6)), max_size=20), st.integers(1, 50), st.booleans())
 @settings(max_examples=400, deadline=None)
 def test_any_bytes_in_any_pieces(steps: list[tuple[bytes, int]], size: int, whole: bool) -> None:

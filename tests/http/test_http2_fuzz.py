@@ -13,6 +13,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,8 @@ from embedserve.http.events import Data, Ended, Event, Request, Reset, Sent, Tra
 from embedserve.http.frames import frame
 from embedserve.http.limits import Limits
 from tests.http.http2_peer import HANDSHAKE, OK, REQUEST, STATUS, block, parse
+
+pytestmark = pytest.mark.slow
 
 SMALL = Limits(
     max_streams=4,

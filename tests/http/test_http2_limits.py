@@ -148,6 +148,7 @@ def test_a_compressed_list_that_expands_ends_the_connection_before_it_is_made() 
     assert peak < 2_000_000
 
 
+@pytest.mark.slow
 def test_remembered_blocks_are_bounded() -> None:
     peer = Peer()
     tracemalloc.start()

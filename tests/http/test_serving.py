@@ -176,6 +176,7 @@ async def test_gzip_either_way(compression: str) -> None:
         assert np.array_equal(np.asarray(response.outputs["y"].float_val, np.float32), values * 10 + 1)
 
 
+@pytest.mark.slow
 async def test_large_messages_at_once(make: Make) -> None:
     async with served(make) as site, site.stub() as stub:
         values = [np.arange(LARGE, dtype=np.float32) % 1000 + number for number in range(3)]
@@ -241,6 +242,7 @@ async def test_rest_predicts_and_refuses(make: Make, http2: bool) -> None:
         assert (await web.post("/v1/models/m:predict", json={"instances": [1, 2]})).status_code == 200
 
 
+@pytest.mark.slow
 @versions
 async def test_large_bodies_with_a_length_and_in_chunks(make: Make, http2: bool) -> None:
     async with served(make) as site, site.web(http2) as web:
@@ -308,6 +310,7 @@ async def test_curl(version: str, make: Make, tmp_path: Path) -> None:
 # Together.
 
 
+@pytest.mark.slow
 async def test_all_clients_at_once_on_one_port(make: Make) -> None:
     async with AsyncExitStack() as stack:
         site = await stack.enter_async_context(served(make))

@@ -24,6 +24,8 @@ from tests.saved_model.cases import CASES, floats, strings
 from tests.saved_model.conftest import Load, ModelPath
 from tests.support import saved_models
 
+pytestmark = pytest.mark.slow
+
 Kind = Literal["function", "session"]
 KINDS: tuple[Kind, ...] = ("function", "session")
 

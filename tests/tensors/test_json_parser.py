@@ -108,6 +108,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(value=JSON, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
 @settings(max_examples=300, deadline=None)
 def test_all_readers_find_the_same_tree(value: Any, ascii_only: bool, indent: int | None) -> None:

@@ -76,6 +76,7 @@ def test_make_ndarray_reads_what_encode_writes(dtype: DType, data: st.DataObject
     assert same(np.asarray(tf.make_ndarray(encode(array, dtype)), dtype.numpy), array)
 
 
+@pytest.mark.slow
 @given(data=st.data(), dtype=st.sampled_from(VALUED), shape=st.lists(st.integers(-1, 4), max_size=3))
 @settings(max_examples=300, deadline=None)
 def test_decode_agrees_with_tensorflow_on_any_message(data: st.DataObject, dtype: DType, shape: list[int]) -> None:

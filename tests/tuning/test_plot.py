@@ -57,6 +57,7 @@ def test_the_table_has_every_cell_and_its_failures() -> None:
     assert [cell.strip() for cell in lines[6].strip("|").split("|")] == ["2", "8", "1", "0.0", "-", "-", "-", "7"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".png", ".svg"])
 def test_a_picture_is_written(kind: str, tmp_path: Path) -> None:
     file = tmp_path / f"plot{kind}"
