@@ -24,7 +24,7 @@ from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
     from embedserve.concurrency.inflight import Reservation
-    from embedserve.grpc.predict_form import Forms
+    from embedserve.grpc.request_templates import RequestTemplates
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
@@ -116,7 +116,7 @@ def unary(
     *,
     observed_as: str | None = None,
     logged_as: Kind | None = None,
-    forms: Forms | None = None,
+    templates: RequestTemplates | None = None,
 ) -> Unary:
     """Make a unary method.
 
@@ -126,7 +126,7 @@ def unary(
         handler: Answers a parsed request.
         observed_as: API name of each call for the observers; None leaves the calls uncounted.
         logged_as: Kind of the exchange in a request log; None leaves the calls unlogged.
-        forms: Known forms of requests; the handler takes a `KnownRequest` in place of a message.
+        templates: Templates of known requests; the handler takes a `KnownRequest` in place of a message.
     """
 
     async def answer(body: bytes, context: Context) -> bytes:
@@ -141,7 +141,7 @@ def unary(
             else:
                 held.receive(size, "the request")
             large = size > LARGE
-            request = known = None if forms is None else forms.find(body)
+            request = known = None if templates is None else templates.find(body)
             if request is None:
                 parsed = parsed_bytes(request_type, body)
                 held.grow(parsed, "the request, parsed")
@@ -152,8 +152,8 @@ def unary(
                 response = await handler(request, context, large)
             else:
                 response = await handler(request, context, large, partial(_log, logged_as, body))
-            if forms is not None and known is None:
-                forms.learn(body, request)
+            if templates is not None and known is None:
+                templates.learn(body, request)
             held.become(len(response))
             code = Code.OK
             return response

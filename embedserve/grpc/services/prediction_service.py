@@ -34,7 +34,7 @@ from embedserve.grpc.calls import (
     priority_of,
     unary,
 )
-from embedserve.grpc.predict_form import Forms, KnownRequest
+from embedserve.grpc.request_templates import KnownRequest, RequestTemplates
 from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
@@ -104,7 +104,7 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods
                 handler,
                 observed_as=api,
                 logged_as=kind,
-                forms=Forms() if name == "Predict" else None,
+                templates=RequestTemplates() if name == "Predict" else None,
             )
             for name, (message, handler, api, kind) in requests.items()
         },

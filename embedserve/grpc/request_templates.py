@@ -1,7 +1,7 @@
-"""Forms of Predict requests: the constant part of requests that differ in their values only.
+"""Request templates: the constant part of Predict requests that differ in their values only.
 
 Most clients repeat a request with new numbers. The bytes before the numbers determine names, version, dtype and shape.
-A request with the length and the first bytes of a known form needs no parsing. All further requests are parsed. The
+A request with the length and the first bytes of a known template needs no parsing. All further requests are parsed. The
 module knows no registry.
 """
 
@@ -17,10 +17,10 @@ from embedserve.servable import Array
 from embedserve.tensors.dtypes import by_number
 from embedserve.tensors.wire_format import LENGTH_DELIMITED, VARINT, fields
 
-__all__ = ["Forms", "KnownRequest"]
+__all__ = ["KnownRequest", "RequestTemplates"]
 
-_MAX_FORMS = 256
-"""Forms kept; at the bound all forms are dropped."""
+_MAX_TEMPLATES = 256
+"""Templates kept; at the bound all templates are dropped."""
 _MAX_HEAD = 1024
 """Bytes before the values of the longest head that is kept."""
 _MAX_LENGTHS = 4
@@ -43,8 +43,8 @@ class KnownSpec(NamedTuple):
     signature_name: str
 
 
-class Form(NamedTuple):
-    """The common part of a form's requests: model spec, a single input, and the position of the values."""
+class RequestTemplate(NamedTuple):
+    """The common part of a template's requests: model spec, a single input, and the position of the values."""
 
     model_spec: KnownSpec
     alias: str
@@ -54,50 +54,50 @@ class Form(NamedTuple):
 
 
 class KnownRequest:
-    """A request of a known form: the content of a `PredictRequest`, without parsing."""
+    """A request of a known template: the content of a `PredictRequest`, without parsing."""
 
-    __slots__ = ("_body", "_form", "model_spec")
+    __slots__ = ("_body", "_template", "model_spec")
 
     output_filter: tuple[str, ...] = ()
 
-    def __init__(self, form: Form, body: bytes) -> None:
-        self._form = form
+    def __init__(self, template: RequestTemplate, body: bytes) -> None:
+        self._template = template
         self._body = body
-        self.model_spec = form.model_spec
+        self.model_spec = template.model_spec
 
     def decode(self) -> dict[str, Array]:
-        """The input by its name: read-only, in the form's dtype and shape."""
-        form = self._form
+        """The input by its name: read-only, in the template's dtype and shape."""
+        template = self._template
         # A slice, not an offset: users of arrays expect aligned memory.
-        return {form.alias: np.frombuffer(self._body[form.start :], form.dtype).reshape(form.shape)}
+        return {template.alias: np.frombuffer(self._body[template.start :], template.dtype).reshape(template.shape)}
 
 
-class Forms:
-    """The forms seen so far, bounded in number; at the bound all forms are dropped at once.
+class RequestTemplates:
+    """The templates seen so far, bounded in number; at the bound all templates are dropped at once.
 
-    A form is kept at its second sight, so that clients without repetition cost next to no memory.
+    A template is kept at its second sight, so that clients without repetition cost next to no memory.
     """
 
     def __init__(self) -> None:
         # By length and head. The head alone is not enough: fields may follow the input, as an `output_filter` does.
-        self._forms: dict[tuple[int, bytes], Form] = {}
+        self._templates: dict[tuple[int, bytes], RequestTemplate] = {}
         self._starts: dict[int, tuple[int, ...]] = {}  # By the length of the request.
         self._candidate: tuple[int, bytes] = 0, b""
 
     def __len__(self) -> int:
-        return len(self._forms)
+        return len(self._templates)
 
     def find(self, body: bytes) -> KnownRequest | None:
-        """The request, if a form has the same length and the same bytes before the values."""
+        """The request, if a template has the same length and the same bytes before the values."""
         size = len(body)
         for start in self._starts.get(size, ()):
-            form = self._forms.get((size, body[:start]))
-            if form is not None:
-                return KnownRequest(form, body)
+            template = self._templates.get((size, body[:start]))
+            if template is not None:
+                return KnownRequest(template, body)
         return None
 
     def learn(self, body: bytes, request: Any) -> None:
-        """Consider the form of a parsed and answered request; `request` is the message in `body`."""
+        """Consider the template of a parsed and answered request; `request` is the message in `body`."""
         start = _start_of_values(body)
         if start is None or start > _MAX_HEAD:
             return
@@ -105,20 +105,20 @@ class Forms:
         if (len(body), head) != self._candidate:
             self._candidate = len(body), head
             return
-        form = _form(request, start, len(body))
-        if form is None:
+        template = _template(request, start, len(body))
+        if template is None:
             return
         starts = self._starts.get(len(body), ())
-        if len(self._forms) >= _MAX_FORMS or len(starts) >= _MAX_LENGTHS:
-            self._forms.clear()
+        if len(self._templates) >= _MAX_TEMPLATES or len(starts) >= _MAX_LENGTHS:
+            self._templates.clear()
             self._starts.clear()
             starts = ()
-        self._forms[len(body), head] = form
+        self._templates[len(body), head] = template
         if start not in starts:
             self._starts[len(body)] = (*starts, start)
 
 
-def _form(request: Any, start: int, size: int) -> Form | None:
+def _template(request: Any, start: int, size: int) -> RequestTemplate | None:
     [(alias, tensor)] = request.inputs.items()
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
     dtype = by_number(tensor.dtype)
@@ -130,7 +130,7 @@ def _form(request: Any, start: int, size: int) -> Form | None:
     version = spec.version.value if choice == "version" else None
     label = spec.version_label if choice == "version_label" else None
     known = KnownSpec(spec.name, version, label, spec.signature_name)
-    return Form(known, alias, dtype.numpy, shape, start)
+    return RequestTemplate(known, alias, dtype.numpy, shape, start)
 
 
 def _start_of_values(body: bytes) -> int | None:
@@ -159,12 +159,12 @@ def _start_of_values(body: bytes) -> int | None:
 
 
 def _few_fields(body: bytes, at: int, end: int) -> list[tuple[int, int, int, int]]:
-    """The first six fields of a message; a form has fewer.
+    """The first six fields of a message; a template has fewer.
 
     Raises:
         ValueError, IndexError: The bytes are no message, or a field of a fixed size or a group is among the fields.
     """
     found = list(islice(fields(body, at, end), 6))
     if any(kind not in (VARINT, LENGTH_DELIMITED) for _, kind, _, _ in found):
-        raise ValueError("a form has fields of other kinds")
+        raise ValueError("a template has fields of other kinds")
     return found

@@ -1,4 +1,4 @@
-"""A request of a known form is read without being parsed, and says what the parser says."""
+"""A request of a known template is read without being parsed, and says what the parser says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensorflow_serving.apis import predict_pb2
 
 from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.grpc.errors import StatusError
-from embedserve.grpc.predict_form import Forms
+from embedserve.grpc.request_templates import RequestTemplates
 from embedserve.grpc.services import prediction_service
 from embedserve.tensors import proto
 from embedserve.tensors.dtypes import by_numpy
@@ -36,12 +36,12 @@ def request_of(array: Any, alias: str = "x", content: bool = False, **spec: Any)
     return request
 
 
-def learned(*requests: Any) -> Forms:
-    forms = Forms()
+def learned(*requests: Any) -> RequestTemplates:
+    templates = RequestTemplates()
     for request in requests:
         for _ in range(2):
-            forms.learn(request.SerializeToString(), request)
-    return forms
+            templates.learn(request.SerializeToString(), request)
+    return templates
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,10 +64,10 @@ def test_the_second_of_its_form_reads_as_the_parser_reads_it(
         np.frombuffer(rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape) for _ in "ab"
     ]
     content = np.dtype(dtype) not in (np.float32, np.float64) or bool(seed % 2)
-    forms = learned(request_of(arrays[0], alias, content, **spec))
-    assert len(forms) == 1
+    templates = learned(request_of(arrays[0], alias, content, **spec))
+    assert len(templates) == 1
     body = request_of(arrays[1], alias, content, **spec).SerializeToString()
-    found = forms.find(body)
+    found = templates.find(body)
     assert found is not None
     parsed = predict_pb2.PredictRequest.FromString(body)
     assert found.model_spec == (name, version, label, parsed.model_spec.signature_name)
@@ -80,16 +80,16 @@ def test_the_second_of_its_form_reads_as_the_parser_reads_it(
 
 
 def test_a_form_is_kept_when_it_is_seen_again() -> None:
-    forms = Forms()
+    templates = RequestTemplates()
     request = request_of(np.zeros(3, np.float32))
     body = request.SerializeToString()
-    forms.learn(body, request)
-    assert forms.find(body) is None
-    forms.learn(body, request)
-    assert forms.find(body) is not None
+    templates.learn(body, request)
+    assert templates.find(body) is None
+    templates.learn(body, request)
+    assert templates.find(body) is not None
 
 
-def no_forms() -> list[Any]:
+def without_template() -> list[Any]:
     two = request_of(np.zeros(3, np.float32))
     proto.encode_into(two.inputs["y"], np.zeros(3, np.float32), by_numpy(np.dtype(np.float32)))
     filtered = request_of(np.zeros(3, np.float32))
@@ -108,36 +108,36 @@ def no_forms() -> list[Any]:
     return [two, filtered, short, varints, strings, flags, empty, both, named, nameless]
 
 
-@pytest.mark.parametrize("request_", no_forms())
+@pytest.mark.parametrize("request_", without_template())
 def test_what_does_not_end_with_one_arrays_memory_is_always_parsed(request_: Any) -> None:
-    forms = learned(request_)
-    assert len(forms) == 0
-    assert forms.find(request_.SerializeToString()) is None
+    templates = learned(request_)
+    assert len(templates) == 0
+    assert templates.find(request_.SerializeToString()) is None
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
-def test_bytes_that_only_start_like_a_form_are_parsed(cut: int) -> None:
+def test_bytes_that_only_start_like_a_template_are_parsed(cut: int) -> None:
     request = request_of(np.zeros(3, np.float32))
-    forms = learned(request)
+    templates = learned(request)
     body = request.SerializeToString()
-    assert forms.find(body[:-cut]) is None
-    assert forms.find(body + b"\0" * cut) is None
-    assert forms.find(bytes(cut) + body[cut:]) is None
+    assert templates.find(body[:-cut]) is None
+    assert templates.find(body + b"\0" * cut) is None
+    assert templates.find(bytes(cut) + body[cut:]) is None
 
 
 def test_a_message_of_many_fields_is_not_walked_to_its_end() -> None:
     request = request_of(np.zeros(3, np.float32))
     request.output_filter.extend(["y"] * 200_000)
     body = request.SerializeToString()
-    forms = Forms()
+    templates = RequestTemplates()
     for _ in range(50):
-        forms.learn(body, request)
-    assert len(forms) == 0
+        templates.learn(body, request)
+    assert len(templates) == 0
 
 
 def test_the_number_of_forms_is_bounded() -> None:
-    forms = learned(*(request_of(np.zeros(rows, np.float32)) for rows in range(1, 400)))
-    assert 0 < len(forms) <= 256
+    templates = learned(*(request_of(np.zeros(rows, np.float32)) for rows in range(1, 400)))
+    assert 0 < len(templates) <= 256
     many = learned(
         *(
             request_of(np.zeros(50 - len(alias), np.uint8), alias, content=True)
