@@ -1,7 +1,7 @@
-"""gRPC on grpc.aio, pyvoy, and uvicorn with `HttpProtocol`: Predict on a tiny model, beside servers that do nothing.
+"""gRPC on the own listener, on grpc.aio and in a host: Predict on a tiny model, beside a server that does nothing.
 
 python -m benchmarks.grpc_transports [--seconds 2] [--repeats 5] [--json FILE]
-python -m benchmarks.grpc_transports --serve embedserve-pyvoy       (one server alone, for a profiler)
+python -m benchmarks.grpc_transports --serve embedserve-uvicorn     (one server alone, for a profiler)
 
 The servers take turns on one processor core, h2load is on another and keeps 32 calls under way. Answers are
 checked before and after; during the load, an answer of another size than a right one counts as failed. Processor time
@@ -26,22 +26,19 @@ from benchmarks.suite.contenders import CONTENDERS
 from benchmarks.suite.measure import Cell, Plan, Results
 from benchmarks.suite.workloads import Workload, examples_of, models_directory
 
-NOOP_AIO, AIO, NOOP_PYVOY, PYVOY, HTTP = SERVERS = (
+NOOP_AIO, AIO, OWN, HTTP = SERVERS = (
     "noop-grpc.aio",
+    "embedserve-grpcio",
     "embedserve-uvicorn",
-    "noop-pyvoy",
-    "embedserve-pyvoy",
     "embedserve-http",
 )
 WORKLOAD = Workload("half", ("grpc",), (32,))
 # One server over another, and how many times its calls it is to answer at least.
 RATIOS = (
     (AIO, NOOP_AIO, 0.7),
-    (PYVOY, AIO, 2.5),
-    (PYVOY, NOOP_PYVOY, None),
-    (NOOP_PYVOY, NOOP_AIO, None),
-    (HTTP, AIO, None),
-    (HTTP, PYVOY, None),
+    (OWN, AIO, 2.5),
+    (OWN, NOOP_AIO, None),
+    (HTTP, OWN, None),
 )
 
 

@@ -97,11 +97,11 @@ def _transports() -> Iterator[Promise]:
     def half(protocol: str, server: str) -> Cell:
         return Cell("half", protocol, 64, server)
 
-    ours, pyvoy = "embedserve-uvicorn", "embedserve-pyvoy"
+    ours, grpcio = "embedserve-uvicorn", "embedserve-grpcio"
     starlette, aio = half("rest", "noop-starlette"), half("grpc", "noop-grpc.aio")
     yield 2, "half at 64 over REST, of a no-op Starlette route", half("rest", ours), starlette, 0.5
     yield 2, "half at 64 over gRPC, of a no-op grpc.aio server", half("grpc", ours), aio, 0.75
-    yield 2, "half at 64 over gRPC under pyvoy, of grpc.aio", half("grpc", pyvoy), half("grpc", ours), 2.5
+    yield 2, "half at 64 over gRPC, of the same on grpc.aio", half("grpc", ours), half("grpc", grpcio), 2.5
 
 
 def _images() -> Iterator[Promise]:

@@ -26,7 +26,7 @@ from embedserve.http.frames import (
 )
 from embedserve.http.header_blocks import BlockReader, encode_fields
 from embedserve.http.heads import MalformedError, RequestHead, TooLargeError, trailer_fields
-from embedserve.http.limits import Limits, RateLimit
+from embedserve.http.limits import Limits, PingLimit, RateLimit
 from embedserve.http.outbox import Outbox, greeting
 from embedserve.http.streams import Stream, Streams
 
@@ -73,6 +73,7 @@ class Http2Connection:
         self._initial_window = max(DEFAULT_WINDOW, limits.stream_window)
         self._settings_rate = RateLimit(limits.settings_per_second, limits.settings_burst)
         self._reset_rate = RateLimit(limits.resets_per_second, limits.resets_burst)
+        self._pings = PingLimit(limits)
         self._control_rate = RateLimit(limits.control_frames_per_second, limits.control_frames_burst)
         handlers: dict[int, OnFrame] = {
             frames.DATA: self._on_data,
@@ -390,6 +391,8 @@ class Http2Connection:
         self._nuisance()
         payload = data[start:end]
         if not flags & ACK:
+            if not self._pings.take(self._now, self._streams.highest):
+                raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")  # gRPC's word for it.
             self._out.control(frames.frame(frames.PING, ACK, 0, payload))
         elif payload == _DRAIN_PING and self._draining:
             self._refuse_new_streams()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-__all__ = ["Limits", "RateLimit"]
+__all__ = ["Limits", "PingLimit", "RateLimit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class Limits:
             bytes, window updates of less than 256 bytes. Origin: a frame costs about a microsecond, and gRPC clients
             send some hundred PING frames per second to measure a connection.
         control_frames_burst: Control frames at once, before the rate counts.
+        ping_interval: Seconds between two PING frames of a client without a new request in between; 0 for no rule. The
+            default leaves PING to `control_frames_per_second`. Origin: gRPC's servers, which ask for 300.
+        max_ping_strikes: PING frames that may come sooner. Origin: gRPC.
         max_unread_control_bytes: Bytes of answers to control frames that wait because the client does not read.
             Origin: some thousand PING answers.
         max_queued_bytes: Bytes of answers that wait for the client's windows. Over the bound, further answers are
@@ -80,6 +84,8 @@ class Limits:
     resets_burst: int = 1_000
     control_frames_per_second: float = 1_000.0
     control_frames_burst: int = 2_000
+    ping_interval: float = 0.0
+    max_ping_strikes: int = 2
     max_unread_control_bytes: int = 65_536
     max_queued_bytes: int = 1 << 26
     head_timeout: float = 20.0
@@ -136,3 +142,31 @@ class RateLimit:
             return True
         self._tokens = 0.0
         return False
+
+
+class PingLimit:
+    """The rule for a client's PING frames: `ping_interval` seconds apart, or `max_ping_strikes` exceptions at most."""
+
+    __slots__ = ("_limits", "_request", "_seen", "_strikes")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._seen = -math.inf
+        self._request = self._strikes = 0
+
+    def __repr__(self) -> str:
+        return f"<PingLimit {self._strikes} strikes>"
+
+    def take(self, now: float, request: int) -> bool:
+        """Whether a further PING is within the rule.
+
+        Args:
+            now: Seconds of any steady clock.
+            request: Number of the connection's last request; a new request forgives all strikes.
+        """
+        if request != self._request:
+            self._strikes = 0
+        elif now - self._seen < self._limits.ping_interval:
+            self._strikes += 1
+        self._seen, self._request = now, request
+        return self._strikes <= self._limits.max_ping_strikes

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -59,6 +61,8 @@ class HttpListener:
         tls: TLS context, or None for plain text.
         limits: The costs that a connection may cause.
         keep_alive: Seconds until an idle connection ends.
+        ages: Seconds until a connection ends after its next answers (gRPC's `max_connection_age`, give or take a tenth
+            at random), and seconds more until its requests are cut.
         accept: Accepts connections in place of the loop's servers.
         cut: Called when the time of a drain is over, before the remaining requests are cancelled.
     """
@@ -72,6 +76,7 @@ class HttpListener:
         tls: ssl.SSLContext | None = None,
         limits: Limits | None = None,
         keep_alive: float = KEEP_ALIVE,
+        ages: tuple[float, float] = (math.inf, math.inf),
         accept: Accept | None = None,
         cut: Callable[[], None] = lambda: None,
     ) -> None:
@@ -81,12 +86,13 @@ class HttpListener:
         self._tls = tls
         self._limits = limits or Limits()
         self._keep_alive = keep_alive
+        self._max_age, self._age_grace = ages
         self._accept = accept
         self._cut = cut
         self._servers: list[Any] = []
         self._acceptor: Any = None
         self._state: ServerState | None = None
-        self._dating: asyncio.TimerHandle | None = None
+        self._ticking: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -127,7 +133,7 @@ class HttpListener:
         config.load()
         config.access_log = False  # As an argument, the value would end the access log of the whole process.
         self._state = ServerState()
-        self._keep_date()
+        self._each_second()
         try:
             if self._unix is not None:
                 self._sockets.append(await asyncio.to_thread(self._unix.bind))
@@ -142,6 +148,11 @@ class HttpListener:
         class Connection(HttpProtocol):
             limits = self._limits
             unix_client = LOCAL_CLIENT
+            retires_at = math.inf
+
+            def connection_made(connection, transport: asyncio.BaseTransport) -> None:  # noqa: N805
+                connection.retires_at = connection.loop.time() + self._max_age * random.uniform(0.9, 1.1)
+                super().connection_made(transport)
 
         def make() -> HttpProtocol:
             return Connection(config, state, {})
@@ -154,11 +165,19 @@ class HttpListener:
             create: Any = loop.create_unix_server if each.family == socket.AF_UNIX else loop.create_server
             self._servers.append(await create(make, sock=each, ssl=self._tls, backlog=BACKLOG))
 
-    def _keep_date(self) -> None:
-        """Renew the `date` of answers every second."""
+    def _each_second(self) -> None:
+        """Renew the `date` of answers, and end connections over their age."""
         assert self._state is not None
+        loop = asyncio.get_running_loop()
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
-        self._dating = asyncio.get_running_loop().call_later(1.0, self._keep_date)
+        self._ticking = loop.call_later(1.0, self._each_second)
+        if self._max_age < math.inf:
+            now = loop.time()
+            for each in self._connections:
+                if now > each.retires_at + self._age_grace:
+                    each.transport.abort()
+                elif now > each.retires_at and not each.is_retiring:
+                    each.retire()
 
     def retire(self, count: int) -> None:
         """End `count` busy connections after their next answers, so that the clients connect anew."""
@@ -199,8 +218,8 @@ class HttpListener:
         await self._until(self._is_free, end, lambda each: each.shutdown())
         if not self._is_free():
             await self._cut_short()
-        if self._dating is not None:
-            self._dating.cancel()
+        if self._ticking is not None:
+            self._ticking.cancel()
         if self._unix is not None:
             await asyncio.to_thread(self._unix.remove)
         self._ended.set()

@@ -220,6 +220,7 @@ async def make_ports(
             tls=tls,
             limits=policy.limits,
             keep_alive=policy.keep_alive,
+            ages=policy.ages,
             accept=accept.get("grpc"),
             cut=cut,
         )

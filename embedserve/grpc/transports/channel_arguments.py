@@ -29,6 +29,13 @@ _NUMBERS = {
     "grpc.absolute_max_metadata_size": "max_header_bytes",
     "grpc.http2.max_frame_size": "max_frame_bytes",
     "grpc.http2.lookahead_bytes": "stream_window",
+    "grpc.http2.max_ping_strikes": "max_ping_strikes",
+}
+_SECONDS = {
+    "grpc.max_connection_idle_ms": "idle",
+    "grpc.max_connection_age_ms": "age",
+    "grpc.max_connection_age_grace_ms": "grace",
+    "grpc.http2.min_recv_ping_interval_without_data_ms": "ping_interval",
 }
 # Fields of `ConnectionPolicy` with the same unit.
 _MESSAGES = {
@@ -44,12 +51,14 @@ class ConnectionPolicy:
     Attributes:
         limits: The costs that a connection may cause.
         keep_alive: Seconds until an idle connection ends.
+        ages: As `HttpListener` has them.
         max_receive_bytes, max_send_bytes: Largest message in and out.
         shared: Whether further processes may have the same port (SO_REUSEPORT).
     """
 
     limits: Limits = field(default_factory=Limits)
     keep_alive: float = KEEP_ALIVE
+    ages: tuple[float, float] = (math.inf, math.inf)
     max_receive_bytes: int = MAX_MESSAGE_BYTES
     max_send_bytes: int = MAX_MESSAGE_BYTES
     shared: bool = False
@@ -63,6 +72,7 @@ def connection_policy(arguments: Mapping[str, int | str]) -> ConnectionPolicy:
     """
     limits: dict[str, Any] = {}
     policy: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
     unknown = []
     for name, value in arguments.items():
         if not isinstance(value, int):
@@ -72,8 +82,8 @@ def connection_policy(arguments: Mapping[str, int | str]) -> ConnectionPolicy:
             limits[known] = max(value, limits.get(known, value))
         elif name in _MESSAGES:
             policy[_MESSAGES[name]] = value if 0 <= value < MAX_MESSAGE_BYTES else MAX_MESSAGE_BYTES
-        elif name == "grpc.max_connection_idle_ms":
-            policy["keep_alive"] = math.inf if value >= _NEVER else value / 1e3
+        elif name in _SECONDS:
+            seconds[_SECONDS[name]] = math.inf if value >= _NEVER else value / 1e3
         elif name == "grpc.so_reuseport":
             policy["shared"] = bool(value)
         else:
@@ -84,6 +94,10 @@ def connection_policy(arguments: Mapping[str, int | str]) -> ConnectionPolicy:
             '(--grpc_server=grpcio, or transport="grpcio")',
             ", ".join(sorted(unknown)),
         )
+    if "ping_interval" in seconds:
+        limits["ping_interval"] = seconds["ping_interval"]
+    policy["ages"] = (seconds.get("age", math.inf), seconds.get("grace", math.inf))
+    policy["keep_alive"] = seconds.get("idle", KEEP_ALIVE)
     try:
         return ConnectionPolicy(limits=Limits(**limits), **policy)
     except ValueError as error:

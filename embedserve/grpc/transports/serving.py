@@ -288,6 +288,7 @@ async def _on_listener(app: GrpcApp, place: _Place, tls: TlsConfig | None, polic
     sockets = await asyncio.to_thread(partial(place.sockets, shared=policy.shared))
     port = sockets[0].getsockname()[1] if sockets else None
     settings: dict[str, Any] = {"tls": context, "limits": policy.limits, "keep_alive": policy.keep_alive}
+    settings["ages"] = policy.ages
     listener = HttpListener(app, sockets, unix=place.unix, cut=app.cut, **settings)
     await listener.open()
     return place.server(listener, app.aclose, port)
