@@ -22,7 +22,7 @@ import numpy as np
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, near
 from embedserve.errors import Code, ConfigError, DeadlineExceededError, InferenceError, LoadError
 from embedserve.lifecycle.source import VersionDirectory
-from embedserve.lifecycle.source_protocol import SourceListener, StoreStatistics
+from embedserve.lifecycle.source_protocol import IdleSource, SourceListener
 from embedserve.lifecycle.version_policy import choose
 from embedserve.registry import ModelRegistry
 from embedserve.runtime.runtime import Collaborators, Runtime
@@ -328,7 +328,7 @@ class FakeLoader:
         self.gave_back += 1
 
 
-class FakeSource:
+class FakeSource(IdleSource):
     """Versions from a dictionary instead of directories; every change is reported at once."""
 
     def __init__(self, listener: SourceListener, models: Mapping[str, Mapping[int, FakeLoader]]) -> None:
@@ -342,9 +342,6 @@ class FakeSource:
         """Report all versions once."""
         await self.scan_now()
 
-    async def aclose(self) -> None:
-        """Do nothing: the source has no task to stop."""
-
     async def scan_now(self, names: Collection[str] | None = None) -> None:
         """Report the present versions to the listener."""
         self._listener.on_models(self._configs)
@@ -357,34 +354,12 @@ class FakeSource:
                 {n: VersionDirectory(n, path, self._fingerprint(name, n)) for n, path in chosen.items()},
             )
 
-    def hint(self) -> None:
-        """Do nothing: every change is reported at once."""
-
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
         return (FileStamp(f"generation {self.fingerprints.get((name, version), 1)}", 0, 0, ""),)
-
-    def release(self) -> None:
-        """Do nothing: no files are kept on a disk."""
-
-    def stores(self) -> dict[str, StoreStatistics]:
-        """Return no stores: all versions are local."""
-        return {}
-
-    diagnosis = None
-    misused = False
-    unread = False
 
     def problem(self, name: str) -> str | None:
         """Report an absent version; there is no base path."""
         return None if self.found.get(name) else f"No versions of servable {name} found"
-
-    def coming(self, name: str) -> bool:
-        """Return False: every version is present at once."""
-        return False
-
-    def misplaced(self, name: str) -> bool:
-        """Return False: there is no base path."""
-        return False
 
     def set_models(self, models: Sequence[ModelConfig]) -> None:
         """Follow the listed models."""

@@ -14,7 +14,7 @@ from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
 from embedserve.lifecycle.scan import VersionDirectory
 from embedserve.store_url import StoreUrl
 
-__all__ = ["MakeSource", "Source", "SourceListener", "StoreStatistics"]
+__all__ = ["IdleSource", "MakeSource", "Source", "SourceListener", "StoreStatistics"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,51 @@ class Source(Protocol):
 
     def stores(self) -> Mapping[str, StoreStatistics]:
         """Return the progress of the sync of each remote model; readable from any thread."""
+
+
+class IdleSource:
+    """A source that looks at nothing: the versions are told otherwise, or by a subclass."""
+
+    diagnosis: str | None = None
+    misused = False
+    unread = False
+
+    async def start(self) -> None:
+        """Return at once."""
+
+    async def aclose(self) -> None:
+        """Return at once."""
+
+    def release(self) -> None:
+        """Return at once: no files are kept on a disk."""
+
+    async def scan_now(self, names: Collection[str] | None = None) -> None:
+        """Return at once."""
+
+    def hint(self) -> None:
+        """Ignore the hint."""
+
+    def problem(self, name: str) -> str | None:
+        """Return None: there is no base path."""
+        return None
+
+    def coming(self, name: str) -> bool:
+        """Return False: every version is present at once."""
+        return False
+
+    def misplaced(self, name: str) -> bool:
+        """Return False: there is no base path."""
+        return False
+
+    def set_models(self, models: Sequence[ModelConfig]) -> None:
+        """Ignore the models."""
+
+    def set_policy(self, name: str, policy: VersionPolicy) -> None:
+        """Ignore the policy."""
+
+    def stores(self) -> Mapping[str, StoreStatistics]:
+        """Return no statistics: no model is in a store."""
+        return {}
 
 
 MakeSource: TypeAlias = (

@@ -91,6 +91,9 @@ class CombinedSource:
         """The state of each remote model's sync; readable from any thread."""
         return {} if self._remote is None else self._remote.stores()
 
+    def _sources(self) -> tuple[Source, ...]:
+        return (self._local,) if self._remote is None else (self._local, self._remote)
+
     def _of_root(self) -> Source:
         return self._local if self._remote is None or not isinstance(self._root, StoreUrl) else self._remote
 
@@ -157,21 +160,19 @@ class CombinedSource:
 
     def hint(self) -> None:
         """Look at every directory and query every store soon."""
-        self._local.hint()
-        if self._remote is not None:
-            self._remote.hint()
+        for source in self._sources():
+            source.hint()
 
     async def aclose(self) -> None:
         """Stop; the listener hears no more."""
         self._started = False
-        await self._local.aclose()
-        if self._remote is not None:
-            await self._remote.aclose()
+        for source in self._sources():
+            await source.aclose()
 
     def release(self) -> None:
         """Take note that no version is loaded any more."""
-        if self._remote is not None:
-            self._remote.release()
+        for source in self._sources():
+            source.release()
 
     # Reports of the two sources.
 

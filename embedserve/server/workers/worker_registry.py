@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import Code, LoadError, ServingError
 from embedserve.lifecycle.manager import AspiredVersion
+from embedserve.lifecycle.source_protocol import IdleSource
 from embedserve.lifecycle.transition_policy import as_told
 from embedserve.registry import ModelRegistry
 from embedserve.runtime.runtime import Collaborators, Runtime
@@ -32,10 +33,9 @@ from embedserve.server.workers.messages import (
 )
 
 if TYPE_CHECKING:
-    from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy
+    from embedserve.config import ModelConfig, RegistryOptions
     from embedserve.lifecycle.managed_version import ManagedVersion
     from embedserve.lifecycle.monitor import VersionStatus
-    from embedserve.lifecycle.source_protocol import StoreStatistics
     from embedserve.observer import Observer
     from embedserve.runtime.runtime import MakeBlockingLoader
     from embedserve.servable import Predictor, Servable
@@ -90,7 +90,7 @@ class WorkerRegistry(ModelRegistry):
             return runtime.predictor_of(version, noted)
 
         return Collaborators(
-            make_source=lambda options, root, listener, in_use: _ToldSource(),
+            make_source=lambda options, root, listener, in_use: IdleSource(),
             make_loader=None if self._make_loader is None else runtime.in_threads(self._make_loader),
             make_predictor=make_predictor,
             policy=as_told,
@@ -149,51 +149,6 @@ def ending_error() -> ServingError:
 
 def _key_of(version: ManagedVersion) -> Key:
     return Key(version.id.name, version.id.version, version.fingerprint)
-
-
-class _ToldSource:
-    """Replaces a source: the supervisor tells the aspired versions."""
-
-    diagnosis = None
-    misused = False
-    unread = False
-
-    async def start(self) -> None:
-        """Return at once: a worker has no directory to watch."""
-
-    async def aclose(self) -> None:
-        """Return at once: a worker watches no directory."""
-
-    async def scan_now(self, names: Collection[str] | None = None) -> None:
-        """Return at once: a worker has no directory to scan."""
-
-    def hint(self) -> None:
-        """Ignore the hint: a worker has no directory to scan."""
-
-    def problem(self, name: str) -> str | None:
-        """Return None: the supervisor knows the problems."""
-        return None
-
-    def coming(self, name: str) -> bool:
-        """Return False: the supervisor knows the directories."""
-        return False
-
-    def misplaced(self, name: str) -> bool:
-        """Return False: the supervisor knows the directories."""
-        return False
-
-    def set_models(self, models: Sequence[ModelConfig]) -> None:
-        """Ignore the models: the supervisor sends orders."""
-
-    def set_policy(self, name: str, policy: VersionPolicy) -> None:
-        """Ignore the policy: the supervisor decides."""
-
-    def stores(self) -> dict[str, StoreStatistics]:
-        """Return no statistics: the supervisor asks the stores."""
-        return {}
-
-    def release(self) -> None:
-        """Return at once: the supervisor keeps the files."""
 
 
 class Orders:
