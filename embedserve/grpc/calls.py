@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
 
 __all__ = [
-    "LARGE",
     "Context",
     "Handler",
     "Log",
@@ -44,9 +43,6 @@ __all__ = [
     "streaming",
     "unary",
 ]
-
-LARGE = MESSAGE_BYTES
-"""Bytes of a large message: a copy is avoided, and a thread parses and builds the message."""
 
 
 class Context(Protocol):
@@ -140,7 +136,7 @@ def unary(
                 held.add(size, "the request")
             else:
                 held.receive(size, "the request")
-            large = size > LARGE
+            large = size > MESSAGE_BYTES
             request = known = None if templates is None else templates.find(body)
             if request is None:
                 parsed = parsed_bytes(request_type, body)

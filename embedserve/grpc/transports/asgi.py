@@ -19,10 +19,11 @@ from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
 from embedserve.asgi.listening import RegistryListening
 from embedserve.concurrency.inflight import InflightBytes, Reservation
+from embedserve.concurrency.off_loop import ZIPPED_BYTES
 from embedserve.config import Access
 from embedserve.errors import CUT_SHORT, Code, DeadlineExceededError, ServingError
 from embedserve.grpc.access import is_loopback
-from embedserve.grpc.calls import LARGE, Streaming, Unary
+from embedserve.grpc.calls import Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.transports.cors import Cors
 from embedserve.grpc.transports.frames import PREFIX_BYTES, MessageReader, too_large
@@ -342,7 +343,7 @@ class GrpcApp(RegistryListening):
     async def _zipped(self, message: bytes) -> tuple[bytes, int]:
         """A message in its smaller form, and the flags of the form."""
         compress = partial(gzip.compress, message, 6)
-        zipped = await self._registry.run_in_thread(compress) if len(message) > LARGE // 16 else compress()
+        zipped = await self._registry.run_in_thread(compress) if len(message) > ZIPPED_BYTES else compress()
         return (zipped, 1) if len(zipped) < len(message) else (message, 0)
 
     async def _stream(

@@ -19,9 +19,10 @@ import grpc
 import grpc.aio
 
 from embedserve.concurrency.inflight import Reservation
+from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import Code, ServingError
 from embedserve.grpc.access import is_loopback
-from embedserve.grpc.calls import LARGE, Methods, Streaming, Unary
+from embedserve.grpc.calls import Methods, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.transports.binding import resolved_sockets
 from embedserve.grpc.transports.frames import inflate
@@ -252,7 +253,7 @@ def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[
             except ServingError as error:
                 raise StatusError(*status_of(error)) from None
             await stop.answer()
-            if held.size > LARGE:  # grpcio keeps the response until the client has read all bytes.
+            if held.size > MESSAGE_BYTES:  # grpcio keeps the response until the client has read all bytes.
                 sending, held = held, Reservation(registry.inflight)
                 context.add_done_callback(lambda _: sending.release())
             return response

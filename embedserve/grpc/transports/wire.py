@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from embedserve.asgi.calls import Send
 from embedserve.asgi.sending import send_body
+from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import Code, InvalidInputError
-from embedserve.grpc.calls import LARGE
 from embedserve.grpc.transports.frames import frame
 from embedserve.http.direct import Answer
 
@@ -96,7 +96,7 @@ class Wire:
     async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Send a whole answer with a single message."""
         await send(self._start(flags, extra))
-        if len(message) > LARGE:  # Two messages rather than a copy.
+        if len(message) > MESSAGE_BYTES:  # Two messages rather than a copy.
             await send({"type": "http.response.body", "body": _prefix(message, flags), "more_body": True})
             await send_body(send, message)
         else:
@@ -144,7 +144,7 @@ class WebWire(Wire):
     web = True
 
     async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        if len(message) > LARGE:
+        if len(message) > MESSAGE_BYTES:
             await self._large(send, message, flags, extra)
             return
         body = self._encoded(frame(message, flags) + _trailer_frame(Code.OK, ""))
@@ -189,8 +189,8 @@ class WebTextWire(WebWire):
 
     def _pieces(self, *parts: bytes) -> Iterable[bytes]:
         body = memoryview(b"".join(parts))  # The copy is quick; only encoding at a stretch would hold up the loop.
-        for at in range(0, len(body), 3 * LARGE):
-            yield base64.b64encode(body[at : at + 3 * LARGE])
+        for at in range(0, len(body), 3 * MESSAGE_BYTES):
+            yield base64.b64encode(body[at : at + 3 * MESSAGE_BYTES])
 
 
 def _prefix(message: bytes, flags: int) -> bytes:
