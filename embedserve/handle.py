@@ -16,7 +16,7 @@ from embedserve.concurrency.owner_loop import blocking
 from embedserve.errors import RegistryStateError, SignatureNotFoundError, UnsupportedError
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.priority import PriorityName, priority_named
-from embedserve.servable import Array, Servable, Tensors
+from embedserve.servable import Array, Call, Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 
 if TYPE_CHECKING:
@@ -56,16 +56,7 @@ class Entry(Protocol):
     def deadline(self, timeout: float) -> float | None:
         """Return the loop's time after `timeout` seconds; None for infinity."""
 
-    async def predict_on(
-        self,
-        version: ManagedVersion,
-        inputs: Any,
-        signature_name: str,
-        output_filter: Sequence[str] | None,
-        timeout: float | None,
-        cast: bool,
-        priority: PriorityName,
-    ) -> dict[str, Array]:
+    async def predict_on(self, version: ManagedVersion, call: Call, inputs: Any) -> dict[str, Array]:
         """Bind, run and return a request on a version; the version is held during the call."""
 
     def run_bound(
@@ -147,20 +138,9 @@ class ModelHandle:
         `cast=False` refuses arrays of undeclared dtypes, as TF Serving does.
         """
         self._check()
-        if not self._runtime.on_loop():
-            return await self._runtime.bridge(
-                self.predict(
-                    inputs,
-                    signature_name=signature_name,
-                    output_filter=output_filter,
-                    timeout=timeout,
-                    priority=priority,
-                    cast=cast,
-                )
-            )
-        return await self._runtime.predict_on(
-            self._version, inputs, signature_name, output_filter, timeout, cast, priority
-        )
+        call = Call(self.name, self.version, None, signature_name, output_filter, timeout, priority, cast)
+        answer = self._runtime.predict_on(self._version, call, inputs)
+        return await (answer if self._runtime.on_loop() else self._runtime.bridge(answer))
 
     predict_sync = blocking(predict)
 

@@ -29,7 +29,7 @@ from embedserve.observer import Observer, Observers
 from embedserve.priority import PriorityName
 from embedserve.runtime.registry_view import RegistryView
 from embedserve.runtime.runtime import Collaborators, RegistryStatistics, Runtime
-from embedserve.servable import Array
+from embedserve.servable import Array, Call
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.store_url import StoreUrl
 
@@ -354,21 +354,10 @@ class ModelRegistry(RegistryView):
             RegistryStateError: Not entered, closed, or in a forked child.
         """
         runtime = self._here()
+        call = Call(name, version, label, signature_name, output_filter, timeout, priority)
         if asyncio._get_running_loop() is not runtime.loop:
-            return await runtime.bridge(
-                self.predict(
-                    name,
-                    inputs,
-                    version=version,
-                    label=label,
-                    signature_name=signature_name,
-                    output_filter=output_filter,
-                    timeout=timeout,
-                    priority=priority,
-                )
-            )
-        found = runtime.resolve(name, version, label)
-        return await runtime.predict_logged(found, inputs, signature_name, output_filter, timeout, priority)
+            return await runtime.bridge(_predict(runtime, call, inputs))
+        return await runtime.predict(call, inputs)
 
     predict_sync = blocking(predict)
 
@@ -496,6 +485,10 @@ def _config_of(model: object) -> ModelConfig:
         name = path.name if isinstance(path, Path) else str(path).rstrip("/").rpartition("/")[2]
         return validated(ModelConfig, {"name": name, "base_path": path})
     raise ConfigError(f"a model is a ModelConfig, a dictionary of its options or a path; got {model!r}")
+
+
+async def _predict(runtime: Runtime, call: Call, inputs: Any) -> dict[str, Array]:
+    return await runtime.predict(call, inputs)
 
 
 def _leave(registry: weakref.ref[ModelRegistry]) -> None:

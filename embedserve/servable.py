@@ -8,10 +8,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from embedserve.errors import ServingError
-from embedserve.priority import Priority
+from embedserve.priority import Priority, PriorityName
 from embedserve.tensors.dtypes import Array, Tensors
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Array",
     "BlockingLoader",
+    "Call",
     "Cancellation",
     "Loader",
     "Predictor",
@@ -35,6 +36,23 @@ __all__ = [
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+class Call(NamedTuple):
+    """A request beside the inputs: the version, the signature, and how long and how urgently the caller waits.
+
+    The attributes are arguments of `ModelRegistry.predict`; `cast=False` refuses arrays of undeclared dtypes. A named
+    tuple is made in less than half the time of a frozen dataclass.
+    """
+
+    name: str
+    version: int | None
+    label: str | None
+    signature_name: str
+    output_filter: Sequence[str] | None
+    timeout: float | None
+    priority: PriorityName
+    cast: bool = True
 
 
 class State(enum.IntEnum):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,7 +54,7 @@ from embedserve.runtime.control import Control
 from embedserve.runtime.models import Models
 from embedserve.runtime.source import CombinedSource
 from embedserve.runtime.starting import LOOK_INTERVAL, Outcome, Start
-from embedserve.servable import Array, BlockingLoader, Loader, Predictor, Servable, ServableId, Tensors
+from embedserve.servable import Array, BlockingLoader, Call, Loader, Predictor, Servable, ServableId, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.store_url import StoreUrl
 from embedserve.tfs.constants import TIMED_OUT
@@ -249,17 +249,32 @@ class Runtime(OwnerLoop):
             version = _version_number(version)
         return self.manager.specific(name, version)
 
-    async def predict_on(
-        self,
-        version: ManagedVersion,
-        inputs: Any,
-        signature_name: str,
-        output_filter: Sequence[str] | None,
-        timeout: float | None,
-        cast: bool = True,
-        priority: PriorityName = "normal",
-    ) -> dict[str, Array]:
+    def predict(self, call: Call, inputs: Any) -> Coroutine[Any, Any, dict[str, Array]]:
+        """Return the answer to a request from the process itself, to be awaited at once; on the loop.
+
+        Raises:
+            ServingError: As `resolve`; awaiting raises the errors of `predict_on`.
+        """
+        version = self.resolve(call.name, call.version, call.label)
+        if self.request_logs:
+            return self._logged(version, call, inputs)
+        return self.predict_on(version, call, inputs)
+
+    async def _logged(self, version: ManagedVersion, call: Call, inputs: Any) -> dict[str, Array]:
+        """As `predict_on`, and logs the request, which no adapter does."""
+        outputs = await self.predict_on(version, call, inputs)
+        log = self.request_logs.sampled(version.id.name)
+        if log is not None:
+            signature = version.signatures[call.signature_name or DEFAULT_SIGNATURE]
+            with suppress(ServingError):  # A caller who changes an input during the call gets no log record.
+                sides = (signature.bind(inputs), outputs)
+                kept = [{name: array.copy() for name, array in side.items()} for side in sides]
+                log.add(predict_exchange(version.id.name, version.id.version, signature, *kept))
+        return outputs
+
+    async def predict_on(self, version: ManagedVersion, call: Call, inputs: Any) -> dict[str, Array]:
         """Bind, run and return a request on a version; the version is held during the call. The hot path."""
+        _, _, _, signature_name, output_filter, timeout, priority, cast = call
         named = signature_name or DEFAULT_SIGNATURE
         signature = version.signatures.get(named) if isinstance(named, str) else None
         if signature is None:
@@ -287,9 +302,10 @@ class Runtime(OwnerLoop):
         predictor = version.predictor
         assert predictor is not None
         level = Priority.NORMAL if priority == "normal" else priority_named(priority)
-        if self.observers:
-            return self._observed(predictor, version, signature, bound, names, timeout, level)
         deadline = None if timeout is None else self.deadline(timeout)
+        if self.observers:
+            submit = partial(predictor.submit, signature, bound, names, deadline, level)
+            return self._observed(version.id, signature.name, submit)
         return predictor.submit(signature, bound, names, deadline, level)
 
     def deadline(self, timeout: float) -> float | None:
@@ -313,20 +329,12 @@ class Runtime(OwnerLoop):
         return self.loop.time() + float(timeout)
 
     async def _observed(
-        self,
-        predictor: Predictor,
-        version: ManagedVersion,
-        signature: Any,
-        bound: Mapping[str, Array],
-        names: tuple[str, ...] | None,
-        timeout: float | None,
-        level: Priority,
+        self, id: ServableId, signature_name: str, submit: Callable[[], Awaitable[dict[str, Array]]]
     ) -> dict[str, Array]:
         started = self.loop.time()
-        deadline = None if timeout is None else self.deadline(timeout)
         error: Exception | None = None
         try:
-            return await predictor.submit(signature, bound, names, deadline, level)
+            return await submit()
         except asyncio.CancelledError:
             error = ServingError("the caller gave the request up", code=Code.CANCELLED)
             raise
@@ -335,27 +343,7 @@ class Runtime(OwnerLoop):
             raise
         finally:
             if self.observers:
-                self.observers.run_finished(version.id, signature.name, self.loop.time() - started, error)
-
-    async def predict_logged(
-        self,
-        version: ManagedVersion,
-        inputs: Any,
-        signature_name: str,
-        output_filter: Sequence[str] | None,
-        timeout: float | None,
-        priority: PriorityName,
-    ) -> dict[str, Array]:
-        """As `predict_on`, for a request from the process itself: no adapter logs the request."""
-        outputs = await self.predict_on(version, inputs, signature_name, output_filter, timeout, priority=priority)
-        log = self.request_logs.sampled(version.id.name) if self.request_logs else None
-        if log is not None:
-            signature = version.signatures[signature_name or DEFAULT_SIGNATURE]
-            with suppress(ServingError):  # A caller who changes an input during the call gets no log record.
-                sides = (signature.bind(inputs), outputs)
-                kept = [{name: array.copy() for name, array in side.items()} for side in sides]
-                log.add(predict_exchange(version.id.name, version.id.version, signature, *kept))
-        return outputs
+                self.observers.run_finished(id, signature_name, self.loop.time() - started, error)
 
     def predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:
         """Make the predictor of a loaded version, batching or not, over the run threads.
