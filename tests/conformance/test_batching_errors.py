@@ -17,7 +17,7 @@ from tests.grpc.conftest import Client, failure, predict_request
 C = grpc.StatusCode
 
 
-@pytest.fixture(params=["embedserve", "asgi", "grpcio"])
+@pytest.fixture(params=["embedserve", "asgi"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -84,7 +84,7 @@ def one_port(polled: Serving) -> Serving:
 
 @pytest.fixture(scope="module")
 def grpcio(configs: Configs, serve: Serve) -> Serving:
-    return serve(f"--model_config_file={configs.static}", "--grpc_server=grpcio")
+    return serve(f"--model_config_file={configs.polled}", "--grpc_server=grpcio")
 
 
 @pytest.fixture(scope="module", params=["polled", "one_port", "grpcio"])

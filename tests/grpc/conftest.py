@@ -74,9 +74,15 @@ class Client:
 Start: TypeAlias = Callable[..., Awaitable[Client]]
 
 
-@pytest.fixture(params=["embedserve", "asgi", "grpcio"])
+TRANSPORTS = ("embedserve", "asgi", "grpcio")
+
+
+@pytest.fixture(params=TRANSPORTS[:2])
 def transport(request: pytest.FixtureRequest) -> str:
-    """What serves: every test of the services runs on each. A module that is about one of them overrides this."""
+    """What serves: every test of the services runs on each.
+
+    A module about one of them, or about what grpcio's fallback does by itself, overrides this.
+    """
     return str(request.param)
 
 

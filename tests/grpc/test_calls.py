@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from embedserve.config import BatchingOptions
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.grpc.conftest import (
+    TRANSPORTS,
     Start,
     answers,
     failure,
@@ -27,6 +28,11 @@ from tests.grpc.conftest import (
 )
 
 C = grpc.StatusCode
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 # Limits.
@@ -46,7 +52,7 @@ async def test_max_request_bytes_counts_after_decompression(start: Start) -> Non
     assert code is C.RESOURCE_EXHAUSTED
 
 
-async def test_bytes_in_flight_are_bounded_and_given_back(start: Start) -> None:
+async def test_bytes_in_flight_are_bounded_and_given_back(start: Start, transport: str) -> None:
     reg, _, gate = gated(max_inflight_bytes=75_000)
     client = await start(reg)
     request = predict_request(x=np.zeros(5000, np.float32))
@@ -56,7 +62,8 @@ async def test_bytes_in_flight_are_bounded_and_given_back(start: Start) -> None:
     assert reg.inflight.reserved > 20_000
     code, message = await failure(client.prediction.Predict(predict_request(x=np.zeros(15_000, np.float32))))
     assert code is C.RESOURCE_EXHAUSTED
-    assert "max_inflight_bytes" in message
+    # The own listener refuses the body by ENHANCE_YOUR_CALM, before the body is there and a method could answer.
+    assert ("error code 11" if transport == "embedserve" else "max_inflight_bytes") in message
     gate.open()
     await first
     await until_given_back(reg)
@@ -113,10 +120,11 @@ async def test_a_waiting_request_whose_client_has_gone_costs_no_run(start: Start
     before = len(loader.servable.runs)
     running = client.prediction.Predict(predict_request(x=[1]))
     await until_running(gate)
+    alone = reg.inflight.reserved
     waiting = client.prediction.Predict(predict_request(x=[2]), timeout=0.3)
     code, _ = await failure(waiting)
     assert code is C.DEADLINE_EXCEEDED
-    while reg.inflight.reserved > 200:
+    while reg.inflight.reserved > alone:
         await asyncio.sleep(0.001)
     gate.open()
     await running

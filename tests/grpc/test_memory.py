@@ -17,7 +17,7 @@ from embedserve.registry import ModelRegistry
 from embedserve.servable import Array, Tensors
 from embedserve.tensors.wire_format import delimited
 from embedserve.testing import FakeLoader, FakeRegistry, fake_signature
-from tests.grpc.conftest import Client, Start, failure, predict_request, until_given_back
+from tests.grpc.conftest import TRANSPORTS, Client, Start, failure, predict_request, until_given_back
 from tests.support import saved_models
 
 pytestmark = pytest.mark.slow
@@ -25,6 +25,11 @@ pytestmark = pytest.mark.slow
 C = grpc.StatusCode
 MIB = 1 << 20
 LIMIT = 4 * MIB
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def zeros(version: int, inputs: Tensors) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Ports, sockets, TLS, start and stop of the grpcio server."""
+"""Ports, sockets, TLS, start and stop of `serve`, on the own listener and on grpcio."""
 
 from __future__ import annotations
 
@@ -304,24 +304,24 @@ async def test_tls_on_the_unix_socket_too(certificates: Path, tmp_path: Path) ->
 
 
 @pytest.mark.may_block
-async def test_mutual_tls_asks_the_client_for_its_certificate(certificates: Path) -> None:
+async def test_mutual_tls_asks_the_client_for_its_certificate(certificates: Path, transport: str) -> None:
     tls = tls_config(certificates, custom_ca=(certificates / "ca.crt").read_bytes(), client_verify=True)
-    async with secure_client(registry(), certificates, tls, "client") as client:
+    async with secure_client(registry(), certificates, tls, "client", transport=transport) as client:
         assert await answers(client)
-    async with secure_client(registry(), certificates, tls) as client:
+    async with secure_client(registry(), certificates, tls, transport=transport) as client:
         code, _ = await failure(client.prediction.Predict(predict_request(x=[1])))
         assert code is C.UNAVAILABLE
 
 
 @pytest.mark.may_block
-async def test_unusable_tls_material_says_so(certificates: Path) -> None:
+async def test_unusable_tls_material_says_so(certificates: Path, transport: Any) -> None:
     pem = "-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n"
     async with registry() as reg:
         with pytest.raises(ConfigError, match="server_key must hold a PEM text"):
-            async with serve(reg, port=0, tls=TlsConfig("/etc/key.pem", pem)):
+            async with serve(reg, transport=transport, port=0, tls=TlsConfig("/etc/key.pem", pem)):
                 pass
         with pytest.raises(OSError, match="the TLS key or certificate is not usable"):
-            async with serve(reg, host="127.0.0.1", port=0, tls=TlsConfig(pem, pem)):
+            async with serve(reg, transport=transport, host="127.0.0.1", port=0, tls=TlsConfig(pem, pem)):
                 pass
 
 
