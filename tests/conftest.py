@@ -35,6 +35,8 @@ _MAY_READ = (
 
 # Directories whose tests share processes that took long to start, the longest first.
 _TOGETHER = ("ray", "conformance", "interop")
+# Files whose tests share nothing and wait for real time-outs: each process takes some, and the first ones.
+_WAITING = frozenset({"tests/http/test_protocol.py", "tests/http/test_admission.py"})
 
 # Directories whose every test starts servers, a browser or Ray.
 _SLOW_DIRECTORIES = {Path(__file__).parent / name for name in ("benchmarks", "e2e", "examples", "interop", "ray")}
@@ -89,10 +91,12 @@ def pytest_collection() -> Generator[None, Any, Any]:
 
 
 class _ByShared(LoadScopeScheduling):
-    """Deals out whole files, and whole directories where their files share more."""
+    """Deals out whole files, whole directories where their files share more, and single tests that wait."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if file in _WAITING:
+            return nodeid
         return next((name for name in _TOGETHER if file.startswith(f"tests/{name}/")), file)
 
 
@@ -116,7 +120,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     order = {name: place for place, name in enumerate(_TOGETHER)}
 
     def place(item: pytest.Item) -> int:
-        later = 0 if not _SLOW_DIRECTORIES.isdisjoint(item.path.parents) else 1 if item.path in slow else 2
+        if item.nodeid.partition("::")[0] in _WAITING:
+            return len(order) + 2
+        later = 0 if not _SLOW_DIRECTORIES.isdisjoint(item.path.parents) else 1 if item.path in slow else 3
         return order.get(item.path.parent.name, len(order) + later)
 
     items.sort(key=place)
