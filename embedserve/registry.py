@@ -12,22 +12,21 @@ import os
 import threading
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeAlias, TypeVar, Unpack
+from typing import Any, NoReturn, Self, TypeVar, Unpack
 
+from embedserve.concurrency.inflight import InflightBytes
 from embedserve.concurrency.owner_loop import PrivateLoop, blocking, check_asyncio, check_threads
-from embedserve.config import ModelConfig, ModelOptions, RegistryKeywords, RegistryOptions, location, validated
-from embedserve.errors import CUT_SHORT, Code, ConfigError, RegistryStateError, ServingError, StartError
+from embedserve.config import ModelLike, RegistryKeywords, RegistryOptions, location, model_configs, validated
+from embedserve.errors import CUT_SHORT, Code, ConfigError, NotReadyError, RegistryStateError, ServingError, StartError
 from embedserve.handle import Acquisition, ModelHandle
+from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.observer import Observer, Observers
 from embedserve.priority import PriorityName
-from embedserve.runtime.registry_view import RegistryView
 from embedserve.runtime.runtime import Collaborators, RegistryStatistics, Runtime
 from embedserve.servable import Array, Call
 from embedserve.signature import DEFAULT_SIGNATURE
@@ -37,10 +36,8 @@ __all__ = ["ModelRegistry", "RegistryStatistics"]
 
 T = TypeVar("T")
 
-ModelLike: TypeAlias = "ModelConfig | ModelOptions | str | os.PathLike[str]"
 
-
-class ModelRegistry(RegistryView):
+class ModelRegistry:
     """Loads SavedModels, follows their directories, and answers requests.
 
     Args:
@@ -71,17 +68,28 @@ class ModelRegistry(RegistryView):
             raise ConfigError(
                 "give ModelRegistry a directory of models, or models=[ModelConfig(name=..., base_path=...)]"
             )
-        configs = [_config_of(model) for model in _listed(models)]
-        twice = [name for name, count in Counter(model.name for model in configs).items() if count > 1]
-        if twice:
-            raise ConfigError(f"Illegal to list model {twice[0]} multiple times in config list")
+        self._root = None if root is None else location(root)
+        self._models = tuple(model_configs(models))
         self.options = validated(RegistryOptions, options)
         self.observers = Observers(observers)
-        super().__init__(None if root is None else location(root), configs)
         self._collaborators = collaborators
+        self._runtime: Runtime | None = None
+        self._entering: Future[None] | None = None
+        self._last_status: Mapping[str, tuple[VersionStatus, ...]] = {}
         self._private: PrivateLoop | None = None
         self._claiming = threading.Lock()
         self._at_exit = partial(_leave, weakref.ref(self))
+
+    def __repr__(self) -> str:
+        what = repr(str(self._root)) if self._root is not None else f"models={[model.name for model in self._models]}"
+        runtime = self._runtime
+        if runtime is None:
+            starting = self._entering is not None and not self._entering.done()
+            return f"<ModelRegistry {what}, {'starting' if starting else 'not entered'}>"
+        if self._entry is None:
+            return f"<ModelRegistry {what}, entered in process {runtime.pid}, which forked this one>"
+        serving = ", ".join(runtime.monitor.available()) or "nothing"
+        return f"<ModelRegistry {what}, {'draining' if runtime.draining else 'serving'} {serving}>"
 
     # Entering and leaving.
 
@@ -356,7 +364,7 @@ class ModelRegistry(RegistryView):
         runtime = self._here()
         call = Call(name, version, label, signature_name, output_filter, timeout, priority)
         if asyncio._get_running_loop() is not runtime.loop:
-            return await runtime.bridge(_predict(runtime, call, inputs))
+            return await runtime.bridge_predict(call, inputs)
         return await runtime.predict(call, inputs)
 
     predict_sync = blocking(predict)
@@ -399,7 +407,7 @@ class ModelRegistry(RegistryView):
             ServingError: FAILED_PRECONDITION for a label on an unavailable version; the configuration is unchanged.
                 UNKNOWN for an added model with a failed load; the rest of the configuration is in force.
         """
-        configs = [_config_of(model) for model in _listed(models)]
+        configs = model_configs(models)
         await self._on_loop(lambda runtime: runtime.control.reconfigure(configs, wait))
 
     reconfigure_sync = blocking(reconfigure)
@@ -447,10 +455,7 @@ class ModelRegistry(RegistryView):
 
     async def _on_loop(self, call: Callable[[Runtime], Any]) -> None:
         runtime = self._here()
-        if runtime.on_loop():
-            await call(runtime)
-        else:
-            await runtime.bridge(call(runtime))
+        await (call(runtime) if runtime.on_loop() else runtime.bridge(call(runtime)))
 
     async def run_on_loop(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """Await a coroutine function on the registry's loop, from any loop; for adapters.
@@ -466,29 +471,126 @@ class ModelRegistry(RegistryView):
         """Run a large decode or encode off the registry's loop; for adapters."""
         return await self._here().run_in_thread(call, *args)
 
+    # State, for any thread. Snapshots belong to the current entry, or to the last entry.
 
-def _listed(models: object) -> Sequence[Any]:
-    if models is None:
-        return ()
-    if isinstance(models, str | os.PathLike | Mapping | ModelConfig) or not isinstance(models, Iterable):
-        raise ConfigError(f"models is a list, one entry for each model; got {models!r}: write models=[...]")
-    return list(models)
+    @property
+    def started(self) -> bool:
+        """Whether requests can be answered: entered in the current process, not left, and the first loads are over."""
+        return self._entry is not None and self._entry.started
 
+    @property
+    def _not_entered(self) -> str:
+        where = "" if self._runtime is None else " in this process, which was forked from the one that entered it"
+        return f"the registry has not been entered{where}"
 
-def _config_of(model: object) -> ModelConfig:
-    if isinstance(model, ModelConfig):
-        return model
-    if isinstance(model, Mapping):
-        return validated(ModelConfig, model)
-    if isinstance(model, str | os.PathLike | StoreUrl):
-        path = location(model)
-        name = path.name if isinstance(path, Path) else str(path).rstrip("/").rpartition("/")[2]
-        return validated(ModelConfig, {"name": name, "base_path": path})
-    raise ConfigError(f"a model is a ModelConfig, a dictionary of its options or a path; got {model!r}")
+    @property
+    def _entry(self) -> Runtime | None:
+        """The current entry; None for an entry of a parent process before a fork."""
+        runtime = self._runtime
+        return None if runtime is None or runtime.pid != os.getpid() else runtime
 
+    @property
+    def _own_entry(self) -> Runtime | None:
+        """As `_entry`, but raises in a child forked from the process with the entry."""
+        if self._runtime is not None:
+            self._runtime.check_process()
+        return self._runtime
 
-async def _predict(runtime: Runtime, call: Call, inputs: Any) -> dict[str, Array]:
-    return await runtime.predict(call, inputs)
+    @property
+    def draining(self) -> bool:
+        """Whether shutdown has begun: readiness is down, requests are still answered."""
+        return self._entry is not None and self._entry.draining
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The owner loop of the registry; None before entry and after leaving."""
+        return None if self._runtime is None else self._runtime.loop
+
+    def _here(self) -> Runtime:
+        runtime = self._runtime
+        if runtime is None:
+            raise NotReadyError(
+                "the registry has not been entered, or has been left: use `async with registry`, `with registry`, "
+                "`registry.ensure_started()`, or give the host app `lifespan=registry.lifespan`"
+            )
+        return runtime
+
+    @property
+    def inflight(self) -> InflightBytes:
+        """The bound on request bytes held by adapters; loop only."""
+        return self._here().inflight
+
+    def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
+        """Return every version of the entry, past and present, by model, versions descending.
+
+        Args:
+            name: Only the model with the name, if given.
+
+        Raises:
+            RegistryStateError: The process is a forked child of the process with the entry.
+        """
+        entry = self._own_entry
+        snapshot = self._last_status if entry is None else entry.monitor.snapshot
+        return {model: statuses for model, statuses in snapshot.items() if name is None or model == name}
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the configured and discovered models; empty where the registry is not entered.
+
+        Raises:
+            RegistryStateError: As `status`.
+        """
+        entry = self._own_entry
+        return () if entry is None else tuple(sorted(entry.models.readiness()))
+
+    def readiness(self) -> dict[str, str | None]:
+        """Return None for each configured model with an available, warm and answering version, else the reason.
+
+        A version with a stuck run does not answer until the run returns.
+        """
+        entry = self._entry
+        if entry is None:
+            return {model.name: self._not_entered for model in self._models}
+        return entry.models.readiness()
+
+    def unready(self) -> str | None:
+        """Return why the process as a whole is not ready, or None once the models configured at start have been served.
+
+        `start_requires` decides how many models are required. Models with a later arrival, failure or removal are no
+        reason. A stuck run in a model is a reason; `readiness` has the reason for each model.
+        """
+        return self._not_entered if self._entry is None else self._entry.unready()
+
+    def liveness(self) -> str | None:
+        """Return why the process should be replaced: stuck runs have used up the threads. None in a healthy process.
+
+        `max_stuck_runs` is the bound. A returning run gives the thread back and ends the reason.
+        """
+        return None if self._entry is None else self._entry.liveness()
+
+    def labels(self, name: str) -> dict[str, int]:
+        """Return the labels of a model with their versions.
+
+        Raises:
+            RegistryStateError: As `status`.
+        """
+        entry = self._own_entry
+        return {} if entry is None else dict(entry.models.labels.get(name, {}))
+
+    def statistics(self) -> RegistryStatistics:
+        """Return a snapshot of the registry's work.
+
+        Raises:
+            RegistryStateError: Not entered, or as `status`.
+        """
+        return (self._own_entry or self._here()).statistics()
+
+    def check_reachable(self) -> None:
+        """Raise, with the remedy, where no call can reach the registry: for adapters on a foreign loop.
+
+        Raises:
+            RegistryStateError: Not entered, left, in a forked child, or on a stopped loop.
+        """
+        self._here().check_reachable()
 
 
 def _leave(registry: weakref.ref[ModelRegistry]) -> None:

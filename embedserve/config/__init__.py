@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from embedserve.config.keywords import ModelOptions, RegistryKeywords
 from embedserve.config.location import MAX_NAME, Location, absolute, location, name_problem
-from embedserve.config.model import ModelConfig
+from embedserve.config.model import ModelConfig, ModelLike, model_configs
 from embedserve.config.registry import RegistryOptions
 from embedserve.config.row import near, validated
 from embedserve.config.values import (
@@ -39,6 +39,7 @@ __all__ = [
     "Location",
     "LoggingOptions",
     "ModelConfig",
+    "ModelLike",
     "ModelOptions",
     "Optimize",
     "RegistryKeywords",
@@ -48,6 +49,7 @@ __all__ = [
     "VersionPolicy",
     "absolute",
     "location",
+    "model_configs",
     "name_problem",
     "near",
     "validated",

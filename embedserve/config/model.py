@@ -1,16 +1,18 @@
-"""The options of a model."""
+"""The options of a model, and the short ways to write a model in a list."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Unpack
 
 from pydantic import Field, field_serializer, field_validator
 
 from embedserve.config.keywords import ModelOptions
-from embedserve.config.location import Location, ModelName
-from embedserve.config.row import Options, PythonOnly, SetBy
+from embedserve.config.location import Location, ModelName, location
+from embedserve.config.row import Options, PythonOnly, SetBy, validated
 from embedserve.config.values import (
     AllVersions,
     Batching,
@@ -24,8 +26,10 @@ from embedserve.config.values import (
     VersionPolicy,
     Warmup,
 )
+from embedserve.errors import ConfigError
+from embedserve.store_url import StoreUrl
 
-__all__ = ["ModelConfig"]
+__all__ = ["ModelConfig", "ModelLike", "model_configs"]
 
 # In JSON a policy stands under its name, as in a ModelServerConfig: without the name, `all` and `latest` would look the
 # same.
@@ -135,3 +139,35 @@ class ModelConfig(Options):
         if isinstance(value, Mapping) and len(value) == 1 and (kind := _POLICIES.get(next(iter(value)))) is not None:
             return kind(**next(iter(value.values())))
         return value
+
+
+ModelLike: TypeAlias = "ModelConfig | ModelOptions | str | os.PathLike[str]"
+
+
+def model_configs(models: object) -> list[ModelConfig]:
+    """Return the configurations of listed models: `ModelConfig`s, dictionaries of options, or paths; none for None.
+
+    Raises:
+        ConfigError: `models` is no list, an entry is no model, or a name stands twice.
+    """
+    if models is None:
+        return []
+    if isinstance(models, str | os.PathLike | Mapping | ModelConfig) or not isinstance(models, Iterable):
+        raise ConfigError(f"models is a list, one entry for each model; got {models!r}: write models=[...]")
+    configs = [_config_of(model) for model in models]
+    twice = [name for name, count in Counter(model.name for model in configs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"Illegal to list model {twice[0]} multiple times in config list")
+    return configs
+
+
+def _config_of(model: object) -> ModelConfig:
+    if isinstance(model, ModelConfig):
+        return model
+    if isinstance(model, Mapping):
+        return validated(ModelConfig, model)
+    if isinstance(model, str | os.PathLike | StoreUrl):
+        path = location(model)
+        name = path.name if isinstance(path, Path) else str(path).rstrip("/").rpartition("/")[2]
+        return validated(ModelConfig, {"name": name, "base_path": path})
+    raise ConfigError(f"a model is a ModelConfig, a dictionary of its options or a path; got {model!r}")

@@ -260,6 +260,14 @@ class Runtime(OwnerLoop):
             return self._logged(version, call, inputs)
         return self.predict_on(version, call, inputs)
 
+    async def bridge_predict(self, call: Call, inputs: Any) -> dict[str, Array]:
+        """As `predict`, from a foreign loop."""
+
+        async def here() -> dict[str, Array]:
+            return await self.predict(call, inputs)
+
+        return await self.bridge(here())
+
     async def _logged(self, version: ManagedVersion, call: Call, inputs: Any) -> dict[str, Array]:
         """As `predict_on`, and logs the request, which no adapter does."""
         outputs = await self.predict_on(version, call, inputs)
