@@ -207,7 +207,12 @@ def _read_string(block: bytes, at: int) -> tuple[bytes, int]:
     if end > len(block):
         raise IndexError
     value = block[at:end]
-    return (decode_huffman(value) if head & 0x80 else value), end
+    if head & 0x80:
+        return (_decode_short if length <= CACHED_VALUE_BYTES else decode_huffman)(value), end
+    return value, end
+
+
+_decode_short = lru_cache(maxsize=1024)(decode_huffman)
 
 
 def _string(value: bytes) -> bytes:
