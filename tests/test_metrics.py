@@ -64,6 +64,7 @@ def test_an_empty_page_has_the_types_of_what_is_registered_from_the_start(metric
         "# TYPE :tensorflow:serving:runtime_latency histogram",
         "# TYPE embedserve_batch_rows histogram",
         "# TYPE embedserve_batches_released_total counter",
+        "# TYPE embedserve_listener_refusals_total counter",
         "# TYPE embedserve_padding_rows_total counter",
         "# TYPE embedserve_queue_wait_seconds histogram",
         "# TYPE embedserve_stuck_runs_returned_total counter",

@@ -19,7 +19,8 @@ PUBLIC = {"embedserve": {*embedserve.__all__, *MODULES}} | {
 }
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-PROGRAMS = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+# The other scripts write pages and code of the package from its own tables.
+PROGRAMS = [*(ROOT / "examples").rglob("*.py"), ROOT / "scripts" / "demo.py"]
 TEXTS = [(page, block) for page in PAGES for block in blocks(page.read_text(), "python")]
 TEXTS += [(program, program.read_text()) for program in PROGRAMS]
 
