@@ -337,7 +337,7 @@ def test_every_reservation_returns_to_zero(
     async def scenario() -> None:
         host = OwnHost(limit)
         loop = asyncio.get_running_loop()
-        config = uvicorn.Config(host, lifespan="off", log_level="critical", proxy_headers=False)
+        config = uvicorn.Config(host, lifespan="off", log_config=None, proxy_headers=False)
         kind = type("Fuzzed", (HttpProtocol,), {"limits": LIMITS})
         protocol = kind(config, ServerState(), {})
         transport = Transport(protocol, loop)

@@ -154,7 +154,7 @@ async def serving(host: Host, protocol: type[HttpProtocol] = HttpProtocol, **opt
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         http: Any = protocol  # uvicorn names `asyncio.Protocol`, and takes any protocol.
-        config = uvicorn.Config(host, http=http, lifespan="off", log_level="critical", **options)
+        config = uvicorn.Config(host, http=http, lifespan="off", log_config=None, **options)
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started:
