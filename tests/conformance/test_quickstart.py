@@ -16,6 +16,7 @@ from tensorflow_serving.apis import model_management_pb2
 
 from tests.conformance.conftest import Serve, Serving, predict_request, program_or_skip
 from tests.support import saved_models
+from tests.support.programs import fetch, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -158,6 +159,12 @@ def test_two_models_labels_and_a_reload(models: Path, serve: Serve, tmp_path: Pa
         error: Any = caught.value
         return error.code(), error.details()
 
+    def states() -> list[str]:
+        _, body = fetch(f"{server.rest}/v1/models/half_plus_two")
+        return [version["state"] for version in body["model_version_status"]]
+
+    # As in TensorFlow Serving, a start waits for one version of each model.
+    wait_until(lambda: states() == ["AVAILABLE"] * 2)
     assert answers("half_plus_two", "stable") == (3.0, 1)
     assert answers("half_plus_two", "canary") == answers("half_plus_two") == (13.0, 2)
     assert answers("half_plus_three") == (14.0, 2)
