@@ -21,6 +21,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from embedserve.errors import ConfigError, RegistryStateError
 from embedserve.grpc import TlsConfig, serve
+from embedserve.http.sockets import bound_socket
 from embedserve.testing import FakeRegistry
 from tests.grpc.conftest import Client, Start, answers, failure, gated, predict_request, registry, until_running
 
@@ -323,6 +324,18 @@ async def test_unusable_tls_material_says_so(certificates: Path, transport: Any)
         with pytest.raises(OSError, match="the TLS key or certificate is not usable"):
             async with serve(reg, transport=transport, host="127.0.0.1", port=0, tls=TlsConfig(pem, pem)):
                 pass
+
+
+@pytest.mark.may_block
+async def test_unusable_tls_material_on_a_port_of_many_processes_says_so(certificates: Path) -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n"
+    with bound_socket(socket.AF_INET, "127.0.0.1", 0, shared=True) as supervisor:
+        place = {"host": "127.0.0.1", "port": supervisor.getsockname()[1], "transport": "grpcio"}
+        shared = {"channel_arguments": (("grpc.so_reuseport", 1),)}
+        async with registry() as reg:
+            with pytest.raises(OSError, match="the TLS key or certificate is not usable"):
+                async with serve(reg, **place, **shared, tls=TlsConfig(pem, pem)):  # type: ignore[arg-type]
+                    pass
 
 
 def test_a_private_key_is_not_shown(certificates: Path) -> None:

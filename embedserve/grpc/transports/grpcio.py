@@ -89,6 +89,7 @@ class GrpcioListener:
             "grpc.max_send_message_length": options.max_message_bytes,
             "grpc.per_message_decompression": 0,  # `_Messages` decompresses in steps, within the bytes in flight.
         } | dict(options.channel_arguments)
+        self._shared = bool(arguments["grpc.so_reuseport"])
         self._server = grpc.aio.server(
             options=list(arguments.items()),
             compression=_COMPRESSION[options.compression],
@@ -108,7 +109,8 @@ class GrpcioListener:
         try:
             if self.port is not None:
                 for each in self._hosts:  # With port 0, the first address takes a free port, and the rest the same.
-                    why = partial(_bind_error, each, self.port, secure=self._credentials is not None)
+                    secure = self._credentials is not None
+                    why = partial(_bind_error, each, self.port, secure=secure, shared=self._shared)
                     address = f"{bracketed(each)}:{self.port}"
                     self.port = await _bind(self._server, address, self._credentials, why)
             if self._unix is not None:
@@ -306,21 +308,25 @@ class GracefulStop:
             self._released.set()
 
 
-def _bind_error(host: str, port: int, *, secure: bool) -> OSError:
+def _bind_error(host: str, port: int, *, secure: bool, shared: bool) -> OSError:
     """The reason why gRPC could not bind, found by binding a plain socket to the same place.
 
     Args:
         host, port: The place.
-        secure: Whether TLS material may be the reason.
+        secure: Whether TLS material or other credentials may be the reason.
+        shared: Whether processes share the port: a worker's port is held by its supervisor too.
     """
     try:
-        for each in resolved_sockets(host, port):
+        for each in resolved_sockets(host, port, shared=shared):
             each.close()
     except OSError as error:
         return error
     where = f"port {port} of {host}"
     if secure:
-        return OSError(errno.EINVAL, f"gRPC cannot listen on {where}: the TLS key or certificate is not usable")
+        return OSError(
+            errno.EINVAL,
+            f"gRPC cannot listen on {where}: the TLS key or certificate is not usable, or this machine has no ALTS",
+        )
     return OSError(errno.EADDRNOTAVAIL, f"gRPC cannot listen on {where}")
 
 
