@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from embedserve.tfs.config import models_from_proto, read_model_server_config
 from tests.support.pages import blocks
 from tests.support.programs import ROOT, answers, fetch, free_port, program, run_program
 
@@ -69,6 +70,14 @@ def test_the_standalone_commands_answer_the_curl_lines(number: int, digit_models
             assert done.returncode == 0, done.stderr
         predicted = subprocess.run(["bash", "-c", f"{curls[0]} -sS"], capture_output=True, text=True, timeout=60).stdout
         assert json.loads(predicted)["predictions"][0]["digit"] == 0, "the first digit of the data set is a 0"
+
+
+def test_the_config_file_of_the_standalone_page_is_accepted(tmp_path: Path) -> None:
+    (block,) = blocks((ROOT / "docs" / "standalone.md").read_text(), "text")
+    file = tmp_path / "models.config"
+    file.write_text(block)
+    (model,) = models_from_proto(read_model_server_config(file))
+    assert dict(model.version_labels) == {"stable": 1, "canary": 2}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
