@@ -44,7 +44,14 @@ _NO_THREADS = "requests are handled on one event loop and run on --num_batch_thr
 
 # In TensorFlow Serving's order; a name stands for the flag of an option.
 _TENSORFLOW_SERVING: tuple[Flag | str, ...] = (
-    Flag("port", "int32", 8500, "TCP port of gRPC; 0 for none."),
+    Flag(
+        "port",
+        "int32",
+        8500,
+        "TCP port of gRPC; 0 for none.",
+        "differs",
+        "the port answers REST too, see --grpc_server",
+    ),
     Flag("grpc_socket_path", "string", "", "Unix socket that gRPC listens on, besides the TCP port."),
     Flag(
         "rest_api_port",
@@ -52,7 +59,7 @@ _TENSORFLOW_SERVING: tuple[Flag | str, ...] = (
         8501,
         "TCP port of REST; 0 for none.",
         "differs",
-        "on by default; when the port was not asked for and is taken, gRPC serves alone",
+        "on by default, and answers gRPC too; when the port was not asked for and is taken, --port serves alone",
     ),
     Flag("rest_api_num_threads", "int32", 0, "Threads that handle REST requests.", "ignored", _NO_THREADS),
     Flag("rest_api_timeout_in_ms", "int32", 30000, "Time limit of a REST request; 0 or less for none."),
@@ -174,8 +181,13 @@ _TENSORFLOW_SERVING: tuple[Flag | str, ...] = (
 )
 
 _OWN: tuple[Flag, ...] = (
-    _own("server", "string", "uvicorn", "Without effect; pyvoy is gone, see docs/grpc.md."),
-    _own("http3", "bool", False, "Gone with --server=pyvoy."),
+    _own(
+        "server",
+        "string",
+        "uvicorn",
+        "Without effect: uvicorn is taken, everything else is refused; see --grpc_server.",
+    ),
+    _own("http3", "bool", False, "Refused: HTTP/3 needs a proxy before the server."),
     _own(
         "grpc_server",
         "string",
@@ -318,7 +330,8 @@ def parse(arguments: Sequence[str]) -> ParsedFlags:
         else:
             raise FlagError(
                 f"unknown argument: {argument}; one directory of models is enough, and {directory!r} is given already. "
-                "A flag's value follows its name after =, as in --port=8500"
+                "A flag's value follows its name after =, as in --port=8500; the commands are tune, verify, live and "
+                "install-command"
             )
     return ParsedFlags(directory, given, wants_help)
 

@@ -121,8 +121,8 @@ def _rest_sockets(config: RestConfig) -> list[socket.socket]:
         if config.required or error.errno == errno.EADDRNOTAVAIL:
             raise StartError(f"{_REST_FAILURE}: {error.filename}: {error.strerror}") from None
         logger.error(
-            "Failed to start HTTP Server at localhost:%d: %s. gRPC serves alone; --rest_api_port=PORT chooses "
-            "another port, 0 none",
+            "Failed to start HTTP Server at localhost:%d: %s. The port of gRPC serves alone; "
+            "--rest_api_port=PORT chooses another port, 0 none",
             config.port,
             error.strerror,
         )

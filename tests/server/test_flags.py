@@ -89,6 +89,11 @@ def test_help_is_asked_for(argument: str) -> None:
         (["--settle=soon"], "Couldn't interpret value soon for flag settle."),
         (["--port", "8500"], "flag --port needs a value: --port=8500"),
         (["a", "b"], "unknown argument: b; one directory of models is enough"),
+        (
+            ["bench", "models"],
+            "unknown argument: models; one directory of models is enough, and 'bench' is given already. A flag's value "
+            "follows its name after =, as in --port=8500; the commands are tune, verify, live and install-command",
+        ),
     ],
 )
 def test_what_is_not_understood_is_an_error_that_says_what_is_meant(arguments: list[str], message: str) -> None:
