@@ -36,7 +36,7 @@ _DRAIN_PING = b"embed\0go"
 """Payload of the PING between the two GOAWAY frames of a drain."""
 
 _SMALL_INCREMENT = 256
-"""Bytes of a window update below which the frame counts against the rate of control frames."""
+"""Bytes of a window update below which the frame needs a sent DATA frame, or counts as a control frame."""
 
 _read_settings = struct.Struct(">HI").iter_unpack
 
@@ -411,7 +411,7 @@ class Http2Connection:
         if end - start != 4:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"WINDOW_UPDATE has {end - start} bytes, expected 4")
         increment = int.from_bytes(data[start:end], "big") & MAX_WINDOW
-        if increment < _SMALL_INCREMENT:
+        if increment < _SMALL_INCREMENT and not self._out.returned():
             self._nuisance()
         if not stream_id:
             self._out.window += increment

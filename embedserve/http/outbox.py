@@ -65,6 +65,7 @@ class Outbox:
         "_control_bytes",
         "_limits",
         "_pieces",
+        "_returns",
         "_size",
         "_table_announced",
         "initial_window",
@@ -81,7 +82,7 @@ class Outbox:
         self._table_announced = False
         self.window = self.initial_window = DEFAULT_WINDOW
         self.max_frame = DEFAULT_FRAME_BYTES
-        self.queued_bytes = 0
+        self.queued_bytes = self._returns = 0
         self.waiting: dict[int, Stream] = {}
 
     def __bool__(self) -> bool:
@@ -138,6 +139,7 @@ class Outbox:
             return False
         self.window -= size
         self._size += size
+        self._returns += 2
         stream_id, head_size, tail_size = stream.id, len(head), len(trailers)
         self._pieces += (
             _header(head_size >> 8, head_size & 0xFF, HEADERS, END_HEADERS, stream_id),
@@ -180,6 +182,7 @@ class Outbox:
             self.window -= size
             stream.send_window -= size
             self._size += size
+            self._returns += 2
             flags = END_STREAM if last and stream.trailers is None else 0
             self._pieces += (_header(size >> 8, size & 0xFF, DATA, flags, stream.id), data)
         if last and stream.trailers is not None:
@@ -231,6 +234,14 @@ class Outbox:
         """Note that the stream's window grew: waiting bytes may go on."""
         if stream.queue and stream.send_window > 0:
             self.waiting[stream.id] = stream
+
+    def returned(self) -> bool:
+        """Whether the client may send a small window update: one for the stream and one for the connection per DATA."""
+        self._returns = min(self._returns, self._limits.control_frames_burst)
+        if not self._returns:
+            return False
+        self._returns -= 1
+        return True
 
     def drop(self, stream: Stream) -> None:
         """Forget the waiting bytes of a finished stream."""

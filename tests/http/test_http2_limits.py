@@ -234,3 +234,16 @@ def test_a_rate_limit_gains_with_time() -> None:
     assert [rate.take(10.0) for _ in range(4)] == [True, True, True, False]
     assert [rate.take(10.5), rate.take(10.5), rate.take(12.0), rate.take(12.0)] == [True, False, True, True]
     assert "of 3" in repr(rate)
+
+
+def test_a_client_may_return_the_windows_of_small_answers_at_any_rate() -> None:
+    peer = Peer()
+    for stream in range(1, 8001, 2):
+        peer.send(headers(stream, flags=WHOLE))
+        peer.server.answer(stream, OK, b"short")
+        returned = [frame(frames.WINDOW_UPDATE, 0, number, b"\0\0\0\5") for number in (stream, 0)]
+        peer.send(*returned)
+        peer.take()
+    assert peer.ended() is None
+    peer.send(*[frame(frames.WINDOW_UPDATE, 0, 0, b"\0\0\0\1")] * 5000)
+    assert peer.ended() == ErrorCode.ENHANCE_YOUR_CALM, "answers of the past are no licence"
