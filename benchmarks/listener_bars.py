@@ -36,7 +36,7 @@ from benchmarks.suite.processes import ServerFailed
 from benchmarks.suite.report import table
 from benchmarks.suite.workloads import Workload, models_directory
 
-SERVER = "embedserve-http"
+SERVER = "embedserve-uvicorn"
 CPP_GRPC, CPP_REST, MOSEC, HTTPTOOLS, BARE = "cpp-grpc", "cpp-rest", "mosec", "noop-starlette", "bare-tensorflow"
 NOOP = "noop-starlette-http"
 WORKLOADS = (
@@ -222,7 +222,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ours = [name for name, each in CONTENDERS.items() if each.group == "embedserve" and not each.workloads]
+    both = ("rest", "grpc")
+    ours = [name for name, each in CONTENDERS.items() if each.group == "embedserve" and all(map(each.format, both))]
     found.add_argument("--server", choices=ours, default=SERVER, help="which of our servers is held to the bars")
     found.add_argument("--seconds", type=float, default=1.0, help="of one measurement; twice that for mobilenet")
     found.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported")
