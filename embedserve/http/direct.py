@@ -128,6 +128,7 @@ class DirectRequest:
     __slots__ = (
         "_answer",
         "_call",
+        "_calling",
         "_pieces",
         "_protocol",
         "_sending",
@@ -150,6 +151,7 @@ class DirectRequest:
         self._pieces: list[bytes] | None = []
         self._size = 0
         self._task: asyncio.Task[None] | None = None
+        self._calling: Coroutine[Any, Any, Answer] | None = None
         self._answer: Answer | None = None
         protocol.partial += 1
 
@@ -191,7 +193,8 @@ class DirectRequest:
         protocol.partial -= 1
         if body:
             protocol.connection.consume(self.stream_id, len(body))
-        self._task = task = protocol.loop.create_task(self._run(calling))
+        self._calling = calling
+        self._task = task = protocol.loop.create_task(self._run())
         protocol.server_state.tasks.add(task)
 
     def sent(self, ended: bool) -> None:
@@ -214,6 +217,10 @@ class DirectRequest:
             self.disconnected = True
             assert self._task is not None
             self._task.cancel()
+            if self._calling is not None:  # The task has not begun, and ends without a step of `_run`.
+                self._calling.close()
+                self._protocol.server_state.tasks.discard(self._task)
+                self._protocol.finished(self)
 
     def go_asgi(self, *, ended: bool = False) -> AsgiRequest:
         """Leave the direct way, with the received part of the body."""
@@ -228,7 +235,9 @@ class DirectRequest:
 
     # The answer.
 
-    async def _run(self, calling: Coroutine[Any, Any, Answer]) -> None:
+    async def _run(self) -> None:
+        calling, self._calling = self._calling, None
+        assert calling is not None
         try:
             answer = await calling
         except Exception as error:

@@ -16,7 +16,9 @@ from embedserve.http import frames
 from embedserve.rest import create_app
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
 from tests.grpc.conftest import predict_request, until_running
+from tests.http.http2_peer import block, data, headers
 from tests.integration.both_ways import (
+    GRPC_HEAD,
     JSON,
     PREDICT,
     REST,
@@ -239,6 +241,27 @@ async def test_a_client_that_goes_stops_its_run(gated: Gated, finished: Finished
         assert [code for *_, code in finished.seen] == [Code.CANCELLED]
         assert not way.server.server_state.tasks
         writer.close()
+
+
+async def test_a_call_that_is_reset_before_its_task_begins_leaves_nothing(registry: FakeRegistry) -> None:
+    async with served(create_app(registry, grpc=True)) as way:
+        client = Http2Client(*await way.connect())
+        # One write, so that one read of the server brings the call and its end.
+        fields = {**dict(GRPC_HEAD), b":path": PREDICT.encode()}
+        client.stream += 2
+        client.send(
+            headers(client.stream, block(list(fields.items())), frames.END_HEADERS),
+            data(client.stream, WHOLE, frames.END_STREAM),
+            frames.rst_stream(client.stream, frames.ErrorCode.CANCEL),
+        )
+        answered = await client.answer(client.call(PREDICT, WHOLE))
+        assert answered.trailers == {b"grpc-status": b"0"}
+        client.close()
+        async with asyncio.timeout(20):
+            while way.server.server_state.connections:
+                await asyncio.sleep(0)
+        assert way.asgi == 0
+        assert not way.server.server_state.tasks
 
 
 async def test_a_client_that_goes_inside_its_body_is_counted_alike(registry: FakeRegistry, finished: Finished) -> None:
