@@ -263,8 +263,8 @@ class Http2Connection:
         self._count_reset(str(status))
         if ended:
             self._streams.remember_reset(stream_id, ours=True)
-        elif not self._streams.linger(stream_id, self._initial_window):
-            self._out.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+        else:
+            self._streams.linger(stream_id, self._initial_window)
 
     def _on_trailers(self, stream_id: int, ended: bool, block: bytes) -> None:
         stream = self._open.get(stream_id)
@@ -332,6 +332,7 @@ class Http2Connection:
         if stream_id not in self._open:
             if self._streams.is_idle(stream_id):
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which never began")
+            self._streams.linger_no_more(stream_id)
             self._nuisance()
             return
         self._count_reset()
@@ -545,15 +546,17 @@ class Http2Connection:
         self._out.put(frames.rst_stream(stream.id, ErrorCode.ENHANCE_YOUR_CALM))
 
     def drop_stuck(self, now: float) -> None:
-        """Drop the answers that the client's windows have held for `write_timeout` seconds."""
+        """Drop answers that the client's windows have held for `write_timeout` seconds, and end streams that linger."""
         for stream in self._streams.stuck(now, self._limits.write_timeout, self._out.window):
             self._drop_answer(stream)
+        for stream_id in self._streams.lingered():
+            self._out.put(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
 
     def _finish(self, stream: Stream) -> None:
         """Close a stream after its whole answer; the rest of an unfinished request is not wanted."""
         self._forget(stream)
-        if not stream.remote_ended and not self._streams.linger(stream.id, stream.receive_window):
-            self._out.put(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
+        if not stream.remote_ended:
+            self._streams.linger(stream.id, stream.receive_window)
 
     def reset(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
         """End a stream early by the server's wish; no event follows."""

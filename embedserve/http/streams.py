@@ -76,7 +76,7 @@ class Streams:
         highest: The highest identifier that a client used.
     """
 
-    __slots__ = ("_gaps", "_lingering", "_remembered", "_resets", "highest", "open")
+    __slots__ = ("_gaps", "_lingered", "_lingering", "_remembered", "_resets", "highest", "open")
 
     def __init__(self, remembered: int) -> None:
         self.open: dict[int, Stream] = {}
@@ -84,6 +84,7 @@ class Streams:
         self._gaps: deque[range] = deque(maxlen=_GAPS)
         self._resets: dict[int, bool] = {}
         self._lingering: dict[int, int] = {}
+        self._lingered: list[int] = []
         self._remembered = remembered
 
     def stuck(self, now: float, timeout: float, window: int) -> list[Stream]:
@@ -121,20 +122,29 @@ class Streams:
         resets = self._resets
         resets[stream_id] = ours
         if len(resets) > self._remembered:
-            oldest = next(iter(resets))
+            # The client may still send on a stream that lingers; as many streams as are remembered may linger.
+            oldest = next((each for each in resets if each not in self._lingering), next(iter(resets)))
             del resets[oldest]
-            self._lingering.pop(oldest, None)
+            self.linger_no_more(oldest)
 
-    def linger(self, stream_id: int, window: int) -> bool:
-        """Note an answer before the end of its request; False asks for a reset at once.
+    def linger(self, stream_id: int, window: int) -> None:
+        """Note an answer before the end of its request.
 
-        Some clients take a reset directly after an answer for a failure of the call. DATA on its way is therefore
-        discarded, and the reset is due after half of the window.
+        Some clients take a reset directly after an answer for a failure of the call, and drop the answer. DATA on its
+        way is therefore discarded. The reset is due after half of the window, or after a while (`lingered`).
         """
         self.remember_reset(stream_id, ours=True)
-        if window > 1:
-            self._lingering[stream_id] = window >> 1
-        return window > 1
+        self._lingering[stream_id] = max(window >> 1, 1)
+
+    def linger_no_more(self, stream_id: int) -> None:
+        """Note that the client ended a stream of `linger`, if the stream is one."""
+        self._lingering.pop(stream_id, None)
+
+    def lingered(self) -> list[int]:
+        """The streams that linger since the call before: their clients wait, some of them for the reset."""
+        due = [stream_id for stream_id in self._lingered if self._lingering.pop(stream_id, 0)]
+        self._lingered = list(self._lingering)
+        return due
 
     def discard(self, stream_id: int, size: int, ended: int) -> bool:
         """Count DATA on a stream that is not open; True if the stream lingers and its reset is due."""

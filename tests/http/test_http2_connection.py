@@ -338,6 +338,18 @@ def test_an_early_answer_asks_the_client_to_stop_when_it_goes_on() -> None:
     assert len(peer.resets()) == 1
 
 
+def test_an_early_answer_asks_a_waiting_client_to_stop_after_a_while() -> None:
+    peer = Peer()
+    peer.send(headers(1, block(REQUEST), frames.END_HEADERS))
+    peer.server.answer(1, OK, b"no")
+    peer.server.drop_stuck(1.0)
+    assert not [f for f in peer.take() if f.kind == frames.RST_STREAM]
+    peer.server.drop_stuck(2.0)
+    assert [(f.stream, f.payload) for f in peer.take() if f.kind == frames.RST_STREAM] == [(1, bytes(4))]
+    peer.server.drop_stuck(3.0)
+    assert not peer.take()
+
+
 def test_an_early_answer_to_a_client_that_ends_soon_resets_nothing() -> None:
     peer = Peer()
     peer.send(headers(1, flags=WHOLE))
@@ -347,10 +359,14 @@ def test_an_early_answer_to_a_client_that_ends_soon_resets_nothing() -> None:
     assert not peer.resets()
 
 
-def test_an_early_answer_to_a_client_without_a_window_resets_at_once() -> None:
+def test_an_early_answer_to_a_client_without_a_window_comes_before_the_reset() -> None:
     peer = Peer(Limits(stream_window=65_535))
     peer.send(headers(1, flags=WHOLE), data(1, bytes(65_535)))
     peer.server.answer(1, OK, b"enough")
+    peer.take()
+    assert not peer.resets(), "a reset with the answer makes some clients drop the answer"
+    peer.server.drop_stuck(1.0)
+    peer.server.drop_stuck(2.0)
     peer.take()
     assert peer.resets() == [(1, ErrorCode.NO_ERROR)]
 

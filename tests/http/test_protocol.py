@@ -212,12 +212,20 @@ async def test_a_body_in_pieces(host: Host, http2: bool) -> None:
         assert answer.content == b"".join(b"%d," % number * 1_000 for number in range(100))
 
 
-@pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
-async def test_an_early_answer_reaches_a_client_that_still_sends(host: Host, version: str) -> None:
+async def test_an_early_answer_reaches_a_client_that_still_sends(host: Host) -> None:
     async with serving(host) as port:
         url = f"http://127.0.0.1:{port}/refuse"
-        found = await run("curl", "-s", version, "-w", " %{http_code}", "--data-binary", "@-", url, stdin=BODY)
+        found = await run("curl", "-s", "-w", " %{http_code}", "--data-binary", "@-", url, stdin=BODY)
     assert found == b"no 413"
+
+
+async def test_an_early_answer_reaches_a_client_that_still_sends_over_http2(host: Host, tmp_path: Path) -> None:
+    """curl 7.88 misses the end of such an answer now and then, and waits until the connection ends."""
+    (tmp_path / "body").write_bytes(BODY)
+    async with serving(host) as port:
+        found = await run("nghttp", "--verbose", "--data", str(tmp_path / "body"), f"http://127.0.0.1:{port}/refuse")
+    assert b":status: 413" in found
+    assert b"\nno" in found
 
 
 @versions
