@@ -1,7 +1,7 @@
 """gRPC on the own listener, on grpc.aio and in a host: Predict on a tiny model, beside a server that does nothing.
 
 python -m benchmarks.grpc_transports [--seconds 2] [--repeats 5] [--json FILE]
-python -m benchmarks.grpc_transports --serve embedserve-uvicorn     (one server alone, for a profiler)
+python -m benchmarks.grpc_transports --serve embedserve-standalone     (one server alone, for a profiler)
 
 The servers take turns on one processor core, h2load is on another and keeps 32 calls under way. Answers are
 checked before and after; during the load, an answer of another size than a right one counts as failed. Processor time
@@ -29,7 +29,7 @@ from benchmarks.suite.workloads import Workload, examples_of, models_directory
 NOOP_AIO, AIO, OWN, HTTP = SERVERS = (
     "noop-grpc.aio",
     "embedserve-grpcio",
-    "embedserve-uvicorn",
+    "embedserve-standalone",
     "embedserve-http",
 )
 WORKLOAD = Workload("half", ("grpc",), (32,))

@@ -36,7 +36,7 @@ from benchmarks.suite.processes import ServerFailed
 from benchmarks.suite.report import table
 from benchmarks.suite.workloads import Workload, models_directory
 
-SERVER = "embedserve-uvicorn"
+SERVER = "embedserve-standalone"
 CPP_GRPC, CPP_REST, MOSEC, HTTPTOOLS, BARE = "cpp-grpc", "cpp-rest", "mosec", "noop-starlette", "bare-tensorflow"
 NOOP = "noop-starlette-http"
 WORKLOADS = (

@@ -97,7 +97,7 @@ def _transports() -> Iterator[Promise]:
     def half(protocol: str, server: str) -> Cell:
         return Cell("half", protocol, 64, server)
 
-    ours, grpcio = "embedserve-uvicorn", "embedserve-grpcio"
+    ours, grpcio = "embedserve-standalone", "embedserve-grpcio"
     starlette, aio = half("rest", "noop-starlette"), half("grpc", "noop-grpc.aio")
     yield 2, "half at 64 over REST, of a no-op Starlette route", half("rest", ours), starlette, 0.5
     yield 2, "half at 64 over gRPC, of a no-op grpc.aio server", half("grpc", ours), aio, 0.75
@@ -108,9 +108,9 @@ def _images() -> Iterator[Promise]:
     def mobilenet(protocol: str, server: str) -> Cell:
         return Cell("mobilenet", protocol, 8, server)
 
-    rest = mobilenet("rest", "embedserve-uvicorn")
+    rest = mobilenet("rest", "embedserve-standalone")
     yield 3, "mobilenet at 8 over REST, of naive FastAPI", rest, mobilenet("rest", "naive-fastapi"), 8
-    yield 3, "mobilenet at 8 over REST, of the same over gRPC", rest, mobilenet("grpc", "embedserve-uvicorn"), 0.9
+    yield 3, "mobilenet at 8 over REST, of the same over gRPC", rest, mobilenet("grpc", "embedserve-standalone"), 0.9
 
 
 def _peers(samples: Samples) -> Iterator[Promise]:
@@ -127,11 +127,11 @@ def _peers(samples: Samples) -> Iterator[Promise]:
 
 def _optimised() -> Iterator[Promise]:
     for protocol, name in (("grpc", "gRPC"), ("rest", "REST")):
-        plain, frozen = (Cell("mobilenet", protocol, 8, f"embedserve-{kind}") for kind in ("uvicorn", "optimised"))
+        plain, frozen = (Cell("mobilenet", protocol, 8, f"embedserve-{kind}") for kind in ("standalone", "optimised"))
         yield 5, f"mobilenet at 8 over {name}, optimised, of the same server without", frozen, plain, 1.2
 
 
 def ours(cell: Cell) -> Cell:
     """embedserve's own cell that another server's is held against."""
-    server = "embedserve-in-process" if cell.protocol == "in-process" else "embedserve-uvicorn"
+    server = "embedserve-in-process" if cell.protocol == "in-process" else "embedserve-standalone"
     return Cell(cell.workload, cell.protocol, cell.concurrency, server)

@@ -99,7 +99,7 @@ CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
         Contender(
-            "embedserve-uvicorn",
+            "embedserve-standalone",
             "embedserve",
             (TFS_REST, TFS_GRPC),
             lambda place: [*EMBEDSERVE, str(place.models), f"--port={place.grpc}", f"--rest_api_port={place.rest}"],
@@ -136,7 +136,7 @@ CONTENDERS: dict[str, Contender] = {
                 *(*EMBEDSERVE, "--model_name=mobilenet", f"--model_base_path={place.models / 'mobilenet'}"),
                 *("--optimize=freeze", f"--port={place.grpc}", f"--rest_api_port={place.rest}"),
             ],
-            "`python -m embedserve --optimize=freeze`: as embedserve-uvicorn, with its variables frozen",
+            "`python -m embedserve --optimize=freeze`: as embedserve-standalone, with its variables frozen",
             workloads=("mobilenet",),
         ),
         Contender(

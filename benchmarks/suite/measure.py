@@ -318,7 +318,7 @@ def write_answers(directory: Path, examples: Mapping[str, Examples]) -> Path:
     """What the no-ops answer: the first example's right answer, in TensorFlow Serving's formats."""
     answers = directory / "answers"
     answers.mkdir()
-    grpc_format = CONTENDERS["embedserve-uvicorn"].format("grpc")
+    grpc_format = CONTENDERS["embedserve-standalone"].format("grpc")
     assert grpc_format is not None
     sizes = {}
     for name, found in examples.items():

@@ -64,7 +64,7 @@ def _document(workload: str, panels: Sequence[Panel]) -> str:
     for panel in panels:
         parts += _panel(panel, top)
         top += _height(panel)
-    title = f"{workload}: requests per second; embedserve on uvicorn and grpc.aio = 1"
+    title = f"{workload}: requests per second; the standalone server = 1"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top:.0f}" width="{WIDTH}"'

@@ -158,7 +158,7 @@ def test_servers_are_chosen_by_name_or_group() -> None:
     assert [each.name for each in chosen([])] == list(CONTENDERS)
     assert {each.group for each in chosen(["noop"])} == {"noop"}
     assert {each.group for each in chosen(["embedserve", "naive"])} == {"embedserve", "naive"}
-    with pytest.raises(ValueError, match="no server 'nobody'; known are embedserve-uvicorn,"):
+    with pytest.raises(ValueError, match="no server 'nobody'; known are embedserve-standalone,"):
         chosen(["nobody"])
 
 
@@ -198,7 +198,7 @@ def test_a_server_is_asked_only_what_it_is_for() -> None:
 def test_optimised_execution_has_a_bar_of_its_own() -> None:
     samples = {
         Cell("mobilenet", "grpc", 8, f"embedserve-{kind}"): [Load(10, 0, rate, 0.1, 0.2, 0.3)]
-        for kind, rate in (("uvicorn", 100.0), ("optimised", 125.0))
+        for kind, rate in (("standalone", 100.0), ("optimised", 125.0))
     }
     (bar,) = bars(samples, None)
     assert (bar.item, bar.ratio, bar.bound, bar.met) == (5, 1.25, 1.2, True)
@@ -215,13 +215,13 @@ def sampled(**rates: list[float]) -> Results:
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     # The machine was slow in the second round, for both of them.
-    results = sampled(embedserve_uvicorn=[600, 60, 630], noop_starlette=[1000, 100, 1000])
+    results = sampled(embedserve_standalone=[600, 60, 630], noop_starlette=[1000, 100, 1000])
     (bar,) = bars(results.samples, None)
     assert (bar.what, round(bar.ratio, 9), bar.met) == ("half at 64 over REST, of a no-op Starlette route", 0.6, True)
 
 
 def test_a_report_outlives_json_and_is_drawn(tmp_path: Path) -> None:
-    results = sampled(embedserve_uvicorn=[600, 60, 630], naive_fastapi=[100, 10, 100])
+    results = sampled(embedserve_standalone=[600, 60, 630], naive_fastapi=[100, 10, 100])
     results.absent["pytriton"] = "not installable: no such wheel"
     results.problems.append("mosec, half over rest: a wrong answer")
     found = report.Report(results, Alone(0.1, 1.2, 1.3), report.about(1, 3))
@@ -238,7 +238,7 @@ def test_a_report_outlives_json_and_is_drawn(tmp_path: Path) -> None:
 
 
 def test_a_page_gets_the_results_of_the_last_run_between_its_marks() -> None:
-    found = report.Report(sampled(embedserve_uvicorn=[600], naive_fastapi=[100]), None, report.about(1, 3))
+    found = report.Report(sampled(embedserve_standalone=[600], naive_fastapi=[100]), None, report.about(1, 3))
     text = f"before\n{report.BEGIN}\nof another run\n{report.END}\nafter\n"
     once = report.page(found, text)
     assert once.startswith("before\n")
@@ -257,10 +257,12 @@ def test_a_quick_run_finds_every_answer_right(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("EMBEDSERVE_BENCHMARKS", str(tmp_path / "cache"))
     file = tmp_path / "found.json"
     command = ("-m", "benchmarks", "--quick", "--workloads", "half", "--concurrency", 16, "--json", file)
-    page = run_program(*command, "--servers", "embedserve-uvicorn,naive")
+    page = run_program(*command, "--servers", "embedserve-standalone,naive")
     assert "Every answer that was looked at was right, and no request failed." in page
     cells = {(each["server"], each["protocol"]): each["samples"] for each in json.loads(file.read_text())["cells"]}
-    assert {("embedserve-uvicorn", "rest"), ("embedserve-uvicorn", "grpc"), ("naive-fastapi", "rest")} <= set(cells)
+    assert {("embedserve-standalone", "rest"), ("embedserve-standalone", "grpc"), ("naive-fastapi", "rest")} <= set(
+        cells
+    )
     assert all(sample["answered"] > 0 and sample["cpu"] > 0 for samples in cells.values() for sample in samples)
     assert run_program("-m", "benchmarks", "--read", file) == page
 
