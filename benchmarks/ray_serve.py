@@ -26,7 +26,8 @@ import grpc.aio
 import numpy as np
 
 from benchmarks.callers import Ask, grpc_caller, rest_caller
-from benchmarks.serving import free_port, rss_megabytes, server_process
+from benchmarks.ports import free_port
+from benchmarks.serving import rss_megabytes, server_process
 from benchmarks.suite.processes import stat
 
 WAYS = ("standalone", "proxies", "generated", "ingress", "direct")

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.callers import Array, Ask, grpc_caller, rest_caller
-from benchmarks.serving import free_port
+from benchmarks.ports import free_port
 from benchmarks.suite.load import Load, Target, h2load, median, parse
 from benchmarks.suite.wire import TFS_GRPC, TFS_REST, Format, framed
 from benchmarks.suite.workloads import examples_of, models_directory

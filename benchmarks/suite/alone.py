@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.ports import free_port
 from benchmarks.serving import rss_megabytes
 from benchmarks.suite.client import Client, Refused
-from benchmarks.suite.processes import Processes, free_port
+from benchmarks.suite.processes import Processes
 from benchmarks.suite.wire import TFS_REST
 from benchmarks.suite.workloads import ROOT, examples_of
 

@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.ports import free_port
 from benchmarks.suite import load
 from benchmarks.suite.client import Client, Refused
 from benchmarks.suite.compiled import program_of
 from benchmarks.suite.contenders import CONTENDERS, Contender, Place
 from benchmarks.suite.environments import NotInstallable, python_of, version_of
 from benchmarks.suite.load import Load, Target
-from benchmarks.suite.processes import Processes, ServerFailed, free_port, running
+from benchmarks.suite.processes import Processes, ServerFailed, running
 from benchmarks.suite.wire import Format, framed, tfs_answer
 from benchmarks.suite.workloads import ROOT, WORKLOADS, Examples, Workload, examples_of, models_directory
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,12 +45,6 @@ def stat(pid: int) -> Stat | None:
     # With what ended children have used: servers start processes for a moment, too.
     ticks = sum(map(int, values[11:15]))
     return Stat(pid, int(values[1]), int(values[3]), ticks / _TICK)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Processes:

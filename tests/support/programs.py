@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.ports import free_port as free_port
 
 ROOT = Path(__file__).parents[2]
 # What the processes that tests start find first: this repository, and a quicker Keras.
@@ -37,12 +38,6 @@ def run_program(*arguments: object, timeout: float = 300, cwd: Path = ROOT) -> s
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fetch(url: str, body: object = None) -> tuple[int, Any]:
