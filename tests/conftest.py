@@ -174,6 +174,17 @@ def digit_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Name the tests that failed in a run that went to its end, a line each, for `scripts.two_tries`."""
+    path = os.environ.pop("FAILED_TESTS", None)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if path is None or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    if not (session.shouldstop or session.shouldfail):
+        reports = [*reporter.getreports("failed"), *reporter.getreports("error")]
+        Path(path).write_text("".join(f"{name}\n" for name in dict.fromkeys(report.nodeid for report in reports)))
+
+
 def _skip_is_a_failure(report: pytest.TestReport | pytest.CollectReport) -> None:
     if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,61 @@ def test_slow_modules_are_dealt_out_before_those_with_more_tests(tmp_path: Path)
     assert "4 passed" in said
     ran = [line for line in said.splitlines() if "PASSED" in line]
     assert ["slow_one" in line for line in ran] == [True, False, False, False]
+
+
+UNSTEADY = """
+import pytest
+from pathlib import Path
+
+@pytest.mark.parametrize("name", ["a b", "c"])
+def test_once(name):
+    mark = Path(__file__).with_name(name)
+    seen = mark.exists()
+    mark.touch()
+    assert seen
+
+@pytest.mark.parametrize("number", range({always}))
+def test_never(number):
+    assert False
+
+def test_right():
+    pass
+"""
+
+
+def run_twice(directory: Path, always: int, *options: str) -> subprocess.CompletedProcess[str]:
+    test = directory / "test_unsteady.py"
+    test.write_text(UNSTEADY.format(always=always))
+    arguments = ["-m", "scripts.two_tries", "-n", "2", "-p", "no:cacheprovider", str(test), *options]
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture
+def inside() -> Iterator[Path]:
+    """A directory in the repository, so that names of tests mean the same to both tries."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "tests", prefix=".unsteady-") as place:
+        yield Path(place)
+
+
+def test_a_test_that_passes_when_it_runs_again_alone_is_listed_and_fails_no_run(inside: Path) -> None:
+    done = run_twice(inside, 0)
+    assert "2 failed, 1 passed" in done.stdout
+    unsteady = [line for line in done.stdout.splitlines() if line.startswith("UNSTEADY ")]
+    assert [line.endswith(("test_once[a b]", "test_once[c]")) for line in unsteady] == [True, True], done.stdout
+    assert done.returncode == 0
+
+
+def test_a_test_that_fails_twice_fails_the_run(inside: Path) -> None:
+    done = run_twice(inside, 1)
+    assert done.stdout.count("UNSTEADY ") == 2
+    assert done.stdout.count("FAILED TWICE ") == 1
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(("always", "options"), [(4, ()), (0, ("-x",))])
+def test_many_failures_and_runs_that_broke_off_are_not_tried_again(
+    always: int, options: tuple[str, ...], inside: Path
+) -> None:
+    done = run_twice(inside, always, *options)
+    assert done.returncode not in (0, None)
+    assert "once more" not in done.stdout
