@@ -1,0 +1,149 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DT_INVALID: _ClassVar[int]
+    DT_FLOAT: _ClassVar[int]
+    DT_DOUBLE: _ClassVar[int]
+    DT_INT32: _ClassVar[int]
+    DT_UINT8: _ClassVar[int]
+    DT_INT16: _ClassVar[int]
+    DT_INT8: _ClassVar[int]
+    DT_STRING: _ClassVar[int]
+    DT_COMPLEX64: _ClassVar[int]
+    DT_INT64: _ClassVar[int]
+    DT_BOOL: _ClassVar[int]
+    DT_QINT8: _ClassVar[int]
+    DT_QUINT8: _ClassVar[int]
+    DT_QINT32: _ClassVar[int]
+    DT_BFLOAT16: _ClassVar[int]
+    DT_QINT16: _ClassVar[int]
+    DT_QUINT16: _ClassVar[int]
+    DT_UINT16: _ClassVar[int]
+    DT_COMPLEX128: _ClassVar[int]
+    DT_HALF: _ClassVar[int]
+    DT_RESOURCE: _ClassVar[int]
+    DT_VARIANT: _ClassVar[int]
+    DT_UINT32: _ClassVar[int]
+    DT_UINT64: _ClassVar[int]
+    DT_FLOAT8_E5M2: _ClassVar[int]
+    DT_FLOAT8_E4M3FN: _ClassVar[int]
+    DT_FLOAT8_E4M3FNUZ: _ClassVar[int]
+    DT_FLOAT8_E4M3B11FNUZ: _ClassVar[int]
+    DT_FLOAT8_E5M2FNUZ: _ClassVar[int]
+    DT_INT4: _ClassVar[int]
+    DT_UINT4: _ClassVar[int]
+    DT_INT2: _ClassVar[int]
+    DT_UINT2: _ClassVar[int]
+    DT_FLOAT4_E2M1FN: _ClassVar[int]
+    DT_FLOAT_REF: _ClassVar[int]
+    DT_DOUBLE_REF: _ClassVar[int]
+    DT_INT32_REF: _ClassVar[int]
+    DT_UINT8_REF: _ClassVar[int]
+    DT_INT16_REF: _ClassVar[int]
+    DT_INT8_REF: _ClassVar[int]
+    DT_STRING_REF: _ClassVar[int]
+    DT_COMPLEX64_REF: _ClassVar[int]
+    DT_INT64_REF: _ClassVar[int]
+    DT_BOOL_REF: _ClassVar[int]
+    DT_QINT8_REF: _ClassVar[int]
+    DT_QUINT8_REF: _ClassVar[int]
+    DT_QINT32_REF: _ClassVar[int]
+    DT_BFLOAT16_REF: _ClassVar[int]
+    DT_QINT16_REF: _ClassVar[int]
+    DT_QUINT16_REF: _ClassVar[int]
+    DT_UINT16_REF: _ClassVar[int]
+    DT_COMPLEX128_REF: _ClassVar[int]
+    DT_HALF_REF: _ClassVar[int]
+    DT_RESOURCE_REF: _ClassVar[int]
+    DT_VARIANT_REF: _ClassVar[int]
+    DT_UINT32_REF: _ClassVar[int]
+    DT_UINT64_REF: _ClassVar[int]
+    DT_FLOAT8_E5M2_REF: _ClassVar[int]
+    DT_FLOAT8_E4M3FN_REF: _ClassVar[int]
+    DT_FLOAT8_E4M3FNUZ_REF: _ClassVar[int]
+    DT_FLOAT8_E4M3B11FNUZ_REF: _ClassVar[int]
+    DT_FLOAT8_E5M2FNUZ_REF: _ClassVar[int]
+    DT_INT4_REF: _ClassVar[int]
+    DT_UINT4_REF: _ClassVar[int]
+    DT_INT2_REF: _ClassVar[int]
+    DT_UINT2_REF: _ClassVar[int]
+    DT_FLOAT4_E2M1FN_REF: _ClassVar[int]
+DT_INVALID: int
+DT_FLOAT: int
+DT_DOUBLE: int
+DT_INT32: int
+DT_UINT8: int
+DT_INT16: int
+DT_INT8: int
+DT_STRING: int
+DT_COMPLEX64: int
+DT_INT64: int
+DT_BOOL: int
+DT_QINT8: int
+DT_QUINT8: int
+DT_QINT32: int
+DT_BFLOAT16: int
+DT_QINT16: int
+DT_QUINT16: int
+DT_UINT16: int
+DT_COMPLEX128: int
+DT_HALF: int
+DT_RESOURCE: int
+DT_VARIANT: int
+DT_UINT32: int
+DT_UINT64: int
+DT_FLOAT8_E5M2: int
+DT_FLOAT8_E4M3FN: int
+DT_FLOAT8_E4M3FNUZ: int
+DT_FLOAT8_E4M3B11FNUZ: int
+DT_FLOAT8_E5M2FNUZ: int
+DT_INT4: int
+DT_UINT4: int
+DT_INT2: int
+DT_UINT2: int
+DT_FLOAT4_E2M1FN: int
+DT_FLOAT_REF: int
+DT_DOUBLE_REF: int
+DT_INT32_REF: int
+DT_UINT8_REF: int
+DT_INT16_REF: int
+DT_INT8_REF: int
+DT_STRING_REF: int
+DT_COMPLEX64_REF: int
+DT_INT64_REF: int
+DT_BOOL_REF: int
+DT_QINT8_REF: int
+DT_QUINT8_REF: int
+DT_QINT32_REF: int
+DT_BFLOAT16_REF: int
+DT_QINT16_REF: int
+DT_QUINT16_REF: int
+DT_UINT16_REF: int
+DT_COMPLEX128_REF: int
+DT_HALF_REF: int
+DT_RESOURCE_REF: int
+DT_VARIANT_REF: int
+DT_UINT32_REF: int
+DT_UINT64_REF: int
+DT_FLOAT8_E5M2_REF: int
+DT_FLOAT8_E4M3FN_REF: int
+DT_FLOAT8_E4M3FNUZ_REF: int
+DT_FLOAT8_E4M3B11FNUZ_REF: int
+DT_FLOAT8_E5M2FNUZ_REF: int
+DT_INT4_REF: int
+DT_UINT4_REF: int
+DT_INT2_REF: int
+DT_UINT2_REF: int
+DT_FLOAT4_E2M1FN_REF: int
+
+class SerializedDType(_message.Message):
+    __slots__ = ("datatype",)
+    DATATYPE_FIELD_NUMBER: _ClassVar[int]
+    datatype: int
+    def __init__(self, datatype: _Optional[_Union[int, str]] = ...) -> None: ...
