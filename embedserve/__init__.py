@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from embedserve.servable import ServableId, State
     from embedserve.signature import Signature, TensorSpec
     from embedserve.store_url import StoreUrl
+    from embedserve.tensors.json_text import to_json
     from embedserve.tfs.examples import InferenceTask
 
 __version__ = "0.2.0"
@@ -96,6 +97,7 @@ __all__ = [
     "UnsupportedError",
     "VersionStatus",
     "__version__",
+    "to_json",
 ]
 
 _MODULES = {
@@ -118,6 +120,7 @@ _MODULES = {
     "servable": "ServableId State",
     "signature": "Signature TensorSpec",
     "store_url": "StoreUrl",
+    "tensors.json_text": "to_json",
     "tfs.examples": "InferenceTask",
 }
 _HOMES = {name: f"embedserve.{module}" for module, names in _MODULES.items() for name in names.split()}

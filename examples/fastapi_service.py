@@ -9,11 +9,11 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from embedserve import InvalidInputError, ModelRegistry
-from embedserve.rest import create_app
+from embedserve import ModelRegistry
+from embedserve.rest import create_app, exception_handlers
 
 registry = ModelRegistry(os.environ.get("MODELS", "models"))
 
@@ -32,7 +32,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPI(lifespan=lifespan)
+app = FastAPI(lifespan=lifespan, exception_handlers=exception_handlers())  # Bad input is 400 with the reason.
 app.mount("/ml", create_app(registry))  # TensorFlow Serving's REST API, below /ml/v1/models/...
 
 
@@ -50,10 +50,7 @@ async def visits(request: Request) -> dict[str, int]:
 @app.post("/digit")
 async def digit(drawing: Drawing) -> dict[str, float]:
     """An async endpoint awaits the model; concurrent requests share a batch."""
-    try:
-        out = await registry.predict("digits", {"pixels": [drawing.pixels]})
-    except InvalidInputError as error:
-        raise HTTPException(422, str(error)) from error
+    out = await registry.predict("digits", {"pixels": [drawing.pixels]})
     return {"digit": int(out["digit"][0]), "probability": float(out["probability"][0])}
 
 

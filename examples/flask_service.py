@@ -12,11 +12,13 @@ import argparse
 from flask import Flask, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from embedserve import InvalidInputError, ModelRegistry
+from embedserve import ModelRegistry, ServingError
+from embedserve.rest import flask_error
 
 
 def create_app(registry: ModelRegistry) -> Flask:
     app = Flask(__name__)
+    app.register_error_handler(ServingError, flask_error)
 
     @app.post("/digit")
     def digit() -> ResponseReturnValue:
@@ -28,10 +30,6 @@ def create_app(registry: ModelRegistry) -> Flask:
         return jsonify(
             {name: [f"{v.version} {v.state.name}" for v in versions] for name, versions in registry.status().items()}
         )
-
-    @app.errorhandler(InvalidInputError)
-    def refused(error: InvalidInputError) -> ResponseReturnValue:
-        return jsonify(error=str(error)), 400
 
     return app
 

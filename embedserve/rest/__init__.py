@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from embedserve.rest.app import DEFAULT_METRICS_PATH, RestApp, create_app, routes
+from embedserve.rest.host_errors import DjangoErrors, exception_handlers, flask_error
 from embedserve.rest.wsgi import WsgiApp
 
-__all__ = ["DEFAULT_METRICS_PATH", "RestApp", "WsgiApp", "create_app", "routes"]
+__all__ = [
+    "DEFAULT_METRICS_PATH",
+    "DjangoErrors",
+    "RestApp",
+    "WsgiApp",
+    "create_app",
+    "exception_handlers",
+    "flask_error",
+    "routes",
+]

@@ -19,7 +19,14 @@ from embedserve.tensors import json_numbers
 from embedserve.tensors.dtypes import MAX_RANK, DType
 from embedserve.tensors.json_dump import dump, type_name
 from embedserve.tensors.json_parser import Repeated, is_deep, loads
-from embedserve.tensors.json_text import array_text, row_texts, string_text, with_json_form
+from embedserve.tensors.json_text import (
+    array_text,
+    is_written_in_base64,
+    object_text,
+    row_texts,
+    string_text,
+    with_json_form,
+)
 from embedserve.tensors.json_values import (
     INTEGER_LIMITS,
     check,
@@ -46,9 +53,6 @@ _NUMBERS_FROM = 4096
 
 _NEST_FROM = 512
 """Bytes of a body from which the fast path for a single list of numbers is tried."""
-
-_BASE64_SUFFIX = "_bytes"
-"""End of an output's name whose strings are written in base64."""
 
 _MANY_QUOTES = 64
 """Quotes in the first `_NUMBERS_FROM` bytes from which a body counts as text, not as numbers."""
@@ -319,19 +323,14 @@ def encode_predict(outputs: Mapping[str, Array], signature: Signature, row_forma
     outputs = {name: with_json_form(array) for name, array in outputs.items()}
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
-        text = array_text(array, base64=name.endswith(_BASE64_SUFFIX))
+        text = array_text(array, base64=is_written_in_base64(name))
         return b'{"predictions": %b}' % text if row_format else b'{"outputs": %b}' % text
     if not row_format:
-        texts = {name: array_text(array, base64=name.endswith(_BASE64_SUFFIX)) for name, array in outputs.items()}
-        return b'{"outputs": %b}' % _object_text(texts)
+        return b'{"outputs": %b}' % object_text(outputs)
     _check_rows(outputs, signature)
-    columns = [row_texts(array, base64=name.endswith(_BASE64_SUFFIX)) for name, array in outputs.items()]
+    columns = [row_texts(array, base64=is_written_in_base64(name)) for name, array in outputs.items()]
     template = b"{%b}" % b", ".join(string_text(name).replace(b"%", b"%%") + b": %b" for name in outputs)
     return b'{"predictions": [%b]}' % b", ".join([template % row for row in zip(*columns, strict=True)])
-
-
-def _object_text(texts: Mapping[str, bytes]) -> bytes:
-    return b"{%b}" % b", ".join(b"%b: %b" % (string_text(name), text) for name, text in texts.items())
 
 
 def _check_rows(outputs: Mapping[str, Array], signature: Signature) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,45 @@ import orjson
 from embedserve.errors import InvalidInputError
 from embedserve.tensors.dtypes import Array, by_numpy
 
-__all__ = ["array_text", "row_texts", "string_text", "with_json_form"]
+__all__ = ["array_text", "is_written_in_base64", "object_text", "row_texts", "string_text", "to_json", "with_json_form"]
+
+_BASE64_SUFFIX = "_bytes"
+"""End of an output's name whose strings are written in base64."""
+
+
+def to_json(outputs: Mapping[str, Array] | Array) -> bytes:
+    """Write the result of `predict` as JSON text, many times faster than `json.dumps` of lists.
+
+    Numbers, NaN and strings are written as the REST API writes them: NaN and infinity as the bare tokens `NaN`,
+    `Infinity` and `-Infinity`, strings as UTF-8 text, and strings of an output whose name ends in `_bytes` as
+    `{"b64": "..."}`.
+
+    Args:
+        outputs: Arrays of any shape by name, as `predict` returns them; or a single array.
+
+    Returns:
+        A JSON object by output name; nested lists for a single array.
+
+    Raises:
+        InvalidInputError: JSON has no form for a dtype: complex numbers.
+    """
+    if isinstance(outputs, Mapping):
+        return object_text({name: with_json_form(array) for name, array in outputs.items()})
+    return array_text(with_json_form(outputs))
+
+
+def object_text(outputs: Mapping[str, Array]) -> bytes:
+    """JSON object of whole arrays, each as `with_json_form` returns it."""
+    texts = [
+        b"%b: %b" % (string_text(name), array_text(array, base64=is_written_in_base64(name)))
+        for name, array in outputs.items()
+    ]
+    return b"{%b}" % b", ".join(texts)
+
+
+def is_written_in_base64(name: str) -> bool:
+    """Whether the strings of an output are written in base64, as TensorFlow Serving decides by the output's name."""
+    return name.endswith(_BASE64_SUFFIX)
 
 
 def with_json_form(array: Array) -> Array:

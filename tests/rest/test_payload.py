@@ -23,6 +23,8 @@ from embedserve.rest.payload import (
 from embedserve.servable import Array
 from embedserve.signature import Signature, TensorSpec
 from embedserve.tensors.dtypes import DTYPES, DType, by_name
+from embedserve.tensors.json_text import to_json
+from embedserve.testing import fake_signature
 
 
 def signature(**inputs: str) -> Signature:
@@ -522,3 +524,26 @@ def test_results_of_classify_and_regress() -> None:
 
 def test_error_bodies_are_json() -> None:
     assert json.loads(encode_error('a "quoted"\n\x01 path/é')) == {"error": 'a "quoted"\n\x01 path/é'}
+
+
+def test_to_json_writes_as_the_rest_api() -> None:
+    outputs = {
+        "scores": np.array([[0.1, np.nan], [np.inf, -1.5]], np.float32),
+        "text": np.array([b"a\xc3\xa9", b'"'], object),
+        "raw_bytes": np.array([b"\xff"], object),
+        "half": np.array(0.25, np.float16),
+        "none": np.zeros((0, 2), np.int64),
+    }
+    text = to_json(outputs)
+    assert b'{"outputs": %b}' % text == encode_predict(outputs, fake_signature(), row_format=False)
+    assert json.loads(text) == {
+        "scores": [[0.1, pytest.approx(np.nan, nan_ok=True)], [np.inf, -1.5]],
+        "text": ["aé", '"'],
+        "raw_bytes": [{"b64": "/w=="}],
+        "half": 0.25,
+        "none": [],
+    }
+    assert to_json(np.arange(3)) == b"[0,1,2]"
+    assert to_json({}) == b"{}"
+    with pytest.raises(InvalidInputError, match="complex64"):
+        to_json({"z": np.zeros(1, np.complex64)})
