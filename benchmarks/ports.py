@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import socket
@@ -12,6 +13,12 @@ _FIRST, _PAST = 15000, 32768
 # A name per port, held until this process ends; abstract sockets belong to the network namespace, as ports do.
 _reservations: list[socket.socket] = []
 _random = random.Random(os.urandom(8))
+
+
+@atexit.register
+def _give_back() -> None:
+    for name in _reservations:
+        name.close()
 
 
 def free_port() -> int:

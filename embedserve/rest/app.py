@@ -31,6 +31,7 @@ from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers
 from embedserve.rest.body import read_body
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
+from embedserve.rest.media_types import Wishes, wishes
 from embedserve.rest.target import (
     METHODS,
     READS,
@@ -336,12 +337,15 @@ class RestApp(RegistryListening):
         registry = self._registry
         headers = scope["headers"]
         priority = _priority(headers)
+        wished = wishes(headers, found.query) if found.action == "predict" else None
+        if wished is None and found.query:
+            raise InvalidInputError(f"Malformed request: POST {raw_target(scope)}")
         held = Reservation(registry.inflight)
         try:
             if receive is None:
                 registry.inflight.check_request(len(body))
                 held.receive(len(body), "the body")
-                answer = await handlers.post(registry, found, body, held, self._timeout, priority)
+                response = await self._answer(found, body, held, priority, wished)
             else:
                 body = await read_body(
                     headers,
@@ -351,12 +355,20 @@ class RestApp(RegistryListening):
                     run_in_thread=registry.run_in_thread,
                 )
                 with self._calls.enter(receive):
-                    answer = await handlers.post(registry, found, body, held, self._timeout, priority)
+                    response = await self._answer(found, body, held, priority, wished)
         except BaseException:
             held.release()
             raise
-        held.become(len(answer))
-        return json_response(answer)._replace(held=held)
+        held.become(len(response.body))
+        return response._replace(held=held)
+
+    async def _answer(
+        self, found: Route, body: bytes, held: Reservation, priority: PriorityName, wished: Wishes | None
+    ) -> Response:
+        if wished is None:
+            return json_response(await handlers.post(self._registry, found, body, held, self._timeout, priority))
+        written, fields = await handlers.predict_as(wished, self._registry, found, body, held, self._timeout, priority)
+        return Response(200, written, fields)
 
 
 def _fields(response: Response) -> tuple[tuple[bytes, bytes], ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedserve.concurrency import off_loop
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from embedserve.handle import ModelHandle
     from embedserve.priority import PriorityName
     from embedserve.registry import ModelRegistry
+    from embedserve.rest.media_types import AnswerForm, Field, Wishes
     from embedserve.servable import Tensors
+    from embedserve.signature import Signature
 
-__all__ = ["about_document", "get", "post"]
+__all__ = ["about_document", "get", "post", "predict_as"]
 
 T = TypeVar("T")
 
@@ -97,14 +99,7 @@ async def _predict(
     await _reserve_document(registry, body, held)
     request = await _in_time(run(payload.parse_predict, body), timeout) if large else payload.parse_predict(body)
     with _acquire(registry, route) as handle:
-        name = request.signature_name or DEFAULT_SIGNATURE
-        signature = handle.signatures.get(name)
-        if signature is None:
-            known = ", ".join(sorted(handle.signatures)) or "none"
-            raise InvalidInputError(
-                f'Serving signature name: "{name}" not found in signature def.'
-                f"{handle.why_absent(name)} Available signatures: {known}"
-            )
+        signature = _signature(handle, request.signature_name or DEFAULT_SIGNATURE)
         decode = request.decode
         inputs, row_format = await _in_time(run(decode, signature), timeout) if large else decode(signature)
         if registry.options.enable_signature_method_name_check:
@@ -123,6 +118,75 @@ async def _predict(
         if log is not None:
             log.add(predict_exchange(handle.name, handle.version, signature, inputs, outputs))
         return answer
+
+
+def _signature(handle: ModelHandle, name: str) -> Signature:
+    signature = handle.signatures.get(name)
+    if signature is None:
+        known = ", ".join(sorted(handle.signatures)) or "none"
+        raise InvalidInputError(
+            f'Serving signature name: "{name}" not found in signature def.'
+            f"{handle.why_absent(name)} Available signatures: {known}"
+        )
+    return signature
+
+
+async def predict_as(
+    wishes: Wishes,
+    registry: ModelRegistry,
+    route: Route,
+    body: bytes,
+    held: Reservation,
+    timeout: float | None,
+    priority: PriorityName = "normal",
+) -> tuple[bytes, tuple[Field, ...]]:
+    """Answer `:predict` in the forms of `wishes`, with the steps and the errors of a JSON request.
+
+    Returns:
+        The body of the answer, and the fields for its head.
+    """
+    form = wishes.body
+    large = len(body) > form.thread_bytes
+    run = registry.run_in_thread
+    before = held.size
+    held.grow(await run(form.size, body) if large else form.size(body), "reading the body")
+    read = form.read
+    request = await _in_time(run(read, body, wishes.parameters), timeout) if large else read(body, wishes.parameters)
+    with _acquire(registry, route) as handle:
+        signature = _signature(handle, request.signature_name)
+        names = signature.pick(request.output_filter) if request.output_filter else None
+        answer = _fitting(wishes.answers, signature, names)
+        held.grow(request.size(signature), "reading the inputs")
+        decode = request.decode
+        inputs, row_format = await _in_time(run(decode, signature), timeout) if large else decode(signature)
+        if registry.options.enable_signature_method_name_check:
+            signature.check_predict_method()
+        bound = signature.bind(inputs)
+        del request, decode
+        held.become(before + sum([sizes.array_bytes(array) for array in inputs.values()]))
+        outputs = await handle.run(signature, bound, names, timeout, priority)
+        large = _cost(outputs) > off_loop.JSON_OUTPUT_BYTES
+        held.add(sum([sizes.array_bytes(array) for array in outputs.values()]) + answer.size(outputs), "the answer")
+        write = answer.write
+        written = await run(write, outputs, signature, row_format) if large else write(outputs, signature, row_format)
+        log = handle.request_log()
+        if log is not None:
+            log.add(predict_exchange(handle.name, handle.version, signature, inputs, outputs))
+        return written
+
+
+def _fitting(answers: Sequence[AnswerForm], signature: Signature, names: Sequence[str] | None) -> AnswerForm:
+    """The first form that can carry the outputs; raises the error of the last form."""
+    specs = [signature.outputs[name] for name in (signature.outputs if names is None else names)]
+    *preferred, last = answers
+    for answer in preferred:
+        try:
+            answer.check(specs)
+        except InvalidInputError:
+            continue
+        return answer
+    last.check(specs)
+    return last
 
 
 def _cost(outputs: Tensors) -> int:

@@ -39,12 +39,14 @@ class Route:
         action: `predict`, `classify`, `regress`, `metadata`, `status` or `list`.
         name: Model name, percent-decoded; empty for `list`.
         version, label: The version by number or by label; never both.
+        query: The query of a prediction. TensorFlow Serving takes none, and JSON requests have none here.
     """
 
     action: str
     name: str
     version: int | None = None
     label: str | None = None
+    query: str = ""
 
 
 def is_strict_uri(target: str) -> bool:
@@ -125,7 +127,11 @@ def route(method: str, target: str) -> Route:
     Raises:
         InvalidInputError: No route has this method and form, the model name is missing, or the version is no int64.
     """
+    query = ""
     found = _POST.fullmatch(target) if method == "POST" else _GET.fullmatch(target) if method in READS else None
+    if found is None and method == "POST":
+        path, _, query = target.partition("?")
+        found = _POST.fullmatch(path) if query else None
     if found is None:
         hint = ""
         if _POST.fullmatch(target) and method != "POST":
@@ -140,11 +146,11 @@ def route(method: str, target: str) -> Route:
         raise InvalidInputError("Missing model name in request.")
     if method == "POST":
         # The pattern ignores case; TF Serving compares the verb with its case.
-        if action not in ("predict", "classify", "regress"):
+        if action not in (("predict",) if query else ("predict", "classify", "regress")):
             raise InvalidInputError(f"Malformed request: {method} {target}")
     else:
         action = "metadata" if action == "metadata" else "status"
-    return Route(action, unquote(name), _version(version), None if label is None else unquote(label))
+    return Route(action, unquote(name), _version(version), None if label is None else unquote(label), query)
 
 
 def known_route(scope: Mapping[str, Any]) -> Route | None:

@@ -60,7 +60,7 @@ def test_get_routes(target: str, expected: Route) -> None:
     ("method", "target"),
     [
         ("POST", "/v1/models/m"),
-        ("POST", "/v1/models/m:predict?x=1"),
+        ("POST", "/v1/models/m:classify?x=1"),
         ("POST", "/v1/models/m:predict/"),
         ("POST", "/v1/models/m:PREDICT"),
         ("POST", "/v1/models/m:explain"),
@@ -83,6 +83,10 @@ def test_what_matches_no_route_is_malformed(method: str, target: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         route(method, target)
     assert str(caught.value).partition("; it takes ")[0] == f"Malformed request: {method} {target}"
+
+
+def test_a_prediction_keeps_its_query_for_bodies_that_are_not_json() -> None:
+    assert route("POST", "/v1/models/m/versions/2:predict?x=1") == Route("predict", "m", 2, query="x=1")
 
 
 @pytest.mark.parametrize("target", ["/v1/models/versions/1", "/v1/models/labels/x"])
