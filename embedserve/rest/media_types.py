@@ -10,7 +10,8 @@ import csv
 import functools
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
@@ -26,7 +27,7 @@ from embedserve.tensors.json_parser import loads
 from embedserve.tensors.json_text import array_text, with_json_form
 from embedserve.tensors.npy import NpzReader, as_dtype, npy_bytes, read_npy, write_npy, write_npz
 
-__all__ = ["AnswerForm", "BodyForm", "Inputs", "Parameters", "Wishes", "wishes"]
+__all__ = ["BODY_TYPES", "INSTANCES", "AnswerForm", "BodyForm", "Inputs", "Parameters", "Wishes", "wishes"]
 
 Field = tuple[bytes, bytes]
 
@@ -412,6 +413,22 @@ def _read_json_lines(body: bytes, parameters: Parameters) -> _Json:
     return _Json(lines[0] if whole else b'{"instances": [%b]}' % b",".join(lines), parameters)
 
 
+_NAMED = re.compile(rb'"(?:instances|inputs|examples)"\s*:')
+_BETWEEN_LINES = re.compile(rb"[}\]]\s*[\[{]")
+_LIST_OF_LISTS = re.compile(rb"\s*\[\s*\[")
+
+
+def _read_instances(body: bytes, parameters: Parameters) -> _Json:
+    """Read JSON as SageMaker's clients send it: a whole request, an instance a line, a list of rows, or an instance."""
+    if _NAMED.search(body):
+        return _Json(body, parameters)
+    # Between two values in a list stands a comma, so a bracket after a bracket begins another line.
+    if _BETWEEN_LINES.search(body):
+        return _read_json_lines(body, parameters)
+    rows = body if _LIST_OF_LISTS.match(body) else b"[%b]" % body
+    return _Json(b'{"instances": %b}' % rows, parameters)
+
+
 # Answers.
 
 
@@ -517,6 +534,8 @@ _NPZ = "application/x-npz"
 _RAW = "application/octet-stream"
 _CSV = "text/csv"
 _JSON_LINES = "application/jsonlines"
+INSTANCES = "application/vnd.embedserve.instances+json"
+"""JSON without names: an instance, a list of instances, or an instance a line."""
 
 _JSON_BODY = BodyForm(_Json, sizes.json_document_bytes, (_JSON,), off_loop.JSON_BODY_BYTES)
 
@@ -535,8 +554,12 @@ _BODIES: Mapping[str, BodyForm] = {
         (_JSON_LINES, "application/jsonl", "application/x-ndjson"),
         _JSON_BODY._replace(read=_read_json_lines),
     ),
+    INSTANCES: _JSON_BODY._replace(read=_read_instances),
 }
 """Forms of bodies by media type; any other type is JSON, as in TensorFlow Serving."""
+
+BODY_TYPES: Collection[str] = _BODIES.keys()
+"""Media types of bodies beside JSON."""
 
 _ANSWERS: Mapping[str, AnswerForm] = {
     **dict.fromkeys((_JSON, _JSON_LINES), AnswerForm(_any_outputs, _json_size, _write_json)),

@@ -23,6 +23,7 @@ from embedserve.server.flags import FLAGS, FlagError, ParsedFlags, comma_separat
 from embedserve.server.log import configure_logging
 from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
+from embedserve.server.sagemaker import with_conventions
 from embedserve.server.standalone import report_failed_start, run
 from embedserve.server.workers.worker_limits import can_share_ports
 from embedserve.store_url import StoreUrl, redacted
@@ -63,6 +64,8 @@ def serve(arguments: Sequence[str]) -> int:
     try:
         if _workers(flags) > 0:
             tensorflow_setup.install_stub()
+        if flags.on("sagemaker"):
+            flags = with_conventions(flags, os.environ)
         config = server_config(flags, os.environ)
     except ServingError as error:
         return report_failed_start(error)

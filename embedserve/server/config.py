@@ -89,6 +89,8 @@ class RestConfig(_Config):
         timeout: Seconds for a request, or None.
         tls: Certificates, or None for plain text.
         metrics_path: Path of the Prometheus endpoint, or None.
+        sagemaker: Whether to answer SageMaker's paths.
+        sagemaker_default_model: The model of SageMaker's requests that name none; empty for the only model.
     """
 
     port: int | None = 8501
@@ -99,6 +101,8 @@ class RestConfig(_Config):
     timeout: float | None = 30.0
     tls: TlsFiles | None = None
     metrics_path: str | None = None
+    sagemaker: bool = False
+    sagemaker_default_model: str = ""
 
 
 class ConfigFile(_Config):

@@ -211,6 +211,8 @@ _OWN: tuple[Flag, ...] = (
     ),
     _own("worker_timeout", "float", 30.0, "Seconds without a sign of life after which a worker is replaced."),
     _own("rest_early", "bool", False, "Open REST before the first load ends; /-/ready then says what is missing."),
+    _own("sagemaker", "bool", False, "Answer /ping and /invocations, with SageMaker's port, directory and variables."),
+    _own("sagemaker_default_model", "string", "", "The model of SageMaker's requests that name none."),
     _own("rest_tls_cert_file", "string", "", "PEM certificate chain: TLS on the REST port."),
     _own("rest_tls_key_file", "string", "", "PEM private key of --rest_tls_cert_file."),
     _own("rest_tls_client_ca_file", "string", "", "PEM certificates; clients must show one signed by these."),

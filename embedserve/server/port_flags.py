@@ -154,6 +154,8 @@ def _rest_config(flags: ParsedFlags, grpc: GrpcConfig) -> RestConfig:
         timeout=timeout / 1e3 if timeout > 0 else None,
         tls=_tls_files(flags),
         metrics_path=_metrics_path(flags.text("monitoring_config_file"), port),
+        sagemaker=flags.on("sagemaker"),
+        sagemaker_default_model=flags.text("sagemaker_default_model"),
     )
 
 

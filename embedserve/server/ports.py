@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from embedserve.grpc.transports.channel_arguments import ConnectionPolicy
     from embedserve.metrics import Metrics
     from embedserve.rest.app import RestApp
+    from embedserve.rest.sagemaker import SageMakerApp
 
 __all__ = ["Bound", "Port", "Services", "bind_ports", "make_ports"]
 
@@ -168,7 +169,7 @@ class Services:
     reload: Reload
     metrics: Metrics | None = None
     metric: MetricReader | None = None
-    wrap: Callable[[RestApp], Any] | None = None
+    wrap: Callable[[RestApp | SageMakerApp], Any] | None = None
 
 
 async def make_ports(
@@ -234,6 +235,7 @@ def _application(
     """The application of every port, and a function for the end of a drain's time."""
     from embedserve.grpc import GrpcMiddleware
     from embedserve.rest import DEFAULT_METRICS_PATH, create_app
+    from embedserve.rest.sagemaker import SageMakerApp
 
     rest, grpc = config.rest, config.grpc
     api = create_app(
@@ -243,8 +245,9 @@ def _application(
         metrics=services.metrics,
         metrics_path=rest.metrics_path or DEFAULT_METRICS_PATH,
     )
+    answering = SageMakerApp(api, rest.sagemaker_default_model) if rest.sagemaker else api
     app = GrpcMiddleware(
-        api if services.wrap is None else services.wrap(api),
+        answering if services.wrap is None else services.wrap(answering),
         registry,
         all_calls=True,
         max_message_bytes=min(policy.max_receive_bytes, registry.inflight.limit),

@@ -315,3 +315,20 @@ def test_a_signal_before_the_first_load_has_ended_ends_the_process(start: Start,
     server = start(f"--port={free_port()}", f"--rest_api_port={free_port()}", f"--model_base_path={tmp_path / 'none'}")
     server.wait_for_log("Finished adding/updating models")
     server.terminate()
+
+
+def test_a_model_archive_of_sagemaker_is_served_at_its_paths(start: Start, saved: Path, tmp_path: Path) -> None:
+    publish(saved / "two", tmp_path / "archive" / "export" / "Servo" / "1")
+    rest = free_port()
+    server = start(
+        "--sagemaker",
+        f"--port={free_port()}",
+        SM_MODEL_DIR=str(tmp_path / "archive"),
+        SAGEMAKER_BIND_TO_PORT=str(rest),
+    )
+    server.wait_until_serving()
+    url = f"http://localhost:{rest}"
+    wait_until(lambda: fetch(f"{url}/ping")[0] == 200)
+    assert fetch(f"{url}/invocations", [1.0, 2.0, 5.0])[1] == {"predictions": [[2.5, 3.0, 4.5]]}
+    assert fetch(f"{url}/v1/models/Servo:predict", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+    server.terminate()

@@ -57,6 +57,7 @@ from embedserve.server.workers.worker_registry import WorkerRegistry
 
 if TYPE_CHECKING:
     from embedserve.rest.app import RestApp
+    from embedserve.rest.sagemaker import SageMakerApp
     from embedserve.server.config import ServerConfig
 
 __all__ = ["run_worker"]
@@ -309,7 +310,7 @@ class _Worker:
         self._acceptors.append(acceptor)
         return acceptor
 
-    def _with_page(self, app: RestApp) -> WorkerApp:
+    def _with_page(self, app: RestApp | SageMakerApp) -> WorkerApp:
         return WorkerApp(app, self.registry, self._setup.index)
 
     async def _answer_the_last(self) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from embedserve.http.direct import DirectCall
     from embedserve.http.heads import RequestHead
     from embedserve.rest.app import RestApp
+    from embedserve.rest.sagemaker import SageMakerApp
     from embedserve.server.workers.worker_registry import WorkerRegistry
 
 __all__ = ["PATH", "WorkerApp"]
@@ -33,7 +34,7 @@ class WorkerApp(RegistryListening):
 
     _registry: WorkerRegistry
 
-    def __init__(self, app: RestApp, registry: WorkerRegistry, index: int) -> None:
+    def __init__(self, app: RestApp | SageMakerApp, registry: WorkerRegistry, index: int) -> None:
         self._app = app
         self._registry = registry
         self._index = index
