@@ -123,6 +123,12 @@ class ModelHandle:
         """
         return _why_absent(signature_name or DEFAULT_SIGNATURE, self.signature_defs)
 
+    def max_batch_rows(self, signature: Signature) -> int:
+        """Return the rows of the largest batch of a signature's requests; 0 where requests are not batched."""
+        self._check()
+        predictor = self._version.predictor
+        return 0 if predictor is None else predictor.max_batch_rows(signature.name)
+
     async def predict(
         self,
         inputs: Any,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from embedserve.errors import Code
 from embedserve.servable import ServableId, State
@@ -17,6 +17,8 @@ from embedserve.servable import ServableId, State
 __all__ = ["Observer", "Observers", "running_api"]
 
 logger = logging.getLogger("embedserve")
+
+T = TypeVar("T", bound="Observer")
 
 running_api: ContextVar[str] = ContextVar("embedserve_running_api", default="Predict")
 """The API of a run: `Predict`, `Classify`, `Regress` or `MultiInference`; readable in `run_finished`."""
@@ -98,6 +100,10 @@ class Observers(Observer):
         """Stop calling `observer`; unknown observers are ignored."""
         if observer in self._observers:
             self._observers.remove(observer)
+
+    def first(self, kind: type[T]) -> T | None:
+        """Return the first observer of a class, or None."""
+        return next((observer for observer in self._observers if isinstance(observer, kind)), None)
 
     def _each(self, method: str, *args: Any) -> None:
         for observer in list(self._observers):

@@ -420,14 +420,14 @@ class ModelRegistry:
 
         await self._on_loop(look)
 
-    async def pin(self, name: str, version: int, *more: int) -> None:
-        """Serve exactly the listed versions until `unpin`: a roll back. Returns once the versions serve.
+    async def pin(self, name: str, *versions: int) -> None:
+        """Serve exactly the versions until `unpin`: a roll back. Without versions the model is unloaded.
 
         Raises:
             ServableNotFoundError: The model or a version directory is absent. The served versions are unchanged.
             LoadError: A version failed to load. The served versions are unchanged.
         """
-        await self._on_loop(lambda runtime: runtime.control.pin(name, (version, *more)))
+        await self._on_loop(lambda runtime: runtime.control.pin(name, versions))
 
     pin_sync = blocking(pin)
 

@@ -259,6 +259,9 @@ class Predictor(Protocol):
             QueueFullError: The bounded queue is full.
         """
 
+    def max_batch_rows(self, signature_name: str) -> int:
+        """The rows of the largest batch of a signature's requests; 0 where each request has a run of its own."""
+
     @property
     def trouble(self) -> str | None:
         """Why requests to the loaded version are refused; None for a healthy version."""

@@ -67,7 +67,7 @@ class SignatureBatcher:
         self.loop_runs = None if self.ragged else direct.loop_runs.get(signature.name)
         self._observers = observers
         self._allowed = options.allowed_batch_sizes
-        self._max_rows = options.max_batch_size
+        self.max_rows = options.max_batch_size
         self._policy = AdaptivePolicy(options, pool.size) if adaptive else None
         self._queue = BatchQueue(options, cut, self._policy)
         self._names = tuple(signature.inputs)
@@ -105,7 +105,7 @@ class SignatureBatcher:
             rows, key = self._rows_of(inputs), (output_names,)
         else:
             rows, key = self._measure(inputs, output_names)
-        if rows == 0 or (rows > self._max_rows and not self._queue.admits(rows)):
+        if rows == 0 or (rows > self.max_rows and not self._queue.admits(rows)):
             return self._direct.submit(self.signature, inputs, output_names, deadline, priority)
         future = self._create_future()
         now = self._now()

@@ -424,6 +424,10 @@ class DirectPredictor:
             loop_signatures=tuple(n for n, found in self.loop_runs.items() if found.runs and not found.barred),
         )
 
+    def max_batch_rows(self, signature_name: str) -> int:
+        """As `Predictor.max_batch_rows`: nothing is batched."""
+        return 0
+
     @property
     def trouble(self) -> str | None:
         """As `Predictor.trouble`."""

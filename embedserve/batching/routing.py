@@ -107,6 +107,11 @@ class BatchingPredictor:
         counts = [field.name for field in fields(PredictorStatistics) if isinstance(field.default, int)]
         return replace(direct, **{name: sum(getattr(part, name) for part in parts) for name in counts})
 
+    def max_batch_rows(self, signature_name: str) -> int:
+        """As `Predictor.max_batch_rows`."""
+        batcher = self._batchers.get(signature_name)
+        return 0 if batcher is None else batcher.max_rows
+
     @property
     def trouble(self) -> str | None:
         """As `Predictor.trouble`."""

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv6Address, ip_address
 
 from embedserve.config import Clients
 from embedserve.errors import Code
 from embedserve.grpc.calls import Context, Unary
 from embedserve.grpc.errors import StatusError
 
-__all__ = ["answering", "is_loopback"]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an IP address, with or without brackets, is a loopback address."""
-    try:
-        address = ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_loopback
+__all__ = ["answering"]
 
 
 def answering(clients: Clients, what: str, option: str, methods: Mapping[str, Unary]) -> dict[str, Unary]:

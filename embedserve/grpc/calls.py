@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -24,13 +25,13 @@ from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
     from embedserve.concurrency.inflight import Reservation
-    from embedserve.grpc.request_templates import RequestTemplates
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
 __all__ = [
     "Context",
     "Handler",
+    "KnownRequests",
     "Log",
     "Methods",
     "Streaming",
@@ -43,6 +44,16 @@ __all__ = [
     "streaming",
     "unary",
 ]
+
+
+class KnownRequests(Protocol):
+    """Reads some requests without protobuf; `find` gives None for the others."""
+
+    def find(self, body: bytes) -> Any | None:
+        """The request in place of a message, or None."""
+
+    def learn(self, body: bytes, request: Any) -> None:
+        """Take note of a parsed and answered request."""
 
 
 class Context(Protocol):
@@ -112,7 +123,8 @@ def unary(
     *,
     observed_as: str | None = None,
     logged_as: Kind | None = None,
-    templates: RequestTemplates | None = None,
+    templates: KnownRequests | None = None,
+    model_name: Callable[[Any], str] = attrgetter("model_spec.name"),
 ) -> Unary:
     """Make a unary method.
 
@@ -122,7 +134,8 @@ def unary(
         handler: Answers a parsed request.
         observed_as: API name of each call for the observers; None leaves the calls uncounted.
         logged_as: Kind of the exchange in a request log; None leaves the calls unlogged.
-        templates: Templates of known requests; the handler takes a `KnownRequest` in place of a message.
+        templates: Reads known requests; the handler takes what `find` gives in place of a message.
+        model_name: Takes a request, and gives the name of the model for the observers.
     """
 
     async def answer(body: bytes, context: Context) -> bytes:
@@ -160,7 +173,7 @@ def unary(
                 held.release()
             if observed_as is not None and request is not None and registry.observers:
                 registry.observers.request_finished(
-                    request.model_spec.name, observed_as, "GRPC", code, time.perf_counter() - started
+                    model_name(request), observed_as, "GRPC", code, time.perf_counter() - started
                 )
         raise StatusError(code, message)
 

@@ -106,7 +106,10 @@ class Replica:
         from embedserve.grpc.services.table import Services
         from embedserve.rest import create_app
 
-        rest = create_app(registry, cors=self._settings.cors, timeout=self._settings.timeout)
+        # A change of models by a client would reach a single replica.
+        rest = create_app(
+            registry, cors=self._settings.cors, timeout=self._settings.timeout, access=Access(reload="none")
+        )
         # The proxies answer health and reflection, and a profile would come from an arbitrary replica.
         services = Services(
             registry,

@@ -23,15 +23,22 @@ from embedserve.asgi.hosting import NOT_ENTERED, check_usable, run_lifespan
 from embedserve.asgi.listening import RegistryListening
 from embedserve.asgi.sending import PIECE, send_body
 from embedserve.concurrency.inflight import Reservation
+from embedserve.config import Access
 from embedserve.errors import CUT_SHORT, Code, InvalidInputError, ServingError
 from embedserve.http.asgi_request import scope_of
 from embedserve.http.direct import Answer, DirectCall
 from embedserve.http.heads import RequestHead
+from embedserve.oip.repository import Repository
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers
 from embedserve.rest.body import read_body
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
 from embedserve.rest.media_types import Wishes, wishes
+from embedserve.rest.oip.api import OipApi, Sender
+from embedserve.rest.oip.api import error_response as oip_error
+from embedserve.rest.oip.body import read_coded_body
+from embedserve.rest.oip.target import Operation, asks_nothing, is_oip, operation
+from embedserve.rest.oip.target import is_health as is_oip_health
 from embedserve.rest.target import (
     METHODS,
     READS,
@@ -75,6 +82,8 @@ def create_app(
     metrics: Metrics | None = ...,
     metrics_path: str = ...,
     health: bool = ...,
+    access: Access | None = ...,
+    repository: Repository | None = ...,
 ) -> RestApp: ...
 
 
@@ -88,6 +97,8 @@ def create_app(
     metrics: Metrics | None = ...,
     metrics_path: str = ...,
     health: bool = ...,
+    access: Access | None = ...,
+    repository: Repository | None = ...,
 ) -> RestApp | GrpcMiddleware: ...
 
 
@@ -100,8 +111,12 @@ def create_app(
     metrics: Metrics | None = None,
     metrics_path: str = DEFAULT_METRICS_PATH,
     health: bool = True,
+    access: Access | None = None,
+    repository: Repository | None = None,
 ) -> RestApp | GrpcMiddleware:
-    """The REST API of a registry, with the gRPC API on request, as a single ASGI application.
+    """The REST APIs of a registry, with the gRPC APIs on request, as a single ASGI application.
+
+    The APIs are TensorFlow Serving's below `/v1` and the Open Inference Protocol (KServe V2) below `/v2`.
 
     A host that mounts the application enters the registry, because frameworks run no lifespan of mounted applications:
     `Starlette(routes=[Mount("/ml", create_app(registry))], lifespan=registry.lifespan)`. An application that runs alone
@@ -116,15 +131,20 @@ def create_app(
         metrics: Serve the exposition at `metrics_path`, and register `metrics` as an observer of the registry.
         metrics_path: Exact path of the exposition, below the mount point.
         health: Serve `/-/live`, `/-/ready` and `/-/ready/NAME`, and gRPC's health service.
+        access: Clients that may load and unload models, and reload over gRPC; `Access` has the defaults.
+        repository: Loads and unloads models on request; the registry by default.
     """
-    app = RestApp(registry, cors=cors, timeout=timeout, metrics=metrics, metrics_path=metrics_path, health=health)
+    access = access or Access()
+    api = OipApi(registry, repository or Repository(registry), access.reload, _limit(timeout))
+    app = RestApp(registry, api, cors=cors, metrics=metrics, metrics_path=metrics_path, health=health)
     if not grpc:
         return app
     # The only reference from REST to gRPC: an application of both APIs.
     from embedserve.grpc import GrpcMiddleware
 
     metric = None if metrics is None else metrics.read
-    return GrpcMiddleware(app, registry, all_calls=True, cors=cors, health=health, metric=metric)
+    options: dict[str, Any] = {"access": access, "repository": repository}
+    return GrpcMiddleware(app, registry, all_calls=True, cors=cors, health=health, metric=metric, **options)
 
 
 def routes(
@@ -135,16 +155,22 @@ def routes(
     metrics: Metrics | None = None,
     metrics_path: str = DEFAULT_METRICS_PATH,
     health: bool = True,
+    access: Access | None = None,
 ) -> list[BaseRoute]:
-    """The REST API as Starlette routes beside a host's own routes; arguments as `create_app`.
+    """The REST APIs as Starlette routes beside a host's own routes; arguments as `create_app`.
 
-    The routes take only `/v1/...`, the health paths and the metrics path: `Mount("/ml", routes=routes(registry))`,
-    `Starlette(routes=[*own, *routes(registry)])`, `fastapi_app.router.routes.extend(routes(registry))`.
+    The routes take only `/v1/...`, `/v2/...`, the health paths and the metrics path:
+    `Mount("/ml", routes=routes(registry))`, `Starlette(routes=[*own, *routes(registry)])`,
+    `fastapi_app.router.routes.extend(routes(registry))`.
     """
     from embedserve.rest.starlette_route import RestRoute
 
-    app = create_app(registry, cors=cors, timeout=timeout, metrics=metrics, metrics_path=metrics_path, health=health)
-    return [RestRoute(app)]
+    seen: dict[str, Any] = {"metrics": metrics, "metrics_path": metrics_path, "health": health}
+    return [RestRoute(create_app(registry, grpc=False, cors=cors, timeout=timeout, access=access, **seen))]
+
+
+def _limit(timeout: float | None) -> float | None:
+    return timeout if timeout is not None and timeout > 0 else None
 
 
 class RestApp(RegistryListening):
@@ -158,9 +184,9 @@ class RestApp(RegistryListening):
     def __init__(
         self,
         registry: ModelRegistry,
+        oip: OipApi,
         *,
         cors: bool,
-        timeout: float | None,
         metrics: Metrics | None,
         metrics_path: str,
         health: bool,
@@ -168,7 +194,8 @@ class RestApp(RegistryListening):
         self.ending = False
         self._registry = registry
         self._cors = _CORS if cors else ()
-        self._timeout = timeout if timeout is not None and timeout > 0 else None
+        self._oip = oip
+        self._timeout = oip.timeout
         self._metrics = metrics
         self._metrics_path = metrics_path
         self._metrics_in_rest = metrics is not None and is_rest(metrics_path)
@@ -228,15 +255,18 @@ class RestApp(RegistryListening):
     def direct(self, head: RequestHead, is_http2: bool) -> DirectCall | None:
         """The direct way of requests for a known route (`embedserve.http.direct`), with the answers of `__call__`."""
         scope = scope_of(head, "")
-        found = None if self._metrics_in_rest else known_route(scope)
-        zipped = b"gzip" in (head.get(b"content-encoding") or b"").lower()
-        if found is None or zipped or (head.get(b"content-type") or b"").startswith(b"application/grpc"):
+        if head.get(b"content-encoding") or (head.get(b"content-type") or b"").startswith(b"application/grpc"):
             return None  # Middleware for gRPC may stand in front, and takes such calls.
+        found: Route | str | None = None if self._metrics_in_rest else known_route(scope)
+        if found is None and not self._is_metrics(target := raw_target(scope)) and is_oip(target):
+            found = target if asks_nothing(target) else None
+        if found is None:
+            return None
         registry, is_head = self._registry, head.method == b"HEAD"
 
         async def answer(body: bytes) -> Answer:
             try:
-                response = await self._rest(scope, None, found, body)
+                response = await self._known(scope, None, found, body)
             except asyncio.CancelledError:
                 if not self.ending:
                     raise
@@ -249,30 +279,42 @@ class RestApp(RegistryListening):
 
         return call
 
+    def _known(
+        self, scope: Scope, receive: Receive | None, found: Route | str, body: bytes = b""
+    ) -> Coroutine[Any, Any, Response]:
+        """The answer to a request of either API: a route of TF Serving's, or a target below `/v2`."""
+        if isinstance(found, str):
+            return self._answer_oip(scope, receive, found, body)
+        return self._rest(scope, receive, found, body)
+
     def _cut_short(self) -> Response:
         """The answer to a request that the end of a drain has cancelled."""
         return self._with_cors(error_response(ServingError(CUT_SHORT, code=Code.UNAVAILABLE)))
 
     def _is_to_be_carried(self, scope: Scope) -> bool:
         """Whether a request on a foreign loop goes to the registry's loop; health answers even if that loop hangs."""
-        if self._health and _is_health(path_of(raw_target(scope))):
+        target = raw_target(scope)
+        if is_oip_health(target) or (self._health and _is_health(path_of(target))):
             return False
         return is_elsewhere(self._registry)
 
     def takes(self, scope: Scope) -> bool:
         """Whether the application answers a request, even with an error; the host has the rest."""
         target = raw_target(scope)
-        return is_rest(target) or self._is_metrics(target) or (self._health and _is_health(path_of(target)))
+        if is_rest(target) or is_oip(target) or self._is_metrics(target):
+            return True
+        return self._health and _is_health(path_of(target))
 
     def _is_metrics(self, target: str) -> bool:
         return self._metrics is not None and path_of(target) == self._metrics_path
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         """Dispatch in TF Serving's order (method, URI, metrics, REST), then to health and to the page at `/`."""
-        method = scope["method"]
+        method, target = scope["method"], raw_target(scope)
+        if is_oip(target) and not self._is_metrics(target):
+            return await self._answer_oip(scope, receive, target)
         if method not in METHODS:
             return self._html(scope, 501)
-        target = raw_target(scope)
         if not is_strict_uri(target):
             return self._html(scope, 400)
         if self._metrics is not None and self._is_metrics(target):
@@ -329,6 +371,60 @@ class RestApp(RegistryListening):
         finally:
             if observers:
                 observers.request_finished(name, api, "REST", code, perf_counter() - started)
+
+    async def _answer_oip(self, scope: Scope, receive: Receive | None, target: str, body: bytes = b"") -> Response:
+        """Answer a request below `/v2`, and tell the observers; `receive` and `body` as for `_rest`."""
+        started = perf_counter()
+        observers = self._registry.observers
+        method = scope["method"]
+        name = api = ""
+        code = Code.OK
+        try:
+            if is_oip_health(target):  # Health answers before the entry, and on any loop.
+                return self._with_cors(await self._oip.read(operation(method, target)))
+            check_usable(self._registry)
+            if method == "OPTIONS":
+                return self._with_cors(_preflight(scope))
+            found = operation(method, target)
+            name = found.name
+            if method in READS:
+                return self._with_cors(await self._oip.read(found))
+            api = found.action if found.action == "infer" else ""
+            return self._with_cors(await self._post_oip(scope, receive, found, body))
+        except ServingError as error:
+            code = wire_code(error)
+            return self._with_cors(oip_error(error))
+        except Exception:
+            logger.exception("a bug in answering %s %r", method, scope["path"])
+            code = Code.INTERNAL
+            return self._with_cors(oip_error(ServingError("internal error")))
+        except asyncio.CancelledError:
+            code = Code.UNAVAILABLE if self.ending else Code.CANCELLED
+            raise
+        finally:
+            if observers:
+                observers.request_finished(name, api, "REST", code, perf_counter() - started)
+
+    async def _post_oip(self, scope: Scope, receive: Receive | None, found: Operation, body: bytes) -> Response:
+        registry = self._registry
+        headers = scope["headers"]
+        client = scope.get("client")
+        sender = Sender(dict(headers), client[0] if client else None, _priority(headers))
+        held = Reservation(registry.inflight)
+        try:
+            if receive is None:
+                registry.inflight.check_request(len(body))
+                held.receive(len(body), "the body")
+                answer = await self._oip.post(found, sender, body, held)
+            else:
+                body = await read_coded_body(sender.headers, receive, held, registry)
+                with self._calls.enter(receive):
+                    answer = await self._oip.post(found, sender, body, held)
+        except BaseException:
+            held.release()
+            raise
+        held.become(len(answer.body))
+        return answer._replace(held=held)
 
     def _with_cors(self, response: Response) -> Response:
         return response._replace(headers=response.headers + self._cors) if self._cors else response

@@ -13,7 +13,7 @@ from embedserve.asgi.gunzip import RunInThread, gunzip
 from embedserve.concurrency.inflight import Reservation
 from embedserve.errors import InvalidInputError
 
-__all__ = ["MAX_UNZIPPED", "read_body"]
+__all__ = ["MAX_UNZIPPED", "read_body", "receive_body"]
 
 MAX_UNZIPPED = 100 * 1024 * 1024
 """TF Serving's bound on a gzip body, in decompressed bytes."""
@@ -42,14 +42,19 @@ async def read_body(
         InvalidInputError: The gzip body is corrupt, or over TF Serving's 100 MiB.
         ClientDisconnected: The connection ended inside the body.
     """
-    zipped = False
+    zipped = any(name == b"content-encoding" and b"gzip" in value.lower() for name, value in headers)
+    body = await receive_body(headers, receive, held, check_size)
+    return await _unzip(body, held, check_size, run_in_thread) if zipped and body else body
+
+
+async def receive_body(
+    headers: Iterable[tuple[bytes, bytes]], receive: Receive, held: Reservation, check_size: Callable[[int], None]
+) -> bytes:
+    """The body of a request as sent; arguments and errors as `read_body`."""
     for name, value in headers:
-        if name == b"content-length":
-            # Some hosts pass on a malformed length; the pieces below are counted in any case.
-            if value.isdigit() and len(value) < 20:
-                check_size(int(value))
-        elif name == b"content-encoding" and b"gzip" in value.lower():
-            zipped = True
+        # Some hosts pass on a malformed length; the pieces below are counted in any case.
+        if name == b"content-length" and value.isdigit() and len(value) < 20:
+            check_size(int(value))
     pieces: list[bytes] = []
     size, more = 0, True
     while more:
@@ -63,8 +68,7 @@ async def read_body(
             check_size(size)
             held.receive(len(piece), "the body")
             pieces.append(piece)
-    body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    return await _unzip(body, held, check_size, run_in_thread) if zipped and body else body
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _unzip(

@@ -134,7 +134,7 @@ class Control:
         return f"{decisive.id} due to error: {Code(error.code).name}: {error}}}"
 
     async def pin(self, name: str, versions: Sequence[int]) -> None:
-        """Serve exactly `versions` until `unpin`; returns once all of `versions` serve.
+        """Serve exactly `versions` until `unpin`; returns once all of `versions` serve. None unloads the model.
 
         The present versions stay until the targets are available, so a failed target changes no serving.
 
@@ -142,6 +142,9 @@ class Control:
             ServableNotFoundError: The model or a version directory is absent.
             LoadError: A target could not be loaded; the served versions are unchanged.
         """
+        if not versions:
+            await self._unload(name)
+            return
         pinned, latest = SpecificVersions(versions=tuple(sorted(versions))), max(versions)
         async with self._changing:
             config = self._config_of(name)
@@ -164,12 +167,24 @@ class Control:
                 None,
             )
 
+    async def _unload(self, name: str) -> None:
+        async with self._changing:
+            self._config_of(name)
+            self._pins[name] = SpecificVersions(versions=())
+            await self._aspire(name, self._pins[name])
+        # Outside the lock and bounded: a stuck run may keep a version for ever.
+        await self._monitor.wait_until(lambda: not self._manager.versions_of(name), self._options.drain_timeout)
+
     async def unpin(self, name: str) -> None:
         """Follow the configured version policy again; returns once the largest version serves.
+
+        A model whose directory was just added is looked for.
 
         Raises:
             LoadError: The largest version could not be loaded; the previous versions still serve.
         """
+        if name not in self._models.configs:
+            await self._source.scan_now([name])
         async with self._changing:
             config = self._config_of(name)
             self._pins.pop(name, None)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload
     from embedserve.grpc.transports.channel_arguments import ConnectionPolicy
     from embedserve.metrics import Metrics
+    from embedserve.oip.repository import Repository
     from embedserve.rest.app import RestApp
     from embedserve.rest.sagemaker import SageMakerApp
 
@@ -164,12 +165,14 @@ class Services:
         reload: Applies a reload request.
         metric: Reads a metric for reload requests, or None.
         wrap: Makes the application of REST requests from the REST API's.
+        repository: Loads and unloads models on request; None leaves both to the registry.
     """
 
     reload: Reload
     metrics: Metrics | None = None
     metric: MetricReader | None = None
     wrap: Callable[[RestApp | SageMakerApp], Any] | None = None
+    repository: Repository | None = None
 
 
 async def make_ports(
@@ -244,6 +247,8 @@ def _application(
         timeout=rest.timeout,
         metrics=services.metrics,
         metrics_path=rest.metrics_path or DEFAULT_METRICS_PATH,
+        access=grpc.access,
+        repository=services.repository,
     )
     answering = SageMakerApp(api, rest.sagemaker_default_model) if rest.sagemaker else api
     app = GrpcMiddleware(
@@ -259,6 +264,7 @@ def _application(
         tensor_content=grpc.tensor_content,
         reload=services.reload,
         metric=services.metric,
+        repository=services.repository,
     )
 
     def cut() -> None:
@@ -363,6 +369,7 @@ class _GrpcioPort:
             tensor_content=config.tensor_content,
             reload=self._services.reload,
             metric=self._services.metric,
+            repository=self._services.repository,
         )
         with _told_as(_GRPC_FAILURE):
             await self._stack.enter_async_context(serving)

@@ -21,7 +21,7 @@ import simdjson
 from embedserve.tensors.dtypes import MAX_RANK, Array, DType
 from embedserve.tensors.json_values import narrowed, quick_array, within
 
-__all__ = ["Document", "Nest", "parse", "parse_nest"]
+__all__ = ["DeclinedError", "Document", "ListReader", "Nest", "keys_of", "parse", "parse_nest"]
 
 _COUNT_LIMIT = 0xFFFFFF
 """Greatest count of a list's elements in simdjson; longer lists have the same count."""
@@ -54,7 +54,7 @@ _HEAD = re.compile(
 _NO_STRUCTURE = b"0123456789+-.eE \t\n\r"
 
 
-class _DeclinedError(Exception):
+class DeclinedError(Exception):
     """The document is not for the fast path."""
 
 
@@ -123,7 +123,7 @@ class Nest:
                 return None
             try:
                 return {name: self._tensor(root["instances" if self._rows else "inputs"], dtype)}, self._rows
-            except _DeclinedError:
+            except DeclinedError:
                 return None
 
     def _tensor(self, node: Any, dtype: DType) -> Array:
@@ -137,7 +137,7 @@ class Nest:
             node = _only(node)
         shape[-1] = len(node)
         if not 0 < shape[-1] < _COUNT_LIMIT:
-            raise _DeclinedError
+            raise DeclinedError
         return _flat(node, dtype, shape[-1]).reshape(shape)
 
 
@@ -178,41 +178,116 @@ class Document:
         if b"\\" in self._body:
             return None
         try:
-            keys = _keys(self._root)
+            keys = keys_of(self._root)
             if ("instances" in keys) == ("inputs" in keys) or not dtypes:
                 return None
             reader = _Reader(self._body, dtypes)
             arrays = reader.read(self._root, keys)
-        except _DeclinedError:
+        except DeclinedError:
             return None
         return (arrays, "instances" in keys) if reader.is_regular() else None
 
 
-def _keys(node: simdjson.Object) -> list[str]:
+def keys_of(node: simdjson.Object) -> list[str]:
+    """The keys of an object.
+
+    Raises:
+        DeclinedError: The object is empty, or has a key twice.
+    """
     keys = list(node)
     if not keys or len(set(keys)) != len(keys):
-        raise _DeclinedError
+        raise DeclinedError
     return keys
 
 
-class _Reader:
-    """Reads a document, and proves that none of its lists is ragged.
+class ListReader:
+    """Reads lists of numbers in a document, and proves that none of the document's lists is ragged.
+
+    A reader of a kind of document walks the document in order, and hands every part to a method here.
 
     Counts of elements and lists are no proof: `[[1,2],[3],[4,5,6]]` has the counts of a regular array. A few lists are
     checked singly. For many lists, `parts` collects the expected text without numbers and white space.
     """
 
-    def __init__(self, body: bytes, dtypes: Mapping[str, DType]) -> None:
+    def __init__(self, body: bytes) -> None:
         self.body = body
-        self.dtypes = dtypes
         self.parts: list[bytes | tuple[int, ...]] = [b"{"]  # A shape stands for its array's brackets and commas.
         self.lists = 0
         self.looks_left = len(body) // _BYTES_PER_LIST
 
+    def label(self, key: str) -> None:
+        """Take the key of a member."""
+        self.parts.append(b'"%b":' % key.encode())
+
+    def scalar(self, value: Any) -> None:
+        """Take a string, number, bool or null."""
+        self.parts.append(_scalar_text(value))
+
+    def value(self, node: Any) -> None:
+        """Take a whole value of any kind; for small ones."""
+        if isinstance(node, simdjson.Object):
+            self.parts.append(b"{")
+            for key in node:
+                self.label(key)
+                self.value(node[key])
+                self.parts.append(b",")
+            self._end(b"}")
+        elif isinstance(node, simdjson.Array):
+            self.lists += 1
+            self.parts.append(b"[")
+            for item in node:
+                self.value(item)
+                self.parts.append(b",")
+            self._end(b"]")
+        else:
+            self.scalar(node)
+
+    def _end(self, bracket: bytes) -> None:
+        """Close an object or list, in place of the comma after its last member."""
+        if self.parts[-1] == b",":
+            self.parts[-1] = bracket
+        else:
+            self.parts.append(bracket)
+
+    def numbers(self, node: simdjson.Array, dtype: DType) -> Array:
+        """Take a list of numbers, and lists inside, in their dtype and shape.
+
+        Raises:
+            DeclinedError: The list is not one of regular lists of numbers, or the numbers are not of the dtype.
+        """
+        shape = _shape(node)
+        flat = _flat(node, dtype, math.prod(shape))
+        lists = sum(itertools.accumulate(shape[:-1], operator.mul, initial=1))
+        self.lists += lists
+        self.looks_left -= lists
+        # With as many lists as dimensions, each list holds only the next list, and `_shape` has checked all lists.
+        if self.looks_left >= 0 and lists > len(shape):
+            _look(node, shape)
+        self.parts.append(shape)
+        return flat.reshape(shape)
+
+    def is_regular(self) -> bool:
+        """Whether all lists of the text belong to regular arrays of the found shapes."""
+        if self.looks_left >= 0:  # All lists were checked and have the right lengths; the text must have no more.
+            return int(np.count_nonzero(np.frombuffer(self.body, np.uint8) == _BRACKET)) == self.lists
+        # Equal skeletons mean equal structure: all parts but the arrays are the document's own, and an array cannot
+        # go on after its closing bracket.
+        rebuilt = b"".join([part if isinstance(part, bytes) else _brackets(part) for part in self.parts])
+        text = self.body.removeprefix(b"\xef\xbb\xbf")
+        return rebuilt.translate(None, _NO_STRUCTURE) == text.translate(None, _NO_STRUCTURE)
+
+
+class _Reader(ListReader):
+    """Reads a `:predict` document."""
+
+    def __init__(self, body: bytes, dtypes: Mapping[str, DType]) -> None:
+        super().__init__(body)
+        self.dtypes = dtypes
+
     def read(self, document: simdjson.Object, keys: list[str]) -> dict[str, Array]:
         arrays: dict[str, Array] = {}
         for key in keys:
-            self.parts.append(_label(key))
+            self.label(key)
             if key == "instances":
                 arrays = self._instances(document[key])
             elif key == "inputs":
@@ -226,107 +301,85 @@ class _Reader:
     def _other(self, node: Any) -> None:
         """Read a member that is no input: a scalar, or a list of strings."""
         if not isinstance(node, simdjson.Array):
-            self.parts.append(_scalar_text(node))
+            self.scalar(node)
             return
         values = node.as_list()
         if not values or not all(isinstance(value, str) for value in values):
-            raise _DeclinedError
+            raise DeclinedError
         self.lists += 1
         self.parts.append(b"[%b]" % b",".join(map(_scalar_text, values)))
-
-    def is_regular(self) -> bool:
-        """Whether all lists of the text belong to regular arrays of the found shapes."""
-        if self.looks_left >= 0:  # All lists were checked and have the right lengths; the text must have no more.
-            return int(np.count_nonzero(np.frombuffer(self.body, np.uint8) == _BRACKET)) == self.lists
-        # Equal skeletons mean equal structure: all parts but the arrays are the document's own, and an array cannot
-        # go on after its closing bracket.
-        rebuilt = b"".join([part if isinstance(part, bytes) else _brackets(part) for part in self.parts])
-        text = self.body.removeprefix(b"\xef\xbb\xbf")
-        return rebuilt.translate(None, _NO_STRUCTURE) == text.translate(None, _NO_STRUCTURE)
 
     def _inputs(self, node: Any) -> dict[str, Array]:
         if not isinstance(node, simdjson.Object):
             return self._single(node)
-        keys, arrays = _keys(node), {}
+        keys, arrays = keys_of(node), {}
         if keys == ["b64"] or not self.dtypes.keys() <= set(keys):
-            raise _DeclinedError
+            raise DeclinedError
         self.parts.append(b"{")
         for key in keys:
-            self.parts.append(_label(key))
+            self.label(key)
             if key in self.dtypes:
                 arrays[key] = self._tensor(node[key], self.dtypes[key])
             else:
-                self.parts.append(_scalar_text(node[key]))
+                self.scalar(node[key])
             self.parts.append(b",")
         self.parts[-1] = b"}"
         return arrays
 
     def _single(self, node: Any) -> dict[str, Array]:
         if len(self.dtypes) != 1:
-            raise _DeclinedError
+            raise DeclinedError
         ((name, dtype),) = self.dtypes.items()
         return {name: self._tensor(node, dtype)}
 
     def _instances(self, node: Any) -> dict[str, Array]:
         if not isinstance(node, simdjson.Array) or not 0 < len(node) < _COUNT_LIMIT:
-            raise _DeclinedError
+            raise DeclinedError
         if not isinstance(node[0], simdjson.Object):
             return self._single(node)
         if len(self.body) < len(node) * _SMALL_ROW:
-            raise _DeclinedError
+            raise DeclinedError
         columns: dict[str, list[Array]] = {name: [] for name in self.dtypes}
         self.lists += 1
         self.parts.append(b"[")
         for row in node:
             if not isinstance(row, simdjson.Object) or len(row) != len(columns):
-                raise _DeclinedError
+                raise DeclinedError
             for name, array in self._inputs(row).items():
                 columns[name].append(array)
             self.parts.append(b",")
         self.parts[-1] = b"]"
         if any(len({array.shape for array in column}) != 1 for column in columns.values()):
-            raise _DeclinedError
+            raise DeclinedError
         return {name: np.stack(column) for name, column in columns.items()}
 
     def _tensor(self, node: Any, dtype: DType) -> Array:
         if isinstance(node, simdjson.Array):
-            return self._numbers(node, dtype)
-        self.parts.append(_scalar_text(node))
+            return self.numbers(node, dtype)
+        self.scalar(node)
         array = quick_array(node, dtype)
         if array is None:
-            raise _DeclinedError
+            raise DeclinedError
         return array
-
-    def _numbers(self, node: simdjson.Array, dtype: DType) -> Array:
-        shape = _shape(node)
-        flat = _flat(node, dtype, math.prod(shape))
-        lists = sum(itertools.accumulate(shape[:-1], operator.mul, initial=1))
-        self.lists += lists
-        self.looks_left -= lists
-        # With as many lists as dimensions, each list holds only the next list, and `_shape` has checked all lists.
-        if self.looks_left >= 0 and lists > len(shape):
-            _look(node, shape)
-        self.parts.append(shape)
-        return flat.reshape(shape)
 
 
 def _only(node: simdjson.Array) -> Any:
     if len(node) != 1:
-        raise _DeclinedError
+        raise DeclinedError
     return node[0]
 
 
 def _flat(node: simdjson.Array, dtype: DType, count: int) -> Array:
     """The `count` numbers of a list, and of the lists inside, in their dtype."""
     if dtype.json not in _BUFFERS:
-        raise _DeclinedError
+        raise DeclinedError
     kind, scalar = _BUFFERS[dtype.json]
     try:
         flat: Array = np.frombuffer(node.as_buffer(of_type=kind), scalar)
     except (TypeError, ValueError, RuntimeError):  # An element is no number, no integer, or not within 64 bits.
-        raise _DeclinedError from None
+        raise DeclinedError from None
     if flat.size != count or (kind != "d" and not within(flat, dtype)):
-        raise _DeclinedError
+        raise DeclinedError
     return narrowed(flat, dtype)
 
 
@@ -337,7 +390,7 @@ def _shape(node: simdjson.Array) -> tuple[int, ...]:
     while isinstance(first, simdjson.Array):
         size = len(first)
         if size == 0 or size == _COUNT_LIMIT or len(shape) == MAX_RANK:
-            raise _DeclinedError
+            raise DeclinedError
         shape.append(size)
         first = first[0]
     return tuple(shape)
@@ -348,7 +401,7 @@ def _look(node: simdjson.Array, shape: tuple[int, ...]) -> None:
     level: list[Any] = [node]
     for depth, size in enumerate(shape, start=1):
         if any(not isinstance(inner, simdjson.Array) or len(inner) != size for inner in level):
-            raise _DeclinedError
+            raise DeclinedError
         if depth < len(shape):
             level = list(itertools.chain.from_iterable(level))
 
@@ -361,10 +414,6 @@ def _brackets(shape: tuple[int, ...]) -> bytes:
     return text
 
 
-def _label(key: str) -> bytes:
-    return b'"%b":' % key.encode()
-
-
 def _scalar_text(value: Any) -> bytes:
     """The part of a scalar's text that a skeleton keeps; empty for numbers."""
     if isinstance(value, str):
@@ -375,4 +424,4 @@ def _scalar_text(value: Any) -> bytes:
         return b"true" if value else b"false"
     if isinstance(value, int | float):
         return b""
-    raise _DeclinedError
+    raise DeclinedError

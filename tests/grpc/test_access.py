@@ -8,8 +8,8 @@ import grpc
 import pytest
 from tensorflow_serving.apis import model_management_pb2, session_service_pb2
 
+from embedserve.asgi.clients import is_loopback
 from embedserve.config import Access
-from embedserve.grpc import access
 from embedserve.grpc.transports import asgi as asgi_transport
 from embedserve.grpc.transports import grpcio as grpcio_transport
 from embedserve.testing import FakeLoader, FakeRegistry
@@ -37,7 +37,7 @@ PROFILE = "/tensorflow.ProfilerService/Profile"
     ],
 )
 def test_loopback_addresses_are_told_by_their_number(host: str, local: bool) -> None:
-    assert access.is_loopback(host) is local
+    assert is_loopback(host) is local
 
 
 def registry() -> FakeRegistry:

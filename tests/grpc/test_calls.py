@@ -150,6 +150,7 @@ async def test_reflection_names_and_describes_the_services(start: Start) -> None
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
         "tensorflow.serving.ModelService",
         "tensorflow.serving.PredictionService",
     ]

@@ -66,6 +66,30 @@ async def test_a_roll_back_returns_when_the_old_version_serves_and_holds_until_i
         assert min(await asyncio.gather(*callers)) > 0
 
 
+async def test_a_pin_to_no_version_unloads_the_model_until_unpin(models: Path, line: Line) -> None:
+    deploy(line(1), models / "m" / "1")
+    async with ModelRegistry(models, **QUICK) as registry:
+        await registry.pin("m")
+        await until_state(registry, "m", 1, State.END)
+        with pytest.raises(ServableNotFoundError):
+            await answer(registry)
+        deploy(line(2), models / "m" / "2")
+        await registry.look_again()
+        assert registry.unready() is None
+        await registry.unpin("m")
+        assert await answer(registry) == 2.0
+        with pytest.raises(ServableNotFoundError, match="Could not find model 'x'"):
+            await registry.pin("x")
+
+
+async def test_an_unpin_finds_a_model_that_has_just_been_dropped_in(models: Path, line: Line) -> None:
+    deploy(line(1), models / "m" / "1")
+    async with ModelRegistry(models, **{**QUICK, "poll_interval": 3600.0}) as registry:
+        deploy(line(5), models / "new" / "1")
+        await registry.unpin("new")
+        assert await answer(registry, "new") == 5.0
+
+
 async def test_a_pin_waits_for_a_version_that_has_just_been_dropped_in(models: Path, line: Line) -> None:
     deploy(line(2), models / "m" / "2")
     async with ModelRegistry(models, **{**QUICK, "settle": 0.3}) as registry:

@@ -241,7 +241,7 @@ async def test_head_has_no_body(target: str, status: int, connection: Connection
         assert (await connection.request("GET", "/-/live")).status == 200
 
 
-@pytest.mark.parametrize("target", ["/v1", "/v2/models/m", "/v11/models/m", "/monitoring/prometheus/metrics", "/-/x"])
+@pytest.mark.parametrize("target", ["/v1", "/v20/models/m", "/v11/models/m", "/monitoring/prometheus/metrics", "/-/x"])
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 async def test_outside_v1_there_is_an_html_page(method: str, target: str, connection: Connection) -> None:
     answer = await connection.request(method, target)

@@ -171,7 +171,7 @@ async def test_routes_take_only_what_is_theirs(serve: Serve) -> None:
     registry = FakeRegistry({"m": {1: FakeLoader()}})
     app = Starlette(routes=[*routes(registry, health=False), Route("/{rest:path}", own)], lifespan=registry.lifespan)
     async with serve(app, lifespan="on") as server:
-        for path in ["/", "/v1", "/v2/models/m", "/-/live", "/monitoring/prometheus/metrics"]:
+        for path in ["/", "/v1", "/v3/models/m", "/-/live", "/monitoring/prometheus/metrics"]:
             assert (await server.client.get(path)).text == f"own {path}"
         assert (await server.client.get("/v1/models/m")).status_code == 200
         assert (await server.client.get("/v1/nonsense")).json() == {"error": "Malformed request: GET /v1/nonsense"}

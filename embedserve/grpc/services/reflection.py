@@ -7,12 +7,14 @@ The messages of both versions have the same fields, so that one function answers
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from embedserve.grpc.calls import Context, Methods, parse, paths, streaming
+from embedserve.oip.messages import message_pool
 
 __all__ = ["SERVICES", "methods"]
 
@@ -35,10 +37,10 @@ def methods(names: Sequence[str]) -> Methods:
 
 
 class _Descriptions:
-    """The searches of a descriptor pool: in the default pool first, then in a pool with the file of `v1`.
+    """The searches of a descriptor pool: in the default pool first, then in pools with files of other packages' names.
 
-    The default pool belongs to the whole process. With the file in there, another package could no longer import its
-    own `grpc/reflection/v1/reflection.proto`.
+    The default pool belongs to the whole process. With the files in there, another package could no longer import its
+    own `grpc/reflection/v1/reflection.proto`, or its own messages of the Open Inference Protocol.
     """
 
     def __init__(self) -> None:
@@ -48,10 +50,10 @@ class _Descriptions:
 
     def __getattr__(self, search: str) -> Callable[..., Any]:
         def find(*key: Any) -> Any:
-            try:
-                return getattr(self._default, search)(*key)
-            except KeyError:
-                return getattr(self._own, search)(*key)
+            for pool in (self._default, message_pool()):
+                with suppress(KeyError):
+                    return getattr(pool, search)(*key)
+            return getattr(self._own, search)(*key)
 
         return find
 

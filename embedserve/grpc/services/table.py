@@ -10,11 +10,12 @@ from embedserve.config import Access
 from embedserve.errors import ConfigError
 from embedserve.grpc.access import answering
 from embedserve.grpc.calls import Methods, Streaming, Unary
-from embedserve.grpc.services import model_service, prediction_service, session_service
+from embedserve.grpc.services import inference_service, model_service, prediction_service, session_service
 
 if TYPE_CHECKING:
     from embedserve.grpc.services.health import Health
     from embedserve.grpc.services.profiler import Profiler
+    from embedserve.oip.repository import Repository
     from embedserve.registry import ModelRegistry
 
 __all__ = ["Services"]
@@ -47,13 +48,16 @@ class Services:
         tensor_content: bool,
         reload: model_service.Reload | None,
         metric: model_service.MetricReader | None,
+        repository: Repository | None = None,
     ) -> None:
         session_run = session_service.methods(registry, tensor_content=tensor_content)
         prediction = prediction_service.methods(registry, tensor_content=tensor_content)
         models = model_service.methods(registry, reload=reload, metric=metric, reloaded_by=access.reload)
+        inference = inference_service.methods(registry, repository=repository, changed_by=access.reload)
         methods: dict[str, Unary | Streaming] = {
             **prediction,
             **models,
+            **inference,
             **answering(access.session_run, "SessionRun", "session_run_clients", session_run),
         }
         self._health: Health | None = None
@@ -71,7 +75,8 @@ class Services:
         if reflection:
             methods |= _optional("reflection", "grpcio-reflection").methods(described)
         self.methods: Methods = methods
-        plain = {**prediction, STATUS: models[STATUS]}
+        direct = {f"/{inference_service.SERVICE}/{name}" for name in inference_service.DIRECT}
+        plain = {**prediction, STATUS: models[STATUS], **{path: inference[path] for path in direct}}
         self.direct = {path: method for path, method in plain.items() if isinstance(method, Unary)}
         self.names = frozenset(_services(methods))
 

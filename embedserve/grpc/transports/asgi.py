@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from embedserve.asgi.calls import Call, Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.carrying import carry_over, is_elsewhere
+from embedserve.asgi.clients import is_loopback
 from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
 from embedserve.asgi.listening import RegistryListening
 from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.concurrency.off_loop import ZIPPED_BYTES
 from embedserve.config import Access
 from embedserve.errors import CUT_SHORT, Code, DeadlineExceededError, ServingError
-from embedserve.grpc.access import is_loopback
 from embedserve.grpc.calls import Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.transports.cors import Cors
@@ -35,6 +35,7 @@ from embedserve.http.heads import RequestHead
 
 if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload
+    from embedserve.oip.repository import Repository
     from embedserve.registry import ModelRegistry
 
 __all__ = ["GrpcApp", "GrpcMiddleware"]
@@ -74,6 +75,7 @@ class GrpcApp(RegistryListening):
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
         reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
         metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
+        repository: Loads and unloads models on request; the registry by default.
 
     Raises:
         ConfigError: The package of a requested service is not installed.
@@ -94,6 +96,7 @@ class GrpcApp(RegistryListening):
         tensor_content: bool = False,
         reload: Reload | None = None,
         metric: MetricReader | None = None,
+        repository: Repository | None = None,
     ) -> None:
         # Message modules need TensorFlow, and break an import of TensorFlow in another thread; this import waits.
         import_module("tensorflow")
@@ -108,6 +111,7 @@ class GrpcApp(RegistryListening):
             tensor_content=tensor_content,
             reload=reload,
             metric=metric,
+            repository=repository,
         )
         self._methods = self._services.methods
         self._limit = min(max_message_bytes, registry.options.max_request_bytes)

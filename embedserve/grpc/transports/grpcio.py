@@ -18,10 +18,10 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
+from embedserve.asgi.clients import is_loopback
 from embedserve.concurrency.inflight import Reservation
 from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import Code, ServingError
-from embedserve.grpc.access import is_loopback
 from embedserve.grpc.calls import Methods, Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.transports.binding import resolved_sockets

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from embedserve.grpc.services.model_service import MetricReader, Reload
     from embedserve.grpc.services.table import Services
     from embedserve.grpc.transports.grpcio import GrpcioOptions
+    from embedserve.oip.repository import Repository
     from embedserve.registry import ModelRegistry
 
 __all__ = ["GrpcServer", "TlsConfig", "Transport", "log_places", "serve"]
@@ -188,6 +189,7 @@ async def serve(
     tensor_content: bool = False,
     reload: Reload | None = None,
     metric: MetricReader | None = None,
+    repository: Repository | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Serve the registry over gRPC while the context lasts; leaving the context drains for `drain_timeout` seconds.
 
@@ -210,6 +212,7 @@ async def serve(
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
         reload: Applies the `ModelServerConfig` of a HandleReloadConfigRequest; `registry.reconfigure` by default.
         metric: Reads a metric for HandleReloadConfigRequest's `metric_names`.
+        repository: Loads and unloads models on request; the registry by default.
 
     Raises:
         RegistryStateError: The registry was not entered, or lives on another event loop; trio runs the caller.
@@ -232,6 +235,7 @@ async def serve(
         "tensor_content": tensor_content,
         "reload": reload,
         "metric": metric,
+        "repository": repository,
     }
     if transport == "grpcio":
         from embedserve.grpc.transports.grpcio import GrpcioOptions

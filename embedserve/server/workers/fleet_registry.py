@@ -195,5 +195,9 @@ class _FleetPredictor:
         """Wait until the last request has been answered."""
         await self._loader.unload()
 
+    def max_batch_rows(self, signature_name: str) -> int:
+        """Return 0: the workers batch."""
+        return 0
+
     def statistics(self) -> None:
         """Return None: each worker has its own statistics."""

@@ -21,6 +21,7 @@ __all__ = [
     "Alive",
     "Answer",
     "Ask",
+    "Change",
     "Configs",
     "Drain",
     "Drop",
@@ -257,7 +258,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ask:
-    """A question answered by the supervisor for all workers: `Reload`, `MetricsPage` or `MetricOf`."""
+    """A question answered by the supervisor for all workers: `Reload`, `Change`, `MetricsPage` or `MetricOf`."""
 
     number: int
     question: Any
@@ -268,6 +269,14 @@ class Reload:
     """Apply the serialized `ModelServerConfig`; the answer is None."""
 
     config: bytes
+
+
+@dataclass(frozen=True)
+class Change:
+    """Serve a model by its version policy, or no version of the model; the answer is None."""
+
+    name: str
+    served: bool
 
 
 @dataclass(frozen=True)

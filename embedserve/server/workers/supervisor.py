@@ -12,6 +12,7 @@ from typing import Any
 
 from embedserve.concurrency.container import usable_cpus
 from embedserve.errors import NotReadyError, ServingError
+from embedserve.oip.repository import change_served
 from embedserve.server.applied_config import AppliedConfig
 from embedserve.server.config import ServerConfig
 from embedserve.server.ports import Bound, Port, bind_ports
@@ -19,7 +20,7 @@ from embedserve.server.serving import Service, run_service
 from embedserve.server.workers.fleet import Fleet, FleetHooks
 from embedserve.server.workers.fleet_metrics import FleetMetrics, Measurement
 from embedserve.server.workers.fleet_registry import FleetRegistry
-from embedserve.server.workers.messages import MetricOf, MetricsPage, Open, Reload, Setup, Status
+from embedserve.server.workers.messages import Change, MetricOf, MetricsPage, Open, Reload, Setup, Status
 from embedserve.server.workers.process import WorkerProcess
 from embedserve.server.workers.worker_limits import check_supported, worker_config
 
@@ -116,6 +117,8 @@ class _Supervisor:
         match question:
             case Reload(config):
                 await self._reload(config)
+            case Change(name, served):
+                await self._change(name, served)
             case MetricsPage():
                 measured = await self._measured()
                 assert self._metrics is not None
@@ -135,6 +138,14 @@ class _Supervisor:
             await self.applied.reload(ModelServerConfig.FromString(config))
         finally:
             self._post_status()  # After the answer a client may ask any worker.
+
+    async def _change(self, name: str, served: bool) -> None:
+        if self.registry.draining:
+            raise NotReadyError("the server is draining: shutdown has begun")
+        try:
+            await change_served(self.registry, name, served)
+        finally:
+            self._post_status()
 
     async def _measured(self) -> list[Measurement]:
         await self.fleet.measure()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import Code, ServingError, StartError
 from embedserve.metrics import Metrics
+from embedserve.oip.repository import Repository
 from embedserve.server import tensorflow_setup
 from embedserve.server.log import configure_logging
 from embedserve.server.ports import Bound, Port, Services, make_ports
@@ -33,6 +34,7 @@ from embedserve.server.workers.messages import (
     Alive,
     Answer,
     Ask,
+    Change,
     Configs,
     Drain,
     Drop,
@@ -197,7 +199,8 @@ class _Worker:
                 await self.registry.start(wait=False)
                 answer_before_an_abort(self._answer_the_last)
                 metric = None if self._metrics is None else self._metric
-                services = Services(self._reload, self._metrics, metric, self._with_page)
+                repository = Repository(self.registry, self._change)
+                services = Services(self._reload, self._metrics, metric, self._with_page, repository)
                 accept = {name: partial(self._accept, name) for name in self._connections}
                 self._ports = await make_ports(self.registry, self._config, self._bound, services, accept)
                 self._channel.send(Up())
@@ -344,6 +347,9 @@ class _Worker:
 
     async def _reload(self, config: Any) -> None:
         await self._ask(Reload(config.SerializeToString()))
+
+    async def _change(self, name: str, served: bool) -> None:
+        await self._ask(Change(name, served))
 
     async def _metric(self, name: str) -> int:
         return int(await self._ask(MetricOf(name)))
