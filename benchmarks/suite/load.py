@@ -25,15 +25,17 @@ class Target:
     Attributes:
         url: Of the server's port and the request's path.
         body: Of each request; for gRPC with its prefix.
-        grpc: HTTP/2 with gRPC's headers, or else HTTP/1.1 and JSON.
+        grpc: HTTP/2 with gRPC's headers, or else HTTP/1.1.
         answer_bytes: Size of a right answer's body where it is always the same, else None. A failed gRPC call answers
             200 with a status in its trailers and no body: that is how it shows.
+        content_type: Of a body over HTTP/1.1.
     """
 
     url: str
     body: bytes
     grpc: bool
     answer_bytes: int | None = None
+    content_type: str = "application/json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def command_of(target: Target, concurrency: int, seconds: float, body: Path, log
         # Windows that no answer fills, as gRPC's clients grow them by themselves.
         command += ["--window-bits", "24", "--connection-window-bits", "26"]
     else:
-        command += ["--h1", "--clients", str(concurrency), "--header", "content-type: application/json"]
+        command += ["--h1", "--clients", str(concurrency), "--header", f"content-type: {target.content_type}"]
     return [*command, target.url]
 
 
