@@ -31,8 +31,11 @@ def block(pairs: Pairs = REQUEST, *more: tuple[bytes, bytes], huffman: bool = Tr
     return hpack.Encoder().encode([(name, value, True) for name, value in (*pairs, *more)], huffman=huffman)
 
 
-def headers(stream: int, payload: bytes | None = None, flags: int = END | WHOLE) -> bytes:
-    return frame(frames.HEADERS, flags, stream, block() if payload is None else payload)
+HEAD = block()
+
+
+def headers(stream: int, payload: bytes = HEAD, flags: int = END | WHOLE) -> bytes:
+    return frame(frames.HEADERS, flags, stream, payload)
 
 
 def data(stream: int, payload: bytes = b"hello", flags: int = 0) -> bytes:

@@ -13,6 +13,8 @@ from embedserve.http.limits import Limits, RateLimit
 from tests.http.http2_peer import OK, PING, REQUEST, WHOLE, Peer, block, data, headers, settings
 
 CANCEL = b"\0\0\0\x08"
+MALFORMED = block([(b"x", b"y")])
+OVER_THE_LIMIT = block(REQUEST, *[(b"x", b"y")] * 120)
 EMPTY = data(1, b"")
 
 
@@ -27,7 +29,7 @@ def cancelled(stream: int) -> bytes:
 
 
 def malformed(stream: int) -> bytes:
-    return headers(stream, block([(b"x", b"y")]))
+    return headers(stream, MALFORMED)
 
 
 def self_reset(stream: int) -> bytes:
@@ -54,7 +56,7 @@ FLOODS = {
     "CONTINUATION without a byte": [headers(1, b"", 0)] + [frame(frames.CONTINUATION, 0, 1)] * 40,
     "CONTINUATION without end": [headers(1, b"", 0)] + [frame(frames.CONTINUATION, 0, 1, bytes(16_384))] * 5,
     "a header block that is too large": [headers(1, bytes(60_000), 0), frame(frames.CONTINUATION, 0, 1, bytes(6_000))],
-    "heads over the limit": [headers(s, block(REQUEST, *[(b"x", b"y")] * 120)) for s in range(1, 3000, 2)],
+    "heads over the limit": [headers(s, OVER_THE_LIMIT) for s in range(1, 3000, 2)],
 }
 
 
