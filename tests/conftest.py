@@ -5,6 +5,7 @@ Decides also which tests `--quick` leaves out, and fails a test that starts Pyth
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -23,7 +24,8 @@ from blockbuster import BlockBuster
 from xdist.scheduler import LoadScopeScheduling
 
 import embedserve
-from tests.support.programs import run_program
+from tests.support import warm
+from tests.support.programs import PYTHONPATH, run_program
 
 # Imports read files wherever they happen to run first, and a log record may look up the source line it came from.
 _MAY_READ = (
@@ -62,7 +64,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Under `--quick`, try few examples where a test asks for no number of them."""
+    """Offer warm starts to the run. Under `--quick`, try few examples where a test asks for no number of them."""
+    if warm.SOCKET not in os.environ:
+        stack = contextlib.ExitStack()
+        stack.enter_context(warm.offered(PYTHONPATH))
+        config.add_cleanup(stack.close)
     if config.getoption("--quick"):
         hypothesis.settings.register_profile("quick", max_examples=20)
         hypothesis.settings.load_profile("quick")

@@ -101,6 +101,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory, socket_path: Path) -> Iterat
                 *(f"{name}={value}" for name, value in flags.items()),
                 *given,
                 cwd=tmp_path_factory.mktemp("server"),
+                cold=False,
                 **environment,
             )
             stack.callback(process.close)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,32 +12,34 @@ from pathlib import Path
 import pytest
 
 from tests.saved_model.fixed_rows import sized
-from tests.support.programs import PYTHONPATH, make_certificates, wait_until
+from tests.support.programs import make_certificates, start_python, wait_until
 from tests.support.saved_models import endless, half_plus_two
 
 Start = Callable[..., "ServerProcess"]
 
 
 class ServerProcess:
-    """One server; `log` is its stderr so far, `out` its stdout once it has ended."""
+    """One server; `log` is its stderr so far, `out` its stdout once it has ended. `cold` as in `start_python`."""
 
-    def __init__(self, *arguments: object, cwd: Path, module: str = "embedserve", **environment: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | {"PYTHONPATH": PYTHONPATH} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(
+        self, *arguments: object, cwd: Path, module: str = "embedserve", cold: bool = False, **environment: str
+    ) -> None:
+        out, their_out = os.pipe()
+        log, their_log = os.pipe()
+        self._out, self._log = open(out), open(log)  # noqa: SIM115
+        try:
+            command = ("-m", module, *arguments)
+            self._process = start_python(command, their_out, their_log, cwd=cwd, cold=cold, environment=environment)
+        finally:
+            os.close(their_out)
+            os.close(their_log)
         self._lines: list[str] = []
         self.out = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self._process.stderr is not None
-        self._lines.extend(iter(self._process.stderr.readline, ""))
+        self._lines.extend(iter(self._log.readline, ""))
 
     @property
     def log(self) -> str:
@@ -68,11 +68,10 @@ class ServerProcess:
 
     def ended(self, within: float = 60) -> int:
         """Wait for the end and return the exit status."""
-        assert self._process.stdout is not None
         status = self._process.wait(within)
         self._reader.join(10)
         with contextlib.suppress(ValueError):  # Read before.
-            self.out = self._process.stdout.read()
+            self.out = self._out.read()
         return status
 
     def terminate(self) -> None:
@@ -86,8 +85,7 @@ class ServerProcess:
             self._process.kill()
         self._process.wait(30)
         self._reader.join(10)
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream is not None
+        for stream in (self._out, self._log):
             stream.close()
 
 
@@ -96,8 +94,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a server in `tmp_path`; what still runs at the end is killed."""
     started: list[ServerProcess] = []
 
-    def start(*arguments: object, **environment: str) -> ServerProcess:
-        started.append(ServerProcess(*arguments, cwd=tmp_path, **environment))
+    def start(*arguments: object, cold: bool = False, **environment: str) -> ServerProcess:
+        started.append(ServerProcess(*arguments, cwd=tmp_path, cold=cold, **environment))
         return started[-1]
 
     yield start

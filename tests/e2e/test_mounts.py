@@ -38,6 +38,7 @@ def test_a_root_that_hangs_is_named_keeps_what_serves_and_ends_with_the_process(
         mount.path,
         *(f"--port={free_port()}", f"--rest_api_port={rest}", f"--workers={workers}", "--rest_early"),
         f"--drain_timeout={DRAIN_TIMEOUT:g}",
+        cold=True,
     )
     wait_until(answers(f"{url}/-/live"))
     wait_until(lambda: "has not come back" in fetch(f"{url}/-/ready")[1]["reason"])
@@ -74,7 +75,8 @@ def held_by_the_kernel() -> bool:
 
 def test_a_server_that_waits_for_a_root_that_hangs_ends_when_it_is_told_to(start: Start, mount: FuseMount) -> None:
     mount.stop_answering()
-    process = start(mount.path, f"--port={free_port()}", "--workers=0", f"--drain_timeout={DRAIN_TIMEOUT:g}")
+    flags = (f"--port={free_port()}", "--workers=0", f"--drain_timeout={DRAIN_TIMEOUT:g}")
+    process = start(mount.path, *flags, cold=True)
     process.wait_for_log("is left alone")
     began = time.monotonic()
     process.terminate()

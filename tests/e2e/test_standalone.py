@@ -52,7 +52,7 @@ def test_a_relative_directory_of_models_is_served_and_drained(start: Start, save
     publish(saved / "endless", tmp_path / "models" / "endless" / "1")
     publish(saved / "sized", tmp_path / "models" / "sized" / "1")
     port, rest = free_port(), free_port()
-    server = start("models/", f"--port={port}", f"--rest_api_port={rest}", "--free_batch=false")
+    server = start("models/", f"--port={port}", f"--rest_api_port={rest}", "--free_batch=false", cold=True)
     server.wait_until_serving()
     url = f"http://localhost:{rest}/v1/models"
 
@@ -130,7 +130,16 @@ def test_a_config_file_is_followed_and_reload_requests_are_answered(start: Start
         request = model_management_pb2.ReloadConfigRequest(metric_names=["/tensorflow/serving/request_count"])
         added = request.config.model_config_list.config.add(name="k", base_path=str(tmp_path / "two"))
         added.model_platform = "tensorflow"
-        assert stub.HandleReloadConfigRequest(request, timeout=60).status.error_code == 0
+
+        def reloaded() -> bool:
+            try:
+                return bool(stub.HandleReloadConfigRequest(request, timeout=60).status.error_code == 0)
+            except grpc.RpcError as error:  # The file was read before the model was loaded.
+                if "a later configuration does not list it" in error.details():
+                    return False
+                raise
+
+        wait_until(reloaded)
         added.base_path = "relative"
         with pytest.raises(grpc.RpcError) as caught:
             stub.HandleReloadConfigRequest(request, timeout=60)
@@ -312,7 +321,8 @@ def test_a_config_file_that_lists_no_model_is_ready(start: Start, tmp_path: Path
 
 
 def test_a_signal_before_the_first_load_has_ended_ends_the_process(start: Start, tmp_path: Path) -> None:
-    server = start(f"--port={free_port()}", f"--rest_api_port={free_port()}", f"--model_base_path={tmp_path / 'none'}")
+    ports = (f"--port={free_port()}", f"--rest_api_port={free_port()}")
+    server = start(*ports, f"--model_base_path={tmp_path / 'none'}", cold=True)
     server.wait_for_log("Finished adding/updating models")
     server.terminate()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.timeout(300)
 class Server:
     """A server process with two workers, and what any of its workers says of all."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, cold: bool = False) -> None:
         self.directory = directory
         self.port, self.rest = free_port(), free_port()
         (directory / "monitoring").write_text("prometheus_config { enable: true }")
@@ -44,6 +45,7 @@ class Server:
             "--load_retry_interval_micros=100000",
             "--enable_batching",
             cwd=directory,
+            cold=cold,
         )
 
     def url(self, path: str) -> str:
@@ -93,12 +95,10 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def server(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests of this module, in the order in which they stand."""
-    directory = tmp_path_factory.mktemp("server")
+@contextlib.contextmanager
+def serving(versions: Path, directory: Path, *, cold: bool = False) -> Iterator[Server]:
     publish(versions / "1", directory / "m" / "1")
-    server = Server(directory)
+    server = Server(directory, cold=cold)
     try:
         server.process.wait_until_serving()
         yield server
@@ -106,12 +106,27 @@ def server(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         server.process.close()
 
 
+@pytest.fixture(scope="module")
+def server(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests of this module, in the order in which they stand."""
+    with serving(versions, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def cold_server(versions: Path, tmp_path: Path) -> Iterator[Server]:
+    """Another one, of real starts."""
+    with serving(versions, tmp_path, cold=True) as server:
+        yield server
+
+
 def libraries_of(pid: int) -> set[str]:
     maps = Path(f"/proc/{pid}/maps").read_text()
     return {name for name in ("libtensorflow_framework", "cygrpc") if name in maps}
 
 
-def test_both_workers_answer_and_the_supervisor_runs_no_tensorflow(server: Server) -> None:
+def test_both_workers_answer_and_the_supervisor_runs_no_tensorflow(cold_server: Server) -> None:
+    server = cold_server
     with load(server.rest, server.port, clients=8) as seen:
         wait_until(lambda: seen.answers > 400)
     assert not seen.failures

@@ -8,36 +8,61 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from benchmarks.ports import free_port as free_port
+from tests.support import warm
 
 ROOT = Path(__file__).parents[2]
 # What the processes that tests start find first: this repository, and a quicker Keras.
 PYTHONPATH = os.pathsep.join(map(str, (ROOT, Path(__file__).parent / "site")))
 
 
-def run_program(*arguments: object, timeout: float = 300, cwd: Path = ROOT) -> str:
-    """Run `python ARGUMENTS` to its end and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
+def start_python(
+    arguments: Iterable[object],
+    stdout: int,
+    stderr: int,
+    *,
+    cwd: Path = ROOT,
+    cold: bool = False,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> warm.Process:
+    """Start `python ARGUMENTS` on two descriptors: warm, or `cold` where the start itself is what is tested.
+
+    `environment` is added to this process's.
+    """
+    return warm.start(
+        [str(argument) for argument in arguments],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": PYTHONPATH},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, **environment},
+        stdout=stdout,
+        stderr=stderr,
+        warm=not cold,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+
+
+def run_program(*arguments: object, timeout: float = 300, cwd: Path = ROOT, cold: bool = False) -> str:
+    """Run `python ARGUMENTS` to its end and return what it printed; `cold` as in `start_python`."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+        process = start_python(arguments, out.fileno(), log.fileno(), cwd=cwd, cold=cold)
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.kill()
+            process.wait(60)
+        log.seek(0)
+        assert status == 0, log.read()[-3000:]
+        out.seek(0)
+        return out.read()
 
 
 def fetch(url: str, body: object = None) -> tuple[int, Any]:
@@ -54,17 +79,17 @@ def fetch(url: str, body: object = None) -> tuple[int, Any]:
 
 @contextlib.contextmanager
 def program(
-    *arguments: object, until: Callable[[], bool], cwd: Path = ROOT, within: float = 90, **environment: str
+    *arguments: object,
+    until: Callable[[], bool],
+    cwd: Path = ROOT,
+    within: float = 90,
+    cold: bool = False,
+    **environment: str,
 ) -> Iterator[None]:
     """Run `python ARGUMENTS` while the body runs, which starts when `until()` is true; then end it with SIGTERM."""
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | {"PYTHONPATH": PYTHONPATH} | environment,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-        )
+    with tempfile.TemporaryFile("w+") as log, open(os.devnull, "w") as nowhere:
+        files = nowhere.fileno(), log.fileno()
+        process = start_python(arguments, *files, cwd=cwd, cold=cold, environment=environment)
 
         def said() -> str:
             log.seek(0)
