@@ -15,8 +15,14 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Every Python that a test starts begins with `tests/support/site/sitecustomize.py`.
-os.environ["PYTHONPATH"] = f"{Path(__file__).parent}/support/site{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+# Every Python that a test starts begins with `tests/support/site/sitecustomize.py`, and finds the client.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [
+        f"{Path(__file__).parent}/support/site",
+        f"{Path(__file__).parents[1]}/clients/python",
+        os.environ.get("PYTHONPATH", ""),
+    ]
+)
 
 import hypothesis  # Before anything is frozen: an import of it asks the collector who refers to what.
 import pytest

@@ -23,8 +23,8 @@ from benchmarks.ports import free_port as free_port
 from tests.support import warm
 
 ROOT = Path(__file__).parents[2]
-# What the processes that tests start find first: this repository, and a quicker Keras.
-PYTHONPATH = os.pathsep.join(map(str, (ROOT, Path(__file__).parent / "site")))
+# What the processes that tests start find first: this repository with the client, and a quicker Keras.
+PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "clients" / "python", Path(__file__).parent / "site")))
 
 
 def start_python(
