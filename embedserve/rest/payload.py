@@ -51,9 +51,6 @@ __all__ = [
 _NUMBERS_FROM = 4096
 """Bytes of a body from which the fast path for numbers is tried."""
 
-_NEST_FROM = 512
-"""Bytes of a body from which the fast path for a single list of numbers is tried."""
-
 _MANY_QUOTES = 64
 """Quotes in the first `_NUMBERS_FROM` bytes from which a body counts as text, not as numbers."""
 
@@ -129,10 +126,9 @@ def parse_predict(body: bytes) -> PredictPayload:
         InvalidInputError: No JSON, no object, a `signature_name` that is no string, or an `output_filter` that is
             neither a string nor a list of strings.
     """
-    if len(body) >= _NEST_FROM:
-        nest = json_numbers.parse_nest(body)
-        if nest is not None:
-            return PredictPayload(body, nest, None, nest.signature_name or DEFAULT_SIGNATURE, ())
+    nest = json_numbers.parse_nest(body)
+    if nest is not None:
+        return PredictPayload(body, nest, None, nest.signature_name or DEFAULT_SIGNATURE, ())
     if len(body) >= _NUMBERS_FROM and body.count(b'"', 0, _NUMBERS_FROM) < _MANY_QUOTES and not is_deep(body):
         numbers = json_numbers.parse(body)
         if numbers is not None:

@@ -1,8 +1,8 @@
 """The fast path for JSON requests that are mostly numbers: simdjson's buffers instead of a Python object per number.
 
-The path answers exactly as the slow way, or declines with None. Unusual documents of any sort are declined. The bytes
-before the first number say all about the form of a document with a single list of numbers (`Nest`). The module knows no
-signature.
+The path answers exactly as the slow way, or declines with None. Unusual documents of any sort are declined. The texts
+around the numbers say all about the form of a document with a single list of numbers (`Nest`), and are remembered. The
+module knows no signature.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import operator
 import re
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import simdjson
 
 from embedserve.tensors.dtypes import MAX_RANK, Array, DType
@@ -42,16 +44,24 @@ _BUFFERS: Mapping[str, tuple[Any, type]] = {
 _BRACKET = ord("[")
 # The text before the numbers of a `Nest`: perhaps the signature's name, the kind of request, perhaps the input's name,
 # the opening brackets. Blanks in the pattern stand for white space.
-_HEAD = re.compile(
+_BEFORE = re.compile(
     (
         rb' { (?:"signature_name" : "([A-Za-z0-9_.:/-]*)" , )?'
         rb'(?:"(instances|inputs)" : |"instances" : \[ { "([A-Za-z0-9_.:/-]+)" : '
         rb'|"inputs" : { "([A-Za-z0-9_.:/-]+)" : )'
-        rb"((?:\[ ){1,%d})(?=[-0-9])"
+        rb"((?:\[ ){1,%d})"
     ).replace(b" ", rb"[ \t\n\r]*+")
     % MAX_RANK
-)
-_NO_STRUCTURE = b"0123456789+-.eE \t\n\r"
+).fullmatch
+_BLANKS = b" \t\n\r"
+_NO_STRUCTURE = b"0123456789+-.eE" + _BLANKS
+_IN_LIST = _NO_STRUCTURE + b","
+
+_SHORT_LIST = 768
+"""Bytes of a list's text below which orjson's list of Python numbers is faster than simdjson's buffer."""
+
+_LONGEST_TEXT = 512
+"""Bytes of text before or after the numbers of a `Nest`; with the number of remembered texts a bound on memory."""
 
 
 class DeclinedError(Exception):
@@ -67,34 +77,81 @@ _idle_parsers: deque[simdjson.Parser] = deque(maxlen=2)
 
 def parse(body: bytes) -> Document | None:
     """Parse a document; None (declined) for a document that is no strict JSON, or no object."""
+    document = _parsed(body)
+    return document if document is not None and document.is_object else None
+
+
+def _parsed(text: bytes) -> Document | None:
     try:
         parser = _idle_parsers.pop()
     except IndexError:
         parser = simdjson.Parser()
     try:
-        root = parser.parse(body)
+        root = parser.parse(text)
     except (ValueError, RuntimeError):
-        _give_back(parser, body)
+        _give_back(parser, text)
         return None
-    return Document(body, parser, root) if isinstance(root, simdjson.Object) else None
+    return Document(text, parser, root)
 
 
 def parse_nest(body: bytes) -> Nest | None:
     """Parse a document of nothing but a list of numbers, inside lists of a single list; None for any other document."""
-    head = _HEAD.match(body)
-    if head is None:
+    start = body.rfind(b"[") + 1
+    end = body.find(b"]", start)
+    if not 0 < start <= _LONGEST_TEXT or not 0 <= len(body) - end <= _LONGEST_TEXT:
         return None
-    # Without further strings there is no further member; without further brackets, no further list.
-    end = head.end()
-    if body.find(b'"', end) >= 0 or body.find(b"[", end) >= 0:
+    form = _form(body[:start], body[end:])
+    if form is None:
         return None
-    document = parse(body)
-    return None if document is None else Nest(document, head)
+    text = body[start - 1 : end + 1]
+    if len(text) > _SHORT_LIST:
+        document = _parsed(text)
+        return None if document is None else Nest(form, document)
+    if text.translate(None, _IN_LIST) != b"[]":
+        return None
+    try:
+        return Nest(form, orjson.loads(text))
+    except ValueError:
+        return None
 
 
 def _give_back(parser: simdjson.Parser, body: bytes) -> None:
     if len(body) <= _KEPT_BYTES:
         _idle_parsers.append(parser)
+
+
+class _Form(NamedTuple):
+    """The meaning of the text around a single list of numbers.
+
+    Attributes:
+        signature_name: The name in the document; empty without a name.
+        input_name: Empty for an input without a name.
+        rows: The inputs are rows.
+        outer: Sizes of the dimensions but the last.
+    """
+
+    signature_name: str
+    input_name: str
+    rows: bool
+    outer: tuple[int, ...]
+
+
+@lru_cache(maxsize=256)
+def _form(before: bytes, after: bytes) -> _Form | None:
+    """The form of a document with the texts before and after the numbers; remembered, as a client's texts are few."""
+    found = _BEFORE(before)
+    if found is None:
+        return None
+    signature_name, kind, in_row, in_column, brackets = found.groups()
+    lists = brackets.count(b"[")
+    closing = b"]" * lists + (b"}]}" if in_row else b"}}" if in_column else b"}")
+    if after.translate(None, _BLANKS) != closing:
+        return None
+    rows = in_row is not None or kind == b"instances"
+    outer = (1,) * (lists if in_row else lists - 1)
+    if len(outer) >= MAX_RANK:
+        return None
+    return _Form((signature_name or b"").decode(), (in_row or in_column or b"").decode(), rows, outer)
 
 
 class Nest:
@@ -104,50 +161,39 @@ class Nest:
         signature_name: The name in the document; empty without a name.
     """
 
-    def __init__(self, document: Document, head: re.Match[bytes]) -> None:
-        signature_name, kind, in_row, in_column, brackets = head.groups()
-        self.signature_name = signature_name.decode() if signature_name else ""
-        self._document = document
-        self._in_row = in_row is not None
-        self._rows = self._in_row or kind == b"instances"
-        self._name = (in_row or in_column or b"").decode()
-        self._depth = brackets.count(b"[")
+    __slots__ = ("_form", "_numbers", "signature_name")
+
+    def __init__(self, form: _Form, numbers: list[Any] | Document) -> None:
+        self.signature_name = form.signature_name
+        self._form = form
+        self._numbers = numbers
 
     def read(self, dtypes: Mapping[str, DType]) -> tuple[dict[str, Array], bool] | None:
         """As `Document.read`."""
-        with self._document as root:
-            if len(dtypes) != 1:
-                return None
-            ((name, dtype),) = dtypes.items()
-            if self._name and (self._name != name or name == "b64"):
-                return None
-            try:
-                return {name: self._tensor(root["instances" if self._rows else "inputs"], dtype)}, self._rows
-            except DeclinedError:
-                return None
-
-    def _tensor(self, node: Any, dtype: DType) -> Array:
-        shape = [1] * self._depth
-        if self._in_row:  # A single object in the list of rows.
-            node = _only(node)
-            shape.append(1)
-        if self._name:
-            node = node[self._name]
-        for _ in range(self._depth - 1):
-            node = _only(node)
-        shape[-1] = len(node)
-        if not 0 < shape[-1] < _COUNT_LIMIT:
-            raise DeclinedError
-        return _flat(node, dtype, shape[-1]).reshape(shape)
+        if len(dtypes) != 1:
+            return None
+        numbers, form = self._numbers, self._form
+        ((name, dtype),) = dtypes.items()
+        if form.input_name and (form.input_name != name or name == "b64"):
+            return None
+        flat = quick_array(numbers, dtype) if isinstance(numbers, list) else _read_list(numbers, dtype)
+        if flat is None or not flat.size:
+            return None
+        return {name: flat.reshape((*form.outer, flat.size))}, form.rows
 
 
 class Document:
-    """A `:predict` document, in the memory of a parser that is reused after the reading."""
+    """A `:predict` document, or a list of numbers, in the memory of a parser that is reused after the reading."""
 
-    def __init__(self, body: bytes, parser: simdjson.Parser, root: simdjson.Object) -> None:
+    def __init__(self, body: bytes, parser: simdjson.Parser, root: Any) -> None:
         self._body = body
         self._parser = parser
         self._root = root
+
+    @property
+    def is_object(self) -> bool:
+        """Whether the document is an object."""
+        return isinstance(self._root, simdjson.Object)
 
     def get(self, key: str, default: Any) -> Any:
         """A member, or the default for a missing member; a list as a Python list."""
@@ -167,7 +213,7 @@ class Document:
         with self:
             return self._read(dtypes)
 
-    def __enter__(self) -> simdjson.Object:
+    def __enter__(self) -> Any:
         return self._root
 
     def __exit__(self, *_: object) -> None:
@@ -351,6 +397,8 @@ class _Reader(ListReader):
         self.parts[-1] = b"]"
         if any(len({array.shape for array in column}) != 1 for column in columns.values()):
             raise DeclinedError
+        if any(column[0].ndim == MAX_RANK for column in columns.values()):
+            raise DeclinedError
         return {name: np.stack(column) for name, column in columns.items()}
 
     def _tensor(self, node: Any, dtype: DType) -> Array:
@@ -363,10 +411,13 @@ class _Reader(ListReader):
         return array
 
 
-def _only(node: simdjson.Array) -> Any:
-    if len(node) != 1:
-        raise DeclinedError
-    return node[0]
+def _read_list(document: Document, dtype: DType) -> Array | None:
+    with document as node:
+        count = len(node)
+        try:
+            return _flat(node, dtype, count) if 0 < count < _COUNT_LIMIT else None
+        except DeclinedError:
+            return None
 
 
 def _flat(node: simdjson.Array, dtype: DType, count: int) -> Array:

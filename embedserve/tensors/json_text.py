@@ -57,6 +57,9 @@ def is_written_in_base64(name: str) -> bool:
     """Whether the strings of an output are written in base64, as TensorFlow Serving decides by the output's name."""
     return name.endswith(_BASE64_SUFFIX)
 
+# numpy's numbers of the dtypes that orjson writes: float and double, integers but of 16 bits without a sign, bool.
+_WRITTEN = frozenset(np.dtype(char).num for char in "fdbhilqBILQ?")
+
 
 def with_json_form(array: Array) -> Array:
     """The same values in a dtype that `array_text` writes; the array itself if its dtype is fit.
@@ -67,7 +70,7 @@ def with_json_form(array: Array) -> Array:
         InvalidInputError: JSON has no form for the values: complex numbers.
     """
     dtype = array.dtype
-    if dtype.hasobject or (dtype.kind in _SIZES and dtype.itemsize in _SIZES[dtype.kind]):
+    if dtype.num in _WRITTEN or dtype.hasobject:
         return array
     row = by_numpy(dtype)
     if dtype.fields:
@@ -93,10 +96,6 @@ def array_text(array: Array, *, base64: bool = False) -> bytes:
     return _numbers(array)
 
 
-# Bytes per item of the dtypes that orjson writes, by numpy's kind.
-_SIZES = {"f": (4, 8), "i": (1, 2, 4, 8), "u": (1, 4, 8), "b": (1,)}
-
-
 def row_texts(array: Array, *, base64: bool = False) -> list[bytes]:
     """JSON text of each row along dimension 0 of an array of rank 1 or more."""
     if array.dtype.hasobject:
@@ -116,10 +115,11 @@ def string_text(text: str) -> bytes:
 
 
 def _numbers(array: Array) -> bytes:
-    array = np.ascontiguousarray(array)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    try:
+        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # orjson writes arrays in C order and in the machine's byte order.
+        array = np.ascontiguousarray(array)
+        text = orjson.dumps(array.astype(array.dtype.newbyteorder("=")), option=orjson.OPT_SERIALIZE_NUMPY)
     if array.dtype.kind != "f" or b"n" not in text:
         return text
     # orjson writes null for each value that is not finite; the order gives the values.

@@ -49,6 +49,9 @@ _ASCII_COPIES, _OTHER_COPIES = 5, 8
 _ODD = 192
 """Bytes that writing a NaN or an infinity takes."""
 
+_FEW = 64
+"""Elements up to which looking for a NaN or an infinity takes longer than it saves: each element counts as one."""
+
 _JSON_ELEMENT = {"f4": 16, "f8": 26, "i1": 6, "i2": 8, "i4": 13, "i8": 22, "u1": 5, "u4": 12, "u8": 22, "b1": 7}
 """Bytes of the longest number of a dtype in JSON, with the separator."""
 
@@ -114,9 +117,10 @@ def json_text_bytes(arrays: Iterable[Array]) -> int:
             # A byte may become an escape of six bytes; the Python strings are at least as long as the text.
             size += 8 * array_bytes(array)
             continue
-        lists = sum(itertools.accumulate(array.shape[:-1], operator.mul, initial=1))
-        text = array.size * _JSON_ELEMENT.get(array.dtype.str[1:], 26) + 3 * lists
-        if array.dtype.kind == "f":  # Values without a number in JSON are inserted singly.
-            size += _ODD * (array.size - int(np.count_nonzero(np.isfinite(array))))
+        count, dtype, shape = array.size, array.dtype, array.shape
+        lists = 1 + shape[0] if len(shape) == 2 else sum(itertools.accumulate(shape[:-1], operator.mul, initial=1))
+        text = count * _JSON_ELEMENT.get(dtype.str[1:], 26) + 3 * lists
+        if dtype.kind == "f":  # Values without a number in JSON are inserted singly.
+            size += _ODD * (count if count <= _FEW else count - int(np.count_nonzero(np.isfinite(array))))
         size += 3 * text  # Rows of several tensors are joined from the text of each tensor.
     return size

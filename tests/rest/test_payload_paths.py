@@ -32,12 +32,14 @@ def outcome(
     of: Signature,
     *,
     numbers_from: int = 10**9,
-    nest_from: int = 10**9,
+    longest_text: int = 0,
+    short_list: int = 0,
     tolerant: bool = False,
     bytes_per_list: int = 256,
 ) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(payload, "_NEST_FROM", nest_from)
+        patch.setattr(json_numbers, "_LONGEST_TEXT", longest_text)
+        patch.setattr(json_numbers, "_SHORT_LIST", short_list)
         patch.setattr(payload, "_NUMBERS_FROM", numbers_from)
         patch.setattr(payload, "_MANY_QUOTES", 10**9)
         patch.setattr(json_numbers, "_SMALL_ROW", 0)
@@ -64,7 +66,8 @@ def outcome(
 def assert_all_ways_agree(body: bytes, of: Signature) -> None:
     slow = outcome(body, of, tolerant=True)
     assert outcome(body, of) == slow
-    assert outcome(body, of, nest_from=1) == slow
+    assert outcome(body, of, longest_text=10**9) == slow  # A single list in simdjson's buffer.
+    assert outcome(body, of, longest_text=10**9, short_list=10**9) == slow  # A single list of Python numbers.
     assert outcome(body, of, numbers_from=1, bytes_per_list=1) == slow  # Looks at every list.
     assert outcome(body, of, numbers_from=1, bytes_per_list=10**9) == slow  # Compares the text.
 
@@ -294,6 +297,7 @@ def test_a_single_list_of_numbers_is_known_by_the_text_before(
         b'{"inputs": [1e400]}',
         b'{"inputs": ' + b"[" * 65 + b"1" + b"]" * 65 + b"}",
         b'{"inputs": ' + b"[" * 64 + b"1" + b"]" * 64 + b"}",
+        b'{"instances": [{"x": ' + b"[" * 64 + b"1" + b"]" * 64 + b"}]}",
     ],
 )
 @pytest.mark.parametrize(
@@ -305,16 +309,17 @@ def test_a_text_that_looks_like_a_single_list_and_is_none_is_read_as_by_the_slow
     assert_all_ways_agree(body, of)
 
 
-def test_middle_bodies_take_the_way_of_a_single_list(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1, 784])
+def test_a_single_list_of_any_size_is_read_without_the_rest(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(_: bytes) -> None:
         raise AssertionError
 
     monkeypatch.setattr(payload, "loads", never)
     monkeypatch.setattr(json_numbers.Document, "read", never)
-    body = json.dumps({"instances": np.arange(784, dtype=np.float32).reshape(1, 784).tolist()}).encode()
+    body = json.dumps({"instances": np.arange(size, dtype=np.float32).reshape(1, size).tolist()}).encode()
     inputs, rows = payload.parse_predict(body).decode(signature(x="float"))
     assert rows
-    np.testing.assert_array_equal(inputs["x"], np.arange(784, dtype=np.float32).reshape(1, 784))
+    np.testing.assert_array_equal(inputs["x"], np.arange(size, dtype=np.float32).reshape(1, size))
 
 
 @pytest.mark.parametrize(
@@ -332,6 +337,7 @@ def test_middle_bodies_take_the_way_of_a_single_list(monkeypatch: pytest.MonkeyP
 def test_a_parser_is_used_again_and_what_it_read_before_stays(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_numbers, "_idle_parsers", deque(maxlen=2))
     monkeypatch.setattr(json_numbers, "_BYTES_PER_LIST", 1)
+    monkeypatch.setattr(json_numbers, "_SHORT_LIST", 0)
     dtypes = {"x": by_name("double")}
     before = json_numbers.parse(b'{"instances": [0.5, 0.25]}')
     assert before is not None
