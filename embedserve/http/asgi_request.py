@@ -93,16 +93,19 @@ class AsgiRequest:
         "stream_id",
     )
 
-    def __init__(self, protocol: Link, stream_id: int, head: RequestHead, ended: bool, now: float) -> None:
+    def __init__(
+        self, protocol: Link, stream_id: int, head: RequestHead, now: float, body: bytes | None = None
+    ) -> None:
+        """A request whose body is whole already, or None as long as bytes are due."""
         self._protocol = protocol
         self.stream_id = stream_id
         self.head = head
-        self.ended = ended
+        self.ended = ended = body is not None
         self.scope: dict[str, Any] = {}
         self.disconnected = self.complete = False
         self.began = self.last_byte = now
         self.body_bytes = 0
-        self._body: list[bytes] = [b""] if ended else []
+        self._body: list[bytes] = [] if body is None else [body]
         self._changed = asyncio.Event()
         self._expects = not ended and (head.get(b"expect") or b"").lower() == b"100-continue"
         self._fields: list[Field] | None = None

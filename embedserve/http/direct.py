@@ -106,8 +106,8 @@ class Link(Protocol):
     server_state: ServerState
     write_paused: bool
 
-    def start_asgi(self, stream_id: int, head: RequestHead, ended: bool) -> AsgiRequest:
-        """Call the application as ASGI."""
+    def start_asgi(self, stream_id: int, head: RequestHead, body: bytes | None) -> AsgiRequest:
+        """Call the application as ASGI; `body` is the whole body, or None as long as bytes are due."""
 
     def after_send(self, request: DirectRequest) -> None:
         """The connection has new bytes to send."""
@@ -227,10 +227,10 @@ class DirectRequest:
         pieces, self._pieces = self._pieces, None
         assert pieces is not None
         self._protocol.partial -= 1
-        request = self._protocol.start_asgi(self.stream_id, self.head, ended and not pieces)
-        for number, piece in enumerate(pieces, 1):
-            request.progressed(len(piece), self.began)
-            request.feed(piece, ended and number == len(pieces))
+        request = self._protocol.start_asgi(self.stream_id, self.head, b"".join(pieces) if ended else None)
+        if pieces and not ended:
+            request.progressed(self._size, self.began)
+            request.feed(b"".join(pieces), False)
         return request
 
     # The answer.

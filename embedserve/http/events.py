@@ -12,11 +12,12 @@ __all__ = ["ClientLeaves", "Data", "Ended", "Event", "Pong", "Refused", "Request
 
 @dataclass(slots=True)
 class Request:
-    """A stream begins. `ended`: no body follows."""
+    """A stream begins. `ended`: nothing follows; `body` is the whole body, and counts as `data` of Data."""
 
     stream_id: int
     head: RequestHead
     ended: bool
+    body: bytes = b""
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from embedserve.http.limits import Limits
 __all__ = ["Http1Connection"]
 
 _NO_BODY = (b"204", b"304")
+_END_OF_HEAD = b"\r\n\r\n"
 
 STEP_BYTES = 1 << 20
 """Bytes of a body in a single buffer that are counted ahead of their arrival: the largest read into the buffer."""
@@ -47,6 +48,7 @@ class Http1Connection:
     ) -> None:
         self._limits = limits or Limits()
         self._heads = heads or Http1HeadReader(self._limits)
+        self._remembered = self._heads.remembered
         self._wants_whole = wants_whole
         self._buffer = b""
         self._events: list[Event] = []
@@ -77,6 +79,12 @@ class Http1Connection:
     def is_idle(self) -> bool:
         """Whether no request is being received or answered."""
         return self._request is None and not self._buffer
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the application has the whole request, and there is nothing to read and nothing to send."""
+        waiting = self._out or self._buffer or self._unconsumed or self._events
+        return self._received and self._request is not None and not (waiting or self._over or self._eof)
 
     @property
     def has_received(self) -> bool:
@@ -130,9 +138,18 @@ class Http1Connection:
         Returns:
             Events in order. Violations are events too; the method raises no error.
         """
-        if not self._over and not self._eof:
-            self._buffer = self._buffer + data if self._buffer else data
-            self._advance()
+        if self._over or self._eof:
+            return self.events()
+        if self._request is None and not self._buffer:
+            end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+            found = self._remembered.get(data[:end])
+            if (
+                found is not None and len(data) - end == found.body_bytes
+            ):  # The common case: a known head, a whole body.
+                self._begin(found, data[end:])
+                return self.events()
+        self._buffer = self._buffer + data if self._buffer else data
+        self._advance()
         return self.events()
 
     def events(self) -> list[Event]:
@@ -204,7 +221,7 @@ class Http1Connection:
         data = self._buffer
         while data.startswith(b"\r\n"):
             data = data[2:]
-        end = data.find(b"\r\n\r\n")
+        end = data.find(_END_OF_HEAD)
         if end < 0:
             self._buffer = data
             if b"\n\n" in data or data.startswith(b"\n"):
@@ -215,21 +232,28 @@ class Http1Connection:
                 self._over = True
             return False
         found = self._heads.read(data[: end + 4])
-        self._buffer = data[end + 4 :]
+        at, size = end + 4, found.body_bytes
+        if 0 <= size <= len(data) - at:
+            self._buffer = data[at + size :]
+            self._begin(found, data[at : at + size])
+            return True
+        self._buffer = data[at:]
+        self._begin(found, None)
+        self._chunks = ChunkReader(self._limits) if found.chunked else None
+        self._body_left = max(0, size)
+        if size >= self._limits.direct_body_bytes and self._wants_whole and self._wants_whole(found.head):
+            self._whole = BodyBuffer(size)
+        return True
+
+    def _begin(self, found: Http1Head, body: bytes | None) -> None:
+        """Begin a request, with the whole body, or with None for a body that is to be read."""
         self._id += 1
         self._request = found
         self._head_sent = self._ended = self._continued = False
-        self._unconsumed = 0
-        head = found.head
-        self._chunks = ChunkReader(self._limits) if found.chunked else None
-        self._body_left = head.content_length or 0
-        self._received = not found.chunked and not self._body_left
         self._close = not found.keep_alive or self._draining or self._retiring
-        self._events.append(Request(self._id, head, self._received))
-        missing = self._body_left > len(self._buffer) and self._body_left >= self._limits.direct_body_bytes
-        if missing and self._wants_whole and self._wants_whole(head):
-            self._whole = BodyBuffer(self._body_left)
-        return True
+        self._received = body is not None
+        self._unconsumed = len(body) if body is not None else 0
+        self._events.append(Request(self._id, found.head, self._received, body or b""))
 
     def _read_body(self) -> bool:
         """Whether any byte was read."""
@@ -328,12 +352,28 @@ class Http1Connection:
             RuntimeError: The answer has a head already.
         """
         request = self._live(stream_id)
-        if request is not None:
+        if request is None:
+            return True
+        if trailers or not self._is_plain(request, head, body):
             length = None if trailers and not request.is_1_0 else len(body)
             self._send_head(request, head, length)
             self._body(body)
             self._finish(trailers)
+            return True
+        self._head_sent = self._ended = True
+        self._out_bytes += len(body)
+        self._out += (head, b"\r\n", body)
+        if self._buffer or self._eof:
+            self._advance()
+        else:
+            self._next()
         return True
+
+    def _is_plain(self, request: Http1Head, head: bytes, body: bytes) -> bool:
+        """Whether a whole answer needs no field for its framing: the common case."""
+        is_open = self._received and not (self._close or self._head_sent or request.is_1_0)
+        has_body = request.head.method != b"HEAD" and head[9:12] not in _NO_BODY
+        return is_open and has_body and b"\r\ncontent-length: %d\r\n" % len(body) in head
 
     def send_informational(self, stream_id: int, head: bytes) -> None:
         """Send a head with a 1xx status, before the answer's own head; HTTP/1.0 clients get none."""

@@ -11,13 +11,22 @@ from collections.abc import Iterable
 from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import httptools
 
 from embedserve.http.heads import Field, MalformedError, RequestHead, content_length
 from embedserve.http.limits import Limits
 
-__all__ = ["Http1Head", "Http1HeadReader", "RefusedError", "encode_head", "encode_trailers", "read_trailers"]
+__all__ = [
+    "Http1Head",
+    "Http1HeadReader",
+    "RefusedError",
+    "encode_head",
+    "encode_trailers",
+    "read_trailers",
+    "reader_of",
+]
 
 REMEMBERED_HEADS = 256
 """Heads that a reader remembers: a few per client program, as equal requests of a program have equal heads."""
@@ -51,6 +60,7 @@ class Http1Head(NamedTuple):
     Attributes:
         head: The application's view.
         chunked: The body comes in chunks.
+        body_bytes: Bytes of the body; -1 for chunks, which tell their sizes themselves.
         keep_alive: The client will read a further answer.
         expects_continue: The client waits for status 100 before the body.
         is_1_0: The client speaks HTTP/1.0, and knows no chunks.
@@ -58,6 +68,7 @@ class Http1Head(NamedTuple):
 
     head: RequestHead
     chunked: bool
+    body_bytes: int
     keep_alive: bool
     expects_continue: bool
     is_1_0: bool
@@ -83,14 +94,17 @@ class Http1HeadReader:
     Args:
         limits: Bounds of heads.
         scheme: `b"http"`, or `b"https"` behind TLS.
+
+    Attributes:
+        remembered: Heads by their bytes: equal requests of a client have equal heads.
     """
 
-    __slots__ = ("_heads", "_limits", "_scheme")
+    __slots__ = ("_limits", "_scheme", "remembered")
 
     def __init__(self, limits: Limits, scheme: bytes = b"http") -> None:
         self._limits = limits
         self._scheme = scheme
-        self._heads: dict[bytes, Http1Head] = {}
+        self.remembered: dict[bytes, Http1Head] = {}
 
     def check_partial(self, data: bytes) -> None:
         """Refuse an incomplete head that can no more become valid.
@@ -125,7 +139,7 @@ class Http1HeadReader:
         Raises:
             RefusedError: The head is malformed, ambiguous or over a limit.
         """
-        found = self._heads.get(data)
+        found = self.remembered.get(data)
         if found is not None:
             return found
         self.check_partial(data)
@@ -147,9 +161,9 @@ class Http1HeadReader:
             raise RefusedError(400, "the request's line has more than one space between its parts")
         found = self._judge(parser.get_method(), collector.url, tuple(collector.fields), version == "1.0")
         if len(data) <= REMEMBERED_BYTES:
-            if len(self._heads) >= REMEMBERED_HEADS:
-                self._heads.clear()
-            self._heads[data] = found
+            if len(self.remembered) >= REMEMBERED_HEADS:
+                self.remembered.clear()
+            self.remembered[data] = found
         return found
 
     def _judge(self, method: bytes, url: bytes, fields: tuple[Field, ...], is_1_0: bool) -> Http1Head:
@@ -171,7 +185,21 @@ class Http1HeadReader:
         expects = not is_1_0 and b"100-continue" in _tokens(fields, b"expect") and (chunked or bool(length))
         scheme = self._scheme if method != b"CONNECT" else b""
         head = RequestHead(method, scheme, authority, target, fields, length)
-        return Http1Head(head, chunked, keep_alive and method != b"CONNECT", expects, is_1_0)
+        body_bytes = -1 if chunked else length or 0
+        return Http1Head(head, chunked, body_bytes, keep_alive and method != b"CONNECT", expects, is_1_0)
+
+
+_readers: WeakKeyDictionary[object, dict[tuple[Limits, bytes], Http1HeadReader]] = WeakKeyDictionary()
+
+
+def reader_of(server: object, limits: Limits, scheme: bytes) -> Http1HeadReader:
+    """The reader of a server's heads, whose memory all connections of the server share."""
+    readers = _readers.setdefault(server, {})
+    key = limits, scheme
+    reader = readers.get(key)
+    if reader is None:
+        reader = readers[key] = Http1HeadReader(limits, scheme)
+    return reader
 
 
 def _tokens(fields: Iterable[Field], name: bytes) -> set[bytes]:

@@ -13,7 +13,6 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, cast
-from weakref import WeakKeyDictionary
 
 from embedserve.http.account import Share
 from embedserve.http.admission import admission_of
@@ -25,7 +24,7 @@ from embedserve.http.events import ClientLeaves, Data, Ended, Event, Pong, Refus
 from embedserve.http.frames import PREFACE, ErrorCode
 from embedserve.http.heads import Field, RequestHead
 from embedserve.http.http1 import STEP_BYTES, Http1Connection
-from embedserve.http.http1_heads import Http1HeadReader
+from embedserve.http.http1_heads import reader_of
 from embedserve.http.limits import Limits
 from embedserve.http.sockets import ALPN_PROTOCOLS, addresses_of, is_unix
 
@@ -55,19 +54,6 @@ LINGER_SECONDS = 1.0
 
 CHECK_SECONDS = 1.0
 """Seconds between two checks of a connection's time limits; the limits are much longer."""
-
-
-_readers: WeakKeyDictionary[Config, dict[tuple[Limits, bytes], Http1HeadReader]] = WeakKeyDictionary()
-
-
-def _heads(config: Config, limits: Limits, scheme: bytes) -> Http1HeadReader:
-    """The reader of heads, whose memory all connections of a server share."""
-    readers = _readers.setdefault(config, {})
-    key = limits, scheme
-    reader = readers.get(key)
-    if reader is None:
-        reader = readers[key] = Http1HeadReader(limits, scheme)
-    return reader
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
@@ -104,6 +90,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.access_log = config.access_log and access_logger.hasHandlers()
         self.default_fields: Sequence[Field] = server_state.default_headers
         self.requests: dict[int, AsgiRequest | DirectRequest] = {}
+        self._http1: Http1Connection | None = None
         self._offer = offer_of(without_proxy_headers(self.app)) if not config.root_path else None
         self.partial = 0
         self._late: asyncio.TimerHandle | None = None
@@ -154,8 +141,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.connection = Http2Connection(self.limits)
             self._flush_soon()
         else:
-            heads = _heads(self.config, self.limits, self._scheme)
-            self.connection = Http1Connection(self.limits, heads, self._wants_whole)
+            heads = reader_of(self.config, self.limits, self._scheme)
+            self.connection = self._http1 = Http1Connection(self.limits, heads, self._wants_whole)
         if self.is_retiring:
             self.retire()
 
@@ -168,8 +155,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """The memory for the next bytes: a body's own, or memory that all connections of the thread share."""
-        connection = getattr(self, "connection", None)
-        body = connection.body_buffer() if isinstance(connection, Http1Connection) else None
+        body = self._http1.body_buffer() if self._http1 is not None else None
         self._reads_body = body is not None
         return self._memory if body is None else body
 
@@ -177,11 +163,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """Read the received bytes."""
         if self._is_refused:
             return
-        if self._reads_body and isinstance(self.connection, Http1Connection):
+        if self._reads_body and self._http1 is not None:
             self._received_at = self.loop.time()
             for request in self.requests.values():
                 request.progressed(nbytes, self._received_at)
-            self._on_received(self.connection.body_filled(nbytes))
+            self._on_received(self._http1.body_filled(nbytes))
             self._flush()
         else:
             self._on_data(bytes(self._memory[:nbytes]))
@@ -194,12 +180,21 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._begun = data
                 return
             self._begin(data.startswith(PREFACE))
-        connection, was_idle = self.connection, self._is_idle()
-        self._on_received(connection.receive(data, now))
-        if isinstance(connection, Http2Connection):
+        connection, http1 = self.connection, self._http1
+        if http1 is None:
+            assert isinstance(connection, Http2Connection)
+            self._on_received(connection.receive(data, now))
             self._active = max(self._active, connection.reader.progress_at)
-        elif was_idle and not connection.is_idle:
-            self._active = now  # A head has begun; its further bytes give it no further time.
+        else:
+            was_idle = http1.is_idle
+            self._on_received(http1.receive(data))
+            if self._http1 is None:
+                return  # A WebSocket has the connection now.
+            if http1.is_answering and not self._read_paused:
+                self._settle()
+                return
+            if was_idle and not http1.is_idle:
+                self._active = now  # A head has begun; its further bytes give it no further time.
         self._flush()
 
     def eof_received(self) -> bool:
@@ -301,10 +296,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._flush_soon()
 
     def after_send(self, request: AsgiRequest | DirectRequest) -> None:
-        """Write the new bytes together with all further bytes of the loop's turn."""
+        """Write the new bytes together with all further bytes of the loop's turn; at once where no more can come."""
         if request.complete and self.requests.get(request.stream_id) is request:
             self.server_state.total_requests += 1
-        if self.connection.queued_bytes > TURN_BYTES:
+        if self._http1 is not None and self._http1.is_idle:
+            self._flush()
+        elif self.connection.queued_bytes > TURN_BYTES:
             self._flush()  # An application that never waits would otherwise keep the loop from writing.
         else:
             self._flush_soon()
@@ -388,8 +385,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _on_request(self, event: Request) -> None:
         head, stream_id = event.head, event.stream_id
-        if event.ended and self._is_websocket(head):  # An upgrade with a body is answered as a plain request.
-            self._hand_on(head)
+        call = self._direct_call(head)
+        if call is None and event.ended and not event.body and self._is_websocket(head):
+            self._hand_on(head)  # An upgrade with a body is answered as a plain request.
             return
         self._active = self.loop.time()
         limit = self.config.limit_concurrency
@@ -398,26 +396,27 @@ class HttpProtocol(asyncio.BufferedProtocol):
             fields = ((b":status", b"503"), (b"content-type", b"text/plain; charset=utf-8"))
             self.connection.answer(stream_id, self.connection.encode_head(fields), b"Service Unavailable")
             return
-        call = self._direct_call(head)
         if call is None:
-            self.start_asgi(stream_id, head, event.ended)
+            self.start_asgi(stream_id, head, event.body if event.ended else None)
             return
         request = self.requests[stream_id] = DirectRequest(self, stream_id, head, call, self._active)
-        if event.ended:
+        if event.body:
+            request.feed(event.body, True)
+        elif event.ended:
             request.end()
 
     def _direct_call(self, head: RequestHead) -> DirectCall | None:
         """The only decision between the direct way and the ASGI way, made once per head."""
         if head.direct is ...:
             whole = (head.content_length or 0) <= WHOLE_BYTES and head.get(b"expect") is None
-            is_http2 = isinstance(self.connection, Http2Connection)
-            head.direct = self._offer(head, is_http2) if self._offer is not None and whole else None
+            fits = self._offer is not None and whole and not self._is_websocket(head)
+            head.direct = self._offer(head, self._http1 is None) if self._offer is not None and fits else None
         call: DirectCall | None = head.direct
         return call
 
-    def start_asgi(self, stream_id: int, head: RequestHead, ended: bool) -> AsgiRequest:
-        """Call the application as ASGI."""
-        request = AsgiRequest(self, stream_id, head, ended, self.loop.time())
+    def start_asgi(self, stream_id: int, head: RequestHead, body: bytes | None) -> AsgiRequest:
+        """Call the application as ASGI; `body` is the whole body, or None as long as bytes are due."""
+        request = AsgiRequest(self, stream_id, head, self.loop.time(), body)
         shared = scope_of(head, self.config.root_path)
         request.scope = {
             **shared,
@@ -468,6 +467,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         make: Any = self.config.ws_protocol_class
         protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
         del self.connection
+        self._http1 = None
         protocol.connection_made(self.transport)
         protocol.data_received(b"\r\n".join(lines))
         self.transport.set_protocol(protocol)
@@ -484,10 +484,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if not hasattr(self, "connection") or transport.is_closing():
             return
         connection = self.connection
-        self._on_events(connection.events())
+        if events := connection.events():
+            self._on_events(events)
         while connection.wants_write and not self.write_paused:
             transport.write(connection.take())
-            self._on_events(connection.events())
+            if events := connection.events():
+                self._on_events(events)
         self._settle()
         if connection.is_over and not connection.wants_write:
             self._close()

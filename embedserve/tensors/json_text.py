@@ -57,6 +57,7 @@ def is_written_in_base64(name: str) -> bool:
     """Whether the strings of an output are written in base64, as TensorFlow Serving decides by the output's name."""
     return name.endswith(_BASE64_SUFFIX)
 
+
 # numpy's numbers of the dtypes that orjson writes: float and double, integers but of 16 bits without a sign, bool.
 _WRITTEN = frozenset(np.dtype(char).num for char in "fdbhilqBILQ?")
 

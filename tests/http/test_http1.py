@@ -51,7 +51,8 @@ class Client:
         return [event for event in self.events if isinstance(event, Request)]
 
     def body(self, number: int = 1) -> bytes:
-        return b"".join(event.data for event in self.events if isinstance(event, Data) and event.stream_id == number)
+        events = [event for event in self.events if isinstance(event, Request | Data) and event.stream_id == number]
+        return b"".join(event.data if isinstance(event, Data) else event.body for event in events)
 
     def refused(self) -> int | None:
         codes = [event.code for event in self.events if isinstance(event, Ended)]
@@ -335,6 +336,44 @@ def test_an_early_answer_reads_over_the_rest_of_the_body() -> None:
     assert client.server.is_over
     assert client.body() == b"abc"
     assert len(client.requests()) == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_requests_with_equal_heads_are_the_same_requests_in_any_pieces(size: int) -> None:
+    client = Client()
+    sent = (post(L3) + GET) * 3 + post(L3, CHUNKED)
+    client.send(*[sent[at : at + size] for at in range(0, len(sent), size)])
+    assert [client.body(number) for number in range(1, 7)] == [b"abc", b""] * 3
+    assert client.refused() == 400
+    assert client.sent.count(b"fine") == 6
+
+
+def test_a_known_head_with_its_whole_body_is_one_event() -> None:
+    client = Client()
+    client.send(post(L3))
+    (first,) = client.events
+    client.send(post(L3, body=b"xyz"))
+    assert client.events == [first, Request(2, client.requests()[0].head, True, b"xyz")]
+    assert client.requests()[1].head is client.requests()[0].head
+
+
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+@pytest.mark.parametrize("status", [b"200", b"204", b"304"])
+@pytest.mark.parametrize("fields", [(), (b"Connection: close",)])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_declared_length_changes_no_answer(
+    method: bytes, status: bytes, fields: tuple[bytes, ...], version: bytes
+) -> None:
+    answers = []
+    for length in ((), ((b"content-length", b"4"),)):
+        client = Client(answers=False)
+        client.send(post(L3, *fields, line=b"%b /a HTTP/%b" % (method, version)))
+        client.server.answer(1, encode_head(((b":status", status), *length)), b"fine")
+        head, empty, body = client.take().partition(b"\r\n\r\n")
+        lines = [line for line in head.split(b"\r\n") if not line.startswith(b"content-length")]
+        answers.append((lines, empty, body, client.server.is_over))
+    assert answers[0] == answers[1]
+    assert answers[0][2] == (b"fine" if (method, status) == (b"POST", b"200") else b"")
 
 
 def test_a_large_body_is_received_into_one_buffer_of_its_size() -> None:

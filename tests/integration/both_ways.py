@@ -51,9 +51,9 @@ class Counting(HttpProtocol):
 
     asgi = answered = 0
 
-    def start_asgi(self, stream_id: int, head: RequestHead, ended: bool) -> AsgiRequest:
+    def start_asgi(self, stream_id: int, head: RequestHead, body: bytes | None) -> AsgiRequest:
         type(self).asgi += 1
-        return super().start_asgi(stream_id, head, ended)
+        return super().start_asgi(stream_id, head, body)
 
     def log_access(self, head: RequestHead, status: int) -> None:
         type(self).answered += 1
