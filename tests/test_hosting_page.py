@@ -137,7 +137,7 @@ def test_litestar(on_asyncio: dict[str, str]) -> None:
 def test_fastapi_with_fakes(tmp_path: Path) -> None:
     Recipe(PAGE, "FastAPI").write(tmp_path)
     code = "import test_service, sys; test_service.test_half(); assert 'tensorflow' not in sys.modules"
-    run_program("-c", code, cwd=tmp_path)
+    run_program("-c", code, cwd=tmp_path, cold=True)
 
 
 # Hosts with threads and processes.
@@ -183,13 +183,13 @@ def test_celery(place: Path) -> None:
         (place / name).mkdir()
     name, *arguments = recipe.commands()[0]
     ask = "import tasks; print([job.get(timeout=100) for job in [tasks.half.delay(x) for x in (1.0, 2.0)]])"
-    with program("-m", name, *arguments, until=lambda: True, cwd=place):
+    with program("-m", name, *arguments, until=lambda: True, cwd=place, cold=True):
         assert run_program("-c", ask, cwd=place) == "[2.5, 3.0]\n"
 
 
 def test_multiprocessing(place: Path) -> None:
     Recipe(PAGE, "multiprocessing").write(place)
-    assert run_program("pool.py", cwd=place) == "[2.5, 3.0]\n"
+    assert run_program("pool.py", cwd=place, cold=True) == "[2.5, 3.0]\n"
 
 
 def test_jupyter(place: Path) -> None:

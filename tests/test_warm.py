@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 SEEN = """
 import json, os, sys
-print(json.dumps([__name__, sys.argv[1:], os.getcwd(), os.environ.get("GIVEN"), sys.path[0], sys.stdin.read()]))
+file = globals().get("__file__")
+print(json.dumps([__name__, sys.argv[1:], os.getcwd(), os.environ["GIVEN"], sys.path[0], file, sys.stdin.read()]))
 print("tensorflow" in sys.modules, "embedserve" in sys.modules, file=sys.stderr)
 raise SystemExit(7)
 """
@@ -29,7 +30,7 @@ raise SystemExit(7)
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
 def test_a_program_sees_the_same_warm_and_cold(tmp_path: Path, kind: str, cold: bool) -> None:
     (tmp_path / "seen.py").write_text(SEEN)
-    words = {"-c": ("-c", SEEN), "-m": ("-m", "seen"), "script": (str(tmp_path / "seen.py"),)}[kind]
+    words = {"-c": ("-c", SEEN), "-m": ("-m", "seen"), "script": ("seen.py",)}[kind]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         files = out.fileno(), log.fileno()
         command = (*words, "a b", "-c")
@@ -38,8 +39,8 @@ def test_a_program_sees_the_same_warm_and_cold(tmp_path: Path, kind: str, cold: 
         assert process.poll() == 7
         out.seek(0)
         log.seek(0)
-        place = "" if kind == "-c" else str(tmp_path)
-        assert json.loads(out.read()) == ["__main__", ["a b", "-c"], str(tmp_path), "é\n", place, ""]
+        place, file = ("", None) if kind == "-c" else (str(tmp_path), str(tmp_path / "seen.py"))
+        assert json.loads(out.read()) == ["__main__", ["a b", "-c"], str(tmp_path), "é\n", place, file, ""]
         assert log.read() == f"{not cold} False\n"
 
 
@@ -96,6 +97,24 @@ uvloop.run(main())
 real = subprocess.run([sys.executable, "-S", "-c", f"import sys; {warm}"], capture_output=True)
 assert real.stdout == b"False\\n"
 """
+
+
+POOL = """
+from multiprocessing import get_context
+
+def double(number):
+    return 2 * number
+
+if __name__ == "__main__":
+    with get_context("spawn").Pool(1) as pool:
+        print(pool.map(double, [1, 2]))
+"""
+
+
+@pytest.mark.parametrize("words", [["pool.py"], ["-m", "pool"]])
+def test_a_program_has_pools_of_processes(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "pool.py").write_text(POOL)
+    assert run_program(*words, cwd=tmp_path) == "[2, 4]\n"
 
 
 def test_processes_of_a_program_are_its_children_and_warm_too() -> None:

@@ -195,7 +195,7 @@ for enter in (
     ],
 )
 def test_a_patched_process_is_refused_at_every_entry(package: str, patch: str, module: str) -> None:
-    said = run_program("-c", ENTER.format(package=package, patch=patch), timeout=60).splitlines()
+    said = run_program("-c", ENTER.format(package=package, patch=patch), timeout=60, cold=True).splitlines()
     assert len(said) == 7
     for line in said:
         assert line.startswith(f"RegistryStateError gevent has patched the module {module} here"), line
@@ -220,7 +220,7 @@ with FakeRegistry({"m": {1: FakeLoader()}}) as reg:
 
 @pytest.mark.slow
 def test_a_process_that_is_patched_after_the_entry_is_refused_too() -> None:
-    first, second = run_program("-c", LATE, timeout=60).splitlines()
+    first, second = run_program("-c", LATE, timeout=60, cold=True).splitlines()
     assert first == "[11.]"
     assert second.startswith("RegistryStateError gevent has patched the module socket here")
 
@@ -234,4 +234,4 @@ with FakeRegistry({"m": {1: FakeLoader()}}) as reg:
     ask = lambda: gevent.get_hub().threadpool.apply(reg.predict_sync, ("m", [1.0]))["y"].item()
     print([job.get(timeout=30) for job in [gevent.spawn(ask) for _ in range(20)]])
 """
-    assert run_program("-c", code, timeout=60) == f"{[11.0] * 20}\n"
+    assert run_program("-c", code, timeout=60, cold=True) == f"{[11.0] * 20}\n"

@@ -24,4 +24,4 @@ with ModelRegistry(sys.argv[1]) as registry:
 def test_the_first_looks_at_many_models_import_tensorflow_once_and_find_them_all(tmp_path: Path) -> None:
     for name in "abcdef":
         half_plus_two(tmp_path / name / "1")
-    assert run_program("-c", CODE, tmp_path).strip() == f"{[*'abcdef']} {[3.0] * 6}"
+    assert run_program("-c", CODE, tmp_path, cold=True).strip() == f"{[*'abcdef']} {[3.0] * 6}"

@@ -437,6 +437,8 @@ def _run(program: _Program) -> None:
         os.setsid()
     os.sched_setaffinity(0, program.cpus)
     os.chdir(program.cwd)
+    if "multiprocessing.process" in sys.modules:
+        vars(sys.modules["multiprocessing.process"])["ORIGINAL_DIR"] = os.getcwd()
     for name in os.environ.keys() - program.environment.keys() - _set_by_imports:
         del os.environ[name]
     os.environ.update(program.environment)
@@ -451,7 +453,7 @@ def _run(program: _Program) -> None:
         exec(compile(rest[0], "<string>", "exec"), main.__dict__)
     else:
         sys.path[0], sys.argv = os.path.dirname(os.path.realpath(first)), [first, *rest]
-        runpy.run_path(first, run_name="__main__")
+        runpy.run_path(os.path.abspath(first), run_name="__main__")
 
 
 if __name__ == "__main__":
