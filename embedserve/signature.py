@@ -112,6 +112,8 @@ class Signature:
         unbounded: Why the sizes of the inputs do not bound the time of a run; empty where the sizes do.
         input_ranks: Required rank per input of unknown declared rank.
         composites: Outputs without an answerable form, by alias.
+        example: Inputs of one row that the model answered at the load, taken from the recorded warm-up requests or made
+            up; empty where no request was tried or the inputs are large.
         fixed_rows: Why a request must have the declared number of rows, where `free_batch` was not used; for messages.
         input_dtypes: Dtypes of `inputs` by alias.
     """
@@ -128,6 +130,7 @@ class Signature:
     input_ranks: Mapping[str, int] = field(default_factory=dict)
     composites: Mapping[str, Composite] = field(default_factory=dict)
     fixed_rows: str = ""
+    example: Tensors = field(default_factory=dict, repr=False)
     input_dtypes: Mapping[str, DType] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from embedserve.rest.api_document import openapi
 from embedserve.rest.app import DEFAULT_METRICS_PATH, RestApp, create_app, routes
 from embedserve.rest.host_errors import DjangoErrors, exception_handlers, flask_error
 from embedserve.rest.wsgi import WsgiApp
@@ -14,5 +15,6 @@ __all__ = [
     "create_app",
     "exception_handlers",
     "flask_error",
+    "openapi",
     "routes",
 ]

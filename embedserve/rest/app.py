@@ -32,6 +32,7 @@ from embedserve.oip.repository import Repository
 from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.rest import handlers
 from embedserve.rest.body import read_body
+from embedserve.rest.docs_page import DOCS, docs_page
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
 from embedserve.rest.media_types import Wishes, wishes
 from embedserve.rest.oip.api import OipApi, Sender
@@ -41,11 +42,13 @@ from embedserve.rest.oip.target import Operation, asks_nothing, is_oip, operatio
 from embedserve.rest.oip.target import is_health as is_oip_health
 from embedserve.rest.target import (
     METHODS,
+    OPENAPI,
     READS,
     Route,
     is_rest,
     is_strict_uri,
     known_route,
+    mount_point,
     path_of,
     raw_target,
     route,
@@ -82,6 +85,7 @@ def create_app(
     metrics: Metrics | None = ...,
     metrics_path: str = ...,
     health: bool = ...,
+    docs: bool = ...,
     access: Access | None = ...,
     repository: Repository | None = ...,
 ) -> RestApp: ...
@@ -97,6 +101,7 @@ def create_app(
     metrics: Metrics | None = ...,
     metrics_path: str = ...,
     health: bool = ...,
+    docs: bool = ...,
     access: Access | None = ...,
     repository: Repository | None = ...,
 ) -> RestApp | GrpcMiddleware: ...
@@ -111,6 +116,7 @@ def create_app(
     metrics: Metrics | None = None,
     metrics_path: str = DEFAULT_METRICS_PATH,
     health: bool = True,
+    docs: bool = True,
     access: Access | None = None,
     repository: Repository | None = None,
 ) -> RestApp | GrpcMiddleware:
@@ -131,12 +137,13 @@ def create_app(
         metrics: Serve the exposition at `metrics_path`, and register `metrics` as an observer of the registry.
         metrics_path: Exact path of the exposition, below the mount point.
         health: Serve `/-/live`, `/-/ready` and `/-/ready/NAME`, and gRPC's health service.
+        docs: Serve the OpenAPI document at `/v1/openapi.json`, and at `/-/docs` a page that shows the document.
         access: Clients that may load and unload models, and reload over gRPC; `Access` has the defaults.
         repository: Loads and unloads models on request; the registry by default.
     """
     access = access or Access()
     api = OipApi(registry, repository or Repository(registry), access.reload, _limit(timeout))
-    app = RestApp(registry, api, cors=cors, metrics=metrics, metrics_path=metrics_path, health=health)
+    app = RestApp(registry, api, cors=cors, metrics=metrics, metrics_path=metrics_path, health=health, docs=docs)
     if not grpc:
         return app
     # The only reference from REST to gRPC: an application of both APIs.
@@ -155,17 +162,18 @@ def routes(
     metrics: Metrics | None = None,
     metrics_path: str = DEFAULT_METRICS_PATH,
     health: bool = True,
+    docs: bool = True,
     access: Access | None = None,
 ) -> list[BaseRoute]:
     """The REST APIs as Starlette routes beside a host's own routes; arguments as `create_app`.
 
-    The routes take only `/v1/...`, `/v2/...`, the health paths and the metrics path:
+    The routes take only `/v1/...`, `/v2/...`, and the paths of health, documentation and metrics:
     `Mount("/ml", routes=routes(registry))`, `Starlette(routes=[*own, *routes(registry)])`,
     `fastapi_app.router.routes.extend(routes(registry))`.
     """
     from embedserve.rest.starlette_route import RestRoute
 
-    seen: dict[str, Any] = {"metrics": metrics, "metrics_path": metrics_path, "health": health}
+    seen: dict[str, Any] = {"metrics": metrics, "metrics_path": metrics_path, "health": health, "docs": docs}
     return [RestRoute(create_app(registry, grpc=False, cors=cors, timeout=timeout, access=access, **seen))]
 
 
@@ -190,6 +198,7 @@ class RestApp(RegistryListening):
         metrics: Metrics | None,
         metrics_path: str,
         health: bool,
+        docs: bool,
     ) -> None:
         self.ending = False
         self._registry = registry
@@ -200,6 +209,7 @@ class RestApp(RegistryListening):
         self._metrics_path = metrics_path
         self._metrics_in_rest = metrics is not None and is_rest(metrics_path)
         self._health = health
+        self._docs = docs
         self._calls = Calls()
         if metrics is not None and metrics not in registry.observers:
             registry.observers.add(metrics)
@@ -303,7 +313,8 @@ class RestApp(RegistryListening):
         target = raw_target(scope)
         if is_rest(target) or is_oip(target) or self._is_metrics(target):
             return True
-        return self._health and _is_health(path_of(target))
+        path = path_of(target)
+        return (self._health and _is_health(path)) or (self._docs and path == DOCS)
 
     def _is_metrics(self, target: str) -> bool:
         return self._metrics is not None and path_of(target) == self._metrics_path
@@ -323,6 +334,8 @@ class RestApp(RegistryListening):
             return await self._rest(scope, receive, target)
         if self._health and _is_health(path_of(target)):
             return _health(self._registry, method, path_of(target))
+        if self._docs and path_of(target) == DOCS and method in READS:
+            return await self._docs_page()
         if path_of(target) == "/" and method in READS:
             return json_response(handlers.about_document(self._registry))
         return self._html(scope, 404)
@@ -331,6 +344,12 @@ class RestApp(RegistryListening):
     async def _page(metrics: Metrics) -> Response:
         try:
             return Response(200, await metrics.page(), ((b"content-type", b"text/plain"),))
+        except ServingError as error:
+            return error_response(error)
+
+    async def _docs_page(self) -> Response:
+        try:
+            return await self._registry.run_in_thread(docs_page)
         except ServingError as error:
             return error_response(error)
 
@@ -355,7 +374,7 @@ class RestApp(RegistryListening):
             found = route(method, target) if isinstance(target, str) else target
             name = found.name
             if method in READS:
-                return self._with_cors(json_response(await handlers.get(self._registry, found)))
+                return self._with_cors(json_response(await self._get(scope, found)))
             api = found.action
             return self._with_cors(await self._post(scope, receive, found, body))
         except ServingError as error:
@@ -428,6 +447,13 @@ class RestApp(RegistryListening):
 
     def _with_cors(self, response: Response) -> Response:
         return response._replace(headers=response.headers + self._cors) if self._cors else response
+
+    async def _get(self, scope: Scope, found: Route) -> bytes:
+        if found.action != "openapi":
+            return await handlers.get(self._registry, found)
+        if not self._docs:
+            raise InvalidInputError(f"Malformed request: GET {OPENAPI}")
+        return await handlers.openapi_document(self._registry, mount_point(scope))
 
     async def _post(self, scope: Scope, receive: Receive | None, found: Route, body: bytes) -> Response:
         registry = self._registry

@@ -10,10 +10,13 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import orjson
+
 from embedserve.concurrency import off_loop
 from embedserve.errors import DeadlineExceededError, InvalidInputError, ServableNotFoundError
 from embedserve.request_log.records import Exchange, classify_exchange, predict_exchange, regress_exchange
 from embedserve.rest import payload
+from embedserve.rest.api_document import Loaded, document, loaded
 from embedserve.rest.target import Route
 from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import sizes
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from embedserve.servable import Tensors
     from embedserve.signature import Signature
 
-__all__ = ["about_document", "get", "post", "predict_as"]
+__all__ = ["about_document", "get", "openapi_document", "post", "predict_as"]
 
 T = TypeVar("T")
 
@@ -250,6 +253,15 @@ def list_document(registry: ModelRegistry) -> bytes:
     return _dump({"models": models}) + b"\n"
 
 
+async def openapi_document(registry: ModelRegistry, mount_point: str) -> bytes:
+    """The OpenAPI document of the serving versions, below the application's mount point."""
+
+    def written(models: list[Loaded]) -> bytes:
+        return orjson.dumps(document(models, mount_point))
+
+    return await registry.run_in_thread(written, list(loaded(registry)))
+
+
 def about_document(registry: ModelRegistry) -> bytes:
     """The server's name and the paths of its API. The version is left out: strangers would look up its faults.
 
@@ -260,6 +272,8 @@ def about_document(registry: ModelRegistry) -> bytes:
         "status": "v1/models/NAME",
         "metadata": "v1/models/NAME/metadata",
         "predict": "v1/models/NAME:predict",
+        "openapi": "v1/openapi.json",
+        "docs": "-/docs",
     }
     status = "alive" if registry.liveness() is None else "not alive"
     about = {"name": "embedserve", "status": status, "api": "TensorFlow Serving REST", "paths": paths}

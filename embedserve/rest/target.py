@@ -16,9 +16,22 @@ from urllib.parse import quote, unquote
 from embedserve.asgi.hosting import path_as_sent
 from embedserve.errors import InvalidInputError
 
-__all__ = ["METHODS", "READS", "Route", "is_rest", "is_strict_uri", "known_route", "path_of", "raw_target", "route"]
+__all__ = [
+    "METHODS",
+    "OPENAPI",
+    "READS",
+    "Route",
+    "is_rest",
+    "is_strict_uri",
+    "known_route",
+    "mount_point",
+    "path_of",
+    "raw_target",
+    "route",
+]
 
 READS = frozenset({"GET", "HEAD"})
+OPENAPI = "/v1/openapi.json"
 METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 # TF Serving: http_rest_api_handler.cc.
@@ -36,8 +49,8 @@ class Route:
     """The operation and the model of a request.
 
     Attributes:
-        action: `predict`, `classify`, `regress`, `metadata`, `status` or `list`.
-        name: Model name, percent-decoded; empty for `list`.
+        action: `predict`, `classify`, `regress`, `metadata`, `status`, `list` or `openapi`.
+        name: Model name, percent-decoded; empty for `list` and `openapi`.
         version, label: The version by number or by label; never both.
         query: The query of a prediction. TensorFlow Serving takes none, and JSON requests have none here.
     """
@@ -77,6 +90,12 @@ def raw_target(scope: Mapping[str, Any]) -> str:
     else:
         target = _below_mount(scope, (raw or b"").partition(b"?")[0].decode("latin-1"))
     return f"{target}?{query.decode('latin-1')}" if query else target
+
+
+def mount_point(scope: Mapping[str, Any]) -> str:
+    """The path in front of a request's target: the mount point of the application, behind the prefix of a proxy."""
+    path, below = path_as_sent(scope), unquote(path_of(raw_target(scope)))
+    return path.removesuffix(below) if path.endswith(below) else ""
 
 
 def _below_mount(scope: Mapping[str, Any], raw: str) -> str:
@@ -127,6 +146,8 @@ def route(method: str, target: str) -> Route:
     Raises:
         InvalidInputError: No route has this method and form, the model name is missing, or the version is no int64.
     """
+    if path_of(target) == OPENAPI and method in READS:
+        return Route("openapi", "")
     query = ""
     found = _POST.fullmatch(target) if method == "POST" else _GET.fullmatch(target) if method in READS else None
     if found is None and method == "POST":

@@ -24,9 +24,11 @@ __all__ = [
     "REGRESS_METHOD",
     "Classifications",
     "InferenceTask",
+    "classification_outputs",
     "classify",
     "multi_inference",
     "regress",
+    "regression_outputs",
 ]
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
@@ -108,7 +110,7 @@ async def classify(
         InvalidInputError: The call has no examples, or the signature or the result is not a classifier's.
     """
     signature = _signature(model, signature_name)
-    names = _classification_outputs(signature, check_method_name)
+    names = classification_outputs(signature, check_method_name)
     outputs = await _run(model, signature, names, _feed(examples, context), timeout, priority, "Classify")
     return _classifications(outputs, len(examples))
 
@@ -129,7 +131,7 @@ async def regress(
         InvalidInputError: The call has no examples, or the signature or the result is not a regressor's.
     """
     signature = _signature(model, signature_name)
-    names = _regression_outputs(signature, check_method_name)
+    names = regression_outputs(signature, check_method_name)
     outputs = await _run(model, signature, names, _feed(examples, context), timeout, priority, "Regress")
     return _regressions(outputs, len(examples))
 
@@ -198,9 +200,9 @@ def _checked_tasks(
                 f"Requested signature not found in model graph: {signature_name}" + model.why_absent(signature_name)
             )
         if task.method_name == CLASSIFY_METHOD:
-            names = _classification_outputs(signature, check_method_name)
+            names = classification_outputs(signature, check_method_name)
         elif task.method_name == REGRESS_METHOD:
-            names = _regression_outputs(signature, check_method_name)
+            names = regression_outputs(signature, check_method_name)
         else:
             raise UnsupportedError(f"Unsupported signature method_name: {task.method_name}")
         checked[signature_name] = task, signature, names
@@ -215,7 +217,7 @@ def _signature(model: Model, name: str) -> Signature:
     return signature
 
 
-def _classification_outputs(signature: Signature, check_method_name: bool) -> tuple[str, ...]:
+def classification_outputs(signature: Signature, check_method_name: bool) -> tuple[str, ...]:
     """The outputs to run for a classification, classes first.
 
     Raises:
@@ -237,7 +239,7 @@ def _classification_outputs(signature: Signature, check_method_name: bool) -> tu
     return names
 
 
-def _regression_outputs(signature: Signature, check_method_name: bool) -> tuple[str, ...]:
+def regression_outputs(signature: Signature, check_method_name: bool) -> tuple[str, ...]:
     """The output to run for a regression.
 
     Raises:

@@ -18,13 +18,15 @@ from embedserve.servable import Array, Tensors
 from embedserve.signature import Signature, TensorSpec
 from embedserve.tensors import dtypes
 
-__all__ = ["MadeUp", "Recorded", "Sample", "candidates", "shape_of"]
+__all__ = ["MadeUp", "Recorded", "Sample", "candidates", "example_of", "shape_of"]
 
 # Sizes for unknown dimensions after the first: a short text or a small vector, a single element, a thumbnail, a
 # photograph.
 _SIZES = (4, 1, 32, 224)
 # Most elements per input and row; a larger made-up input is skipped to keep the load short.
 _MAX_ELEMENTS = 2**20
+# Bytes of the inputs that are kept as a signature's example: a small picture in numbers, or a page of text.
+_EXAMPLE_BYTES = 4096
 # Rows of made-up integers hold indices, sizes and class numbers: small, and never negative.
 _SMALL_INTEGERS = (0, 2)
 # Largest float of an unlike row; a loop with a data-dependent length still ends.
@@ -243,6 +245,13 @@ def candidates(
             sample = MadeUp(signature, size, texts)
             if sample.elements <= _MAX_ELEMENTS:
                 yield sample
+
+
+def example_of(sample: Sample) -> dict[str, Array]:
+    """A copy of the sample's request of one row; empty where the request is large."""
+    inputs = sample.batch(1)
+    size = sum(sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes for array in inputs.values())
+    return {name: array.copy() for name, array in inputs.items()} if size <= _EXAMPLE_BYTES else {}
 
 
 def _may_be_made_up(signature: Signature, spec: TensorSpec) -> bool:

@@ -23,7 +23,7 @@ from embedserve.saved_model.files import completeness
 from embedserve.saved_model.files.graph import LARGE_CONSTANTS, GraphReader, Operations
 from embedserve.saved_model.files.meta_graph import has_object_graph, has_saved_model, read_meta_graph, read_signatures
 from embedserve.saved_model.judge import bounded, free_batch, guards, probe, verdict
-from embedserve.saved_model.judge.probe_inputs import Sample, candidates
+from embedserve.saved_model.judge.probe_inputs import Sample, candidates, example_of
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.saved_model.load import custom_ops, memory, warmup
 from embedserve.saved_model.load.guarding import GraphCopy, add_checks
@@ -445,6 +445,7 @@ class SavedModelLoader:
                 signature = dataclasses.replace(signature, batching=found)
             if sample is not None:
                 self._samples[name] = sample
+                signature = dataclasses.replace(signature, example=example_of(sample))
                 if isinstance(servable, FunctionServable):
                     self._seconds[name] = servable.choose_threads(name, sample.batch(1))
                 elif isinstance(servable, SessionServable):
