@@ -1,8 +1,8 @@
 """`python -m embedserve`: the standalone server and the sub-commands.
 
 `tune` measures a model, and `verify` compares a model's answers with plain TensorFlow's. `live` asks whether the local
-server is alive, and `install-command` makes `tensorflow_model_server` a command. All further arguments are flags of the
-server (`embedserve.server.cli`).
+server is alive, `install-command` makes `tensorflow_model_server` a command, and `client` prints a typed module for a
+model of a server. All further arguments are flags of the server (`embedserve.server.cli`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ def _command(name: str, arguments: Sequence[str]) -> int:
         return live(arguments)
     from embedserve.server.cli import PROGRAM
 
+    if name == "client":
+        return _client(arguments, f"{PROGRAM} client")
+
     if name == "install-command":
         from embedserve.server.install_command import install_command
 
@@ -55,6 +58,17 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     from embedserve.verify.command import verify
 
     return verify(arguments, PROGRAM, _configured)
+
+
+def _client(arguments: Sequence[str], program: str) -> int:
+    try:
+        from embedserve_client.generate import main as generate
+    except ModuleNotFoundError as error:
+        if error.name != "embedserve_client":
+            raise
+        print(f"{program}: needs the client's distribution: pip install embedserve-client", file=sys.stderr)
+        return 2
+    return generate(arguments, program)
 
 
 def _configured(flags: Sequence[str]) -> ServerConfig:

@@ -10,7 +10,7 @@ import threading
 
 __all__ = ["SUB_COMMANDS", "outlive_hangups"]
 
-SUB_COMMANDS = ("tune", "verify", "live", "install-command")
+SUB_COMMANDS = ("tune", "verify", "live", "install-command", "client")
 """First arguments of commands without a server: a hang-up ends such a command."""
 
 

@@ -55,3 +55,10 @@ def test_a_death_behind_the_server_is_recovered_from_and_its_clients_get_an_erro
         assert line in printed
     for line in ("the port answers again after: median ", "full strength after: median ", "neighbour model: REST 200 "):
         assert line in printed
+
+
+def test_the_client_is_measured_beside_the_official_stubs() -> None:
+    printed = run_program("-m", "benchmarks.client", "--calls", 20, "--imports", 1)
+    assert {"tiny, 4 floats", "600 kB of floats", "1,000 strings"} <= {
+        line[:40].strip() for line in printed.splitlines()
+    }
