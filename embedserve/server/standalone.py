@@ -6,6 +6,7 @@ The module knows no port and no transport.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -50,10 +51,22 @@ EXIT_FAILED_START = 255
 WAITING_LOG_INTERVAL = 10.0
 # Seconds for unloading in addition to `drain_timeout`.
 UNLOAD_GRACE = 10.0
+YOUNG_OBJECTS = 5_000
+"""Objects made and not freed yet before the garbage collector looks at them: some batches of requests, whose objects
+all die without the collector. Python's 700 are less than one batch, and cost 5 % of a small request's time."""
 
 
 def run(life: Coroutine[Any, Any, T]) -> T:
     """Run a process's life on the fastest installed event loop, and return the result."""
+    before = gc.get_threshold()
+    gc.set_threshold(YOUNG_OBJECTS, *before[1:])
+    try:
+        return _run_fast(life)
+    finally:
+        gc.set_threshold(*before)
+
+
+def _run_fast(life: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
     except ImportError:
