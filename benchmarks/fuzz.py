@@ -256,7 +256,8 @@ class Fuzz:
                 method, body = request = grpc_request(self.random)
                 start = time.perf_counter()
                 try:
-                    await channel.unary_unary(method)(body, timeout=30)
+                    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+                    await call(body, timeout=30)
                 except grpc.aio.AioRpcError as error:
                     code, detail = error.code().name, error.details()
                 else:

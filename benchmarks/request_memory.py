@@ -115,7 +115,7 @@ class Callers:
     async def grpcio(self, attempt: Attempt, zipped: bool) -> str:
         import grpc
 
-        call = self._channel.unary_unary(METHOD + attempt.rpc)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(METHOD + attempt.rpc)
         try:
             await call(attempt.body, compression=grpc.Compression.Gzip if zipped else None)
         except grpc.aio.AioRpcError as error:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from embedserve.config import RegistryOptions
     from embedserve.request_log import ModelLog, RequestLogs
-    from embedserve.tfs.examples import Classifications, InferenceTask
+    from embedserve.tfs.examples import Classifications, Example, InferenceTask
 
 __all__ = ["Acquisition", "ModelHandle", "unknown_signature"]
 
@@ -44,7 +44,7 @@ class Entry(Protocol):
     def on_loop(self) -> bool:
         """Return whether the caller runs on the registry's loop."""
 
-    async def bridge(self, call: Coroutine[Any, Any, T]) -> T:
+    async def bridge(self, call: Coroutine[object, None, T]) -> T:
         """Run a coroutine on the registry's loop for a caller on a foreign loop."""
 
     def call_sync(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -56,7 +56,7 @@ class Entry(Protocol):
     def deadline(self, timeout: float) -> float | None:
         """Return the loop's time after `timeout` seconds; None for infinity."""
 
-    async def predict_on(self, version: ManagedVersion, call: Call, inputs: Any) -> dict[str, Array]:
+    async def predict_on(self, version: ManagedVersion, call: Call, inputs: object) -> dict[str, Array]:
         """Bind, run and return a request on a version; the version is held during the call."""
 
     def run_bound(
@@ -131,7 +131,7 @@ class ModelHandle:
 
     async def predict(
         self,
-        inputs: Any,
+        inputs: object,
         *,
         signature_name: str = DEFAULT_SIGNATURE,
         output_filter: Sequence[str] | None = None,
@@ -177,9 +177,9 @@ class ModelHandle:
 
     async def classify(
         self,
-        examples: Sequence[Any],
+        examples: Sequence[Example],
         *,
-        context: Any = None,
+        context: Example | None = None,
         signature_name: str = DEFAULT_SIGNATURE,
         timeout: float | None = None,
         priority: PriorityName = "normal",
@@ -205,9 +205,9 @@ class ModelHandle:
 
     async def regress(
         self,
-        examples: Sequence[Any],
+        examples: Sequence[Example],
         *,
-        context: Any = None,
+        context: Example | None = None,
         signature_name: str = DEFAULT_SIGNATURE,
         timeout: float | None = None,
         priority: PriorityName = "normal",
@@ -234,9 +234,9 @@ class ModelHandle:
     async def multi_inference(
         self,
         tasks: Sequence[InferenceTask],
-        examples: Sequence[Any],
+        examples: Sequence[Example],
         *,
-        context: Any = None,
+        context: Example | None = None,
         timeout: float | None = None,
         priority: PriorityName = "normal",
     ) -> list[Classifications | Array]:
@@ -300,7 +300,7 @@ class ModelHandle:
 
     def check_graph(
         self,
-        feeds: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+        feeds: Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]],
         fetches: Sequence[str],
         targets: Sequence[str] = (),
     ) -> None:

@@ -67,7 +67,7 @@ class _Family:
     def drop(self, leading: _Labels) -> None:
         """Forget the cells whose first label values equal `leading`."""
 
-    def cells(self) -> Mapping[_Labels, Any]:
+    def cells(self) -> Mapping[_Labels, object]:
         """Return a copy of every cell."""
         return {}
 
@@ -97,7 +97,7 @@ class _Counter(_Family):
         for values in [values for values in self._cells if values[: len(leading)] == leading]:
             del self._cells[values]
 
-    def cells(self) -> Mapping[_Labels, Any]:
+    def cells(self) -> Mapping[_Labels, object]:
         return self._cells.copy()
 
     def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
@@ -140,7 +140,7 @@ class _Histogram(_Family):
         for values in [values for values in self._cells if values[: len(leading)] == leading]:
             del self._cells[values]
 
-    def cells(self) -> Mapping[_Labels, Any]:
+    def cells(self) -> Mapping[_Labels, object]:
         return {values: (counts.copy(), total[0]) for values, (counts, total) in self._cells.copy().items()}
 
     def add_cells(self, cells: Mapping[_Labels, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from embedserve.errors import Code
 from embedserve.servable import ServableId, State
@@ -105,7 +105,7 @@ class Observers(Observer):
         """Return the first observer of a class, or None."""
         return next((observer for observer in self._observers if isinstance(observer, kind)), None)
 
-    def _each(self, method: str, *args: Any) -> None:
+    def _each(self, method: str, *args: object) -> None:
         for observer in list(self._observers):
             try:
                 getattr(observer, method)(*args)

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar, Unpack
+from typing import NoReturn, Self, TypeVar, Unpack
 
 from embedserve.concurrency.inflight import InflightBytes
 from embedserve.concurrency.owner_loop import PrivateLoop, blocking, check_asyncio, check_threads
@@ -243,7 +243,7 @@ class ModelRegistry:
         await self.aclose()
 
     @asynccontextmanager
-    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Enter for the time of a host application: `Starlette(lifespan=registry.lifespan)`.
 
         Inside a host's own lifespan, write `async with registry.lifespan(app): yield`.
@@ -320,7 +320,7 @@ class ModelRegistry:
     async def predict(
         self,
         name: str,
-        inputs: Any,
+        inputs: object,
         *,
         version: int | None = None,
         label: str | None = None,
@@ -453,11 +453,11 @@ class ModelRegistry:
 
     set_label_sync = blocking(set_label)
 
-    async def _on_loop(self, call: Callable[[Runtime], Any]) -> None:
+    async def _on_loop(self, call: Callable[[Runtime], Coroutine[object, None, None]]) -> None:
         runtime = self._here()
         await (call(runtime) if runtime.on_loop() else runtime.bridge(call(runtime)))
 
-    async def run_on_loop(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+    async def run_on_loop(self, call: Callable[..., Coroutine[object, None, T]], *args: object) -> T:
         """Await a coroutine function on the registry's loop, from any loop; for adapters.
 
         Cancelling the caller cancels the coroutine.
@@ -467,7 +467,7 @@ class ModelRegistry:
         """
         return await self._here().bridge(call(*args))
 
-    async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
+    async def run_in_thread(self, call: Callable[..., T], *args: object) -> T:
         """Run a large decode or encode off the registry's loop; for adapters."""
         return await self._here().run_in_thread(call, *args)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from embedserve.errors import ServingError
 from embedserve.priority import Priority, PriorityName
@@ -16,6 +16,8 @@ from embedserve.tensors.dtypes import Array, Tensors
 
 if TYPE_CHECKING:
     import asyncio
+
+    from google.protobuf.message import Message
 
     from embedserve.config import Batching, BatchingOptions
     from embedserve.signature import Signature
@@ -117,7 +119,7 @@ class Servable(Protocol):
         """Every callable signature by name."""
 
     @property
-    def signature_defs(self) -> Mapping[str, Any]:
+    def signature_defs(self) -> Mapping[str, Message]:
         """Every `SignatureDef` proto of the SavedModel by name, callable or not (for GetModelMetadata)."""
 
     @property

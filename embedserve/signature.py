@@ -6,7 +6,7 @@ keeps rule 9: no bad shape reaches a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ class Signature:
         object.__setattr__(self, "input_dtypes", {name: spec.dtype for name, spec in self.inputs.items()})
         object.__setattr__(self, "_fed", {name: i for i, name in enumerate(self._names_by_tensor())})
 
-    _checks: tuple[tuple[str, np.dtype[Any], tuple[int | None, ...] | None, TensorSpec], ...] = field(
+    _checks: tuple[tuple[str, np.dtype[np.generic], tuple[int | None, ...] | None, TensorSpec], ...] = field(
         init=False, repr=False, default=()
     )
     _fed: Mapping[str, int] = field(init=False, repr=False, default_factory=dict)
@@ -161,7 +161,7 @@ class Signature:
             return (None,) * self.input_ranks[spec.name]
         return spec.shape
 
-    def bind(self, inputs: Any, *, used_defaults: bool = True, cast: bool = True) -> dict[str, Array]:
+    def bind(self, inputs: object, *, used_defaults: bool = True, cast: bool = True) -> dict[str, Array]:
         """Check a request's inputs against the signature and convert the values to the declared dtypes.
 
         Args:
@@ -226,7 +226,7 @@ class Signature:
         if required is not None and not _fits(shape, required):
             raise self._shape_error(spec, required, shape)
 
-    def _bare(self, value: Any, cast: bool) -> Mapping[str, Any]:
+    def _bare(self, value: object, cast: bool) -> Mapping[str, object]:
         """Return the inputs for a table's columns, or for a bare value."""
         try:
             columns = columns_of(value)
@@ -249,7 +249,7 @@ class Signature:
             f"{type(value).__name__}"
         )
 
-    def _column(self, name: str, column: Any, cast: bool) -> Any:
+    def _column(self, name: str, column: object, cast: bool) -> Any:
         """Return an input's column; a column of single values gets the shape of an input declared as `[rows, 1]`."""
         spec = self.inputs.get(name)
         if spec is None or spec.shape is None or len(spec.shape) != 2:
@@ -257,13 +257,13 @@ class Signature:
         array = self._convert(spec, column, cast)
         return array[:, None] if array.ndim == 1 else array
 
-    def _complete(self, inputs: Mapping[str, Any], used_defaults: bool) -> dict[str, Any]:
+    def _complete(self, inputs: Mapping[str, object], used_defaults: bool) -> dict[str, object]:
         """Fill in defaults, or raise the error with the wrong names."""
         defaults = self.defaults if used_defaults else {}
         self._check_names(set(inputs), defaults)
         return {name: inputs[name] if name in inputs else defaults[name] for name in self.inputs}
 
-    def _check_names(self, given: set[Any], defaults: Mapping[str, Array]) -> None:
+    def _check_names(self, given: Set[str], defaults: Mapping[str, Array]) -> None:
         """Raise the error with the wrong names, if any (TF Serving: predict_util.cc)."""
         names = set(self.inputs)
         unnamed = [name for name in given if not isinstance(name, str)]
@@ -289,7 +289,7 @@ class Signature:
             found = f"Used request inputs: {_listed(given & names)}, request input: {_listed(given)}"
             raise InvalidInputError(f"Inputs contains invalid name. {f'{found}. {apart}' if few else apart}")
 
-    def _convert(self, spec: TensorSpec, value: Any, cast: bool) -> Array:
+    def _convert(self, spec: TensorSpec, value: object, cast: bool) -> Array:
         if not cast and hasattr(value, "__array__"):
             value = np.asarray(value)
             given = short_name(value.dtype)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.store_url import StoreUrl
 from embedserve.tensors.dtypes import DTYPES, DType, by_name, by_numpy
 from embedserve.tfs.constants import TIMED_OUT
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 __all__ = ["FakeLoader", "FakeRegistry", "FakeServable", "FakeSource", "Gate", "fake_signature"]
 
@@ -72,14 +75,14 @@ def fake_signature(
     )
 
 
-def _spec(name: str, given: Any) -> TensorSpec:
+def _spec(name: str, given: object) -> TensorSpec:
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise ConfigError(f"{name!r} must be a pair (dtype, shape), as ('float', (None, 3)), and is {given!r}")
     dtype, shape = given
     return TensorSpec(name, _dtype(dtype), None if shape is None else _shape(name, shape), f"{name}:0")
 
 
-def _shape(name: str, given: Any) -> tuple[int | None, ...]:
+def _shape(name: str, given: object) -> tuple[int | None, ...]:
     sizes: list[int | None] = []
     if not isinstance(given, tuple | list):
         raise ConfigError(f"the shape of {name!r} must be a tuple of sizes, or None for any rank, and is {given!r}")
@@ -130,7 +133,7 @@ class FakeServable:
         self._loader = loader
         self._version = version
         self.signatures: Mapping[str, Signature] = {s.name: s for s in loader.signatures}
-        self.signature_defs: Mapping[str, Any] = {}
+        self.signature_defs: Mapping[str, Message] = {}
         self.reads_files_at_run_time = loader.reads_files_at_run_time
         self.runs: list[int] = []
 
@@ -175,7 +178,7 @@ class FakeServable:
             raise DeadlineExceededError(TIMED_OUT)
 
 
-def _checked(outputs: Mapping[str, Any], signature: Signature, names: Sequence[str] | None) -> dict[str, Array]:
+def _checked(outputs: Mapping[str, object], signature: Signature, names: Sequence[str] | None) -> dict[str, Array]:
     """Return the requested outputs as arrays, checked against the signature.
 
     Raises:
@@ -371,7 +374,7 @@ class FakeSource(IdleSource):
         self._policies[name] = policy
 
 
-def _check_version(name: str, version: Any, loader: Any) -> None:
+def _check_version(name: str, version: object, loader: object) -> None:
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
         raise ConfigError(f"model {name!r}: a version is a number of 0 or more, not {version!r}")
     if not isinstance(loader, FakeLoader):

@@ -22,9 +22,9 @@ WIDER = {
     "AbsolutePath": "PathLike",
     "ModelName": "str",
     "Location": "PathLike | StoreUrl",
-    "BatchingOptions": "BatchingOptions | Mapping[str, Any]",
-    "LoggingOptions": "LoggingOptions | Mapping[str, Any]",
-    "RetryPolicy": "RetryPolicy | Mapping[str, Any]",
+    "BatchingOptions": "BatchingOptions | Mapping[str, object]",
+    "LoggingOptions": "LoggingOptions | Mapping[str, object]",
+    "RetryPolicy": "RetryPolicy | Mapping[str, object]",
 }
 
 HEAD = '''"""The options as keyword arguments, for type checkers. `python -m scripts.generate` writes the file."""

@@ -21,7 +21,7 @@ class Fixed(grpc.GenericRpcHandler):
         async def predict(request: bytes, context: Any) -> bytes:
             return answers[len(request)]
 
-        self._handler = grpc.unary_unary_rpc_method_handler(predict)
+        self._handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(predict)
 
     def service(self, details: Any) -> Any:
         return self._handler if details.method == METHOD else None

@@ -6,15 +6,17 @@ The module knows ASGI's receive channel, and not the work that is cancelled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from embedserve.errors import Code, DeadlineExceededError, ServingError
 
-__all__ = ["Call", "Calls", "ClientDisconnected", "Receive", "Scope", "Send"]
+__all__ = ["Call", "Calls", "ClientDisconnected", "Event", "Receive", "Scope", "Send"]
 
 Scope: TypeAlias = Mapping[str, Any]
+Event: TypeAlias = MutableMapping[str, Any]
+# Frameworks type events in different ways, as mappings and as `TypedDict`s of asgiref: an application takes them all.
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from embedserve.asgi.calls import ClientDisconnected, Receive, Scope, Send
+from embedserve.asgi.calls import ClientDisconnected, Event, Receive, Scope, Send
 from embedserve.errors import RegistryStateError
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ async def carry_over(
     """
     here = asyncio.get_running_loop()
 
-    async def received() -> Any:
+    async def received() -> Event:
         return await _on(here, receive)
 
-    async def sent(event: Any) -> None:
+    async def sent(event: Event) -> None:
         await _on(here, partial(send, event))
 
     async def answered() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedserve.asgi.calls import Receive, Scope, Send
 from embedserve.concurrency.owner_loop import check_asyncio
@@ -53,7 +53,7 @@ def path_as_sent(scope: Scope) -> str:
     return path
 
 
-async def run_lifespan(registry: ModelRegistry, app: Any, receive: Receive, send: Send) -> None:
+async def run_lifespan(registry: ModelRegistry, app: object, receive: Receive, send: Send) -> None:
     """Enter the registry, unless entered already, on any loop: `app` is the whole application, not a mounted part.
 
     Raises:

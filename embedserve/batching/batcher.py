@@ -141,7 +141,7 @@ class SignatureBatcher:
     def _measure(self, inputs: Tensors, output_names: tuple[str, ...] | None) -> tuple[int, Key]:
         """Return rows and key of a request; 0 rows for a scalar input, so that the request runs directly."""
         rows = -1
-        key: list[Any] = [output_names]
+        key: list[object] = [output_names]
         for name in self._names:
             shape = inputs[name].shape
             if not shape:

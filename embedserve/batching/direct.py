@@ -226,7 +226,7 @@ class _DirectRun:
         self.on_loop = True
         self._owner.loop_runs[self.signature].held(self.size, 1, seconds, used, perf_counter())
 
-    def done(self, result: Any, error: Exception | None) -> None:
+    def done(self, result: object, error: Exception | None) -> None:
         """Take the result on the loop, at the return of the thread."""
         self._owner.ended(self, error is None)
         if self.future.done():

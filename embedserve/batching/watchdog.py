@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from embedserve.errors import Code, DeadlineExceededError, ServingError
 from embedserve.observer import Observers
@@ -114,7 +114,7 @@ class VersionRuns:
         self._unless_given = run_timeout if in_session and run_timeout < math.inf else None
         self._in_session = in_session
         self.longest = 0.0
-        self.stuck: dict[Any, StuckRun] = {}
+        self.stuck: dict[object, StuckRun] = {}
         self.predictors: list[_Waiting] = []
         self._observers = observers
         self._changed = changed

@@ -26,11 +26,11 @@ class _Job:
 
     __slots__ = ("abandoned", "call")
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[..., object]) -> None:
         self.call = call
         self.abandoned = False
 
-    def run(self, *args: Any) -> Any:
+    def run(self, *args: object) -> Any:
         _here.job = self
         try:
             return self.call(*args)
@@ -66,7 +66,7 @@ class CodecPool:
         self._patience = patience
         self._pool = LoadPool(loop, most, "embedserve-codec")
 
-    async def run(self, call: Callable[..., T], *args: Any) -> T:
+    async def run(self, call: Callable[..., T], *args: object) -> T:
         """Run `call(*args)` in a thread.
 
         A cancelled caller leaves at once. The thread goes on, up to the next `check_wanted` of the call.

@@ -36,7 +36,7 @@ _here = threading.local()
 class _Job:
     """A call, from the queue through a thread to the future; caller and thread may each end the future first."""
 
-    def __init__(self, pool: LoadPool, call: Callable[..., Any], args: tuple[Any, ...], limit: float) -> None:
+    def __init__(self, pool: LoadPool, call: Callable[..., object], args: tuple[object, ...], limit: float) -> None:
         self.pool = pool
         self.call = call
         self.args = args
@@ -61,7 +61,7 @@ class _Job:
         self.now_does("", self.limit)
         self.thread = threading.get_ident()
         _here.job = self
-        result: Any = None
+        result: object = None
         error: Exception | None = None
         try:
             result = self.call(*self.args)
@@ -79,7 +79,7 @@ class _Job:
             return False
         return True
 
-    def _returned_late(self, result: Any, error: Exception | None) -> None:
+    def _returned_late(self, result: object, error: Exception | None) -> None:
         logger.warning("a call that hung has returned: %s", self.where())
         if error is None and self.late is not None:
             try:
@@ -140,7 +140,7 @@ class LoadPool:
         """Why the process should be replaced; None in a healthy process."""
         return f"{self._stuck} load threads hang" if self._stuck > MAX_STUCK else None
 
-    async def run(self, call: Callable[..., T], *args: Any) -> T:
+    async def run(self, call: Callable[..., T], *args: object) -> T:
         """Run `call(*args)` in a thread. A running thread cannot be stopped: cancelling leaves the thread alone."""
         result: T = await asyncio.wrap_future(self._submit(call, args, math.inf).future, loop=self.loop)
         return result
@@ -148,7 +148,7 @@ class LoadPool:
     async def run_shielded(
         self,
         call: Callable[..., T],
-        *args: Any,
+        *args: object,
         limit: float = math.inf,
         late: Callable[[T], object] | None = None,
     ) -> T:
@@ -173,7 +173,7 @@ class LoadPool:
             if job.timer is not None:
                 job.timer.cancel()
 
-    def _submit(self, call: Callable[..., Any], args: tuple[Any, ...], limit: float) -> _Job:
+    def _submit(self, call: Callable[..., object], args: tuple[object, ...], limit: float) -> _Job:
         if self._closed:
             raise RuntimeError(f"the pool {self._name} was closed")
         job = _Job(self, call, args, limit)

@@ -20,7 +20,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import wraps
 from inspect import cleandoc
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from types import ModuleType
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from embedserve.concurrency.forks import FORK_REMEDY
 from embedserve.errors import RegistryStateError
@@ -31,7 +32,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 # gevent and eventlet put greenlets in place of these functions: an event loop in a thread then waits for ever.
-_REPLACED: tuple[tuple[Any, str], ...] = (
+_REPLACED: tuple[tuple[ModuleType, str], ...] = (
     (_thread, "start_new_thread"),
     (queue, "SimpleQueue"),
     (selectors, "DefaultSelector"),
@@ -115,7 +116,7 @@ class OwnerLoop:
                 "`with registry` for a private one"
             )
 
-    async def bridge(self, call: Coroutine[Any, Any, T]) -> T:
+    async def bridge(self, call: Coroutine[object, None, T]) -> T:
         """Run a coroutine on the owner's loop for a caller on a foreign loop; cancellation is carried over.
 
         Raises:
@@ -151,7 +152,7 @@ class OwnerLoop:
             future.cancel()  # KeyboardInterrupt in the waiting thread gives the request up.
             raise
 
-    def _submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+    def _submit(self, call: Coroutine[object, None, T]) -> Future[T]:
         try:
             self.check_reachable()
             return asyncio.run_coroutine_threadsafe(call, self.loop)
@@ -178,7 +179,7 @@ class _Bridged(Protocol):
 B = TypeVar("B", bound=_Bridged)
 
 
-def blocking(method: Callable[Concatenate[B, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[B, P], T]:
+def blocking(method: Callable[Concatenate[B, P], Coroutine[object, None, T]]) -> Callable[Concatenate[B, P], T]:
     """Make the `_sync` twin of a coroutine method, in the class's body and under the method's name with `_sync`.
 
     The twin has the parameters, the result and the errors of the method, also for type checkers. A class that overrides
@@ -188,7 +189,7 @@ def blocking(method: Callable[Concatenate[B, P], Coroutine[Any, Any, T]]) -> Cal
 
     @wraps(method)
     def twin(self: B, /, *args: P.args, **options: P.kwargs) -> T:
-        call: Callable[P, Coroutine[Any, Any, T]] = getattr(self, name)
+        call: Callable[P, Coroutine[object, None, T]] = getattr(self, name)
         return self._sync(lambda: call(*args, **options))
 
     twin.__name__, twin.__qualname__ = f"{name}_sync", f"{method.__qualname__}_sync"
@@ -208,7 +209,7 @@ class LoopWaker:
         self._answer = answer
         self._threads = 0
         self._leaving = threading.Lock()
-        self._ended: deque[tuple[Any, ...]] = deque()
+        self._ended: deque[tuple[object, ...]] = deque()
         self._fd = -1
         if hasattr(os, "eventfd"):
             self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -218,7 +219,7 @@ class LoopWaker:
                 os.close(self._fd)
                 self._fd = -1
 
-    def ring(self, ended: tuple[Any, ...]) -> bool:
+    def ring(self, ended: tuple[object, ...]) -> bool:
         """Make the loop call `answer(*ended)`; from any thread. Return False on a closed loop."""
         if self._loop.is_closed():
             return False
@@ -280,7 +281,7 @@ class PrivateLoop:
         finally:
             self._loop.close()
 
-    def run(self, call: Coroutine[Any, Any, None]) -> None:
+    def run(self, call: Coroutine[object, None, None]) -> None:
         """Run a coroutine on the loop and wait for the end; an interrupted wait cancels the coroutine."""
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
@@ -294,7 +295,7 @@ class PrivateLoop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    def close_after(self, call: Coroutine[Any, Any, None]) -> None:
+    def close_after(self, call: Coroutine[object, None, None]) -> None:
         """As `close`, after the end of a coroutine on the loop; the caller does not wait."""
         ended = asyncio.run_coroutine_threadsafe(call, self._loop)
         ended.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))

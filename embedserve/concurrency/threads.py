@@ -44,7 +44,7 @@ class Work(Protocol):
     def call(self) -> Any:
         """Do the work; in the thread."""
 
-    def done(self, result: Any, error: Exception | None) -> None:
+    def done(self, result: object, error: Exception | None) -> None:
         """Take the result of `call`, or the raised error, even after `stuck`."""
 
     def overdue(self) -> bool:
@@ -66,7 +66,7 @@ class Task:
 
     def __init__(
         self,
-        call: Callable[[], Any],
+        call: Callable[[], object],
         done: Callable[[Any, Exception | None], None],
         stuck: Callable[[float], None] = lambda seconds: None,
         look_at: float = math.inf,
@@ -127,9 +127,9 @@ class _RunThread:
         finally:
             waker.leave()
 
-    def _work_until_ended(self, ring: Callable[[tuple[Any, ...]], bool]) -> None:
+    def _work_until_ended(self, ring: Callable[[tuple[object, ...]], bool]) -> None:
         while (work := self._next()) is not None:
-            result: Any = None
+            result: object = None
             error: Exception | None = None
             try:
                 result = work.call()
@@ -164,7 +164,7 @@ class _Reserved:
     def overdue(self) -> bool:
         return True
 
-    def done(self, _: Any, error: Exception | None) -> None:
+    def done(self, _: object, error: Exception | None) -> None:
         if self.ended.done():
             return
         if error is None:
@@ -366,7 +366,7 @@ class RunPool:
 
         No thread is at work, so a run does not wait for the threads of TensorFlow that a longer run has taken.
         """
-        result: Any = None
+        result: object = None
         error: BaseException | None = None
         began, used = perf_counter(), thread_time()
         try:
@@ -392,7 +392,7 @@ class RunPool:
             self._turns.end(thread.model)
         thread.model = thread.work = None
 
-    def _finished(self, thread: _RunThread, work: Work, result: Any, error: Exception | None) -> None:
+    def _finished(self, thread: _RunThread, work: Work, result: object, error: Exception | None) -> None:
         """Take back a thread at the end of the work; on the loop."""
         if self._stuck and thread in self._stuck:
             self._came_back(thread)

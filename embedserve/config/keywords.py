@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Required, TypedDict
+from typing import Literal, Required, TypedDict
 
 from embedserve.config.location import PathLike
 from embedserve.config.values import (
@@ -31,7 +31,7 @@ class ModelOptions(TypedDict, total=False):
     version_policy: VersionPolicy
     version_labels: Mapping[str, int]
     batching: Batching | None
-    batching_options: BatchingOptions | Mapping[str, Any] | None
+    batching_options: BatchingOptions | Mapping[str, object] | None
     free_batch: FreeBatch | None
     servable: ServableKind | None
     optimize: Optimize | None
@@ -42,8 +42,8 @@ class ModelOptions(TypedDict, total=False):
     prefer_tflite_model: bool | None
     run_timeout: float | None
     num_tflite_pools: int | None
-    logging_config: LoggingOptions | Mapping[str, Any] | None
-    storage_options: Mapping[str, Any]
+    logging_config: LoggingOptions | Mapping[str, object] | None
+    storage_options: Mapping[str, object]
 
 
 class RegistryKeywords(TypedDict, total=False):
@@ -63,7 +63,7 @@ class RegistryKeywords(TypedDict, total=False):
     load_timeout: float
     num_load_threads: int
     batching: Batching
-    batching_options: BatchingOptions | Mapping[str, Any]
+    batching_options: BatchingOptions | Mapping[str, object]
     max_pending_requests: int
     poll_interval: float
     watch: bool
@@ -72,7 +72,7 @@ class RegistryKeywords(TypedDict, total=False):
     start_requires: Literal["all", "any"] | None
     absent_versions: AbsentVersions
     drain_timeout: float
-    retry: RetryPolicy | Mapping[str, Any]
+    retry: RetryPolicy | Mapping[str, object]
     transition: Literal["availability", "resource"]
     allow_version_labels_for_unavailable_models: bool
     enable_per_model_batching_parameters: bool
@@ -90,5 +90,5 @@ class RegistryKeywords(TypedDict, total=False):
     remote_cache_max_bytes: int | None
     remote_poll_interval: float | None
     remote_timeout: float
-    remote_storage_options: Mapping[str, Mapping[str, Any]]
+    remote_storage_options: Mapping[str, Mapping[str, object]]
     max_inflight_bytes: int | None

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Annotated, TypeAlias, Unpack
 
 from pydantic import Field, field_serializer, field_validator
 
@@ -110,7 +110,7 @@ class ModelConfig(Options):
         default=None, description="The choice of logged requests; None logs no request."
     )
     storage_options: Annotated[
-        Mapping[str, Any], PythonOnly("`--remote_storage_options_file` has options for each scheme")
+        Mapping[str, object], PythonOnly("`--remote_storage_options_file` has options for each scheme")
     ] = Field(
         default_factory=dict,
         repr=False,
@@ -129,13 +129,13 @@ class ModelConfig(Options):
         return self.base_path
 
     @field_serializer("version_policy", when_used="json")
-    def _policy_under_its_name(self, policy: VersionPolicy) -> dict[str, Any]:
+    def _policy_under_its_name(self, policy: VersionPolicy) -> dict[str, object]:
         name = next(name for name, kind in _POLICIES.items() if isinstance(policy, kind))
         return {name: policy.model_dump(mode="json")}
 
     @field_validator("version_policy", mode="before")
     @classmethod
-    def _policy_by_its_name(cls, value: Any) -> Any:
+    def _policy_by_its_name(cls, value: object) -> object:
         if isinstance(value, Mapping) and len(value) == 1 and (kind := _POLICIES.get(next(iter(value)))) is not None:
             return kind(**next(iter(value.values())))
         return value

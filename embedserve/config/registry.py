@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -321,7 +321,7 @@ class RegistryOptions(Options):
         default=60.0, gt=0, description="Seconds a store may take for an answer, or between two bytes."
     )
     remote_storage_options: Annotated[
-        Mapping[str, Mapping[str, Any]],
+        Mapping[str, Mapping[str, object]],
         SetBy(
             Flag(
                 "remote_storage_options_file",

@@ -105,14 +105,14 @@ class Options(BaseModel):
 
     if not TYPE_CHECKING:  # A signature here would hide the fields' own from type checkers.
 
-        def __init__(self, **options: Any) -> None:
+        def __init__(self, **options: object) -> None:
             try:
                 super().__init__(**options)
             except ValidationError as error:
                 raise _config_error(type(self), error) from None
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+    def __pydantic_init_subclass__(cls, **_: object) -> None:
         """Document the fields by their rows."""
         rows = [
             fill(f"{name}: {row.description}", 120, initial_indent="    ", subsequent_indent="        ")

@@ -14,7 +14,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, UnsupportedError
@@ -24,6 +24,8 @@ from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
 from embedserve.request_log.records import Exchange, Kind
 
 if TYPE_CHECKING:
+    from tensorflow_serving.apis.model_pb2 import ModelSpec
+
     from embedserve.concurrency.inflight import Reservation
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
@@ -105,6 +107,16 @@ Methods: TypeAlias = Mapping[str, Unary | Streaming]
 """Methods by path, `/package.Service/Method`."""
 
 Method = TypeVar("Method", Unary, Streaming, "Unary | Streaming")
+M = TypeVar("M", bound=Message)
+
+
+class ForModel(Protocol):
+    """A message that names its model."""
+
+    @property
+    def model_spec(self) -> ModelSpec: ...
+    def HasField(self, field_name: str, /) -> bool: ...  # noqa: N802
+
 
 Handler: TypeAlias = Callable[..., Awaitable[bytes]]
 """Takes the request message, the `Context` and whether the request is large; gives response bytes.
@@ -118,7 +130,7 @@ Log: TypeAlias = "Callable[[ModelHandle, str, bytes], bytes]"
 
 def unary(
     registry: ModelRegistry,
-    request_type: Any,
+    request_type: type[Message],
     handler: Handler,
     *,
     observed_as: str | None = None,
@@ -194,7 +206,7 @@ def streaming(stream: Callable[[AsyncIterator[bytes], Context], AsyncGenerator[b
     return Streaming(guarded)
 
 
-async def one_of(requests: AsyncIterator[bytes], request_type: Any) -> Any:
+async def one_of(requests: AsyncIterator[bytes], request_type: type[M]) -> M:
     """The message of a stream that must hold exactly one message.
 
     Raises:
@@ -235,7 +247,7 @@ def priority_of(context: Context) -> PriorityName:
     return "normal" if value is None else sent_priority(value)
 
 
-def parse(request_type: Any, body: bytes) -> Any:
+def parse(request_type: type[M], body: bytes) -> M:
     """The message in `body`.
 
     Raises:
@@ -247,7 +259,7 @@ def parse(request_type: Any, body: bytes) -> Any:
         raise InvalidInputError(f"the request is not a {request_type.DESCRIPTOR.full_name} message") from None
 
 
-def acquire(registry: ModelRegistry, request: Any) -> ModelHandle:
+def acquire(registry: ModelRegistry, request: ForModel) -> ModelHandle:
     """Resolve `request.model_spec` to a counted handle, a context manager (TF Serving: server_core.cc).
 
     Raises:
@@ -259,7 +271,7 @@ def acquire(registry: ModelRegistry, request: Any) -> ModelHandle:
     return acquire_spec(registry, request.model_spec)
 
 
-def acquire_spec(registry: ModelRegistry, spec: Any) -> ModelHandle:
+def acquire_spec(registry: ModelRegistry, spec: ModelSpec) -> ModelHandle:
     """As `acquire`, for a bare `ModelSpec`."""
     choice = spec.WhichOneof("version_choice")
     if choice is None:

@@ -7,9 +7,16 @@ way to the values, and skips the values themselves. After very many fields the r
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from embedserve.tensors.wire_format import FIXED_SIZES, LENGTH_DELIMITED, VARINT, read_varint
+
+if TYPE_CHECKING:
+    from google._upb._message import Descriptor as CompiledDescriptor
+    from google.protobuf.descriptor import Descriptor
+    from google.protobuf.message import Message
+
+    AnyDescriptor = Descriptor | CompiledDescriptor
 
 __all__ = ["parsed_bytes"]
 
@@ -35,12 +42,12 @@ class _Kind(NamedTuple):
     `message` is the descriptor of a message to walk, or None.
     """
 
-    message: Any
+    message: AnyDescriptor | None
     size: int
     each: int
 
 
-def parsed_bytes(request_type: Any, body: bytes) -> int:
+def parsed_bytes(request_type: type[Message], body: bytes) -> int:
     """Bytes that the message in `body` may take beside a copy of the body; bytes that are no message take none.
 
     Args:
@@ -72,7 +79,7 @@ class _Walk:
         self.size = 0
         self.unseen = 0
 
-    def bytes_of(self, descriptor: Any) -> int:
+    def bytes_of(self, descriptor: AnyDescriptor) -> int:
         inner = [(descriptor, 0, len(self._body))]
         while inner:
             descriptor, at, end = inner.pop()
@@ -82,7 +89,7 @@ class _Walk:
                 self._message(_kinds(descriptor), at, end, inner)
         return self.size
 
-    def _message(self, kinds: dict[int, _Kind], at: int, end: int, inner: list[tuple[Any, int, int]]) -> None:
+    def _message(self, kinds: dict[int, _Kind], at: int, end: int, inner: list[tuple[AnyDescriptor, int, int]]) -> None:
         """Count a message without its inner messages; `inner` receives the inner messages."""
         body = self._body
         while at < end:
@@ -127,7 +134,7 @@ _STRINGS = _Kind(None, _STRING, 0)
 
 
 @cache
-def _kinds(descriptor: Any) -> dict[int, _Kind]:
+def _kinds(descriptor: AnyDescriptor) -> dict[int, _Kind]:
     """The kinds of the message's fields by field number, read as length-delimited."""
     kinds = {}
     for field in descriptor.fields:
@@ -141,7 +148,7 @@ def _kinds(descriptor: Any) -> dict[int, _Kind]:
     return kinds
 
 
-def _size(descriptor: Any) -> int:
+def _size(descriptor: AnyDescriptor) -> int:
     size = _MESSAGE + _MEMBER * len(descriptor.fields)
     if descriptor.GetOptions().map_entry:  # The parser makes a value even for an entry without a value.
         size += sum(_size(field.message_type) for field in descriptor.fields if field.message_type is not None)
@@ -149,7 +156,7 @@ def _size(descriptor: Any) -> int:
 
 
 @cache
-def _holds_tensors(descriptor: Any) -> bool:
+def _holds_tensors(descriptor: AnyDescriptor) -> bool:
     return any(
         field.message_type is not None
         and (field.message_type.full_name == "tensorflow.TensorProto" or _holds_tensors(field.message_type))

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from embedserve.servable import Array
 from embedserve.tensors.dtypes import by_number
 from embedserve.tensors.wire_format import LENGTH_DELIMITED, VARINT, fields
+
+if TYPE_CHECKING:
+    from tensorflow_serving.apis.predict_pb2 import PredictRequest
 
 __all__ = ["KnownRequest", "RequestTemplates"]
 
@@ -48,7 +51,7 @@ class RequestTemplate(NamedTuple):
 
     model_spec: KnownSpec
     alias: str
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     start: int
 
@@ -96,7 +99,7 @@ class RequestTemplates:
                 return KnownRequest(template, body)
         return None
 
-    def learn(self, body: bytes, request: Any) -> None:
+    def learn(self, body: bytes, request: PredictRequest) -> None:
         """Consider the template of a parsed and answered request; `request` is the message in `body`."""
         start = _start_of_values(body)
         if start is None or start > _MAX_HEAD:
@@ -118,7 +121,7 @@ class RequestTemplates:
             self._starts[len(body)] = (*starts, start)
 
 
-def _template(request: Any, start: int, size: int) -> RequestTemplate | None:
+def _template(request: PredictRequest, start: int, size: int) -> RequestTemplate | None:
     [(alias, tensor)] = request.inputs.items()
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
     dtype = by_number(tensor.dtype)

@@ -6,7 +6,7 @@ listener's bytes and the requests' bytes are bounded together. The module knows 
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Account", "Accounted", "BoundedAccount", "Share", "accounted"]
 
@@ -60,7 +60,7 @@ class Accounted(Protocol):
         """The listener refused a connection or a request; `reason` is one of a few words."""
 
 
-def accounted(app: Any) -> Accounted | None:
+def accounted(app: object) -> Accounted | None:
     """The application with an account, found behind applications that keep the inner one as `app`."""
     for _ in range(_WRAPPERS):
         if isinstance(app, Accounted):

@@ -5,7 +5,6 @@ The module knows no wire: a protocol asks before its connection begins, and repo
 
 from __future__ import annotations
 
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from embedserve.http.account import Account, Accounted, BoundedAccount, accounted
@@ -18,10 +17,10 @@ except ImportError:  # Windows
 
 __all__ = ["Admission", "admission_of"]
 
-_admissions: WeakKeyDictionary[Any, Admission] = WeakKeyDictionary()
+_admissions: WeakKeyDictionary[object, Admission] = WeakKeyDictionary()
 
 
-def admission_of(server: Any, app: Any, limits: Limits) -> Admission:
+def admission_of(server: object, app: object, limits: Limits) -> Admission:
     """The admission that all connections of `server` share; made for the first connection."""
     found = _admissions.get(server)
     if found is None:
@@ -48,7 +47,7 @@ class Admission:
         owner: The application with an account of its own; None for an unknown application.
     """
 
-    def __init__(self, app: Any, limits: Limits) -> None:
+    def __init__(self, app: object, limits: Limits) -> None:
         self.owner: Accounted | None = accounted(app)
         self.connections = 0
         self._most = allowed_connections(limits)

@@ -58,7 +58,7 @@ class Answer(NamedTuple):
     sent: Callable[[], None] | None = None
 
 
-DirectCall: TypeAlias = "Callable[[float, bytes], Coroutine[Any, Any, Answer] | None]"
+DirectCall: TypeAlias = "Callable[[float, bytes], Coroutine[object, None, Answer] | None]"
 """Answers a request; takes the loop's time of the head's arrival, and the whole body.
 
 None leaves the request to the ASGI way. The coroutine runs in a task of its own, and is cancelled when the client goes.
@@ -85,7 +85,7 @@ def offer_of(app: Any) -> Offer | None:
     return None
 
 
-def without_proxy_headers(app: Any) -> Any:
+def without_proxy_headers(app: object) -> Any:
     """The application behind uvicorn's own middleware, which changes the client's address and the scheme only."""
     from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -151,7 +151,7 @@ class DirectRequest:
         self._pieces: list[bytes] | None = []
         self._size = 0
         self._task: asyncio.Task[None] | None = None
-        self._calling: Coroutine[Any, Any, Answer] | None = None
+        self._calling: Coroutine[object, None, Answer] | None = None
         self._answer: Answer | None = None
         protocol.partial += 1
 

@@ -16,7 +16,7 @@ import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 __all__ = [
     "ALPN_PROTOCOLS",
@@ -203,7 +203,7 @@ def is_unix(transport: asyncio.BaseTransport) -> bool:
     return found is not None and found.family == socket.AF_UNIX
 
 
-def _address(found: Any) -> Address | None:
+def _address(found: object) -> Address | None:
     if isinstance(found, tuple):
         return str(found[0]), int(found[1])
     return (found, None) if isinstance(found, str) and found else None

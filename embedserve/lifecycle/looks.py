@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 __all__ = ["MOST_THREADS", "Look", "LookThreads", "came_back", "excused"]
 
@@ -35,7 +34,7 @@ class Look:
         since: Last sign of life in monotonic seconds: the request, the start or the latest `came_back`.
     """
 
-    def __init__(self, call: Callable[[], Any]) -> None:
+    def __init__(self, call: Callable[[], object]) -> None:
         self.call = call
         self.since = time.monotonic()
         self.begun: float | None = None
@@ -70,14 +69,14 @@ class LookThreads:
         told: Called on the loop with each finished look, and the look's result or exception.
     """
 
-    def __init__(self, told: Callable[[Look, Any], None]) -> None:
+    def __init__(self, told: Callable[[Look, object], None]) -> None:
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()  # Held for a few instructions.
         self._waiting: deque[Look] = deque()
         self._under_way: set[Look] = set()
         self._threads = 0
-        self._results: list[tuple[Look, Any]] = []
+        self._results: list[tuple[Look, object]] = []
         self._delivered = 0.0
         self._growing: asyncio.TimerHandle | None = None
         self._came_back = asyncio.Event()
@@ -88,7 +87,7 @@ class LookThreads:
             f"<LookThreads, {len(self._under_way)} under way in {self._threads} threads, {len(self._waiting)} waiting>"
         )
 
-    def ask(self, call: Callable[[], Any]) -> Look:
+    def ask(self, call: Callable[[], object]) -> Look:
         """Have `call` run in a thread, soon."""
         look = Look(call)
         with self._lock:
@@ -126,7 +125,7 @@ class LookThreads:
     def _work(self) -> None:
         """Run in a thread: make looks until none waits."""
         while (look := self._next()) is not None:
-            result: Any
+            result: object
             _here.look = look
             try:
                 result = look.call()

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from embedserve.config import RegistryOptions, near
 from embedserve.errors import Code, HungError, LoadError, ServableNotFoundError, ServingError
@@ -32,7 +31,7 @@ class AspiredVersion:
     """A version that a source wants served: a way to load, and the fingerprint to tell generations apart."""
 
     make_loader: Callable[[], Loader]
-    fingerprint: Any = None
+    fingerprint: Hashable = None
     path: str = ""
 
 
@@ -71,7 +70,7 @@ class Manager:
         self._latest: dict[str, ManagedVersion] = {}
         self._all_serving: tuple[ManagedVersion, ...] = ()
         self._generations: dict[ServableId, int] = {}
-        self._kept: set[tuple[ServableId, Any]] = set()
+        self._kept: set[tuple[ServableId, Hashable]] = set()
         self._moves: set[asyncio.Task[None]] = set()
         self._drains: set[asyncio.Timeout] = set()
         self._closing = False
@@ -376,7 +375,7 @@ class Manager:
         if self._coordinator is not None:
             self._coordinator.serving_changed()
 
-    def _start(self, move: Coroutine[Any, Any, None]) -> None:
+    def _start(self, move: Coroutine[object, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(move)
         self._moves.add(task)
         task.add_done_callback(self._moved)

@@ -1,5 +1,6 @@
 """FileSystemSource: keeps telling a listener the version directories to serve.
 
+from typing import Any
 File events make a look come sooner, and regular looks find missed changes. The aspired versions follow from the
 directories alone (`scan`). Threads look at the root and at every model separately (`looks`); all other work happens on
 the registry's loop. Knows no loader.
@@ -355,7 +356,7 @@ class FileSystemSource:
         part.asked = part.regular = math.inf
         part.due = None
         settle, absent = self._options.settle, self._options.absent_versions
-        call: Callable[[], Any]
+        call: Callable[[], object]
         if part.config is None:
             gone = {name for name, model in self._parts.items() if model.scan is not None and model.scan.gone}
             call = partial(scan_root, self._root_scan.memory, part.path, gone, self._disk, settle, absent)

@@ -42,7 +42,7 @@ class ReplicaDeployment(RpcMethods):
         cpus = get_runtime_context().get_assigned_resources().get("CPU")
         self._replica = Replica(ReplicaSettings.model_validate_json(settings), name, cpus)
 
-    async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+    async def reconfigure(self, user_config: Mapping[str, object] | None) -> None:
         """Apply `user_config`; Serve calls the method before the first request and after each change."""
         await self._replica.configure(user_config)
 

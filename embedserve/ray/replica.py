@@ -21,6 +21,8 @@ from embedserve.registry import ModelRegistry
 from embedserve.server import tensorflow_setup
 
 if TYPE_CHECKING:
+    from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
     from embedserve.asgi.calls import Receive, Scope, Send
     from embedserve.grpc.calls import Methods
     from embedserve.rest.app import RestApp
@@ -71,7 +73,7 @@ class Replica:
 
     # Life.
 
-    async def configure(self, user_config: Mapping[str, Any] | None) -> None:
+    async def configure(self, user_config: Mapping[str, object] | None) -> None:
         """Enter the registry, or change the served versions; return when all wanted versions are available.
 
         A version added by a `specific` policy is available before dropped versions go, so there is no gap.
@@ -228,7 +230,7 @@ def _prepare_process(threads: int | None) -> None:
         tensorflow_setup.apply(session.SerializeToString())
 
 
-async def _refuse_reload(config: Any) -> None:
+async def _refuse_reload(config: ModelServerConfig) -> None:
     raise UnsupportedError(
         "a reload would reach one replica only: change the deployment's user_config, which reaches all of them"
     )

@@ -91,7 +91,7 @@ def _status_codes() -> dict[int, Any]:
     return {status.value[0]: status for status in grpc.StatusCode}
 
 
-def add_services_to_server(servicer: Any, server: Any) -> None:
+def add_services_to_server(servicer: object, server: Any) -> None:
     """Register the RPCs in a proxy of Serve, as an entry of `grpc_servicer_functions`.
 
     The function replaces the generated functions (`prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server`
@@ -101,7 +101,9 @@ def add_services_to_server(servicer: Any, server: Any) -> None:
     import grpc
 
     for service, names in SERVICES.items():
-        handlers = {name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in names}
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in names
+        }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 

@@ -79,7 +79,7 @@ class ReplicaSettings(_Settings):
         """
         return validated(RegistryOptions, self.options)
 
-    def configured(self, user_config: Mapping[str, Any] | None) -> tuple[ModelConfig, ...]:
+    def configured(self, user_config: Mapping[str, object] | None) -> tuple[ModelConfig, ...]:
         """The registry's models under the given `user_config`.
 
         Raises:

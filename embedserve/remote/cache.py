@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from embedserve.errors import ConfigError
 from embedserve.remote.contents import RemoteFile, RemoteVersion
@@ -42,14 +41,14 @@ _URL = "url"
 SPARE_BYTES = 64 * 2**20
 
 
-def cache_key(url: StoreUrl, options: Mapping[str, Any]) -> str:
+def cache_key(url: StoreUrl, options: Mapping[str, object]) -> str:
     """Name the directory of a store's versions: readable, and different for another endpoint of the same URL."""
     told = json.dumps([str(url), _without_secrets(options)], sort_keys=True, default=str)
     readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(url).partition("://")[2])[-60:].strip("-.")
     return f"{readable}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
-def _without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
+def _without_secrets(options: Mapping[str, object]) -> dict[str, object]:
     """Drop the secrets: a rotated credential must not lose the cache."""
     return {
         name: _without_secrets(value) if isinstance(value, Mapping) else value
@@ -147,7 +146,7 @@ class Cache:
             pass
         return tuple(found)
 
-    def names_below(self, root: StoreUrl, options: Mapping[str, Any]) -> list[str]:
+    def names_below(self, root: StoreUrl, options: Mapping[str, object]) -> list[str]:
         """Names of the models directly under a store's root with a whole version in the cache."""
         names = []
         for folder in self._folders():

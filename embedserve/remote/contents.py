@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 __all__ = ["MAX_FILES", "RemoteFile", "RemoteVersion", "tag_of", "version_of"]
 
@@ -64,7 +63,7 @@ class RemoteVersion:
         return sum(file.size for file in self.files)
 
 
-def tag_of(info: Mapping[str, Any]) -> str:
+def tag_of(info: Mapping[str, object]) -> str:
     """Pick the mark that distinguishes a file's contents from a file system's information."""
     for name in _TAGS:
         if info.get(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import RegistryOptions
@@ -37,7 +37,7 @@ class SyncContext:
     cache: Cache
     disk: LoadPool
     leases: Leases
-    open_store: Callable[[StoreUrl, Mapping[str, Any]], Awaitable[Store]]
+    open_store: Callable[[StoreUrl, Mapping[str, object]], Awaitable[Store]]
 
     @property
     def poll_interval(self) -> float:

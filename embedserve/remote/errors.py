@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from embedserve.store_url import redacted
 
@@ -34,7 +33,7 @@ class BusyError(Exception):
     """Another process is working on the same files."""
 
 
-def without_secrets(text: str, options: Mapping[str, Any]) -> str:
+def without_secrets(text: str, options: Mapping[str, object]) -> str:
     """Shorten a text, and remove the credentials of URLs and storage options."""
     for secret in _secrets(options):
         text = text.replace(secret, "***")
@@ -47,7 +46,7 @@ def is_secret(name: str) -> bool:
     return _SECRET.search(name) is not None
 
 
-def _secrets(options: Mapping[str, Any], all: bool = False) -> Iterator[str]:
+def _secrets(options: Mapping[str, object], all: bool = False) -> Iterator[str]:
     for name, value in options.items():
         secret = all or is_secret(name)
         if isinstance(value, Mapping):

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from embedserve.config import RegistryOptions
 from embedserve.errors import Code, ConfigError
@@ -17,7 +16,7 @@ from embedserve.errors import Code, ConfigError
 __all__ = ["read_storage_options", "storage_options"]
 
 
-def read_storage_options(file: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+def read_storage_options(file: str | os.PathLike[str]) -> dict[str, dict[str, object]]:
     """Read a JSON object of options by scheme; a command line is no place for credentials.
 
     Raises:
@@ -34,6 +33,6 @@ def read_storage_options(file: str | os.PathLike[str]) -> dict[str, dict[str, An
     return options
 
 
-def storage_options(scheme: str, own: Mapping[str, Any], options: RegistryOptions) -> dict[str, Any]:
+def storage_options(scheme: str, own: Mapping[str, object], options: RegistryOptions) -> dict[str, object]:
     """Merge the options for fsspec: the model's own options override the registry's options of the URL's scheme."""
     return {**options.remote_storage_options.get(scheme, {}), **own}

@@ -30,7 +30,7 @@ T = TypeVar("T")
 _MAX_DIRECTORIES = 200
 
 
-def open_store(url: StoreUrl, options: Mapping[str, Any], timeout: float, limit: ConcurrencyLimit) -> Store:
+def open_store(url: StoreUrl, options: Mapping[str, object], timeout: float, limit: ConcurrencyLimit) -> Store:
     """Import and make the file system; call in a thread, because both steps may take long.
 
     Args:
@@ -86,7 +86,7 @@ class Store:
         url: StoreUrl,
         file_system: Any,
         path: str,
-        options: Mapping[str, Any],
+        options: Mapping[str, object],
         timeout: float,
         limit: ConcurrencyLimit,
     ) -> None:
@@ -217,7 +217,7 @@ class Store:
             finally:
                 reading.cancel()
 
-    async def _ask(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _ask(self, request: Callable[[], Coroutine[object, None, T]]) -> T:
         async with self._questions:
             try:
                 async with asyncio.timeout(self._timeout) as limit:
@@ -238,7 +238,7 @@ class Store:
         text = without_secrets(f"{what}: {type(error).__name__}: {error}", self._options)
         raise (MissingError if isinstance(error, FileNotFoundError) else StoreError)(text) from None
 
-    async def _on_io(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _on_io(self, work: Coroutine[object, None, T]) -> T:
         """Run a coroutine on the file system's own loop."""
         try:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._file_system.loop))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedserve.concurrency.load_pool import LoadPool
 from embedserve.config import ModelConfig, RegistryOptions, VersionPolicy, absolute, name_problem
@@ -172,7 +172,7 @@ class Syncer:
                 self._followers[name] = follower
                 follower.start()
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[object, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -254,12 +254,12 @@ class Syncer:
         self._leases.release()
         self._disk.close()
 
-    async def _open_store(self, url: StoreUrl, options: Mapping[str, Any]) -> Store:
+    async def _open_store(self, url: StoreUrl, options: Mapping[str, object]) -> Store:
         limit = self._limits.setdefault(f"{url.scheme}://{url.host}", ConcurrencyLimit())
         return await self._disk.run(_open, url, options, self._options.remote_timeout, limit)
 
 
-def _open(url: StoreUrl, options: Mapping[str, Any], timeout: float, limit: ConcurrencyLimit) -> Store:
+def _open(url: StoreUrl, options: Mapping[str, object], timeout: float, limit: ConcurrencyLimit) -> Store:
     try:
         from embedserve.remote.store import open_store
     except ImportError as error:

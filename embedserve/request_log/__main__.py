@@ -12,10 +12,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from embedserve.errors import ServingError
 from embedserve.tfs.constants import MAX_WARMUP_RECORDS
+
+if TYPE_CHECKING:
+    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 _REPLAYABLE = ("predict_log", "classify_log", "regress_log", "multi_inference_log")
 
@@ -102,7 +105,7 @@ def to_warmup(logs: Sequence[Path], output: Path, limit: int, model: str | None,
     return f"{len(kept)} records in {output}" + (f"; left out: {left_out}" if left_out else "")
 
 
-def _read(logs: Sequence[Path], counts: Counter[str]) -> Iterator[Any]:
+def _read(logs: Sequence[Path], counts: Counter[str]) -> Iterator[PredictionLog]:
     from embedserve.saved_model.load.warmup import read_logs
 
     for path in logs:
@@ -114,7 +117,7 @@ def _read(logs: Sequence[Path], counts: Counter[str]) -> Iterator[Any]:
             counts[f"after what could not be read of {path} ({error.message.splitlines()[0]})"] += 1
 
 
-def _request_only(log: Any) -> Any:
+def _request_only(log: PredictionLog) -> PredictionLog:
     request = type(log)()
     kind = log.WhichOneof("log_type")
     if kind is not None:
@@ -122,7 +125,7 @@ def _request_only(log: Any) -> Any:
     return request
 
 
-def _why_not(log: Any) -> str | None:
+def _why_not(log: PredictionLog) -> str | None:
     """The reason why no version could replay a record, whatever the signatures; None for a replayable record."""
     from embedserve.tensors import proto
 

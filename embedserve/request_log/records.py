@@ -6,15 +6,22 @@ and no sampling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedserve.servable import Array, Tensors
 from embedserve.signature import Signature, TensorSpec
 from embedserve.tensors import proto
 from embedserve.tensors.wire_format import delimited
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
+    from tensorflow_serving.apis.classification_pb2 import ClassificationRequest
+    from tensorflow_serving.apis.model_pb2 import ModelSpec
+    from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
+    from tensorflow_serving.apis.regression_pb2 import RegressionRequest
 
 __all__ = ["Exchange", "Kind", "classify_exchange", "predict_exchange", "record_of", "regress_exchange"]
 
@@ -76,7 +83,7 @@ def _contents(given: Contents) -> bytes:
     return given if isinstance(given, bytes) else given()
 
 
-def _write_spec(spec: Any, name: str, version: int, signature_name: str) -> None:
+def _write_spec(spec: ModelSpec, name: str, version: int, signature_name: str) -> None:
     spec.name = name
     spec.version.value = version
     spec.signature_name = signature_name
@@ -118,7 +125,11 @@ def _predict_response(spec: _Spec, signature: Signature, outputs: Tensors) -> by
 
 
 def _predict_message(
-    message: Any, spec: _Spec, into: Any, declared: Mapping[str, TensorSpec], arrays: Tensors
+    message: PredictRequest | PredictResponse,
+    spec: _Spec,
+    into: MutableMapping[str, TensorProto],
+    declared: Mapping[str, TensorSpec],
+    arrays: Tensors,
 ) -> bytes:
     _write_spec(message.model_spec, *spec)
     for alias, array in arrays.items():
@@ -173,14 +184,16 @@ def regress_exchange(spec: _Spec, examples: Sequence[bytes], context: bytes | No
     return Exchange("regress_log", *spec, request, response, sum(map(len, examples)) + values.nbytes)
 
 
-def _examples_request(message: Any, spec: _Spec, examples: Sequence[bytes], context: bytes | None) -> bytes:
+def _examples_request(
+    message: ClassificationRequest | RegressionRequest, spec: _Spec, examples: Sequence[bytes], context: bytes | None
+) -> bytes:
     _write_spec(message.model_spec, *spec)
     if context is None:
-        chosen = message.input.example_list
+        into = message.input.example_list.examples
     else:
-        chosen = message.input.example_list_with_context
-        chosen.context.MergeFromString(context)
+        message.input.example_list_with_context.context.MergeFromString(context)
+        into = message.input.example_list_with_context.examples
     for example in examples:
-        chosen.examples.add().MergeFromString(example)
+        into.add().MergeFromString(example)
     data: bytes = message.SerializeToString()
     return data

@@ -284,14 +284,14 @@ class RestApp(RegistryListening):
             sent = None if response.held is None else response.held.release
             return Answer(response.status, _fields(response), b"" if is_head else response.body, (), sent)
 
-        def call(began: float, body: bytes) -> Coroutine[Any, Any, Answer] | None:
+        def call(began: float, body: bytes) -> Coroutine[object, None, Answer] | None:
             return answer(body) if asyncio._get_running_loop() is registry.loop else None
 
         return call
 
     def _known(
         self, scope: Scope, receive: Receive | None, found: Route | str, body: bytes = b""
-    ) -> Coroutine[Any, Any, Response]:
+    ) -> Coroutine[object, None, Response]:
         """The answer to a request of either API: a route of TF Serving's, or a target below `/v2`."""
         if isinstance(found, str):
             return self._answer_oip(scope, receive, found, body)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 
@@ -22,6 +22,8 @@ from embedserve.signature import DEFAULT_SIGNATURE
 from embedserve.tensors import sizes
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from embedserve.concurrency.inflight import Reservation
     from embedserve.handle import ModelHandle
     from embedserve.priority import PriorityName
@@ -303,13 +305,13 @@ def status_document(registry: ModelRegistry, route: Route) -> bytes:
         }
         for status in statuses
     ]
-    document: dict[str, Any] = {"model_version_status": listed}
+    document: dict[str, object] = {"model_version_status": listed}
     if route.version is None and route.label is None:
         document["ready"] = registry.readiness().get(route.name, "gone") is None and not registry.draining
     return _dump(document) + b"\n"
 
 
-def metadata_document(name: str, version: int, signature_defs: Mapping[str, Any]) -> bytes:
+def metadata_document(name: str, version: int, signature_defs: Mapping[str, Message]) -> bytes:
     """`PredictionService.GetModelMetadata` as JSON: int64 as strings, enums by name, empty fields written out."""
     from google.protobuf import json_format
 
@@ -324,6 +326,6 @@ def metadata_document(name: str, version: int, signature_defs: Mapping[str, Any]
     return b'{\n"model_spec":' + model_spec + b'\n,\n"metadata": {"signature_def": ' + metadata + b"\n}\n}\n"
 
 
-def _dump(document: Any) -> bytes:
+def _dump(document: object) -> bytes:
     # TF Serving writes non-ASCII characters unescaped, and a blank per level.
     return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape")

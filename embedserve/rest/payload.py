@@ -62,7 +62,7 @@ class PredictPayload:
         self,
         body: bytes,
         numbers: json_numbers.Document | json_numbers.Nest | None,
-        document: dict[str, Any] | None,
+        document: dict[str, object] | None,
         signature_name: str,
         output_filter: Sequence[str],
     ) -> None:
@@ -145,19 +145,19 @@ def parse_predict(body: bytes) -> PredictPayload:
     return PredictPayload(body, None, document, name, chosen)
 
 
-def _names(value: Any) -> list[str] | None:
+def _names(value: object) -> list[str] | None:
     """A name or a list of names as a list; None for any other value."""
     names = [value] if isinstance(value, str) else value
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _object(document: Any) -> dict[str, Any]:
+def _object(document: object) -> dict[str, object]:
     if not isinstance(document, dict):
         raise InvalidInputError(f"JSON Value: {dump(document)} Is not object")
     return document
 
 
-def _signature_name(document: dict[str, Any]) -> str:
+def _signature_name(document: dict[str, object]) -> str:
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise InvalidInputError(
@@ -188,11 +188,11 @@ def _columns(value: Any, dtypes: Mapping[str, DType], defaulted: Set[str]) -> di
     return arrays
 
 
-def _is_named(value: Any) -> bool:
+def _is_named(value: object) -> bool:
     return isinstance(value, dict) and not is_base64(value)
 
 
-def _rows(document: dict[str, Any], dtypes: Mapping[str, DType], defaulted: Set[str]) -> dict[str, Array]:
+def _rows(document: dict[str, object], dtypes: Mapping[str, DType], defaulted: Set[str]) -> dict[str, Array]:
     instances = document["instances"]
     if not isinstance(instances, list):
         raise InvalidInputError(f"JSON Value: {dump(document)} Expecting 'instances' to be an list/array")
@@ -225,7 +225,7 @@ def _given_in_rows(instances: list[Any], dtypes: Mapping[str, DType], defaulted:
     return {name: dtype for name, dtype in dtypes.items() if name not in left_out}
 
 
-def _quick_plain_rows(instances: list[Any], dtypes: Mapping[str, DType]) -> dict[str, Array] | None:
+def _quick_plain_rows(instances: list[object], dtypes: Mapping[str, DType]) -> dict[str, Array] | None:
     ((name, dtype),) = dtypes.items()
     array = quick_array(instances, dtype)
     return None if array is None else {name: array}
@@ -273,12 +273,12 @@ def _explain_rows(instances: list[Any], dtypes: Mapping[str, DType], named: bool
     raise InvalidInputError(f"'instances' has more than {MAX_RANK} nested lists")
 
 
-def _members(value: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+def _members(value: dict[str, object]) -> Iterable[tuple[str, object]]:
     return value.pairs if isinstance(value, Repeated) else value.items()
 
 
 def _explain_row(
-    i: int, name: str, value: Any, dtypes: Mapping[str, DType], seen: dict[str, tuple[list[int], int]], key: str
+    i: int, name: str, value: object, dtypes: Mapping[str, DType], seen: dict[str, tuple[list[int], int]], key: str
 ) -> None:
     try:
         if name not in dtypes:
@@ -404,7 +404,7 @@ def encode_error(message: str) -> bytes:
     return b'{"error": %b}' % string_text(message)
 
 
-def example_bytes(value: Any) -> bytes:
+def example_bytes(value: object) -> bytes:
     """Make a `tf.Example` of an object of feature values: scalars or flat lists, each of a single kind.
 
     Raises:
@@ -415,7 +415,7 @@ def example_bytes(value: Any) -> bytes:
     if not isinstance(value, dict):
         raise InvalidInputError(f"Example must be JSON object but got JSON {type_name(value)}")
     example = Example()
-    members: Iterable[tuple[str, Any]] = value.pairs if isinstance(value, Repeated) else value.items()
+    members: Iterable[tuple[str, object]] = value.pairs if isinstance(value, Repeated) else value.items()
     for name, given in members:
         try:
             feature = example.features.feature[name]
@@ -438,7 +438,7 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _values(name: str, elements: list[Any]) -> tuple[str, list[Any]]:
+def _values(name: str, elements: list[object]) -> tuple[str, list[Any]]:
     expected, values = "", []
     for element in elements:
         kind, value = _element(name, element)
@@ -449,7 +449,7 @@ def _values(name: str, elements: list[Any]) -> tuple[str, list[Any]]:
     return expected, values
 
 
-def _element(name: str, element: Any) -> tuple[str, Any]:
+def _element(name: str, element: object) -> tuple[str, object]:
     if isinstance(element, bool):
         return "int64", int(element)
     if isinstance(element, int):

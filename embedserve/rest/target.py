@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from embedserve.asgi.hosting import path_as_sent
 from embedserve.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from embedserve.asgi.calls import Scope
 
 __all__ = [
     "METHODS",
@@ -77,7 +80,7 @@ def path_of(target: str) -> str:
     return target.partition("?")[0]
 
 
-def raw_target(scope: Mapping[str, Any]) -> str:
+def raw_target(scope: Scope) -> str:
     """The request target below the application's mount point, as sent: escapes intact, query included.
 
     `raw_path` counts only if `path` agrees, because hosts and middleware may rewrite `path`. Otherwise the target is
@@ -92,13 +95,13 @@ def raw_target(scope: Mapping[str, Any]) -> str:
     return f"{target}?{query.decode('latin-1')}" if query else target
 
 
-def mount_point(scope: Mapping[str, Any]) -> str:
+def mount_point(scope: Scope) -> str:
     """The path in front of a request's target: the mount point of the application, behind the prefix of a proxy."""
     path, below = path_as_sent(scope), unquote(path_of(raw_target(scope)))
     return path.removesuffix(below) if path.endswith(below) else ""
 
 
-def _below_mount(scope: Mapping[str, Any], raw: str) -> str:
+def _below_mount(scope: Scope, raw: str) -> str:
     prefixes = tuple(_prefixes(scope))
     below = path = path_as_sent(scope)
     for prefix in prefixes:
@@ -116,7 +119,7 @@ def _below_mount(scope: Mapping[str, Any], raw: str) -> str:
     return quote(below, safe="/:@!$&'()*+,;=~") or "/"
 
 
-def _prefixes(scope: Mapping[str, Any]) -> Iterator[str]:
+def _prefixes(scope: Scope) -> Iterator[str]:
     """Mount points at the start of `path`, the longest first."""
     root = scope.get("root_path", "").rstrip("/")
     if root:
@@ -174,7 +177,7 @@ def route(method: str, target: str) -> Route:
     return Route(action, unquote(name), _version(version), None if label is None else unquote(label), query)
 
 
-def known_route(scope: Mapping[str, Any]) -> Route | None:
+def known_route(scope: Scope) -> Route | None:
     """The route of a valid request, remembered as a whole: target, strictness, API and route in a single lookup.
 
     Returns:

@@ -200,7 +200,7 @@ class Runtime(OwnerLoop):
 
         return make_loader
 
-    async def run_in_thread(self, call: Callable[..., T], *args: Any) -> T:
+    async def run_in_thread(self, call: Callable[..., T], *args: object) -> T:
         """Run a large decode or encode off the loop."""
         return await self._codec_pool.run(call, *args)
 
@@ -249,7 +249,7 @@ class Runtime(OwnerLoop):
             version = _version_number(version)
         return self.manager.specific(name, version)
 
-    def predict(self, call: Call, inputs: Any) -> Coroutine[Any, Any, dict[str, Array]]:
+    def predict(self, call: Call, inputs: object) -> Coroutine[object, None, dict[str, Array]]:
         """Return the answer to a request from the process itself, to be awaited at once; on the loop.
 
         Raises:
@@ -260,7 +260,7 @@ class Runtime(OwnerLoop):
             return self._logged(version, call, inputs)
         return self.predict_on(version, call, inputs)
 
-    async def bridge_predict(self, call: Call, inputs: Any) -> dict[str, Array]:
+    async def bridge_predict(self, call: Call, inputs: object) -> dict[str, Array]:
         """As `predict`, from a foreign loop."""
 
         async def here() -> dict[str, Array]:
@@ -268,7 +268,7 @@ class Runtime(OwnerLoop):
 
         return await self.bridge(here())
 
-    async def _logged(self, version: ManagedVersion, call: Call, inputs: Any) -> dict[str, Array]:
+    async def _logged(self, version: ManagedVersion, call: Call, inputs: object) -> dict[str, Array]:
         """As `predict_on`, and logs the request, which no adapter does."""
         outputs = await self.predict_on(version, call, inputs)
         log = self.request_logs.sampled(version.id.name)
@@ -280,7 +280,7 @@ class Runtime(OwnerLoop):
                 log.add(predict_exchange(version.id.name, version.id.version, signature, *kept))
         return outputs
 
-    async def predict_on(self, version: ManagedVersion, call: Call, inputs: Any) -> dict[str, Array]:
+    async def predict_on(self, version: ManagedVersion, call: Call, inputs: object) -> dict[str, Array]:
         """Bind, run and return a request on a version; the version is held during the call. The hot path."""
         _, _, _, signature_name, output_filter, timeout, priority, cast = call
         named = signature_name or DEFAULT_SIGNATURE
@@ -536,7 +536,7 @@ class Runtime(OwnerLoop):
             self._close_pools()
 
 
-def _version_number(version: Any) -> int:
+def _version_number(version: object) -> int:
     if isinstance(version, bool) or not isinstance(version, int | np.integer):
         raise InvalidModelSpecError(f"version must be an integer, got {version!r}")
     return int(version)

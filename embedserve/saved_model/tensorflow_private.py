@@ -9,11 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tensorflow as tf
 
 from embedserve.servable import Array
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.graph_pb2 import GraphDef
+    from tensorflow.core.framework.op_def_pb2 import OpDef
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto
+
+    from embedserve.saved_model.tensorflow_types import ConcreteFunction, Session
 
 __all__ = [
     "CancellableCall",
@@ -46,7 +53,7 @@ class FunctionCall(Protocol):
     Outputs may share memory with the inputs, with variables and with constants: copy before giving an output away.
     """
 
-    def __call__(self, arrays: Sequence[Array], started: Callable[[Callable[[], None]], None] | None) -> list[Any]:
+    def __call__(self, arrays: Sequence[Array], started: Callable[[Callable[[], None]], None] | None) -> list[object]:
         """Run the function; `started` gets a function that stops the run from any thread, if possible."""
 
 
@@ -58,7 +65,7 @@ class CancellableCall:
     keeps the kernel, with graph and constants, until `forget_kernels`.
     """
 
-    def __init__(self, function: Any, *, inline: bool = False) -> None:
+    def __init__(self, function: ConcreteFunction, *, inline: bool = False) -> None:
         from tensorflow.python import pywrap_tfe
         from tensorflow.python.eager import cancellation, context
         from tensorflow.python.framework import ops
@@ -72,7 +79,7 @@ class CancellableCall:
         self._captured = list(function.captured_inputs)
         self._outputs = len(function.outputs)
         self._op = b"StatefulPartitionedCall" if inline else function.name
-        self._attributes: tuple[Any, ...] = (
+        self._attributes: tuple[object, ...] = (
             *("config_proto", eager.function_call_options.config_proto_serialized),
             *("executor_type", ""),
         )
@@ -84,7 +91,7 @@ class CancellableCall:
             )
         self._function = function  # The reference keeps the function, its variables and its tables alive.
 
-    def __call__(self, arrays: Sequence[Array], started: Callable[[Callable[[], None]], None] | None) -> list[Any]:
+    def __call__(self, arrays: Sequence[Array], started: Callable[[Callable[[], None]], None] | None) -> list[object]:
         manager = self._manager()
         if started is not None:
             started(manager.start_cancel)
@@ -98,12 +105,12 @@ class CancellableCall:
 class PublicFunctionCall:
     """Runs a function through `tf.raw_ops`: twice as slow as `CancellableCall`, and without cancellation."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: ConcreteFunction) -> None:
         self._function = function
         self._captured = list(function.captured_inputs)
         self._types = [tensor.dtype for tensor in function.outputs]
 
-    def __call__(self, arrays: Sequence[Array], started: Callable[[Callable[[], None]], None] | None) -> list[Any]:
+    def __call__(self, arrays: Sequence[Array], started: Callable[[Callable[[], None]], None] | None) -> list[object]:
         tensors = [tf.constant(array) for array in arrays]
         outputs = tf.raw_ops.StatefulPartitionedCall(
             args=[*tensors, *self._captured], Tout=self._types, f=self._function
@@ -111,7 +118,7 @@ class PublicFunctionCall:
         return [tensor.numpy() for tensor in outputs]
 
 
-def function_call(function: Any, *, inline: bool = False) -> FunctionCall:
+def function_call(function: ConcreteFunction, *, inline: bool = False) -> FunctionCall:
     """The fastest available call of a concrete function; `inline` as for `CancellableCall`."""
     try:
         return CancellableCall(function, inline=inline)
@@ -133,18 +140,18 @@ def forget_kernels() -> None:
         logger.debug("TensorFlow %s keeps the kernels of unloaded models: %s", tf.__version__, error)
 
 
-def argument_names(function: Any) -> list[str]:
+def argument_names(function: ConcreteFunction) -> list[str]:
     """Names of a signature function's keyword arguments in the order of its inputs, without captured inputs."""
     names = getattr(function, "_arg_keywords", None)
     if names is not None:
         return list(names)
-    keywords: dict[str, Any] = function.structured_input_signature[1]
+    keywords = function.structured_input_signature[1]
     free = len(function.inputs) - len(function.captured_inputs)
     by_placeholder = [tensor.name.partition(":")[0] for tensor in function.inputs[:free]]
     return by_placeholder if set(by_placeholder) == set(keywords) else sorted(keywords)
 
 
-def session_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[Any]]:
+def session_callable(session: Session, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[object]]:
     """A function from fed arrays to fetched arrays that runs every op in the caller's thread: 5 µs, no time limit.
 
     Each such function compiles its own copy of the graph, with constants. Outputs may share memory with inputs and
@@ -155,24 +162,26 @@ def session_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str])
         from tensorflow.core.protobuf.config_pb2 import CallableOptions
 
         options = CallableOptions(feed=feeds, fetch=fetches, run_options=config)
-        call: Callable[..., list[Any]] = session._make_callable_from_options(options)
+        private: Any = session
+        call: Callable[..., list[object]] = private._make_callable_from_options(options)
         return call
     except (ImportError, AttributeError):
         return lambda *arrays: list(session.run(list(fetches), dict(zip(feeds, arrays, strict=True)), options=config))
 
 
 def session_run(
-    session: Any, feeds: Sequence[str], fetches: Sequence[str]
-) -> Callable[[Sequence[Array], int], list[Any]]:
+    session: Session, feeds: Sequence[str], fetches: Sequence[str]
+) -> Callable[[Sequence[Array], int], list[object]]:
     """A function from fed arrays and a time limit (ms, 0 is none) to fetched arrays: 35 µs, in TensorFlow's pool.
 
     All functions over the same tensors share a compiled graph. Outputs as for `session_callable`.
     """
-    graph = session.graph
+    private: Any = session
+    graph = private.graph
     try:
         from tensorflow.python.client import pywrap_tf_session as wrapped
 
-        handle, run = session._session, wrapped.TF_SessionRun_wrapper
+        handle, run = private._session, wrapped.TF_SessionRun_wrapper
         new_buffer, delete_buffer = wrapped.TF_NewBufferFromString, wrapped.TF_DeleteBuffer
         sources = [graph.get_tensor_by_name(name)._as_tf_output() for name in feeds]
         wanted = [graph.get_tensor_by_name(name)._as_tf_output() for name in fetches]
@@ -185,10 +194,10 @@ def session_run(
             )
         )
 
-    def call(arrays: Sequence[Array], limit: int) -> list[Any]:
+    def call(arrays: Sequence[Array], limit: int) -> list[object]:
         feed = dict(zip(sources, arrays, strict=True))
         if not limit:
-            values: list[Any] = run(handle, None, feed, wanted, [], None)
+            values: list[object] = run(handle, None, feed, wanted, [], None)
             return values
         options = new_buffer(tf.compat.v1.RunOptions(timeout_in_ms=limit).SerializeToString())
         try:
@@ -200,21 +209,22 @@ def session_run(
     return call
 
 
-def _op_def(op: str) -> Any:
+def _op_def(op: str) -> OpDef | None:
     try:
         from tensorflow.python.framework import op_def_registry
 
-        return op_def_registry.get(op)
+        definition: OpDef | None = op_def_registry.get(op)
+        return definition
     except (ImportError, AttributeError):
         return None
 
 
-def op_definition(op: str, stored: Any = None) -> Any:
+def op_definition(op: str, stored: OpDef | None = None) -> OpDef | None:
     """The `OpDef` of an op type, or `stored`, the SavedModel's `OpDef`; None for an unknown op."""
     return _op_def(op) or stored
 
 
-def is_stateful(op: str, stored: Any = None) -> bool:
+def is_stateful(op: str, stored: OpDef | None = None) -> bool:
     """Whether an op type is registered as stateful; `stored` is the SavedModel's `OpDef`, if any.
 
     An unknown op counts as stateful.
@@ -223,25 +233,25 @@ def is_stateful(op: str, stored: Any = None) -> bool:
     return definition is None or bool(definition.is_stateful)
 
 
-def takes_resources(op: str, stored: Any = None) -> bool:
+def takes_resources(op: str, stored: OpDef | None = None) -> bool:
     """Whether an op type takes a handle of a resource: a variable, a table, a generator of random numbers."""
     definition = _op_def(op) or stored
     return definition is None or any(argument.type == _RESOURCE for argument in definition.input_arg)
 
 
-def string_inputs(op: str, stored: Any = None) -> list[str]:
+def string_inputs(op: str, stored: OpDef | None = None) -> list[str]:
     """Names of an op type's inputs that are strings."""
     definition = _op_def(op) or stored
     return [] if definition is None else [arg.name for arg in definition.input_arg if arg.type == _STRING]
 
 
-def takes_references(op: str, stored: Any = None) -> bool:
+def takes_references(op: str, stored: OpDef | None = None) -> bool:
     """Whether an op type takes a TF1 reference, and so may write a variable."""
     definition = op_definition(op, stored)
     return definition is not None and any(argument.is_ref for argument in definition.input_arg)
 
 
-def optimized_graph(graph_def: Any, kept: Iterable[str], optimizers: Iterable[str]) -> Any | None:
+def optimized_graph(graph_def: GraphDef, kept: Iterable[str], optimizers: Iterable[str]) -> GraphDef | None:
     """A `GraphDef` after some of grappler's optimizers; None where this TensorFlow lacks the private interface.
 
     TensorFlow has no public interface for grappler.
@@ -259,18 +269,20 @@ def optimized_graph(graph_def: Any, kept: Iterable[str], optimizers: Iterable[st
     except (ImportError, AttributeError) as error:
         logger.warning("TensorFlow %s: graphs cannot be optimised ahead of their use (%s)", tf.__version__, error)
         return None
-    meta_graph: Any = MetaGraphDef()
+    meta_graph = MetaGraphDef()
     meta_graph.graph_def.CopyFrom(graph_def)
     meta_graph.collection_def["train_op"].node_list.value.extend(kept)
     config = tf.compat.v1.ConfigProto()
     rewrites = config.graph_options.rewrite_options
     rewrites.min_graph_nodes = -1  # -1 includes small graphs.
     rewrites.optimizers.extend(optimizers)
-    return optimize(config, meta_graph)
+    optimized: GraphDef = optimize(config, meta_graph)
+    return optimized
 
 
-def process_config() -> Any:
+def process_config() -> ConfigProto:
     """The `ConfigProto` of TensorFlow in the process, for sessions to follow."""
+    config: ConfigProto
     try:
         from tensorflow.python.eager import context
 
@@ -278,7 +290,8 @@ def process_config() -> Any:
         config.CopyFrom(context.context().config)
         return config
     except (ImportError, AttributeError, TypeError):
-        return tf.compat.v1.ConfigProto(allow_soft_placement=True)
+        config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
+        return config
 
 
 class _NoAdvice(logging.Filter):

@@ -10,13 +10,16 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from embedserve.config import ModelConfig
 from embedserve.errors import NotReadyError, ServingError
 from embedserve.registry import ModelRegistry
 from embedserve.server.config import ServerConfig
 from embedserve.tfs.config import check_reload, models_from_proto, read_model_server_config
+
+if TYPE_CHECKING:
+    from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 __all__ = ["AppliedConfig", "log_models"]
 
@@ -30,10 +33,10 @@ class AppliedConfig:
         self._registry = registry
         self._platforms = config.platforms
         self._file = config.config_file
-        self._latest: Any = None if self._file is None else self._file.applied
+        self._latest: ModelServerConfig | None = None if self._file is None else self._file.applied
         self._models: Sequence[ModelConfig] = config.models or ()
 
-    async def reload(self, config: Any) -> None:
+    async def reload(self, config: ModelServerConfig) -> None:
         """Apply a client's config; clients may not set every field of the file.
 
         Raises:
@@ -43,7 +46,7 @@ class AppliedConfig:
         await asyncio.to_thread(check_reload, models, self._models, self._registry.options.request_log_root)
         await self.apply(config)
 
-    async def apply(self, config: Any, *, wait: bool = True) -> None:
+    async def apply(self, config: ModelServerConfig, *, wait: bool = True) -> None:
         """Check `config` against the current config, then serve by `config`; concurrent calls queue in the registry.
 
         Raises:

@@ -124,7 +124,7 @@ class ConfigFile(_Config):
 
     @field_validator("applied", mode="before")
     @classmethod
-    def _unpacked(cls, value: Any) -> Any:
+    def _unpacked(cls, value: object) -> Any:
         if not isinstance(value, str):
             return value
         from tensorflow_serving.config import model_server_config_pb2

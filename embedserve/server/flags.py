@@ -10,7 +10,6 @@ import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -252,7 +251,7 @@ def completed(flag: Flag, name: str, row: FieldInfo) -> Flag:
     )
 
 
-def _kind(annotation: Any) -> Kind:
+def _kind(annotation: object) -> Kind:
     kinds: dict[object, Kind] = {bool: "bool", int: "int32", float: "float"}
     return kinds.get(next((each for each in typing.get_args(annotation) if each in kinds), annotation), "string")
 
@@ -377,13 +376,13 @@ def _read(flag: Flag, text: str) -> FlagValue:
         raise FlagError(f"Couldn't interpret value {text} for flag {flag.name}.") from None
 
 
-def option_values(flags: ParsedFlags) -> dict[str, Any]:
+def option_values(flags: ParsedFlags) -> dict[str, object]:
     """The options of a registry that a flag sets alone; without the options that several flags or files set.
 
     Raises:
         ConfigError: A value that no option can have.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name in RegistryOptions.model_fields:
         if isinstance(row := RegistryOptions.reach(name), Flag):
             flag = FLAGS[row.name or name]

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from embedserve.config import RegistryOptions
 from embedserve.errors import Code, ServingError, StartError, one_line
@@ -56,7 +56,7 @@ YOUNG_OBJECTS = 5_000
 all die without the collector. Python's 700 are less than one batch, and cost 5 % of a small request's time."""
 
 
-def run(life: Coroutine[Any, Any, T]) -> T:
+def run(life: Coroutine[object, None, T]) -> T:
     """Run a process's life on the fastest installed event loop, and return the result."""
     before = gc.get_threshold()
     gc.set_threshold(YOUNG_OBJECTS, *before[1:])
@@ -160,7 +160,7 @@ def report_failed_start(error: Exception) -> int:
     return EXIT_FAILED_START
 
 
-def first_failure(failures: BaseExceptionGroup[Any]) -> Exception:
+def first_failure(failures: BaseExceptionGroup[BaseException]) -> Exception:
     """The first error of nested groups."""
     error: BaseException = failures
     while isinstance(error, BaseExceptionGroup):

@@ -54,7 +54,7 @@ def session_config_from_flags(flags: ParsedFlags) -> bytes:
         return b""
     from tensorflow.core.protobuf.config_pb2 import ConfigProto, OptimizerOptions
 
-    config: Any = ConfigProto()
+    config = ConfigProto()
     if file := flags.text("tensorflow_session_config_file"):
         read_text_proto(file, config)
     if intra > 0 or inter > 0:

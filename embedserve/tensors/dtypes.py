@@ -65,7 +65,7 @@ class DType:
     def __repr__(self) -> str:
         return f"<DType {self.name}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return by_number, (self.number,)
 
     def convert(self, value: object) -> Array:
@@ -151,7 +151,7 @@ class DType:
         return self.numpy.kind in "fc" or self.field in ("half_val", "float8_val")
 
 
-def _ragged(value: Any) -> str:
+def _ragged(value: object) -> str:
     """The message that a list is ragged, with the first element out of shape."""
     told = "the list is ragged: lists at the same depth must have the same length and depth"
     level: list[tuple[tuple[int, ...], Any]] = [((), value)]
@@ -174,7 +174,7 @@ def _count(size: int | None) -> str:
     return "no list" if size is None else f"{size} value{'' if size == 1 else 's'}"
 
 
-def _integers_of(quantized: np.dtype[Any]) -> DType:
+def _integers_of(quantized: np.dtype[np.generic]) -> DType:
     """The integer dtype inside a quantized dtype; numpy has a structure with a single field for the latter."""
     assert quantized.fields is not None
     return by_numpy(next(iter(quantized.fields.values()))[0])
@@ -238,7 +238,7 @@ def _strings(value: object) -> Array:
     return converted.reshape(array.shape)
 
 
-def _as_bytes(value: Any) -> Any:
+def _as_bytes(value: object) -> object:
     """The value with each inner `bytearray` and `memoryview` as bytes; the same object if the value has none."""
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
@@ -317,7 +317,7 @@ DTYPES: tuple[DType, ...] = tuple(_rows())
 
 _BY_NUMBER: Mapping[int, DType] = MappingProxyType({row.number: row for row in DTYPES})
 _BY_NAME: Mapping[str, DType] = MappingProxyType({row.name: row for row in DTYPES})
-_BY_NUMPY: Mapping[np.dtype[Any], DType] = MappingProxyType(
+_BY_NUMPY: Mapping[np.dtype[np.generic], DType] = MappingProxyType(
     {row.numpy: row for row in DTYPES if not row.numpy.hasobject} | {np.dtype(object): _BY_NAME["string"]}
 )
 
@@ -340,7 +340,7 @@ def by_name(name: str) -> DType:
     return _BY_NAME[name]
 
 
-def by_numpy(dtype: np.dtype[Any]) -> DType:
+def by_numpy(dtype: np.dtype[np.generic]) -> DType:
     """Row of a numpy dtype; any byte order. Object and numpy's string dtypes are `string`.
 
     Raises:
@@ -352,7 +352,7 @@ def by_numpy(dtype: np.dtype[Any]) -> DType:
     return row
 
 
-def short_name(dtype: np.dtype[Any]) -> str:
+def short_name(dtype: np.dtype[np.generic]) -> str:
     """TensorFlow's short name of a numpy dtype; numpy's own name for a dtype unknown to TensorFlow."""
     try:
         return by_numpy(dtype).name

@@ -7,7 +7,7 @@ its methods, so none needs to be installed.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -37,7 +37,7 @@ class MissingValueError(ValueError):
         self.what = what
 
 
-def columns_of(value: Any) -> dict[str, Any] | None:
+def columns_of(value: Any) -> dict[str, object] | None:
     """The columns of a DataFrame (pandas, polars), a Table or RecordBatch (pyarrow), or records; None for other values.
 
     Records are a list of mappings, or numpy's structured array.
@@ -65,7 +65,7 @@ def columns_of(value: Any) -> dict[str, Any] | None:
     return found
 
 
-def _columns_of_records(rows: Any) -> dict[str, Any]:
+def _columns_of_records(rows: Sequence[Mapping[object, object]]) -> dict[str, object]:
     names = rows[0].keys()
     for i, row in enumerate(rows):
         if row.keys() != names:
@@ -79,7 +79,7 @@ def _columns_of_records(rows: Any) -> dict[str, Any]:
     return {str(name): [row[name] for row in rows] for name in names}
 
 
-def without_hidden_nulls(value: Any) -> Any:
+def without_hidden_nulls(value: Any) -> object:
     """The value itself, or nested lists with None or NA for missing elements.
 
     Raises:
@@ -106,7 +106,7 @@ def without_hidden_nulls(value: Any) -> Any:
     return value
 
 
-def _checked_list(value: Any) -> Any:
+def _checked_list(value: list[object] | tuple[object, ...]) -> object:
     """Nested lists, with arrays and columns at any depth checked for nulls."""
     level: Any = value
     depth = 0
@@ -125,7 +125,7 @@ def _checked_list(value: Any) -> Any:
     return value
 
 
-def _nested(value: Any) -> Any:
+def _nested(value: object) -> object:
     if not isinstance(value, list | tuple):
         return without_hidden_nulls(value)
     nested = []
@@ -137,7 +137,7 @@ def _nested(value: Any) -> Any:
     return nested
 
 
-def _rows_if_null(table: Any, columns: list[Any]) -> Any:
+def _rows_if_null(table: object, columns: list[object]) -> object:
     """The table, or its rows as lists if a column holds nulls."""
     found = [without_hidden_nulls(column) for column in columns]
     if all(one is column for one, column in zip(found, columns, strict=True)):
@@ -160,12 +160,12 @@ def _has_nulls(column: Any) -> bool:
     return False
 
 
-def _listed(column: Any) -> list[Any]:
-    listed: list[Any] = column.to_pylist() if hasattr(column, "to_pylist") else column.to_list()
+def _listed(column: Any) -> list[object]:
+    listed: list[object] = column.to_pylist() if hasattr(column, "to_pylist") else column.to_list()
     return listed
 
 
-def first_missing(elements: list[Any], shape: tuple[int, ...], *, nan: bool) -> MissingValueError | None:
+def first_missing(elements: list[object], shape: tuple[int, ...], *, nan: bool) -> MissingValueError | None:
     """The error for the first missing value among the flattened elements of an array; None without a missing value.
 
     Args:

@@ -19,7 +19,7 @@ _LIMIT = 256
 _STOP: Any = object()
 
 
-def type_name(value: Any) -> str:
+def type_name(value: object) -> str:
     """RapidJSON's name of a value's type."""
     if value is None:
         return "Null"
@@ -29,7 +29,7 @@ def type_name(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-def dump(value: Any) -> str:
+def dump(value: object) -> str:
     """Text of a value, without tokens that start at or after the 256th byte; the last token stays whole."""
     text: list[str] = []
     size = 0
@@ -41,11 +41,11 @@ def dump(value: Any) -> str:
     return "".join(text)
 
 
-def _members(value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _members(value: dict[str, object]) -> Iterator[tuple[str, object]]:
     return iter(value.pairs if isinstance(value, Repeated) else value.items())
 
 
-def _tokens(value: Any) -> Iterator[str | None]:
+def _tokens(value: object) -> Iterator[str | None]:
     """Pieces in order; None if the writer gives up (NaN or infinity)."""
     stack: list[tuple[Iterator[Any], str]] = []  # Open containers: remaining items and the closing bracket.
     prefix = ""
@@ -79,7 +79,7 @@ def _tokens(value: Any) -> Iterator[str | None]:
             return
 
 
-def _scalar(prefix: str, value: Any) -> Iterator[str | None]:
+def _scalar(prefix: str, value: object) -> Iterator[str | None]:
     if isinstance(value, float):
         if math.isfinite(value):
             yield prefix + _number(value)

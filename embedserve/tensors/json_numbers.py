@@ -34,7 +34,7 @@ _SMALL_ROW = 512
 _BYTES_PER_LIST = 256
 """Bytes of text compared in the time that checking a list takes."""
 
-_BUFFERS: Mapping[str, tuple[Any, type]] = {
+_BUFFERS: Mapping[str, tuple[object, type]] = {
     "number": ("d", np.float64),
     "int32": ("i", np.int64),
     "int64": ("i", np.int64),
@@ -344,7 +344,7 @@ class _Reader(ListReader):
         self.parts[-1] = b"}"
         return arrays
 
-    def _other(self, node: Any) -> None:
+    def _other(self, node: object) -> None:
         """Read a member that is no input: a scalar, or a list of strings."""
         if not isinstance(node, simdjson.Array):
             self.scalar(node)
@@ -372,13 +372,13 @@ class _Reader(ListReader):
         self.parts[-1] = b"}"
         return arrays
 
-    def _single(self, node: Any) -> dict[str, Array]:
+    def _single(self, node: object) -> dict[str, Array]:
         if len(self.dtypes) != 1:
             raise DeclinedError
         ((name, dtype),) = self.dtypes.items()
         return {name: self._tensor(node, dtype)}
 
-    def _instances(self, node: Any) -> dict[str, Array]:
+    def _instances(self, node: object) -> dict[str, Array]:
         if not isinstance(node, simdjson.Array) or not 0 < len(node) < _COUNT_LIMIT:
             raise DeclinedError
         if not isinstance(node[0], simdjson.Object):
@@ -401,7 +401,7 @@ class _Reader(ListReader):
             raise DeclinedError
         return {name: np.stack(column) for name, column in columns.items()}
 
-    def _tensor(self, node: Any, dtype: DType) -> Array:
+    def _tensor(self, node: object, dtype: DType) -> Array:
         if isinstance(node, simdjson.Array):
             return self.numbers(node, dtype)
         self.scalar(node)
@@ -437,7 +437,7 @@ def _flat(node: simdjson.Array, dtype: DType, count: int) -> Array:
 def _shape(node: simdjson.Array) -> tuple[int, ...]:
     """Shape by walking `node[0][0]...`."""
     shape: list[int] = []
-    first: Any = node
+    first: object = node
     while isinstance(first, simdjson.Array):
         size = len(first)
         if size == 0 or size == _COUNT_LIMIT or len(shape) == MAX_RANK:

@@ -47,10 +47,10 @@ _END = 0  # A zero byte reads as the end of the text.
 _NOT_FOR_STDLIB = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{19}|\\u")
 
 
-class Repeated(dict[str, Any]):
+class Repeated(dict[str, object]):
     """An object with a repeated key: a look-up finds the first value, `pairs` has all members in order."""
 
-    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+    def __init__(self, pairs: Sequence[tuple[str, object]]) -> None:
         super().__init__(reversed(pairs))
         self.pairs = tuple(pairs)
 
@@ -89,7 +89,7 @@ def loads(body: bytes) -> Any:
     return parse(body)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     return members if len(members) == len(pairs) else Repeated(pairs)
 
@@ -97,14 +97,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _STDLIB = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _repeats_a_key(body: bytes, value: Any) -> bool:
+def _repeats_a_key(body: bytes, value: object) -> bool:
     """Whether the document has an object with a repeated key: its text then has more strings than `value`."""
     quotes = body.count(b'"')
     if type(value) is dict and quotes == 2 * len(value):
         return False
     if b"\\" in body:  # Backslashes stand in strings only, each before an escaped byte.
         quotes -= sum(1 for escape in re.finditer(rb"\\.", body, re.DOTALL) if escape[0] == b'\\"')
-    missing, level = quotes // 2, [value]
+    missing = quotes // 2
+    level: list[Any] = [value]  # Of one type each, after a look at all types.
     while level and missing:
         kinds = set(map(type, level))
         if str in kinds:
@@ -177,7 +178,7 @@ class _Parser:
         self.at = _WHITE.match(self.body, self.at).end()  # type: ignore[union-attr]
         return self._peek()
 
-    def _value(self, stack: list[tuple[list[Any], str | None]]) -> tuple[Any, int]:
+    def _value(self, stack: list[tuple[list[Any], str | None]]) -> tuple[object, int]:
         """Read a value, or the opening bracket of a container with content; the second result is the bracket, or 0."""
         byte = self._skip()
         if byte in _NUMBER_STARTS:
@@ -216,7 +217,7 @@ class _Parser:
             self.at += 1
         return value
 
-    def _number_run(self, items: list[Any]) -> bool:
+    def _number_run(self, items: list[object]) -> bool:
         """Take all numbers that are followed by a comma, in a single call."""
         run = _NUMBER_RUN.match(self.body, self.at)
         if run is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import orjson
@@ -145,7 +144,7 @@ def _bytes(element: bytes | str) -> bytes:
     return element.encode("utf-8", "surrogateescape") if isinstance(element, str) else element
 
 
-def _dumped(value: Any) -> bytes:
+def _dumped(value: object) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:  # Bytes that are no UTF-8, or lists deeper than orjson goes.

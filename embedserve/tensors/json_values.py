@@ -11,7 +11,7 @@ import array
 import binascii
 import re
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -41,7 +41,7 @@ INTEGER_LIMITS = {
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*+")
 
 
-def to_array(value: Any, dtype: DType) -> Array:
+def to_array(value: object, dtype: DType) -> Array:
     """Read a tensor.
 
     Raises:
@@ -55,10 +55,10 @@ def to_array(value: Any, dtype: DType) -> Array:
     return found
 
 
-def quick_array(value: Any, dtype: DType) -> Array | None:
+def quick_array(value: object, dtype: DType) -> Array | None:
     """Read a tensor; None for a value with any error, for `check` to explain."""
     shape: list[int] = []
-    leaves = [value]
+    leaves: list[Any] = [value]  # Of one type each, after a look at all types.
     if type(value) is list:
         shape.append(len(value))
         leaves = value
@@ -126,12 +126,12 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def is_base64(value: Any) -> bool:
+def is_base64(value: object) -> TypeGuard[dict[str, str]]:
     """Whether a value is `{"b64": "<string>"}`."""
     return type(value) is dict and len(value) == 1 and type(value.get("b64")) is str
 
 
-def _from_base64(value: dict[str, Any]) -> bytes:
+def _from_base64(value: dict[str, object]) -> bytes:
     if not is_base64(value):
         raise InvalidInputError(f"JSON Value: {dump(value)} not formatted correctly for base64 data")
     return decode_base64(value["b64"])
@@ -161,7 +161,7 @@ def shape_text(shape: list[int]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
-def walked_shape(value: Any) -> list[int]:
+def walked_shape(value: object) -> list[int]:
     """Shape by walking `value[0][0]...`."""
     shape = []
     while isinstance(value, list):
@@ -172,7 +172,7 @@ def walked_shape(value: Any) -> list[int]:
     return shape
 
 
-def check(value: Any, dtype: DType) -> tuple[list[int], int]:
+def check(value: object, dtype: DType) -> tuple[list[int], int]:
     """Walk a value in document order and return its shape and number of elements.
 
     Raises:

@@ -19,6 +19,7 @@ from embedserve.tensors.wire_format import delimited, read_varint, varint
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.tensor_pb2 import TensorProto
+    from tensorflow.core.framework.tensor_shape_pb2 import TensorShapeProto
 
 __all__ = [
     "Declared",
@@ -218,11 +219,11 @@ def _header(number: int, shape: tuple[int, ...]) -> bytes:
     return b"\x08" + varint(number) + delimited(2, dims)
 
 
-def _as_bytes(elements: list[Any]) -> list[bytes]:
+def _as_bytes(elements: list[str | bytes]) -> list[bytes]:
     return [element.encode() if isinstance(element, str) else element for element in elements]
 
 
-def _shape(proto: Any) -> tuple[int, ...]:
+def _shape(proto: TensorShapeProto) -> tuple[int, ...]:
     # `unknown_rank` is ignored, as in TensorFlow: a shape without dimensions is a scalar.
     dims = proto.dim
     if len(dims) > MAX_RANK:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
 
@@ -32,6 +32,11 @@ from embedserve.errors import Code, ConfigError, one_line
 from embedserve.store_url import StoreUrl, is_url, redacted
 from embedserve.tfs.batching import batching_from_proto, num_batch_threads
 from embedserve.tfs.protos import message_class, read_text_proto
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto
+    from tensorflow_serving.config.model_server_config_pb2 import ModelConfig as ModelConfigMessage
+    from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 __all__ = [
     "DEFAULT_PLATFORMS",
@@ -75,7 +80,7 @@ DEFAULT_PLATFORMS: Mapping[str, Platform] = {"tensorflow": Platform({})}
 """The only platform without a `platform_config_file`."""
 
 
-def read_model_server_config(path: str | os.PathLike[str]) -> Any:
+def read_model_server_config(path: str | os.PathLike[str]) -> ModelServerConfig:
     """The `ModelServerConfig` in the text-format file at `path`.
 
     Raises:
@@ -90,7 +95,10 @@ def read_model_server_config(path: str | os.PathLike[str]) -> Any:
 
 
 def models_from_proto(
-    config: Any, *, platforms: Mapping[str, Platform] = DEFAULT_PLATFORMS, previous: Any = None
+    config: ModelServerConfig,
+    *,
+    platforms: Mapping[str, Platform] = DEFAULT_PLATFORMS,
+    previous: ModelServerConfig | None = None,
 ) -> list[ModelConfig]:
     """Check a `ModelServerConfig` and convert the listed models.
 
@@ -121,7 +129,7 @@ def models_from_proto(
             raise ConfigError("ModelServer does not yet support custom model config.")
     listed = list(config.model_config_list.config)
     _check_names_and_paths(listed)
-    if before:
+    if previous is not None and before:
         _check_platforms_kept(listed, previous, platforms)
     return [_model(model, platforms) for model in listed]
 
@@ -169,7 +177,7 @@ def _base_path_problem(path: Path) -> str | None:
     return None
 
 
-def _check_names_and_paths(listed: Sequence[Any]) -> None:
+def _check_names_and_paths(listed: Sequence[ModelConfigMessage]) -> None:
     names: set[str] = set()
     for model in listed:
         if model.name and (problem := name_problem(model.name)) is not None:
@@ -187,7 +195,9 @@ def _check_names_and_paths(listed: Sequence[Any]) -> None:
             )
 
 
-def _check_platforms_kept(listed: Sequence[Any], previous: Any, platforms: Mapping[str, Platform]) -> None:
+def _check_platforms_kept(
+    listed: Sequence[ModelConfigMessage], previous: ModelServerConfig, platforms: Mapping[str, Platform]
+) -> None:
     before = {model.name: model for model in previous.model_config_list.config}
     for model in listed:
         if model.name not in before:
@@ -200,7 +210,7 @@ def _check_platforms_kept(listed: Sequence[Any], previous: Any, platforms: Mappi
             )
 
 
-def _platform(model: Any, platforms: Mapping[str, Platform]) -> str:
+def _platform(model: ModelConfigMessage, platforms: Mapping[str, Platform]) -> str:
     setting = "ModelServerConfig::model_type (deprecated) {} ModelServerConfig::model_platform, model name is {}"
     if model.model_type and model.model_platform:
         raise ConfigError("Illegal setting both " + setting.format("and", model.name))
@@ -218,7 +228,7 @@ def _platform(model: Any, platforms: Mapping[str, Platform]) -> str:
     return platform
 
 
-def _model(model: Any, platforms: Mapping[str, Platform]) -> ModelConfig:
+def _model(model: ModelConfigMessage, platforms: Mapping[str, Platform]) -> ModelConfig:
     options = platforms[_platform(model, platforms)].model_options
     if not model.name:
         raise ConfigError(
@@ -237,7 +247,7 @@ def _model(model: Any, platforms: Mapping[str, Platform]) -> ModelConfig:
     )
 
 
-def _logging(model: Any) -> LoggingOptions:
+def _logging(model: ModelConfigMessage) -> LoggingOptions:
     """Convert a `LoggingConfig`; the only type of log collector is `file` or empty."""
     config = model.logging_config
     kind, prefix = config.log_collector_config.type, config.log_collector_config.filename_prefix
@@ -273,7 +283,7 @@ def _location(name: str, base_path: str) -> Path | StoreUrl:
         ) from None
 
 
-def _version_policy(model: Any) -> VersionPolicy:
+def _version_policy(model: ModelConfigMessage) -> VersionPolicy:
     policy = model.model_version_policy
     match policy.WhichOneof("policy_choice"):
         case "all":
@@ -297,7 +307,7 @@ def platforms_from_file(path: str | os.PathLike[str]) -> dict[str, Platform]:
     """
     from tensorflow_serving.config import platform_config_pb2
 
-    config_map: Any = read_text_proto(path, platform_config_pb2.PlatformConfigMap(), expand_any=True)
+    config_map = read_text_proto(path, platform_config_pb2.PlatformConfigMap(), expand_any=True)
     platforms = {}
     for name, platform in sorted(config_map.platform_configs.items()):
         adapter: Any = message_class("SavedModelBundleSourceAdapterConfig")()
@@ -315,7 +325,7 @@ def _platform_from_bundle(bundle: Any) -> Platform:
     if bundle.enable_saved_model_config:
         raise ConfigError("Saved model config functionality is not implemented.", code=Code.UNIMPLEMENTED)
     batched = bundle.HasField("batching_parameters")
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "batching": batched,
         "saved_model_tags": tuple(bundle.saved_model_tags) or ("serve",),
         "warmup": "auto" if bundle.enable_model_warmup else "none",
@@ -337,7 +347,7 @@ def _platform_from_bundle(bundle: Any) -> Platform:
     )
 
 
-def set_mixed_precision(session_config: Any, kind: str) -> None:
+def set_mixed_precision(session_config: ConfigProto, kind: str) -> None:
     """Turn on the graph rewrite for a `mixed_precision` setting in a `ConfigProto`; only `bfloat16` has a rewrite."""
     if kind != "bfloat16":
         logger.warning("mixed_precision %r is ignored: only bfloat16 is supported", kind)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Model(Protocol):
 
     async def predict(
         self,
-        inputs: Any,
+        inputs: object,
         *,
         signature_name: str,
         output_filter: Sequence[str] | None,

@@ -10,7 +10,6 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from embedserve.tuning.deployment import Deployment
 from embedserve.tuning.model import TunedModel
@@ -86,7 +85,7 @@ class Report:
             f"{self.deployment.shell(program)}\n\nIn an embedding service:\n\n{self.deployment.code}"
         )
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """The report for programs; in seconds and requests per second."""
         place, requests = self.model.place, self.requests
         return {
@@ -104,7 +103,7 @@ class Report:
             "recommendation": self._recommended(),
         }
 
-    def _recommended(self) -> dict[str, Any] | None:
+    def _recommended(self) -> dict[str, object] | None:
         if self.choice is None or self.deployment is None:
             return None
         return {
@@ -129,7 +128,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cell(result: Result, mean_rows: float) -> dict[str, Any]:
+def _cell(result: Result, mean_rows: float) -> dict[str, object]:
     measured = result.measured
     return {
         "run_threads": result.cell.setting.run_threads,

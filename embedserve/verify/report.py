@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from embedserve.tuning.model import Place
 from embedserve.verify.ways import Difference, Findings, Plan, Way
@@ -61,7 +60,7 @@ def _remarks(way: Way) -> list[str]:
     return found
 
 
-def document(place: Place, plan: Plan, findings: Sequence[Findings]) -> dict[str, Any]:
+def document(place: Place, plan: Plan, findings: Sequence[Findings]) -> dict[str, object]:
     """The report for programs; an infinite difference is null."""
     return {
         "model": place.base_path.name,
@@ -74,7 +73,7 @@ def document(place: Place, plan: Plan, findings: Sequence[Findings]) -> dict[str
     }
 
 
-def _signature(found: Findings) -> dict[str, Any]:
+def _signature(found: Findings) -> dict[str, object]:
     return {
         "batched": found.verdict.batchable,
         "by": found.verdict.by,
@@ -88,7 +87,7 @@ def _signature(found: Findings) -> dict[str, Any]:
     }
 
 
-def _way(way: Way) -> dict[str, Any]:
+def _way(way: Way) -> dict[str, object]:
     return {
         "shared_runs": way.runs,
         "groups_that_shared_none": way.apart,

@@ -190,7 +190,8 @@ def test_rest(fuzzed: Serving) -> None:
 def grpc_code(server: Serving, method: str, body: bytes, patience: float = PATIENCE) -> tuple[grpc.StatusCode, str]:
     with grpc.insecure_channel(server.grpc) as channel:
         try:
-            channel.unary_unary(method)(body, timeout=patience)
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+            call(body, timeout=patience)
         except grpc.RpcError as error:
             found: Any = error
             return found.code(), found.details()
@@ -226,7 +227,8 @@ def test_reflection(fuzzed: Serving, asked: list[Any]) -> None:
     """Whole messages only: what else the library that answers is sent, it calls UNKNOWN."""
     with grpc.insecure_channel(fuzzed.grpc) as channel:
         method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-        answers = channel.stream_stream(method)((one.SerializeToString() for one in asked), timeout=PATIENCE)
+        info: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+        answers = info((one.SerializeToString() for one in asked), timeout=PATIENCE)
         assert len(list(answers)) == len(asked)
 
 
@@ -235,7 +237,8 @@ def test_reflection(fuzzed: Serving, asked: list[Any]) -> None:
 def test_watch(fuzzed: Serving, body: bytes) -> None:
     """Its answers do not end: the first one is enough."""
     with grpc.insecure_channel(fuzzed.grpc) as channel:
-        call = channel.unary_stream("/grpc.health.v1.Health/Watch")(body, timeout=PATIENCE)
+        watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        call = watch(body, timeout=PATIENCE)
         try:
             next(call)
         except grpc.RpcError as error:

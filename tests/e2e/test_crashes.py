@@ -101,7 +101,7 @@ class GrpcCall:
     def error(self) -> tuple[grpc.StatusCode, str]:
         self._thread.join()
         assert self._error is not None
-        return self._error.code(), self._error.details()
+        return self._error.code(), self._error.details() or ""
 
 
 def test_requests_of_an_aborting_process_get_an_error_and_the_next_ones_an_answer(server: Server) -> None:

@@ -128,8 +128,9 @@ def test_clients_that_leave_or_speak_another_protocol_cost_no_traceback(hostile:
     for sent in (preface, preface[:10], preface + b"\xff" * 50):
         hostile.raw(hostile.port, sent, reset=True)
     with grpc.insecure_channel(f"127.0.0.1:{hostile.port}") as channel:
-        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict").future(b"")
-        call.cancel()
+        method = "/tensorflow.serving.PredictionService/Predict"
+        predict: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+        predict.future(b"").cancel()
     assert fetch(f"http://127.0.0.1:{hostile.rest}/v1/models")[0] == 200
     assert "Traceback" not in hostile.server.log
 

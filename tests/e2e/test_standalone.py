@@ -135,7 +135,7 @@ def test_a_config_file_is_followed_and_reload_requests_are_answered(start: Start
             try:
                 return bool(stub.HandleReloadConfigRequest(request, timeout=60).status.error_code == 0)
             except grpc.RpcError as error:  # The file was read before the model was loaded.
-                if "a later configuration does not list it" in error.details():
+                if "a later configuration does not list it" in (error.details() or ""):
                     return False
                 raise
 
@@ -143,7 +143,7 @@ def test_a_config_file_is_followed_and_reload_requests_are_answered(start: Start
         added.base_path = "relative"
         with pytest.raises(grpc.RpcError) as caught:
             stub.HandleReloadConfigRequest(request, timeout=60)
-        assert "Expected model k to have an absolute path" in caught.value.details()
+        assert "Expected model k to have an absolute path" in (caught.value.details() or "")
     wait_until(lambda: state_of(rest, "k") == "END" and state_of(rest, "m") == "AVAILABLE")
 
     with urlopen(f"http://localhost:{rest}/monitoring/prometheus/metrics", timeout=30) as page:
@@ -194,7 +194,7 @@ def test_a_taken_default_rest_port_leaves_grpc_alone_behind_tls(
             prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(
                 predict_pb2.PredictRequest(model_spec={"name": "intentionally_missing_model"}), timeout=30
             )
-        assert "Servable not found for request: Latest(intentionally_missing_model)" in caught.value.details()
+        assert "Servable not found for request: Latest(intentionally_missing_model)" in (caught.value.details() or "")
     server.terminate()
 
 

@@ -229,7 +229,7 @@ async def test_clients_that_ask_without_pause_lose_no_call_to_a_stop(start: Star
     for thread in threads:
         await asyncio.to_thread(thread.join, 30)
     # The only failure of each is that nobody listens any more.
-    assert [(error.code(), "refused" in error.details()) for error in failed] == [(C.UNAVAILABLE, True)] * 4
+    assert [(error.code(), "refused" in (error.details() or "")) for error in failed] == [(C.UNAVAILABLE, True)] * 4
 
 
 async def test_the_grace_of_a_stop_is_bounded(start: Start) -> None:

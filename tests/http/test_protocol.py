@@ -271,7 +271,8 @@ async def test_a_shutdown_answers_what_is_open(host: Host) -> None:
     async with serving(host) as port:
         http, channel = client(port, False), grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         get = asyncio.create_task(http.get("/hold"))
-        call = channel.unary_unary("/held_call/It")(b"held", timeout=30)
+        it: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/held_call/It")
+        call = it(b"held", timeout=30)
         while len(host.scopes) < 2:
             await asyncio.sleep(0.01)
         asyncio.get_running_loop().call_later(0.3, host.left.set)
@@ -544,11 +545,11 @@ async def test_h2load(host: Host, options: list[str]) -> None:
 
 async def test_grpcio(host: Host) -> None:
     async with serving(host) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary("/call/It")
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/call/It")
         answers = await asyncio.gather(*[call(b"%d" % number * 20, timeout=30) for number in range(300)])
         assert answers == [b"%d" % number * 20 for number in range(300)]
         assert await call(BODY) == BODY
-        waiting = channel.unary_unary("/wait/It")
+        waiting: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/wait/It")
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await waiting(b"", timeout=0.5)
         assert failed.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED

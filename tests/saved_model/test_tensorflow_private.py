@@ -34,6 +34,8 @@ def test_a_direct_call_gives_the_public_calls_bits(model: ModelPath, inline: boo
     direct = tensorflow_private.CancellableCall(function, inline=inline)(x, None)
     public = tensorflow_private.PublicFunctionCall(function)(x, None)
     called = function(left=tf.constant(x[0]), right=tf.constant(x[1]))
+    ours: Any
+    theirs: Any
     for ours, theirs, name in zip(direct, public, sorted(called), strict=True):
         assert ours.tobytes() == theirs.tobytes() == called[name].numpy().tobytes()
 
@@ -44,8 +46,8 @@ def test_a_direct_call_passes_captured_variables_and_tables(model: ModelPath, in
     for name, inputs in (("dense", x), ("lookup", [np.array([b"red", b"?"], object)])):
         function = signature(model, name)
         assert function.captured_inputs
-        direct = tensorflow_private.CancellableCall(function, inline=inline)(inputs, None)
-        public = tensorflow_private.PublicFunctionCall(function)(inputs, None)
+        direct: list[Any] = tensorflow_private.CancellableCall(function, inline=inline)(inputs, None)
+        public: list[Any] = tensorflow_private.PublicFunctionCall(function)(inputs, None)
         assert np.array_equal(direct[0], public[0])
 
 
@@ -69,12 +71,13 @@ def test_without_the_private_call_the_public_one_is_used(
     call = tensorflow_private.function_call(signature(model, "dense"))
     assert isinstance(call, tensorflow_private.PublicFunctionCall)
     assert "cannot be cancelled" in caplog.text
-    assert call([np.zeros((1, 4), np.float32)], None)[0].shape == (1, 3)
+    values: list[Any] = call([np.zeros((1, 4), np.float32)], None)
+    assert values[0].shape == (1, 3)
 
 
 @INLINE
 def test_forgotten_kernels_are_made_again(model: ModelPath, inline: bool) -> None:
-    call = tensorflow_private.CancellableCall(signature(model, "dense"), inline=inline)
+    call: Any = tensorflow_private.CancellableCall(signature(model, "dense"), inline=inline)
     x = [np.ones((1, 4), np.float32)]
     before = call(x, None)[0].copy()
     tensorflow_private.forget_kernels()
@@ -82,7 +85,7 @@ def test_forgotten_kernels_are_made_again(model: ModelPath, inline: bool) -> Non
 
 
 def test_forgetting_kernels_does_not_disturb_runs(model: ModelPath) -> None:
-    calls = [
+    calls: list[Any] = [
         tensorflow_private.CancellableCall(signature(model, "control_flow", "pure"), inline=i) for i in (False, True)
     ]
     x = [np.array([900, 3], np.float32)]
@@ -90,7 +93,7 @@ def test_forgetting_kernels_does_not_disturb_runs(model: ModelPath) -> None:
     done = threading.Event()
     answers: list[bool] = []
 
-    def run(call: tensorflow_private.CancellableCall) -> None:
+    def run(call: Any) -> None:
         answers.extend(np.array_equal(call(x, None)[0], expected) for _ in range(100))
 
     def forget() -> None:
@@ -129,7 +132,8 @@ def test_argument_names_are_found_either_way(model: ModelPath, name: str) -> Non
     function = signature(model, name)
     names = tensorflow_private.argument_names(function)
     assert names == list(function._arg_keywords)
-    assert tensorflow_private.argument_names(Hidden(function)) == names
+    hidden: Any = Hidden(function)
+    assert tensorflow_private.argument_names(hidden) == names
 
 
 @pytest.fixture
@@ -155,11 +159,13 @@ class PublicSession:
 def test_session_calls_give_what_session_run_gives(session: Any) -> None:
     x = np.array([[1, 2], [3, 4]], np.float32)
     expected = session.run("y:0", {"x:0": x})
+    owner: Any
     for owner in (session, PublicSession(session)):
         in_thread = tensorflow_private.session_callable(owner, ["x:0"], ["y:0"])
         in_pool = tensorflow_private.session_run(owner, ["x:0"], ["y:0"])
         for values in (in_thread(x), in_pool([x], 0), in_pool([x], 10_000)):
-            assert np.array_equal(values[0], expected)
+            found: Any = values[0]
+            assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

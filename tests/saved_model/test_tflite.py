@@ -76,7 +76,7 @@ def test_a_model_without_signatures_is_called_by_its_tensor_names(load: Load) ->
     (signature,) = servable.signatures.values()
     assert (signature.name, signature.method_name) == ("serving_default", "tensorflow/serving/predict")
     assert (list(signature.inputs), list(signature.outputs)) == (["x"], ["y"])
-    stored = servable.signature_defs["serving_default"]
+    stored: Any = servable.signature_defs["serving_default"]
     assert stored.inputs["x"].name == "x"
     assert stored.inputs["x"].dtype == 1
     assert [dim.size for dim in stored.inputs["x"].tensor_shape.dim] == [1, 1]

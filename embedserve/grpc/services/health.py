@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2
 
@@ -76,7 +76,7 @@ class Health:
         """Turn to NOT_SERVING for good, and end each watch after its last message."""
         self._closing.set()
 
-    async def _check(self, request: Any, context: Any, large: bool) -> bytes:
+    async def _check(self, request: health_pb2.HealthCheckRequest, context: Context, large: bool) -> bytes:
         status = self.status(request.service)
         if status == _Status.SERVICE_UNKNOWN:
             raise ServableNotFoundError(f"unknown service: {request.service}")

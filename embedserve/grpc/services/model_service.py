@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2
 
@@ -19,6 +19,11 @@ from embedserve.grpc.access import answering
 from embedserve.grpc.calls import Methods, paths, unary
 
 if TYPE_CHECKING:
+    from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
+    from tensorflow_serving.apis.model_management_pb2 import ReloadConfigRequest
+    from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
+    from embedserve.grpc.calls import Context
     from embedserve.registry import ModelRegistry
 
 __all__ = ["SERVICE", "MetricReader", "Reload", "methods"]
@@ -30,7 +35,7 @@ logger = logging.getLogger("embedserve")
 MetricReader: TypeAlias = Callable[[str], Awaitable[int]]
 """Value of a metric by TF Serving's name (`/tensorflow/serving/request_count`)."""
 
-Reload: TypeAlias = Callable[[Any], Awaitable[None]]
+Reload: TypeAlias = "Callable[[ModelServerConfig], Awaitable[None]]"
 """Applies a `ModelServerConfig` message."""
 
 
@@ -60,7 +65,7 @@ def methods(
     }
 
 
-async def _reconfigure(registry: ModelRegistry, config: Any) -> None:
+async def _reconfigure(registry: ModelRegistry, config: ModelServerConfig) -> None:
     from embedserve.tfs.config import check_reload, models_from_proto
 
     models = models_from_proto(config)
@@ -72,7 +77,7 @@ async def _no_metric(name: str) -> int:
     return 0
 
 
-async def _status(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+async def _status(registry: ModelRegistry, request: GetModelStatusRequest, context: Context, large: bool) -> bytes:
     if not request.HasField("model_spec"):
         raise InvalidModelSpecError("Missing ModelSpec")
     spec = request.model_spec
@@ -93,7 +98,9 @@ async def _status(registry: ModelRegistry, request: Any, context: Any, large: bo
     return data
 
 
-async def _reload(reload: Reload, metric: MetricReader, request: Any, context: Any, large: bool) -> bytes:
+async def _reload(
+    reload: Reload, metric: MetricReader, request: ReloadConfigRequest, context: Context, large: bool
+) -> bytes:
     if request.config.WhichOneof("config") != "model_config_list":
         raise ConfigError(
             "ServerModelConfig type not supported by HandleReloadConfigRequest. "

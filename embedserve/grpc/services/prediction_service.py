@@ -43,6 +43,19 @@ from embedserve.tensors.wire_format import delimited, varint
 from embedserve.tfs.examples import InferenceTask
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
+    from tensorflow_serving.apis.classification_pb2 import (
+        ClassificationRequest,
+        ClassificationResponse,
+        ClassificationResult,
+    )
+    from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest
+    from tensorflow_serving.apis.inference_pb2 import MultiInferenceRequest
+    from tensorflow_serving.apis.input_pb2 import Input
+    from tensorflow_serving.apis.model_pb2 import ModelSpec
+    from tensorflow_serving.apis.regression_pb2 import RegressionRequest, RegressionResponse, RegressionResult
+
     from embedserve.concurrency.inflight import Reservation
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
@@ -68,7 +81,7 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods
         tensor_content: Answer numeric tensors as `tensor_content` instead of typed fields.
     """
     metadata = get_model_metadata_pb2.GetModelMetadataRequest
-    requests: dict[str, tuple[Any, Handler, str | None, Kind | None]] = {
+    requests: dict[str, tuple[type[Message], Handler, str | None, Kind | None]] = {
         "Predict": (
             predict_pb2.PredictRequest,
             partial(_predict, registry, tensor_content),
@@ -119,7 +132,7 @@ class _DecodedInputs(Mapping[str, Array]):
 
     __slots__ = ("_protos",)
 
-    def __init__(self, protos: Mapping[str, Any]) -> None:
+    def __init__(self, protos: Mapping[str, TensorProto]) -> None:
         self._protos = protos
 
     def __getitem__(self, name: str) -> Array:
@@ -170,7 +183,7 @@ async def _predict(
         return log(handle, signature.name, answer)
 
 
-def _reserve_inputs(held: Reservation, signature: Signature, tensors: Mapping[str, Any]) -> int:
+def _reserve_inputs(held: Reservation, signature: Signature, tensors: Mapping[str, TensorProto]) -> int:
     """Check the declared dtypes and shapes of inputs, and reserve their memory beyond the bytes on the wire.
 
     Returns:
@@ -196,13 +209,13 @@ def _is_large(outputs: Tensors) -> bool:
     return False
 
 
-def _write_spec(spec: Any, handle: ModelHandle, signature_name: str = "") -> None:
+def _write_spec(spec: ModelSpec, handle: ModelHandle, signature_name: str = "") -> None:
     spec.name = handle.name
     spec.signature_name = signature_name
     spec.version.value = handle.version
 
 
-def _examples(message: Any) -> list[bytes]:
+def _examples(message: Input) -> list[bytes]:
     """The serialized Examples of an `Input`, each behind the common context; empty without a kind.
 
     Concatenated messages merge, and an example's own features win over the context's.
@@ -215,7 +228,12 @@ def _examples(message: Any) -> list[bytes]:
     return [context + example.SerializeToString() for example in chosen.examples]
 
 
-async def _read_examples(registry: ModelRegistry, request: Any, context: Context, large: bool) -> list[bytes]:
+async def _read_examples(
+    registry: ModelRegistry,
+    request: ClassificationRequest | RegressionRequest | MultiInferenceRequest,
+    context: Context,
+    large: bool,
+) -> list[bytes]:
     """The examples; their memory is reserved before the making, because a context is repeated for each example."""
     kind = request.input.WhichOneof("kind")
     if kind is not None:
@@ -227,7 +245,7 @@ async def _read_examples(registry: ModelRegistry, request: Any, context: Context
     return await registry.run_in_thread(_examples, request.input) if large else _examples(request.input)
 
 
-def _write_classifications(result: Any, classified: Sequence[Sequence[tuple[bytes, float]]]) -> None:
+def _write_classifications(result: ClassificationResult, classified: Sequence[Sequence[tuple[bytes, float]]]) -> None:
     for classes in classified:
         add = result.classifications.add().classes.add
         for label, score in classes:
@@ -235,7 +253,7 @@ def _write_classifications(result: Any, classified: Sequence[Sequence[tuple[byte
             add(label=label.decode("utf-8", "replace"), score=score)
 
 
-def _write_regressions(result: Any, values: Array) -> None:
+def _write_regressions(result: RegressionResult, values: Array) -> None:
     for value in values.tolist():
         result.regressions.add(value=value)
 
@@ -243,7 +261,7 @@ def _write_regressions(result: Any, values: Array) -> None:
 class _ExampleKind(NamedTuple):
     """An RPC over examples: the response's class, and the writer of a result into a response."""
 
-    response: Any
+    response: type[ClassificationResponse | RegressionResponse]
     write: Callable[[Any, Any], None]
 
 
@@ -252,7 +270,12 @@ _REGRESS = _ExampleKind(regression_pb2.RegressionResponse, _write_regressions)
 
 
 async def _run_examples(
-    kind: _ExampleKind, registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log
+    kind: _ExampleKind,
+    registry: ModelRegistry,
+    request: ClassificationRequest | RegressionRequest,
+    context: Context,
+    large: bool,
+    log: Log,
 ) -> bytes:
     with acquire(registry, request) as handle:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
@@ -278,7 +301,9 @@ async def _run_examples(
         return log(handle, name, await registry.run_in_thread(encode) if large else encode())
 
 
-async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, large: bool, log: Log) -> bytes:
+async def _multi_inference(
+    registry: ModelRegistry, request: MultiInferenceRequest, context: Context, large: bool, log: Log
+) -> bytes:
     # The first task's model spec decides alone; a request without tasks reads as a spec without a name.
     first = request.tasks[0].model_spec if request.tasks else inference_pb2.InferenceTask().model_spec
     with acquire_spec(registry, first) as handle:
@@ -312,7 +337,7 @@ async def _multi_inference(registry: ModelRegistry, request: Any, context: Any, 
         return log(handle, "", await registry.run_in_thread(encode) if large else encode())
 
 
-async def _metadata(registry: ModelRegistry, request: Any, context: Any, large: bool) -> bytes:
+async def _metadata(registry: ModelRegistry, request: GetModelMetadataRequest, context: Context, large: bool) -> bytes:
     if not request.HasField("model_spec"):
         raise InvalidModelSpecError("Missing ModelSpec")
     if not request.metadata_field:

@@ -11,9 +11,8 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -21,6 +20,7 @@ from embedserve.errors import Code, InvalidInputError, ServingError, Unsupported
 from embedserve.grpc.calls import Unary, paths, unary
 
 if TYPE_CHECKING:
+    from embedserve.grpc.calls import Context
     from embedserve.registry import ModelRegistry
 
 __all__ = ["SERVICE", "Profiler"]
@@ -55,6 +55,23 @@ _MESSAGES: dict[str, dict[str, tuple[int, int | str]]] = {
     "TerminateRequest": {"session_id": (1, _Field.TYPE_STRING)},
     "MonitorRequest": {"duration_ms": (1, _Field.TYPE_UINT64)},
 }
+
+
+class _ProfileOptions(Protocol):
+    host_tracer_level: int
+    device_tracer_level: int
+    python_tracer_level: int
+
+
+class _ProfileRequest(Protocol):
+    duration_ms: int
+    opts: _ProfileOptions
+    repository_root: str
+    session_id: str
+    host_name: str
+    emit_xspace: bool
+
+    def HasField(self, field_name: str, /) -> bool: ...  # noqa: N802
 
 
 @cache
@@ -112,7 +129,7 @@ class Profiler:
         if self._work is not None:
             await asyncio.wait([self._work])
 
-    async def _profile(self, request: Any, context: Any, large: bool) -> bytes:
+    async def _profile(self, request: _ProfileRequest, context: Context, large: bool) -> bytes:
         if not request.duration_ms:
             raise InvalidInputError("duration_ms must be greater than zero.")
         if request.duration_ms > MAX_DURATION_MS:
@@ -132,14 +149,14 @@ class Profiler:
             self._work.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
 
-    async def _session(self, request: Any) -> bytes:
-        run = self._registry.run_in_thread
+    async def _session(self, request: _ProfileRequest) -> bytes:
         try:
-            return await self._trace(request, run)
+            return await self._trace(request)
         finally:
             self._work = None
 
-    async def _trace(self, request: Any, run: Callable[..., Awaitable[Any]]) -> bytes:
+    async def _trace(self, request: _ProfileRequest) -> bytes:
+        run = self._registry.run_in_thread
         directory = await run(tempfile.mkdtemp, "", "embedserve-profile-")
         try:
             await run(_start, directory, request.opts if request.HasField("opts") else None)
@@ -150,12 +167,11 @@ class Profiler:
                 pass
             finally:
                 await run(_stop)
-            answer: bytes = await run(_answer, request, directory)
-            return answer
+            return await run(_answer, request, directory)
         finally:
             await run(shutil.rmtree, directory, True)
 
-    async def _terminate(self, request: Any, context: Any, large: bool) -> bytes:
+    async def _terminate(self, request: _ProfileRequest, context: Context, large: bool) -> bytes:
         if self._work is None:
             raise ServingError("no profiler session is running", code=Code.NOT_FOUND)
         if request.session_id != self._session_id:
@@ -163,11 +179,11 @@ class Profiler:
         self._ended.set()
         return b""
 
-    async def _monitor(self, request: Any, context: Any, large: bool) -> bytes:
+    async def _monitor(self, request: _ProfileRequest, context: Context, large: bool) -> bytes:
         raise UnsupportedError("Monitor is for Cloud TPUs; use Profile")
 
 
-def _check_place(request: Any) -> None:
+def _check_place(request: _ProfileRequest) -> None:
     """Keep a profile below its `repository_root`: session id and host name must each be a single path component."""
     for field in ("session_id", "host_name"):
         name = getattr(request, field)
@@ -192,7 +208,7 @@ def _check_links(root: str, directory: str, target: str) -> None:
         raise InvalidInputError(f"{target!r} is a link, and profiles are not written through links")
 
 
-def _start(directory: str, options: Any) -> None:
+def _start(directory: str, options: _ProfileOptions | None) -> None:
     import tensorflow as tf
 
     chosen = None
@@ -214,7 +230,7 @@ def _stop() -> None:
     tf.profiler.experimental.stop()
 
 
-def _answer(request: Any, directory: str) -> bytes:
+def _answer(request: _ProfileRequest, directory: str) -> bytes:
     """Move the trace from TensorFlow's directory to the client's place, or into the answer."""
     import tensorflow as tf
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from embedserve.grpc.calls import Context, Methods, parse, paths, streaming
 from embedserve.oip.messages import message_pool
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 __all__ = ["SERVICES", "methods"]
 
@@ -28,7 +31,7 @@ def methods(names: Sequence[str]) -> Methods:
 
     async def info(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
         parsed = (parse(reflection_pb2.ServerReflectionRequest, body) async for body in requests)
-        response: Any
+        response: Message
         async for response in servicer.ServerReflectionInfo(parsed, context):
             yield response.SerializeToString()
 
@@ -48,8 +51,8 @@ class _Descriptions:
         self._own = descriptor_pool.DescriptorPool()
         self._own.AddSerializedFile(_v1_file().SerializeToString())
 
-    def __getattr__(self, search: str) -> Callable[..., Any]:
-        def find(*key: Any) -> Any:
+    def __getattr__(self, search: str) -> Callable[..., object]:
+        def find(*key: object) -> object:
             for pool in (self._default, message_pool()):
                 with suppress(KeyError):
                     return getattr(pool, search)(*key)
@@ -58,7 +61,7 @@ class _Descriptions:
         return find
 
 
-def _v1_file() -> Any:
+def _v1_file() -> descriptor_pb2.FileDescriptorProto:
     """`grpc/reflection/v1/reflection.proto`, from the file of `v1alpha`."""
     alpha = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(alpha)

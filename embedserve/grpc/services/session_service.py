@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tensorflow_serving.apis import session_service_pb2
 
@@ -16,11 +16,15 @@ from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import InvalidInputError
 from embedserve.grpc.calls import Log, Unary, acquire, paths, priority_of, unary
 from embedserve.servable import Array
-from embedserve.signature import DEFAULT_SIGNATURE
+from embedserve.signature import DEFAULT_SIGNATURE, TensorSpec
 from embedserve.tensors import dtypes, proto, sizes
 
 if TYPE_CHECKING:
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
+    from tensorflow_serving.apis.session_service_pb2 import SessionRunRequest
+
     from embedserve.concurrency.inflight import Reservation
+    from embedserve.grpc.calls import Context
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
@@ -39,7 +43,7 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> dict[st
 
 
 async def _session_run(
-    registry: ModelRegistry, tensor_content: bool, request: Any, context: Any, large: bool, log: Log
+    registry: ModelRegistry, tensor_content: bool, request: SessionRunRequest, context: Context, large: bool, log: Log
 ) -> bytes:
     with acquire(registry, request) as handle:
         priority = priority_of(context)
@@ -69,15 +73,15 @@ async def _session_run(
         return log(handle, request.model_spec.signature_name, answer)
 
 
-def _timeout(request: Any, context: Any) -> float | None:
+def _timeout(request: SessionRunRequest, context: Context) -> float | None:
     """Seconds until the client's deadline, or fewer by the request's `RunOptions`; None without either."""
     limits = [context.time_remaining(), max(request.options.timeout_in_ms, 0) / 1000 or None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _names(handle: ModelHandle, request: Any) -> tuple[dict[str, Any], list[str]]:
+def _names(handle: ModelHandle, request: SessionRunRequest) -> tuple[dict[str, TensorProto], list[str]]:
     """Feeds as messages by tensor name, and the names of the fetches."""
-    feeds: dict[str, Any] = {}
+    feeds: dict[str, TensorProto] = {}
     for feed in request.feed:
         if feed.name in feeds:
             raise InvalidInputError(f"duplicate feed: {feed.name}")
@@ -87,24 +91,24 @@ def _names(handle: ModelHandle, request: Any) -> tuple[dict[str, Any], list[str]
     return feeds, list(request.fetch)
 
 
-def _reserve_feeds(held: Reservation, feeds: Mapping[str, Any], declared: Mapping[str, proto.Declared]) -> None:
+def _reserve_feeds(held: Reservation, feeds: Mapping[str, TensorProto], declared: Mapping[str, proto.Declared]) -> None:
     """Reserve the memory of feeds beyond their bytes on the wire."""
     for name, tensor in feeds.items():
         # A copy of each feed keeps the graph from changing the request.
         held.grow(max(2 * declared[name].size - tensor.ByteSize(), 0), f"feed {name!r}, {declared[name]}")
 
 
-def _decode(feeds: Mapping[str, Any]) -> dict[str, Array]:
+def _decode(feeds: Mapping[str, TensorProto]) -> dict[str, Array]:
     return {name: proto.decode(tensor, name) for name, tensor in feeds.items()}
 
 
 def _resolve(
-    handle: ModelHandle, signature_name: str, feeds: dict[str, Any], fetches: list[str]
-) -> tuple[dict[str, Any], list[str]]:
+    handle: ModelHandle, signature_name: str, feeds: dict[str, TensorProto], fetches: list[str]
+) -> tuple[dict[str, TensorProto], list[str]]:
     """Replace the signature's aliases by the names of its tensors."""
     signature = handle.signature(signature_name or DEFAULT_SIGNATURE)
 
-    def tensor_name(specs: Any, alias: str) -> str:
+    def tensor_name(specs: Mapping[str, TensorSpec], alias: str) -> str:
         spec = specs.get(alias)
         if spec is None:
             raise InvalidInputError(

@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedserve.asgi.calls import Call, Calls, ClientDisconnected, Receive, Scope, Send
+from embedserve.asgi.calls import Call, Calls, ClientDisconnected, Event, Receive, Scope, Send
 from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.clients import is_loopback
 from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
@@ -233,7 +233,7 @@ class GrpcApp(RegistryListening):
         extra = () if self._cors is None else self._cors.headers(headers)
         registry = self._registry
 
-        def call(began: float, body: bytes) -> Coroutine[Any, Any, Answer] | None:
+        def call(began: float, body: bytes) -> Coroutine[object, None, Answer] | None:
             if asyncio._get_running_loop() is not registry.loop:
                 return None
             return self._answer_whole(method, _Request(scope, headers, wire, _nothing), began, body, extra)
@@ -276,7 +276,9 @@ class GrpcApp(RegistryListening):
         self._active -= 1
         held.release()
 
-    async def _call(self, method: Unary, event: Any, request: _Request, watch: Call | None = None) -> tuple[bytes, int]:
+    async def _call(
+        self, method: Unary, event: Event, request: _Request, watch: Call | None = None
+    ) -> tuple[bytes, int]:
         """Call a method with the message that begins in `event`.
 
         Returns:
@@ -319,7 +321,7 @@ class GrpcApp(RegistryListening):
         if self._max_calls is not None and self._active > self._max_calls:
             raise ServingError("Concurrent RPC limit exceeded!", code=Code.RESOURCE_EXHAUSTED)
 
-    def _whole(self, event: Any, request: _Request) -> bytes | None:
+    def _whole(self, event: Event, request: _Request) -> bytes | None:
         """The message of a request whose first event is a single whole message, as in most requests; else None."""
         body: bytes = event.get("body", b"")
         if (
@@ -332,7 +334,7 @@ class GrpcApp(RegistryListening):
             return body[PREFIX_BYTES:]
         return None
 
-    async def _put_together(self, event: Any, request: _Request) -> bytes:
+    async def _put_together(self, event: Event, request: _Request) -> bytes:
         """The only message of a request that `_whole` declines."""
         request.first = event
         with self._reader(request) as reader:
@@ -408,7 +410,7 @@ class _Request:
         self.headers = headers
         self.wire = wire
         self.receive = receive
-        self.first: Any = None  # An event that was received and not read yet.
+        self.first: Event | None = None  # An event that was received and not read yet.
         self.ended = False
         self.deadline: float | None = None
 
@@ -416,7 +418,7 @@ class _Request:
     def encoding(self) -> bytes:
         return self.headers.get(b"grpc-encoding", b"")
 
-    async def next_event(self) -> Any:
+    async def next_event(self) -> Event:
         """The next event of the body."""
         event = self.first
         self.first = None
@@ -514,7 +516,7 @@ class GrpcMiddleware:
         found = self._grpc.direct(head, is_http2)
         return self._offer(head, is_http2) if found is None and self._offer is not None else found
 
-    def route(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+    def route(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[object, None, None]:
         """The coroutine of the answering application, as a call of the middleware without an outer coroutine."""
         if scope["type"] == "http":
             call = self._grpc.call(scope, receive, self._all_calls)
@@ -522,11 +524,11 @@ class GrpcMiddleware:
                 return self._grpc.answer(call, send)
             if self._grpc.is_preflight(scope):
                 return self._grpc(scope, receive, send)
-        answering: Coroutine[Any, Any, None] = self._app(scope, receive, send)
+        answering: Coroutine[object, None, None] = self._app(scope, receive, send)
         return answering
 
 
-async def _nothing() -> Any:
+async def _nothing() -> Event:
     raise AssertionError("the request is whole")
 
 

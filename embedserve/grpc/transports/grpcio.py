@@ -12,7 +12,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 from urllib.parse import unquote
 
 import grpc
@@ -30,6 +30,8 @@ from embedserve.http.sockets import UnixSocket, bracketed
 
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
+
+    GrpcContext: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 
 __all__ = ["GrpcioListener", "GrpcioOptions"]
 
@@ -149,7 +151,7 @@ _COMPRESSION = {
 
 
 async def _bind(
-    server: Any, address: str, credentials: grpc.ServerCredentials | None, why: Callable[[], OSError]
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None, why: Callable[[], OSError]
 ) -> int:
     try:
         if credentials is None:
@@ -192,7 +194,7 @@ class _Context:
 
     __slots__ = ("_context", "held", "time_remaining")
 
-    def __init__(self, context: Any, held: Reservation) -> None:
+    def __init__(self, context: GrpcContext, held: Reservation) -> None:
         self._context = context
         self.held = held
         self.time_remaining = context.time_remaining
@@ -209,22 +211,22 @@ class _Context:
         return kind == "unix" or (kind in ("ipv4", "ipv6") and is_loopback(address.rpartition(":")[0]))
 
 
-class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
+class _Router(grpc.GenericRpcHandler):
     """Finds the method of a call by its path, for grpcio."""
 
     def __init__(self, methods: Methods, stop: GracefulStop, messages: _Messages) -> None:
         self._handlers = {path: _handler(method, stop, messages) for path, method in methods.items()}
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         return self._handlers.get(details.method)
 
 
-def _handler(method: Unary | Streaming, stop: GracefulStop, messages: _Messages) -> grpc.RpcMethodHandler:
+def _handler(method: Unary | Streaming, stop: GracefulStop, messages: _Messages) -> grpc.RpcMethodHandler[bytes, bytes]:
     if isinstance(method, Unary):
         return grpc.unary_unary_rpc_method_handler(_unary(method, stop, messages))
     stream = method.stream
 
-    async def calls(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async def calls(requests: AsyncIterator[bytes], context: GrpcContext) -> AsyncIterator[bytes]:
         with Reservation(messages.registry.inflight) as held:
 
             async def plain() -> AsyncIterator[bytes]:
@@ -241,10 +243,10 @@ def _handler(method: Unary | Streaming, stop: GracefulStop, messages: _Messages)
     return grpc.stream_stream_rpc_method_handler(calls)
 
 
-def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[bytes, GrpcContext], Awaitable[bytes]]:
     answer, registry = method.answer, messages.registry
 
-    async def call(body: bytes, context: Any) -> bytes:
+    async def call(body: bytes, context: GrpcContext) -> bytes:
         stop.arrived()
         held = Reservation(registry.inflight)
         try:
@@ -257,7 +259,8 @@ def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[
             await stop.answer()
             if held.size > MESSAGE_BYTES:  # grpcio keeps the response until the client has read all bytes.
                 sending, held = held, Reservation(registry.inflight)
-                context.add_done_callback(lambda _: sending.release())
+                # The stubs take only objects of a class of their own.
+                context.add_done_callback(lambda _: sending.release())  # type: ignore[arg-type]
             return response
         except StatusError as error:
             held.release()

@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import quote
 
 from embedserve.asgi.calls import Send
@@ -120,10 +120,10 @@ class Wire:
         """Begin an answer; `flags` are the flags of its messages."""
         await send(self._start(flags, extra))
 
-    def _start(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+    def _start(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> dict[str, object]:
         # Made anew for each answer: outer applications may add to the headers.
         headers: Headers = [*self._fields(flags, extra)]
-        event: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers}
+        event: dict[str, object] = {"type": "http.response.start", "status": 200, "headers": headers}
         if not self.web:
             event["trailers"] = True
         return event

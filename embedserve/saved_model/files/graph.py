@@ -10,9 +10,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from embedserve.saved_model import tensorflow_private
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+    from tensorflow.core.framework.op_def_pb2 import OpDef
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 __all__ = [
     "CALLS_PYTHON",
@@ -153,18 +159,18 @@ class Body:
     """
 
     function: str
-    nodes: Mapping[str, Any]
+    nodes: Mapping[str, NodeDef]
     arguments: Sequence[str] = ()
 
 
 class GraphReader:
     """Reads one MetaGraph; keeps the MetaGraph for the duration of the load."""
 
-    def __init__(self, meta_graph: Any) -> None:
+    def __init__(self, meta_graph: MetaGraphDef) -> None:
         graph = meta_graph.graph_def
-        self._nodes: Mapping[str, Any] = {node.name: node for node in graph.node}
-        self._functions: Mapping[str, Any] = {f.signature.name: f for f in graph.library.function}
-        self._stored_ops: Mapping[str, Any] = {op.name: op for op in meta_graph.meta_info_def.stripped_op_list.op}
+        self._nodes: Mapping[str, NodeDef] = {node.name: node for node in graph.node}
+        self._functions: Mapping[str, FunctionDef] = {f.signature.name: f for f in graph.library.function}
+        self._stored_ops: Mapping[str, OpDef] = {op.name: op for op in meta_graph.meta_info_def.stripped_op_list.op}
         self._summaries: dict[str, Operations] = {}
         self._startup = _startup_fetches(meta_graph), _startup_functions(meta_graph)
 
@@ -207,18 +213,18 @@ class GraphReader:
                         found.append(Body(name, {inner.name: inner for inner in function.node_def}, arguments))
         return found
 
-    def definition(self, op: str) -> Any:
+    def definition(self, op: str) -> OpDef | None:
         """The `OpDef` of an op type, or None."""
         return tensorflow_private.op_definition(op, self._stored_ops.get(op))
 
-    def _depends_on(self, node: Any, fed: Iterable[str]) -> bool:
+    def _depends_on(self, node: NodeDef, fed: Iterable[str]) -> bool:
         """Whether a node of the graph computes with a tensor of `fed`."""
         given = {node_name(name) for name in fed}
         return any(
             node_name(source) in given for earlier in self._reached([f"^{node.name}"], ()) for source in earlier.input
         )
 
-    def _reached(self, fetched: Iterable[str], fed: Iterable[str]) -> Iterable[Any]:
+    def _reached(self, fetched: Iterable[str], fed: Iterable[str]) -> Iterable[NodeDef]:
         """The nodes that run.
 
         A feed replaces a single tensor: the tensor's op still runs for a further output or for an effect.
@@ -238,7 +244,7 @@ class GraphReader:
             yield node
             todo += node.input
 
-    def _look_at(self, node: Any, result: Operations, body: Iterable[Any]) -> None:
+    def _look_at(self, node: NodeDef, result: Operations, body: Iterable[NodeDef]) -> None:
         op = node.op
         nested = [name for name in called(node) if name in self._functions]
         for name in nested:
@@ -264,14 +270,14 @@ class GraphReader:
         if op in _PARSERS:
             result.features |= _features(node, body)
 
-    def _may_write(self, op: str, stored: Any) -> bool:
+    def _may_write(self, op: str, stored: OpDef | None) -> bool:
         if op in _ONLY_READS or op.startswith(PER_RUN):
             return False
         if tensorflow_private.is_stateful(op, stored):
             return True
         return op not in _PASS_REFERENCES and tensorflow_private.takes_references(op, stored)
 
-    def _is_unsafe(self, op: str, stored: Any) -> bool:
+    def _is_unsafe(self, op: str, stored: OpDef | None) -> bool:
         """Whether an op may do harm with values of a client's choice; an op is unsafe unless known as harmless."""
         if op in CALLS_PYTHON:
             return True
@@ -302,7 +308,7 @@ class GraphReader:
         users = self._users(self._nodes.values(), node_name(tensor), 0)
         return bool(users) and users <= _PARSERS
 
-    def _users(self, nodes: Iterable[Any], name: str, depth: int) -> set[str]:
+    def _users(self, nodes: Iterable[NodeDef], name: str, depth: int) -> set[str]:
         """Op types that use a tensor, looking through identities and into called functions."""
         found: set[str] = set()
         body = list(nodes)
@@ -333,7 +339,7 @@ def _tensor_name(source: str) -> str:
     return source if ":" in source or source.startswith("^") else f"{source}:0"
 
 
-def _startup_fetches(meta_graph: Any) -> list[str]:
+def _startup_fetches(meta_graph: MetaGraphDef) -> list[str]:
     """Operations and tensors of the graph that a session runs before the first request."""
     fetches = [meta_graph.saver_def.restore_op_name] if meta_graph.saver_def.restore_op_name else []
     for collection in _INIT_COLLECTIONS:
@@ -344,7 +350,7 @@ def _startup_fetches(meta_graph: Any) -> list[str]:
     return fetches
 
 
-def _startup_functions(meta_graph: Any) -> list[str]:
+def _startup_functions(meta_graph: MetaGraphDef) -> list[str]:
     """Functions that `tf.saved_model.load` runs, at the load and at the end of the model."""
     nodes = meta_graph.object_graph_def.nodes
     found: list[str] = []
@@ -363,7 +369,7 @@ def node_name(tensor: str) -> str:
     return tensor.lstrip("^").partition(":")[0]
 
 
-def called(node: Any) -> list[str]:
+def called(node: NodeDef) -> list[str]:
     """Names of the functions in a node's attributes."""
     names: list[str] = []
     for value in node.attr.values():
@@ -374,13 +380,13 @@ def called(node: Any) -> list[str]:
     return names
 
 
-def _is_single(node: Any) -> bool:
+def _is_single(node: NodeDef) -> bool:
     """Whether a constant or variable holds a single element, and so cannot enlarge an input by broadcasting."""
     shape = node.attr["value"].tensor.tensor_shape if node.op == "Const" else node.attr["shape"].shape
     return not shape.unknown_rank and all(dim.size == 1 for dim in shape.dim)
 
 
-def _features(parser: Any, body: Iterable[Any]) -> dict[str, tuple[int, int | None]]:
+def _features(parser: NodeDef, body: Iterable[NodeDef]) -> dict[str, tuple[int, int | None]]:
     """Features of a ParseExample node, as far as the names are constants in `body`."""
     constants = {node.name: node.attr["value"].tensor for node in body if node.op == "Const"}
     keys = [list(constants[name].string_val) if name in constants else [] for name in map(node_name, parser.input)]

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
@@ -22,6 +22,9 @@ from embedserve.saved_model.files.graph import INIT_SIGNATURE
 from embedserve.servable import Array
 from embedserve.signature import Composite, Signature, TensorSpec
 from embedserve.tensors import dtypes, proto
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, SignatureDef
 
 __all__ = [
     "INTERNAL_SIGNATURES",
@@ -47,7 +50,7 @@ def warmup_file(path: Path) -> Path:
     return path / "assets.extra" / "tf_serving_warmup_requests"
 
 
-def read_meta_graph(path: Path, tags: Iterable[str]) -> Any:
+def read_meta_graph(path: Path, tags: Iterable[str]) -> MetaGraphDef:
     """The `MetaGraphDef` of exactly the given tag set.
 
     Raises:
@@ -76,7 +79,7 @@ def _files(path: Path) -> tuple[Path, Path]:
     return path / "saved_model.pb", path / "saved_model.pbtxt"
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> SavedModel:
     saved_model = SavedModel()
     binary, text = _files(path)
     try:
@@ -115,12 +118,12 @@ def _absent(path: Path) -> LoadError:
     )
 
 
-def has_object_graph(meta_graph: Any) -> bool:
+def has_object_graph(meta_graph: MetaGraphDef) -> bool:
     """Whether TF2 wrote the model; a TF1 model has only a graph."""
     return bool(meta_graph.HasField("object_graph_def"))
 
 
-def read_signatures(meta_graph: Any) -> dict[str, Signature]:
+def read_signatures(meta_graph: MetaGraphDef) -> dict[str, Signature]:
     """Every callable signature, by name. The log names each uncallable signature."""
     signatures: dict[str, Signature] = {}
     for name in sorted(meta_graph.signature_def):
@@ -133,7 +136,7 @@ def read_signatures(meta_graph: Any) -> dict[str, Signature]:
     return signatures
 
 
-def why_not_callable(name: str, definition: Any) -> str | None:
+def why_not_callable(name: str, definition: SignatureDef) -> str | None:
     """Why `read_signatures` leaves a `SignatureDef` out; None for a callable signature."""
     if name in INTERNAL_SIGNATURES:
         return "TensorFlow keeps it for itself"
@@ -152,7 +155,7 @@ class _NotDenseError(Exception):
     """An input or output is no dense tensor; the only argument describes the input or output."""
 
 
-def _signature(name: str, definition: Any) -> Signature:
+def _signature(name: str, definition: SignatureDef) -> Signature:
     outputs, composites = _outputs(definition.outputs)
     if composites and not outputs:
         raise _NotCallableError("; ".join(f"output {alias!r} is {what}" for alias, what in composites.items()))
@@ -162,7 +165,7 @@ def _signature(name: str, definition: Any) -> Signature:
     )
 
 
-def _inputs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
+def _inputs(infos: Mapping[str, TensorInfo]) -> dict[str, TensorSpec]:
     inputs: dict[str, TensorSpec] = {}
     aliases: dict[str, str] = {}
     for alias in sorted(infos):
@@ -178,7 +181,7 @@ def _inputs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
     return inputs
 
 
-def _outputs(infos: Mapping[str, Any]) -> tuple[dict[str, TensorSpec], dict[str, Composite]]:
+def _outputs(infos: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorSpec], dict[str, Composite]]:
     """Dense outputs by alias with the parts of composite outputs by tensor name, and the composite outputs by alias."""
     dense: dict[str, TensorSpec] = {}
     parts: dict[str, TensorSpec] = {}
@@ -197,7 +200,7 @@ def _outputs(infos: Mapping[str, Any]) -> tuple[dict[str, TensorSpec], dict[str,
     return dict(sorted((parts | dense).items())), composites
 
 
-def _parts(info: Any) -> list[tuple[str, Any]]:
+def _parts(info: TensorInfo) -> list[tuple[str, TensorInfo]]:
     """The dense tensors of a composite tensor as `TensorInfo`s, in the order of TensorFlow's flattening."""
     if info.WhichOneof("encoding") == "coo_sparse":
         sparse, shape = info.coo_sparse, info.tensor_shape
@@ -215,14 +218,14 @@ def _parts(info: Any) -> list[tuple[str, Any]]:
     return list(zip(words, components, strict=True))
 
 
-def _info(name: str, dtype: int, sizes: Iterable[int]) -> Any:
+def _info(name: str, dtype: int, sizes: Iterable[int]) -> TensorInfo:
     info = TensorInfo(name=name, dtype=dtype)
     for size in sizes:
         info.tensor_shape.dim.add(size=size)
     return info
 
 
-def _kind(info: Any) -> str:
+def _kind(info: TensorInfo) -> str:
     """The kind of a composite tensor, in words."""
     if info.WhichOneof("encoding") == "coo_sparse":
         return "a sparse tensor"
@@ -232,7 +235,7 @@ def _kind(info: Any) -> str:
     return f"a composite tensor ({spec.type_spec_class_name or 'of unknown class'})"
 
 
-def _spec(alias: str, info: Any) -> TensorSpec:
+def _spec(alias: str, info: TensorInfo) -> TensorSpec:
     encoding = info.WhichOneof("encoding")
     if encoding != "name":
         raise _NotDenseError(_kind(info) if encoding else "a tensor without a name")
@@ -249,7 +252,7 @@ def _spec(alias: str, info: Any) -> TensorSpec:
     return TensorSpec(alias, dtype, shape, info.name if ":" in info.name else f"{info.name}:0")
 
 
-def _defaults(definition: Any) -> dict[str, Array]:
+def _defaults(definition: SignatureDef) -> dict[str, Array]:
     defaults: dict[str, Array] = {}
     for alias in sorted(definition.defaults):
         if alias not in definition.inputs:

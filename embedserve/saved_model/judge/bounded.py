@@ -8,13 +8,16 @@ request. The module runs no model and measures nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from embedserve.saved_model.files.graph import GraphReader, Operations, words
 from embedserve.saved_model.judge import guards
 from embedserve.signature import Signature
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 __all__ = ["BOUNDED", "SIZED", "objection"]
 
@@ -89,7 +92,7 @@ def objection(reader: GraphReader | None, signature: Signature, operations: Iter
     return ""
 
 
-def _types(node: Any) -> set[int]:
+def _types(node: NodeDef) -> set[int]:
     found: set[int] = set()
     for value in node.attr.values():
         found.add(value.type)

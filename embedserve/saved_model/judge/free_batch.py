@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from embedserve.config import FreeBatch
 from embedserve.saved_model.files.graph import Operations
 from embedserve.saved_model.judge.rows.walk import RowAnalysis
 from embedserve.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 __all__ = ["declared_rows", "forget_rows", "freed", "kept", "obstacle"]
 
@@ -83,7 +86,7 @@ def kept(signature: Signature, why: str) -> Signature:
     return dataclasses.replace(signature, fixed_rows=why)
 
 
-def forget_rows(meta_graph: Any, signatures: Iterable[Signature]) -> None:
+def forget_rows(meta_graph: MetaGraphDef, signatures: Iterable[Signature]) -> None:
     """Remove the declared number of rows, and every shape inferred from the number, from a MetaGraph.
 
     TensorFlow folds sizes into constants where the graph declares the sizes. TensorFlow infers shapes again at the load

@@ -9,13 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tensorflow as tf
 from tensorflow.core.util.quantization import uniform_quant_ops_attr_pb2
 
 from embedserve.concurrency.container import usable_memory
 from embedserve.saved_model.files.graph import Body, GraphReader, called, node_name, words
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.attr_value_pb2 import AttrValue
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+    from tensorflow.core.framework.op_def_pb2 import OpDef
+
+    from embedserve.saved_model.tensorflow_types import Tensor
 
 __all__ = [
     "GUARDS",
@@ -29,6 +36,9 @@ __all__ = [
     "is_chosen",
     "unguarded",
 ]
+
+Condition: TypeAlias = object
+"""A symbolic boolean tensor of one element, for TensorFlow's functions only."""
 
 Operands: TypeAlias = Mapping[str, Any]
 """Symbolic tensors by the operation's names for its inputs; a list of tensors for an input that is a list."""
@@ -49,7 +59,7 @@ class Guard:
 
     operands: tuple[str, ...]
     rule: str
-    holds: Callable[[Any, Operands], Any]
+    holds: Callable[[NodeDef, Operands], Condition]
     harm: str
     makers: frozenset[str] = frozenset()
     at_fault: int = 1
@@ -67,7 +77,7 @@ class Hazard:
 
     operand: str
     harm: str
-    where: Callable[[Any], bool] = lambda node: True
+    where: Callable[[NodeDef], bool] = lambda node: True
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class Found:
     """
 
     function: str
-    node: Any
+    node: NodeDef
     guard: Guard
     given: NodeInputs
     inputs: Sequence[str] = ()
@@ -116,27 +126,27 @@ class Found:
         return f"{self.node.op} {self.node.name!r}: it {self.guard.harm} where {self.guard.operands[0]} is not checked"
 
 
-def _flat(tensor: Any) -> Any:
+def _flat(tensor: object) -> Any:
     return tf.reshape(tensor, [-1])
 
 
-def _all(*conditions: Any) -> Any:
+def _all(*conditions: Condition) -> Condition:
     """Whether every element of every tensor is true."""
     return tf.reduce_all(tf.concat([_flat(condition) for condition in conditions], 0))
 
 
-def _transform_length(node: Any, operands: Operands) -> Any:
+def _transform_length(node: NodeDef, operands: Operands) -> Condition:
     """The length of the last dimension must be positive, unless the input is empty."""
     return tf.logical_or(_all(_flat(operands["fft_length"])[-1:] > 0), tf.equal(tf.size(operands["input"]), 0))
 
 
-def _fit_memory(sizes: Any, like: Any) -> Any:
+def _fit_memory(sizes: Any, like: Tensor) -> Condition:
     """Whether a tensor of the given sizes and of `like`'s dtype fits into the memory of the machine."""
     size_in_bytes = tf.reduce_prod(_flat(tf.cast(sizes, tf.float64))) * like.dtype.size
     return _all(sizes >= 0, size_in_bytes <= float(usable_memory()))
 
 
-def _image_sizes(node: Any, operands: Operands) -> Any:
+def _image_sizes(node: NodeDef, operands: Operands) -> Condition:
     """The sizes cover all dimensions, or the height and the width of pictures."""
     count, dimensions = tf.size(operands["input_sizes"]), tf.rank(operands["out_backprop"])
     pictures = tf.logical_and(tf.equal(count, 2), tf.equal(dimensions, 4))
@@ -144,7 +154,7 @@ def _image_sizes(node: Any, operands: Operands) -> Any:
     return _all(complete, _fit_memory(operands["input_sizes"], operands["out_backprop"]))
 
 
-def _product_sizes(node: Any, operands: Operands) -> Any:
+def _product_sizes(node: NodeDef, operands: Operands) -> Condition:
     sizes = tf.cast(_flat(operands["a_shape"]), tf.int64)
     kept = 1 if "adjoint_a" in node.attr and node.attr["adjoint_a"].b else 0
     right = tf.shape(operands["b"], tf.int64)
@@ -152,47 +162,47 @@ def _product_sizes(node: Any, operands: Operands) -> Any:
     return _all(sizes >= 0, _fit_memory(tf.concat([sizes[kept : kept + 1], columns], 0), operands["b"]))
 
 
-def _steps(node: Any, operands: Operands) -> Any:
+def _steps(node: NodeDef, operands: Operands) -> Condition:
     steps = operands["seq_len_max"]
     return _all(steps >= 0, steps <= tf.shape(operands["x"], tf.int64)[:1])
 
 
-def _has_length(length: int) -> Callable[[Any, Operands], Any]:
+def _has_length(length: int) -> Callable[[NodeDef, Operands], Condition]:
     return lambda node, operands: tf.equal(tf.size(operands["orig_input_shape"]), length)
 
 
-def _have_dimensions(count: int) -> Callable[[Any, Operands], Any]:
+def _have_dimensions(count: int) -> Callable[[NodeDef, Operands], Condition]:
     return lambda node, operands: _all(*(tf.equal(tf.rank(tensor), count) for tensor in operands.values()))
 
 
-def _covers_indices(node: Any, operands: Operands) -> Any:
+def _covers_indices(node: NodeDef, operands: Operands) -> Condition:
     return tf.rank(operands["updates"]) >= tf.rank(operands["indices"]) - 1
 
 
-def _segments(node: Any, operands: Operands) -> Any:
+def _segments(node: NodeDef, operands: Operands) -> Condition:
     data = operands["data"]
     row = tf.shape(data, tf.int64)[tf.rank(operands["segment_ids"]) :]
     return _fit_memory(tf.concat([_flat(tf.cast(operands["num_segments"], tf.int64)), row], 0), data)
 
 
-def _list_length(*counts: str) -> Callable[[Any, Operands], Any]:
+def _list_length(*counts: str) -> Callable[[NodeDef, Operands], Condition]:
     return lambda node, operands: _all(*(operands[count] < _MOST_TENSORS for count in counts))
 
 
-def _have_ranks(ranks: Mapping[str, int]) -> Callable[[Any, Operands], Any]:
+def _have_ranks(ranks: Mapping[str, int]) -> Callable[[NodeDef, Operands], Condition]:
     return lambda node, operands: _all(*(tf.equal(tf.rank(operands[name]), rank) for name, rank in ranks.items()))
 
 
-def _element(node: Any, operands: Operands) -> Any:
+def _element(node: NodeDef, operands: Operands) -> Condition:
     sizes = tf.cast(_flat(operands["element_shape"]), tf.float64)
     return _all(tf.reduce_prod(tf.maximum(sizes, 1)) < 2.0**62)
 
 
-def _has_channels(node: Any, operands: Operands) -> Any:
+def _has_channels(node: NodeDef, operands: Operands) -> Condition:
     return _all(tf.shape(operands["x"])[-1:] > 0)
 
 
-def _has_features(node: Any, operands: Operands) -> Any:
+def _has_features(node: NodeDef, operands: Operands) -> Condition:
     numbers = uniform_quant_ops_attr_pb2.UniformQuantizedConvolutionDimensionNumbersAttr()
     given = node.attr["dimension_numbers"].s if "dimension_numbers" in node.attr else b""
     numbers.ParseFromString(given)
@@ -200,23 +210,23 @@ def _has_features(node: Any, operands: Operands) -> Any:
     return _all(tf.shape(operands["rhs"])[dimension : dimension + 1] > 0)
 
 
-def _rate(operand: str) -> Callable[[Any, Operands], Any]:
-    def holds(node: Any, operands: Operands) -> Any:
+def _rate(operand: str) -> Callable[[NodeDef, Operands], Condition]:
+    def holds(node: NodeDef, operands: Operands) -> Condition:
         rate = tf.cast(operands[operand], tf.float64)
         return _all(tf.logical_or(rate <= 1e18, tf.equal(rate, math.inf)))
 
     return holds
 
 
-def _turn(node: Any, operands: Operands) -> Any:
+def _turn(node: NodeDef, operands: Operands) -> Condition:
     return _all(tf.logical_not(tf.abs(operands["delta"]) > 2.0**24))
 
 
-def _axis(node: Any, operands: Operands) -> Any:
+def _axis(node: NodeDef, operands: Operands) -> Condition:
     return _all(tf.cast(operands["axis"], tf.int64) > tf.int64.min)
 
 
-def _row_splits(node: Any, operands: Operands) -> Any:
+def _row_splits(node: NodeDef, operands: Operands) -> Condition:
     """Each partition by splits begins at 0 and never decreases; the innermost partition ends within the values."""
     kinds = list(node.attr["row_partition_types"].list.s)
     good = [tf.constant(True)]
@@ -364,16 +374,17 @@ def unguarded(reader: GraphReader, inputs: Iterable[str], fetched: Iterable[str]
 
 def in_table(
     reader: GraphReader, bodies: Iterable[Body], table: Mapping[str, object]
-) -> Iterator[tuple[Body, Any, NodeInputs]]:
+) -> Iterator[tuple[Body, NodeDef, NodeInputs]]:
     """Yield each node of the bodies whose operation is in the table, with the inputs by the operation's names."""
     for body in bodies:
         for node in body.nodes.values():
-            if node.op in table:
-                yield body, node, _inputs_of(reader.definition(node.op), node)
+            definition = reader.definition(node.op) if node.op in table else None
+            if definition is not None:
+                yield body, node, _inputs_of(definition, node)
 
 
-def _inputs_of(definition: Any, node: Any) -> NodeInputs:
-    def attribute(name: str) -> Any:
+def _inputs_of(definition: OpDef, node: NodeDef) -> NodeInputs:
+    def attribute(name: str) -> AttrValue:
         if name in node.attr:
             return node.attr[name]
         return next(attr.default_value for attr in definition.attr if attr.name == name)  # The node omits defaults.
@@ -415,7 +426,7 @@ class _Origins:
     def __init__(self, bodies: Sequence[Body], aliases: Mapping[str, str]) -> None:
         self._aliases = aliases
         self._bodies = {body.function: body for body in bodies}
-        self._callers: dict[str, list[tuple[Body, Any]]] = {}
+        self._callers: dict[str, list[tuple[Body, NodeDef]]] = {}
         for body in bodies:
             for node in body.nodes.values():
                 for name in called(node):

@@ -158,7 +158,7 @@ class Recorded:
 
 def _unlike_rows(
     shapes: Mapping[str, tuple[int, ...]],
-    types: Mapping[str, np.dtype[Any]],
+    types: Mapping[str, np.dtype[np.generic]],
     texts: Mapping[str, Texts],
     ranges: Mapping[str, tuple[int, int]],
     random: np.random.Generator,

@@ -10,12 +10,17 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from embedserve.saved_model.judge.guards import Found
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 __all__ = ["GraphCopy", "add_checks"]
 
@@ -31,14 +36,14 @@ class GraphCopy:
         path: The directory.
     """
 
-    def __init__(self, version: Path, meta_graph: Any) -> None:
+    def __init__(self, version: Path, meta_graph: MetaGraphDef) -> None:
         """Write the directory.
 
         Args:
             version: The version's own directory.
             meta_graph: The only MetaGraph of the copy.
         """
-        saved_model: Any = SavedModel(saved_model_schema_version=1)
+        saved_model = SavedModel(saved_model_schema_version=1)
         saved_model.meta_graphs.add().CopyFrom(meta_graph)
         self._directory = tempfile.TemporaryDirectory(prefix=_PREFIX)
         self.path = Path(self._directory.name)
@@ -52,7 +57,7 @@ class GraphCopy:
         self._directory.cleanup()
 
 
-def add_checks(meta_graph: Any, found: Iterable[Found]) -> None:
+def add_checks(meta_graph: MetaGraphDef, found: Iterable[Found]) -> None:
     """Change a MetaGraph so that each found operation runs only after a check of the operands."""
     library = meta_graph.graph_def.library
     functions = {function.signature.name: function for function in library.function}
@@ -67,14 +72,14 @@ def add_checks(meta_graph: Any, found: Iterable[Found]) -> None:
         nodes.add().CopyFrom(call)
 
 
-def _check(found: Found, number: int) -> tuple[list[Any], Any]:
+def _check(found: Found, number: int) -> tuple[list[FunctionDef], NodeDef]:
     """The functions of a check, and the node that calls the check, without name and inputs."""
     guard, given = found.guard, found.given
     dtypes = [tf.as_dtype(dtype) for name in guard.operands for dtype in given.dtypes[name]]
 
-    def check(*tensors: Any) -> Any:
+    def check(*tensors: object) -> object:
         rest = iter(tensors)
-        operands: dict[str, Any] = {}
+        operands: dict[str, object] = {}
         for name in guard.operands:
             taken = [next(rest) for _ in given.tensors[name]]
             operands[name] = taken if name in given.lists else taken[0]

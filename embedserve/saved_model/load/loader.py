@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import tensorflow as tf
 
@@ -42,6 +42,11 @@ from embedserve.saved_model.tflite.servable import MissingOperationError, Tflite
 from embedserve.servable import Servable, ServableId
 from embedserve.signature import BatchingVerdict, Signature
 from embedserve.tfs.batching import batching_of_version
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, SignatureDef
+
+    from embedserve.saved_model.tensorflow_types import Tensor
 
 __all__ = ["SavedModelLoader"]
 
@@ -83,7 +88,7 @@ class SavedModelLoader:
     """
 
     def __init__(
-        self, id: ServableId, path: Path, config: ModelConfig, options: RegistryOptions, fingerprint: Any = None
+        self, id: ServableId, path: Path, config: ModelConfig, options: RegistryOptions, fingerprint: Hashable = None
     ) -> None:
         self._id = id
         self._path = path
@@ -202,7 +207,7 @@ class SavedModelLoader:
 
     def _copy_changed(
         self,
-        meta_graph: Any,
+        meta_graph: MetaGraphDef,
         graph: GraphReader,
         signatures: Mapping[str, Signature],
         freed: Mapping[str, Signature],
@@ -257,7 +262,7 @@ class SavedModelLoader:
         return self._path if self._copy is None else self._copy.path
 
     def _load_somehow(
-        self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
+        self, meta_graph: MetaGraphDef, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
     ) -> FunctionServable | SessionServable:
         """The servable of the changed graph.
 
@@ -337,7 +342,7 @@ class SavedModelLoader:
         return self._config.warmup or self._options.warmup
 
     def _load_servable(
-        self, meta_graph: Any, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
+        self, meta_graph: MetaGraphDef, signatures: Mapping[str, Signature], operations: Mapping[str, Operations]
     ) -> FunctionServable | SessionServable:
         kinds, reason = self._kinds(meta_graph, operations)
         failures: dict[str, Exception] = {}
@@ -359,7 +364,7 @@ class SavedModelLoader:
         failure = failures.get("session") or failures["function"]
         raise self._load_error(failure) from failure
 
-    def _kinds(self, meta_graph: Any, operations: Mapping[str, Operations]) -> tuple[tuple[str, ...], str]:
+    def _kinds(self, meta_graph: MetaGraphDef, operations: Mapping[str, Operations]) -> tuple[tuple[str, ...], str]:
         """The servables to try in turn, and the reason for the order."""
         choice = self._config.servable or self._options.servable
         if choice != "auto":
@@ -374,7 +379,7 @@ class SavedModelLoader:
     def _load_kind(
         self,
         kind: str,
-        meta_graph: Any,
+        meta_graph: MetaGraphDef,
         signatures: Mapping[str, Signature],
         operations: Mapping[str, Operations],
         *,
@@ -396,9 +401,9 @@ class SavedModelLoader:
     def _open_session(
         self,
         signatures: Mapping[str, Signature],
-        signature_defs: Mapping[str, Any],
+        signature_defs: Mapping[str, SignatureDef],
         operations: Mapping[str, Operations],
-        captured: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        captured: Mapping[str, Sequence[Tensor]] = MappingProxyType({}),
         *,
         partly: bool = False,
     ) -> SessionServable:
@@ -585,7 +590,7 @@ def _is_small(operations: Mapping[str, Operations]) -> bool:
     return all(found.constant_bytes < LARGE_CONSTANTS for found in operations.values())
 
 
-def _copied(definitions: Mapping[str, Any]) -> dict[str, Any]:
+def _copied(definitions: Mapping[str, SignatureDef]) -> dict[str, SignatureDef]:
     """Copies of `SignatureDef`s: a part of a message would keep the whole message alive, with all constants."""
     copies = {}
     for name in sorted(definitions):

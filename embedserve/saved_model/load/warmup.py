@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -25,6 +25,13 @@ from embedserve.servable import Servable, Tensors
 from embedserve.signature import DEFAULT_SIGNATURE, Signature
 from embedserve.tensors import proto
 from embedserve.tfs.constants import MAX_WARMUP_RECORDS
+
+if TYPE_CHECKING:
+    from tensorflow_serving.apis.input_pb2 import Input
+    from tensorflow_serving.apis.model_pb2 import ModelSpec
+    from tensorflow_serving.apis.predict_pb2 import PredictRequest
+    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+    from tensorflow_serving.apis.session_service_pb2 import SessionRunRequest
 
 __all__ = ["RecordedInputs", "read_logs", "recorded_inputs", "replay", "request_inputs"]
 
@@ -116,7 +123,7 @@ def replay(path: Path, servable: Servable, iterations: int = 1) -> int | None:
     return records
 
 
-def read_logs(file: Path) -> Iterator[Any]:
+def read_logs(file: Path) -> Iterator[PredictionLog]:
     """The `PredictionLog`s of a TFRecord file, none for a missing file.
 
     Raises:
@@ -144,7 +151,7 @@ def read_logs(file: Path) -> Iterator[Any]:
         ) from None
 
 
-def _request(log: Any, servable: Servable) -> Callable[[], object] | None:
+def _request(log: PredictionLog, servable: Servable) -> Callable[[], object] | None:
     """The call that replays a record; None for a record without a request."""
     kind = log.WhichOneof("log_type")
     if kind is None:
@@ -163,18 +170,18 @@ def _request(log: Any, servable: Servable) -> Callable[[], object] | None:
     return _inference(request.model_spec, examples, servable)
 
 
-def _predict(request: Any, servable: Servable) -> Callable[[], object]:
+def _predict(request: PredictRequest, servable: Servable) -> Callable[[], object]:
     signature, inputs = _predict_inputs(request, servable.signatures)
     outputs = signature.pick(list(request.output_filter))
     return lambda: servable.run(signature.name, inputs, outputs)
 
 
-def _inference(model_spec: Any, examples: list[bytes], servable: Servable) -> Callable[[], object]:
+def _inference(model_spec: ModelSpec, examples: list[bytes], servable: Servable) -> Callable[[], object]:
     signature, inputs = _inference_inputs(model_spec, examples, servable.signatures)
     return lambda: servable.run(signature.name, inputs)
 
 
-def request_inputs(log: Any, signatures: Mapping[str, Signature]) -> tuple[Signature, Tensors]:
+def request_inputs(log: PredictionLog, signatures: Mapping[str, Signature]) -> tuple[Signature, Tensors]:
     """The signature and the bound inputs of a recorded Predict, Classify or Regress request.
 
     Raises:
@@ -189,7 +196,7 @@ def request_inputs(log: Any, signatures: Mapping[str, Signature]) -> tuple[Signa
     return _inference_inputs(request.model_spec, _examples(request.input), signatures)
 
 
-def _predict_inputs(request: Any, signatures: Mapping[str, Signature]) -> tuple[Signature, Tensors]:
+def _predict_inputs(request: PredictRequest, signatures: Mapping[str, Signature]) -> tuple[Signature, Tensors]:
     name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     signature = signatures.get(name)
     if signature is None:
@@ -198,7 +205,7 @@ def _predict_inputs(request: Any, signatures: Mapping[str, Signature]) -> tuple[
 
 
 def _inference_inputs(
-    model_spec: Any, examples: list[bytes], signatures: Mapping[str, Signature]
+    model_spec: ModelSpec, examples: list[bytes], signatures: Mapping[str, Signature]
 ) -> tuple[Signature, Tensors]:
     name = model_spec.signature_name or DEFAULT_SIGNATURE
     signature = signatures.get(name)
@@ -209,7 +216,7 @@ def _inference_inputs(
     return signature, signature.bind({next(iter(signature.inputs)): examples})
 
 
-def _examples(given: Any) -> list[bytes]:
+def _examples(given: Input) -> list[bytes]:
     """Serialized Examples of an `Input`; the context fills features that an Example lacks."""
     if given.WhichOneof("kind") == "example_list_with_context":
         examples = []
@@ -226,7 +233,7 @@ def _examples(given: Any) -> list[bytes]:
     return examples
 
 
-def _session_run(request: Any, servable: SessionServable) -> Callable[[], object]:
+def _session_run(request: SessionRunRequest, servable: SessionServable) -> Callable[[], object]:
     feeds = {feed.name: proto.decode(feed.tensor, feed.name) for feed in request.feed}
     fetches, targets = list(request.fetch), list(request.target)
     if request.tensor_name_is_alias:

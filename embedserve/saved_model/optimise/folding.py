@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from embedserve.servable import Array
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.graph_pb2 import GraphDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 __all__ = ["fold_channel_scales", "share_constants"]
 
@@ -24,7 +28,7 @@ _WORTH_SHARING = 1024
 """Bytes of a serialized constant from which equal constants are merged."""
 
 
-def fold_channel_scales(graph_def: Any, kept: Iterable[str]) -> Any:
+def fold_channel_scales(graph_def: GraphDef, kept: Iterable[str]) -> GraphDef:
     """Multiply constant scales of a convolution's output channels into the convolution's weights.
 
     A `Mul` by a constant after a convolution disappears. A normalisation in inference becomes the addition of a
@@ -34,7 +38,7 @@ def fold_channel_scales(graph_def: Any, kept: Iterable[str]) -> Any:
         graph_def: The graph with constants in place of variables; not changed.
         kept: Fetched tensors: their nodes stay unchanged.
     """
-    folded: Any = tf.compat.v1.GraphDef()
+    folded: GraphDef = tf.compat.v1.GraphDef()
     folded.CopyFrom(graph_def)
     graph = _Graph(folded, kept)
     for node in list(folded.node):
@@ -45,7 +49,7 @@ def fold_channel_scales(graph_def: Any, kept: Iterable[str]) -> Any:
     return folded
 
 
-def share_constants(graph_def: Any, kept: Iterable[str]) -> None:
+def share_constants(graph_def: GraphDef, kept: Iterable[str]) -> None:
     """Merge equal constants of at least `_WORTH_SHARING` bytes; changes `graph_def`.
 
     Folding makes separate weights for each signature.
@@ -70,13 +74,13 @@ def share_constants(graph_def: Any, kept: Iterable[str]) -> None:
 class _Graph:
     """The graph during the changes."""
 
-    def __init__(self, graph_def: Any, kept: Iterable[str]) -> None:
+    def __init__(self, graph_def: GraphDef, kept: Iterable[str]) -> None:
         self._graph_def = graph_def
         self._nodes = {node.name: node for node in graph_def.node}
         self._uses = Counter(source.removesuffix(":0") for node in graph_def.node for source in node.input)
         self._kept = {name.partition(":")[0] for name in kept}
 
-    def fold_product(self, node: Any) -> None:
+    def fold_product(self, node: NodeDef) -> None:
         """Fold `convolution * constant`, in either order."""
         for product, factor in (tuple(node.input[:2]), tuple(node.input[1::-1])):
             convolution, scale = self._nodes.get(product), self._constant(factor)
@@ -91,7 +95,7 @@ class _Graph:
                 self._set_inputs(node, [product, *others])
                 return
 
-    def fold_normalisation(self, node: Any) -> None:
+    def fold_normalisation(self, node: NodeDef) -> None:
         """Fold `FusedBatchNorm*` of a convolution, in inference and with constants throughout."""
         convolution = self._nodes.get(node.input[0])
         parameters = [found for found in map(self._constant, node.input[1:5]) if found is not None]
@@ -110,7 +114,7 @@ class _Graph:
         node.attr["T"].type = _FLOAT
         self._set_inputs(node, inputs)
 
-    def _in_inference(self, normalisation: Any) -> bool:
+    def _in_inference(self, normalisation: NodeDef) -> bool:
         """Whether a normalisation uses given moments, and only its first output is used."""
         return (
             not normalisation.attr["is_training"].b
@@ -119,7 +123,7 @@ class _Graph:
             and not any(self._uses[f"{normalisation.name}:{index}"] for index in range(1, 6))
         )
 
-    def _scales(self, convolution: Any) -> bool:
+    def _scales(self, convolution: NodeDef) -> bool:
         """Whether a convolution may take over the following scale."""
         return (
             convolution.op in _CONVOLUTIONS
@@ -131,12 +135,12 @@ class _Graph:
             and self._constant(convolution.input[1]) is not None
         )
 
-    def _channels(self, convolution: Any) -> int:
+    def _channels(self, convolution: NodeDef) -> int:
         weights = self._constant(convolution.input[1])
         assert weights is not None
         return int(weights.shape[3] if convolution.op == "Conv2D" else weights.shape[2] * weights.shape[3])
 
-    def _scale_weights(self, convolution: Any, scale: Array) -> None:
+    def _scale_weights(self, convolution: NodeDef, scale: Array) -> None:
         """Give a convolution weights of its own, as further convolutions may share the old weights."""
         weights = self._constant(convolution.input[1])
         assert weights is not None
@@ -154,7 +158,7 @@ class _Graph:
         array: Array = tf.make_ndarray(node.attr["value"].tensor)
         return array
 
-    def _set_inputs(self, node: Any, inputs: list[str]) -> None:
+    def _set_inputs(self, node: NodeDef, inputs: list[str]) -> None:
         self._uses.subtract(source.removesuffix(":0") for source in node.input)
         del node.input[:]
         node.input.extend(inputs)

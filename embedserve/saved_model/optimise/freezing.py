@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -18,6 +18,12 @@ from embedserve.saved_model.optimise.folding import fold_channel_scales, share_c
 from embedserve.saved_model.run.graph_session import open_graph
 from embedserve.saved_model.run.unset_state import reached
 from embedserve.servable import Array
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.graph_pb2 import GraphDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+    from embedserve.saved_model.tensorflow_types import Graph, Operation, Session, Tensor
 
 __all__ = ["MAX_GRAPH_BYTES", "Frozen", "NotOptimisableError", "freeze"]
 
@@ -50,12 +56,12 @@ class Frozen:
         tables: Keys and values of lookup tables, by node name.
     """
 
-    graph_def: Any
+    graph_def: GraphDef
     tables: Mapping[str, tuple[Array, Array]]
 
-    def open(self, graph: Any) -> Any:
+    def open(self, graph: Graph) -> Session:
         """A session with filled tables over `graph`, into which `graph_def` has been imported."""
-        feed: dict[Any, Array] = {}
+        feed: dict[Tensor, Array] = {}
         with graph.as_default():
             fills = [_fill(graph.get_operation_by_name(name), feed, *held) for name, held in self.tables.items()]
         session = open_graph(graph)
@@ -64,7 +70,7 @@ class Frozen:
         return session
 
 
-def freeze(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Frozen:
+def freeze(session: Session, feeds: Sequence[str], fetches: Sequence[str]) -> Frozen:
     """Freeze the part of a session's graph that `fetches` need.
 
     Args:
@@ -96,20 +102,20 @@ def freeze(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Frozen
     return Frozen(graph_def, tables)
 
 
-def _optimized(graph_def: Any, kept: Iterable[str], optimizers: Iterable[str]) -> Any:
+def _optimized(graph_def: GraphDef, kept: Iterable[str], optimizers: Iterable[str]) -> GraphDef:
     optimized = tensorflow_private.optimized_graph(graph_def, kept, optimizers)
     if optimized is None:
         raise NotOptimisableError(f"TensorFlow {tf.__version__} has no way to optimise a graph ahead of its use")
     return optimized
 
 
-def _check_size(graph: Any, fetches: Iterable[str]) -> None:
+def _check_size(graph: Graph, fetches: Iterable[str]) -> None:
     size = sum(_bytes_of(variable) for variable in reached(graph, fetches) if variable.type in VARIABLES)
     if size > MAX_GRAPH_BYTES:
         raise _too_large(size)
 
 
-def _bytes_of(variable: Any) -> int:
+def _bytes_of(variable: Operation) -> int:
     shape = tf.TensorShape(variable.get_attr("shape"))
     dtype = tf.as_dtype(variable.get_attr("dtype"))
     return math.prod(shape) * dtype.size if shape.is_fully_defined() else 0
@@ -122,7 +128,7 @@ def _too_large(size: int) -> NotOptimisableError:
     )
 
 
-def _add_reads(graph: Any) -> None:
+def _add_reads(graph: Graph) -> None:
     """Add a read of each variable by the name that TensorFlow's conversion expects; models need not hold the read."""
     present = {operation.name for operation in graph.get_operations()}
     with graph.as_default():
@@ -135,7 +141,7 @@ def _add_reads(graph: Any) -> None:
                 )
 
 
-def _keep_feeds(graph_def: Any, feeds: Iterable[str]) -> None:
+def _keep_feeds(graph_def: GraphDef, feeds: Iterable[str]) -> None:
     """Turn constants that a TensorFlow 1 model feeds into defaults; otherwise folding would remove the constants."""
     fed = {_node(name) for name in feeds}
     for node in [node for node in graph_def.node if node.op == "Const" and node.name in fed]:
@@ -148,7 +154,7 @@ def _keep_feeds(graph_def: Any, feeds: Iterable[str]) -> None:
         del node.attr["value"]
 
 
-def _check_state(graph_def: Any) -> None:
+def _check_state(graph_def: GraphDef) -> None:
     """Refuse state besides variables, and besides tables at the top of the graph."""
     for node in graph_def.node:
         if node.op not in _TABLES:
@@ -158,14 +164,14 @@ def _check_state(graph_def: Any) -> None:
             _check_node(node)
 
 
-def _check_node(node: Any) -> None:
+def _check_node(node: NodeDef) -> None:
     if node.op in _HARMLESS or node.op.startswith(PER_RUN):
         return
     if tensorflow_private.is_stateful(node.op) or tensorflow_private.takes_references(node.op):
         raise NotOptimisableError(f"what its {node.op} operation ({node.name}) holds cannot be frozen")
 
 
-def _contents(session: Any, name: str) -> tuple[Array, Array]:
+def _contents(session: Session, name: str) -> tuple[Array, Array]:
     """Current keys and values of a lookup table."""
     table = session.graph.get_operation_by_name(name)
     types = {"Tkeys": table.get_attr("key_dtype"), "Tvalues": table.get_attr("value_dtype")}
@@ -178,7 +184,7 @@ def _contents(session: Any, name: str) -> tuple[Array, Array]:
     return keys, values
 
 
-def _fill(table: Any, feed: dict[Any, Array], keys: Array, values: Array) -> Any:
+def _fill(table: Operation, feed: dict[Tensor, Array], keys: Array, values: Array) -> object:
     """The operation that fills a table; adds the operation's placeholders to `feed`."""
     given = {
         "keys": v1.placeholder(table.get_attr("key_dtype"), keys.shape),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tensorflow as tf
 
@@ -28,6 +28,9 @@ from embedserve.saved_model.run.graph_session import open_saved_model
 from embedserve.saved_model.status import clean
 from embedserve.servable import Servable, Tensors
 from embedserve.signature import Signature
+
+if TYPE_CHECKING:
+    from embedserve.saved_model.tensorflow_types import Graph
 
 __all__ = ["Optimised", "Wanted", "optimise", "reason_of"]
 
@@ -199,7 +202,7 @@ def _freeze(plain: Servable, wanted: Wanted) -> Frozen:
 
 
 def _add_compiled(
-    graph: Any, frozen: Frozen, signatures: Mapping[str, Signature], wanted: Wanted, refused: dict[str, str]
+    graph: Graph, frozen: Frozen, signatures: Mapping[str, Signature], wanted: Wanted, refused: dict[str, str]
 ) -> dict[str, Signature]:
     compiled = {}
     for name, signature in signatures.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tensorflow as tf
 
@@ -15,7 +15,12 @@ from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.optimise.freezing import NotOptimisableError
 from embedserve.saved_model.run.session import Plan, SessionServable
 from embedserve.servable import Tensors
-from embedserve.signature import Signature
+from embedserve.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.graph_pb2 import GraphDef
+
+    from embedserve.saved_model.tensorflow_types import Graph, Session
 
 __all__ = ["OptimisedServable", "add_compiled"]
 
@@ -30,7 +35,7 @@ _LARGE_CONSTANT = 1024
 _CHECKS = frozenset(("Assert",))
 
 
-def add_compiled(graph: Any, graph_def: Any, signature: Signature) -> Signature:
+def add_compiled(graph: Graph, graph_def: GraphDef, signature: Signature) -> Signature:
     """Add a compiled twin of a signature's part of a graph, over the same inputs and constants.
 
     Args:
@@ -57,7 +62,7 @@ def add_compiled(graph: Any, graph_def: Any, signature: Signature) -> Signature:
     given = [name for name in (*fed, *(f"{name}:0" for name in constants)) if name in used]
 
     @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
-    def compiled(*arguments: Any) -> Any:
+    def compiled(*arguments: object) -> object:
         found = dict(zip(given, arguments, strict=True))
         return tf.graph_util.import_graph_def(body, input_map=found, return_elements=computed, name="")
 
@@ -73,16 +78,18 @@ def add_compiled(graph: Any, graph_def: Any, signature: Signature) -> Signature:
     )
 
 
-def _is_text(spec: Any) -> bool:
+def _is_text(spec: TensorSpec) -> bool:
     return bool(spec.dtype.numpy.hasobject)
 
 
-def _part(graph_def: Any, outputs: Sequence[str]) -> Any:
+def _part(graph_def: GraphDef, outputs: Sequence[str]) -> GraphDef:
     with tensorflow_private.quiet_loading():
-        return v1.graph_util.extract_sub_graph(graph_def, sorted({name.partition(":")[0] for name in outputs}))
+        nodes = sorted({name.partition(":")[0] for name in outputs})
+        part: GraphDef = v1.graph_util.extract_sub_graph(graph_def, nodes)
+        return part
 
 
-def _without_constants(graph_def: Any, fed: Sequence[str]) -> tuple[Any, list[str]]:
+def _without_constants(graph_def: GraphDef, fed: Sequence[str]) -> tuple[GraphDef, list[str]]:
     """The graph without fed nodes and large constants, which become arguments; and the constants' names."""
     constants = [
         node.name
@@ -90,7 +97,7 @@ def _without_constants(graph_def: Any, fed: Sequence[str]) -> tuple[Any, list[st
         if node.op == "Const" and node.attr["value"].tensor.ByteSize() >= _LARGE_CONSTANT
     ]
     gone = {*constants, *(name.partition(":")[0] for name in fed)}
-    body: Any = v1.GraphDef(versions=graph_def.versions, library=graph_def.library)
+    body: GraphDef = v1.GraphDef(versions=graph_def.versions, library=graph_def.library)
     for node in graph_def.node:
         if node.name not in gone:
             copy = body.node.add()
@@ -100,7 +107,7 @@ def _without_constants(graph_def: Any, fed: Sequence[str]) -> tuple[Any, list[st
     return body, constants
 
 
-def _refuse_checks(body: Any) -> None:
+def _refuse_checks(body: GraphDef) -> None:
     nodes = [*body.node, *(node for function in body.library.function for node in function.node_def)]
     found = next((node for node in nodes if node.op in _CHECKS), None)
     if found is not None:
@@ -114,7 +121,7 @@ class OptimisedServable(SessionServable):
         kind: `xla` if a signature has programs, else `frozen`.
     """
 
-    def __init__(self, session: Any, compiled: Mapping[str, Signature], *arguments: Any, **options: Any) -> None:
+    def __init__(self, session: Session, compiled: Mapping[str, Signature], *arguments: Any, **options: Any) -> None:
         """Take over a session as `SessionServable` does.
 
         Args:

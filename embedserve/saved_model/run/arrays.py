@@ -7,7 +7,6 @@ input, and a variable may keep the buffer of an input.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from embedserve.servable import Array
 __all__ = ["owned", "private_copies"]
 
 
-def owned(value: Any, dtype: np.dtype[Any]) -> Array:
+def owned(value: object, dtype: np.dtype[np.generic]) -> Array:
     """Return a fetched value as an array of its own; a scalar becomes an array of rank 0, strings stay `bytes`.
 
     Any output may share memory (grappler turns `x * 1` into `x`), so numbers are always copied, as in

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
@@ -23,6 +23,11 @@ from embedserve.saved_model.status import RUN_ERRORS, code_of, inference_error
 from embedserve.servable import Array, Cancellation, Tensors
 from embedserve.signature import Signature
 from embedserve.tfs.constants import TIMED_OUT
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
+
+    from embedserve.saved_model.tensorflow_types import ConcreteFunction, Tensor
 
 __all__ = ["Deadlines", "FunctionServable", "TimedRun"]
 
@@ -107,7 +112,7 @@ class FunctionServable:
         path: Path,
         tags: Iterable[str],
         signatures: Mapping[str, Signature],
-        signature_defs: Mapping[str, Any] = MappingProxyType({}),
+        signature_defs: Mapping[str, SignatureDef] = MappingProxyType({}),
         *,
         inline: bool = True,
         overwriting: frozenset[str] = frozenset(),
@@ -211,7 +216,7 @@ class FunctionServable:
         )
 
     @property
-    def captured_inputs(self) -> dict[str, Sequence[Any]]:
+    def captured_inputs(self) -> dict[str, Sequence[Tensor]]:
         """Captured variables and tables of each signature's function, by the name of an output tensor."""
         return {
             next(iter(self.signatures[name].outputs.values())).tensor_name: function.captured_inputs
@@ -250,7 +255,7 @@ class _SignatureFunction:
 
     __slots__ = ("_function", "arguments", "call", "inline", "outputs", "stateless")
 
-    def __init__(self, function: Any, signature: Signature) -> None:
+    def __init__(self, function: ConcreteFunction, signature: Signature) -> None:
         self.arguments = tensorflow_private.argument_names(function)
         # TensorFlow flattens a dict of outputs in the order of its sorted keys.
         names: list[str] = []
@@ -271,7 +276,7 @@ class _SignatureFunction:
         self.inline = False
 
     @property
-    def captured_inputs(self) -> Sequence[Any]:
+    def captured_inputs(self) -> Sequence[Tensor]:
         return list(self._function.captured_inputs)
 
     def run_inline(self) -> None:
@@ -285,7 +290,7 @@ def _call(
     arrays: Sequence[Array],
     cancellation: Cancellation | None,
     timeout: float | None,
-) -> list[Any]:
+) -> list[object]:
     if timeout is not None:
         return _timed_call(call, arrays, cancellation, timeout)
     if cancellation is None:
@@ -298,7 +303,7 @@ def _call(
 
 def _timed_call(
     call: tensorflow_private.FunctionCall, arrays: Sequence[Array], cancellation: Cancellation | None, timeout: float
-) -> list[Any]:
+) -> list[object]:
     if timeout <= 0:
         raise DeadlineExceededError(TIMED_OUT)
     timed = TimedRun(timeout)

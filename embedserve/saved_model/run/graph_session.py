@@ -9,13 +9,18 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.run import unset_state
 from embedserve.signature import Signature
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto
+
+    from embedserve.saved_model.tensorflow_types import Graph, Operation, Session, Tensor
 
 __all__ = ["open_graph", "open_saved_model"]
 
@@ -31,10 +36,10 @@ def open_saved_model(
     path: Path,
     tags: Iterable[str],
     signatures: Iterable[Signature],
-    captured: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+    captured: Mapping[str, Sequence[Tensor]] = MappingProxyType({}),
     *,
     partly: bool = False,
-) -> Any:
+) -> Session:
     """A session with the model restored and initialised.
 
     Args:
@@ -64,7 +69,7 @@ def open_saved_model(
     return session
 
 
-def open_graph(graph: Any) -> Any:
+def open_graph(graph: Graph) -> Session:
     """A session of a complete and folded graph; the session runs no initialiser."""
     config = _config()
     # The graph never grows, so TensorFlow need not keep a second graph with all constants for extensions.
@@ -73,12 +78,13 @@ def open_graph(graph: Any) -> Any:
     rewrites = config.graph_options.rewrite_options
     rewrites.constant_folding = rewrites.arithmetic_optimization = rewrites.OFF
     rewrites.meta_optimizer_iterations = rewrites.ONE
-    return v1.Session(graph=graph, config=config)
+    session: Session = v1.Session(graph=graph, config=config)
+    return session
 
 
-def _restored(path: Path, tags: Iterable[str]) -> Any:
+def _restored(path: Path, tags: Iterable[str]) -> Session:
     for attempt in range(1, _INIT_ATTEMPTS + 1):
-        session = v1.Session(graph=tf.Graph(), config=_config())
+        session: Session = v1.Session(graph=tf.Graph(), config=_config())
         try:
             with session.graph.as_default(), tensorflow_private.quiet_loading():
                 v1.saved_model.loader.load(session, sorted(tags), str(path))
@@ -96,9 +102,9 @@ def _restored(path: Path, tags: Iterable[str]) -> Any:
     raise AssertionError("unreachable")
 
 
-def _captured_variables(graph: Any, captured: Mapping[str, Sequence[Any]]) -> dict[Any, Any]:
+def _captured_variables(graph: Graph, captured: Mapping[str, Sequence[Tensor]]) -> dict[Operation, Tensor]:
     """The lifted variable of each handle. A function's node takes captured inputs last, in order."""
-    found: dict[Any, Any] = {}
+    found: dict[Operation, Tensor] = {}
     for output, values in captured.items():
         call = graph.get_tensor_by_name(output).op
         taken = [tensor.op for tensor in call.inputs][len(call.inputs) - len(values) :]
@@ -107,7 +113,9 @@ def _captured_variables(graph: Any, captured: Mapping[str, Sequence[Any]]) -> di
     return found
 
 
-def _set_variables(session: Any, handles: Sequence[Any], captured: Mapping[Any, Any]) -> list[Any]:
+def _set_variables(
+    session: Session, handles: Sequence[Operation], captured: Mapping[Operation, Tensor]
+) -> list[Operation]:
     """Give unset variables the values of captured variables; return the handles of the set variables."""
     found = [handle for handle in handles if handle.type == "VarHandleOp" and handle in captured]
     assigns, feed = [], {}
@@ -123,7 +131,7 @@ def _set_variables(session: Any, handles: Sequence[Any], captured: Mapping[Any, 
     return found
 
 
-def _config() -> Any:
+def _config() -> ConfigProto:
     config = tensorflow_private.process_config()
     config.allow_soft_placement = True
     config.gpu_options.allow_growth = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +25,11 @@ from embedserve.signature import Signature
 from embedserve.tensors import dtypes
 from embedserve.tfs.constants import TIMED_OUT
 
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
+
+    from embedserve.saved_model.tensorflow_types import Graph, Operation, Session, Tensor
+
 __all__ = ["FeedSpec", "Plan", "SessionServable"]
 
 v1 = tf.compat.v1
@@ -40,7 +45,7 @@ _MAX_LIMIT_MS = 2**31 - 1
 # Most choices of feeds, fetches and targets. TensorFlow keeps the graph of each choice until the session is closed.
 _MAX_GRAPH_CHOICES = 256
 
-FeedSpec: TypeAlias = tuple[np.dtype[Any], tuple[int, ...]]
+FeedSpec: TypeAlias = tuple[np.dtype[np.generic], tuple[int, ...]]
 """The declared dtype and shape of a feed."""
 
 
@@ -51,9 +56,9 @@ class SessionServable:
 
     def __init__(
         self,
-        session: Any,
+        session: Session,
         signatures: Mapping[str, Signature],
-        signature_defs: Mapping[str, Any] = MappingProxyType({}),
+        signature_defs: Mapping[str, SignatureDef] = MappingProxyType({}),
         *,
         looping: frozenset[str] = frozenset(),
         overwriting: frozenset[str] = frozenset(),
@@ -240,7 +245,7 @@ class SessionServable:
         """End the session and drop the graph; current runs fail."""
         self._plans = {}
         self._session.close()
-        self._session = None
+        del self._session
 
     def _find_plan(self, signature_name: str, choice: tuple[str, ...] | None, inputs: Tensors) -> Plan:
         """The plan for the given inputs; made for the first request of a choice."""
@@ -276,7 +281,7 @@ class Plan:
 
     __slots__ = ("choice", "fed", "feeds", "fetched", "fetches", "passed_on", "run", "short", "stateless")
 
-    def __init__(self, session: Any, signature: Signature, choice: tuple[str, ...] | None) -> None:
+    def __init__(self, session: Session, signature: Signature, choice: tuple[str, ...] | None) -> None:
         by_tensor = {spec.tensor_name: name for name, spec in signature.inputs.items()}
         specs = [signature.outputs[name] for name in (signature.outputs if choice is None else choice)]
         computed = [spec for spec in specs if spec.tensor_name not in by_tensor]
@@ -288,9 +293,9 @@ class Plan:
         self.fetched = [(spec.name, spec.dtype.numpy, self.fetches.index(spec.tensor_name)) for spec in computed]
         self.passed_on = [(spec.name, by_tensor[spec.tensor_name]) for spec in specs if spec not in computed]
         self.run = tensorflow_private.session_run(session, self.feeds, self.fetches)
-        self.short: Callable[..., list[Any]] | None = None
+        self.short: Callable[..., list[object]] | None = None
 
-    def compute(self, arrays: Sequence[Array], timeout: float | None) -> list[Any]:
+    def compute(self, arrays: Sequence[Array], timeout: float | None) -> list[object]:
         """Run and return the fetched values; an empty list without fetches."""
         if self.short is not None:
             return self.short(*arrays)
@@ -302,21 +307,21 @@ def _limit(timeout: float | None) -> int:
     return 0 if timeout is None else min(max(1, round(timeout * 1000)), _MAX_LIMIT_MS)
 
 
-def _tensor(graph: Any, name: str) -> Any:
+def _tensor(graph: Graph, name: str) -> Tensor:
     try:
         return graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
     except (KeyError, ValueError):
         raise InvalidInputError(f"the graph has no tensor {name!r}") from None
 
 
-def _operation(graph: Any, name: str) -> Any:
+def _operation(graph: Graph, name: str) -> Operation:
     try:
         return graph.get_operation_by_name(name)
     except (KeyError, ValueError):
         raise InvalidInputError(f"the graph has no operation {name!r}") from None
 
 
-def _fetched(graph: Any, name: str) -> str:
+def _fetched(graph: Graph, name: str) -> str:
     tensor = _tensor(graph, name)
     if tensor.dtype.base_dtype in _HANDLES:
         raise InvalidInputError(f"tensor {name!r} is {tensor.dtype.name}, which has no value to send")
@@ -324,7 +329,7 @@ def _fetched(graph: Any, name: str) -> str:
     return fetched
 
 
-def _check_feed(tensor: Any, name: str, declared: FeedSpec) -> None:
+def _check_feed(tensor: Tensor, name: str, declared: FeedSpec) -> None:
     dtype, shape = declared
     if tensor.dtype.base_dtype in _HANDLES:
         raise InvalidInputError(f"tensor {name!r} is {tensor.dtype.name}, which cannot be fed")

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import tensorflow as tf
 
 from embedserve.signature import Signature
 
+if TYPE_CHECKING:
+    from embedserve.saved_model.tensorflow_types import Graph, Operation, Tensor
+
 __all__ = ["Compute", "UnsetStateError", "check", "reached"]
 
 logger = logging.getLogger("embedserve")
 
-Compute: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
+Compute: TypeAlias = "Callable[[Sequence[Tensor]], Sequence[object]]"
 """Values of tensors of the graph, numpy arrays or bools; raises TensorFlow's errors."""
 
 _RESOURCES, _REFERENCES = frozenset(("VarHandleOp",)), frozenset(("Variable", "VariableV2"))
@@ -62,10 +65,10 @@ class UnsetStateError(LookupError):
 
 
 def check(
-    graph: Any,
+    graph: Graph,
     compute: Compute,
     signatures: Iterable[Signature],
-    set_otherwise: Callable[[Sequence[Any]], Iterable[Any]] = lambda handles: (),
+    set_otherwise: Callable[[Sequence[Operation]], Iterable[Operation]] = lambda handles: (),
     *,
     partly: bool = False,
 ) -> None:
@@ -106,12 +109,12 @@ def check(
     logger.warning("requests to signatures %s will fail: %s", ", ".join(affected), found)
 
 
-def _operations(graph: Any, signature: Signature) -> set[Any]:
+def _operations(graph: Graph, signature: Signature) -> set[Operation]:
     inputs, outputs = ([spec.tensor_name for spec in side.values()] for side in (signature.inputs, signature.outputs))
     return reached(graph, outputs, inputs)
 
 
-def reached(graph: Any, fetches: Iterable[str], feeds: Iterable[str] = ()) -> set[Any]:
+def reached(graph: Graph, fetches: Iterable[str], feeds: Iterable[str] = ()) -> set[Operation]:
     """Every operation that a computation of the tensors `fetches` needs when the tensors `feeds` are given."""
     given = {graph.get_tensor_by_name(name).name for name in feeds}  # Names, as some tensors are not hashable.
     todo = [tensor.op for name in fetches if (tensor := graph.get_tensor_by_name(name)).name not in given]
@@ -124,30 +127,30 @@ def reached(graph: Any, fetches: Iterable[str], feeds: Iterable[str] = ()) -> se
     return seen
 
 
-def _read_before_set(operations: set[Any]) -> set[Any]:
+def _read_before_set(operations: set[Operation]) -> set[Operation]:
     """The handles of variables and tables that a run may read before the same run sets the state."""
-    handles: dict[str, set[Any]] = {}
+    handles: dict[str, set[Operation]] = {}
     for operation in operations:
         if operation.type in _STATE:
             handles.setdefault(_state_name(operation), set()).add(operation)
-    users: dict[Any, set[Any]] = {}
+    users: dict[Operation, set[Operation]] = {}
     for operation in operations:
         for source in [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]:
             users.setdefault(source, set()).add(operation)
     return set().union(*(same for same in handles.values() if _may_read_unset(same, users)))
 
 
-def _state_name(handle: Any) -> str:
+def _state_name(handle: Operation) -> str:
     """The name of a handle's state: handles with the same name share their state (TensorFlow: resource_mgr.h)."""
     name = handle.get_attr("shared_name").decode() or handle.name
     return f"{handle.type in _TABLES}/{handle.get_attr('container').decode()}/{name}"
 
 
-def _may_read_unset(handles: set[Any], users: Mapping[Any, set[Any]]) -> bool:
+def _may_read_unset(handles: set[Operation], users: Mapping[Operation, set[Operation]]) -> bool:
     """Whether an operation may read state before an earlier operation of the same run has set the state."""
     same = set(handles)  # The handles, with operations that pass a handle on.
     todo = list(handles)
-    touching: set[Any] = set()
+    touching: set[Operation] = set()
     passing = _PASS_REFERENCES if any(handle.type in _REFERENCES for handle in handles) else _PASS_HANDLES
     while todo:
         handle = todo.pop()
@@ -163,7 +166,7 @@ def _may_read_unset(handles: set[Any], users: Mapping[Any, set[Any]]) -> bool:
     return any(user.type not in _SET and user.type not in passing and user not in after for user in touching)
 
 
-def _surely_after(assigns: Iterable[Any], users: Mapping[Any, set[Any]]) -> set[Any]:
+def _surely_after(assigns: Iterable[Operation], users: Mapping[Operation, set[Operation]]) -> set[Operation]:
     """Operations that run only after an operation of `assigns`."""
     todo, after = list(assigns), set(assigns)
     while todo:
@@ -180,7 +183,7 @@ def _surely_after(assigns: Iterable[Any], users: Mapping[Any, set[Any]]) -> set[
     return after
 
 
-def _unset_handles(graph: Any, compute: Compute, handles: Sequence[Any]) -> list[Any]:
+def _unset_handles(graph: Graph, compute: Compute, handles: Sequence[Operation]) -> list[Operation]:
     """The handles whose variable or table has no value yet."""
     variables = [handle for handle in handles if handle.type not in _TABLES]
     with graph.as_default():
@@ -196,13 +199,16 @@ def _unset_handles(graph: Any, compute: Compute, handles: Sequence[Any]) -> list
     return unset
 
 
-def _is_set(handle: Any) -> Any:
+def _is_set(handle: Operation) -> Tensor:
+    is_set: Tensor
     if handle.type in _REFERENCES:
-        return tf.compat.v1.is_variable_initialized(handle.outputs[0])
-    return tf.raw_ops.VarIsInitializedOp(resource=handle.outputs[0])
+        is_set = tf.compat.v1.is_variable_initialized(handle.outputs[0])
+    else:
+        is_set = tf.raw_ops.VarIsInitializedOp(resource=handle.outputs[0])
+    return is_set
 
 
-def _nothing_found(table: Any) -> Any:
+def _nothing_found(table: Operation) -> Tensor:
     """A table's answer to zero keys: the lookup fails for an unset table."""
     keys, values = (tf.as_dtype(table.get_attr(name)) for name in ("key_dtype", "value_dtype"))
     given = [table.outputs[0], tf.zeros([0], keys), tf.zeros([], values)]

@@ -12,7 +12,6 @@ import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, SignatureDef
@@ -111,7 +110,7 @@ class TfliteModel:
 
     inputs: tuple[TfliteTensor, ...]
     outputs: tuple[TfliteTensor, ...]
-    signature_defs: Mapping[str, Any]
+    signature_defs: Mapping[str, SignatureDef]
     signatures: Mapping[str, Signature]
     operations: Operations
     has_variables: bool
@@ -198,7 +197,7 @@ def _is_large_constant(tensor: Table, buffers: Sequence[Table]) -> bool:
 # Signatures.
 
 
-def _stored_signatures(model: Table) -> dict[str, Any] | None:
+def _stored_signatures(model: Table) -> dict[str, SignatureDef] | None:
     """The `SignatureDef`s in the file's metadata, or None for a file without the metadata entry."""
     for entry in model.tables(_MODEL_METADATA):
         if entry.octets(_METADATA_NAME) == _SIGNATURES_ENTRY:
@@ -207,7 +206,7 @@ def _stored_signatures(model: Table) -> dict[str, Any] | None:
     return None
 
 
-def _signature_defs(data: bytes) -> dict[str, Any]:
+def _signature_defs(data: bytes) -> dict[str, SignatureDef]:
     from flatbuffers import flexbuffers
 
     definitions = {}
@@ -223,7 +222,7 @@ def _signature_defs(data: bytes) -> dict[str, Any]:
     return definitions
 
 
-def _made_up_signature(inputs: Sequence[TfliteTensor], outputs: Sequence[TfliteTensor]) -> Any:
+def _made_up_signature(inputs: Sequence[TfliteTensor], outputs: Sequence[TfliteTensor]) -> SignatureDef:
     definition = SignatureDef(method_name=_PREDICT_METHOD)
     for tensors, infos in ((inputs, definition.inputs), (outputs, definition.outputs)):
         aliases = Counter(tensor.alias for tensor in tensors)

@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from embedserve.errors import Code, DeadlineExceededError, InferenceError, InvalidInputError, LoadError, ServingError
@@ -189,7 +188,7 @@ class _Interpreter:
 
     def _read(self, tensor: TfliteTensor) -> Array:
         try:
-            value: npt.NDArray[Any] = self._interpreter.get_tensor(tensor.index)
+            value: Array = self._interpreter.get_tensor(tensor.index)
         except (RuntimeError, ValueError) as error:
             raise _failed(f"Missing output TFLite tensor: {tensor.name}", error) from None
         return value

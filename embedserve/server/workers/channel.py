@@ -33,7 +33,7 @@ class Channel:
         """Open a channel over one end of a socket pair; the channel owns the socket from here on."""
         return cls(*await asyncio.open_connection(sock=end))
 
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         """Send a message; a closing channel drops the message."""
         if not self._writer.is_closing():
             data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)

@@ -12,7 +12,6 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from embedserve.config import ModelConfig
 from embedserve.errors import Code, ServingError, StartError
@@ -81,7 +80,7 @@ class FleetHooks:
         buried: Called with an ended process, whose last metrics are kept.
     """
 
-    answer: Callable[[Any], Awaitable[Any]]
+    answer: Callable[[object], Awaitable[object]]
     lost: Callable[[Key], None]
     buried: Callable[[WorkerProcess], None]
 
@@ -260,7 +259,7 @@ class Fleet:
 
     # What workers say.
 
-    def _hear(self, process: WorkerProcess, message: Any) -> None:
+    def _hear(self, process: WorkerProcess, message: object) -> None:
         match message:
             case Alive(cells):
                 process.cells = cells
@@ -291,7 +290,7 @@ class Fleet:
         self._changed()
 
     async def _answer(self, process: WorkerProcess, ask: Ask) -> None:
-        value: Any
+        value: object
         try:
             value = await self._hooks.answer(ask.question)
         except ServingError as error:
@@ -369,7 +368,7 @@ class Fleet:
         self.serving_table.post(serving_table)
         self._tell_all(Look())
 
-    def _tell_all(self, message: Any) -> None:
+    def _tell_all(self, message: object) -> None:
         for process in self.processes():
             process.channel.send(message)
 

@@ -19,6 +19,8 @@ from embedserve.server.workers.rollout import CrashedError, Rollout
 from embedserve.signature import Signature
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from embedserve.lifecycle.managed_version import ManagedVersion
     from embedserve.lifecycle.source import VersionDirectory
     from embedserve.observer import Observer
@@ -166,11 +168,11 @@ class _FleetServable:
         self.kind = loaded.kind
         self.reads_files_at_run_time = loaded.reads_files_at_run_time
         self.signatures = {name: Signature(name, {}, {}, batching=found) for name, found in loaded.batching.items()}
-        self.signature_defs: Mapping[str, Any] = {}
+        self.signature_defs: Mapping[str, Message] = {}
 
     inline: Collection[str] = frozenset()
 
-    def run(self, *args: Any, **options: Any) -> Any:
+    def run(self, *args: object, **options: object) -> Any:
         """Raise an AssertionError: requests go to the workers."""
         raise AssertionError("requests go to the workers")
 
@@ -181,14 +183,14 @@ class _FleetPredictor:
     def __init__(self, loader: _FleetLoader) -> None:
         self._loader = loader
 
-    def submit(self, *args: Any, **options: Any) -> Any:
+    def submit(self, *args: object, **options: object) -> Any:
         """Raise an AssertionError: requests go to the workers."""
         raise AssertionError("requests go to the workers")
 
     submit_call = submit
     trouble = None
 
-    def abort(self, error: Any = None) -> None:
+    def abort(self, error: object = None) -> None:
         """Return at once: the workers end their requests."""
 
     async def aclose(self) -> None:

@@ -168,7 +168,7 @@ class NotedServable:
         self._id = id
         self._places = places
         self._words, self._free = places.words, places.free
-        self._of_shapes: dict[tuple[Any, ...], int] = {}
+        self._of_shapes: dict[tuple[object, ...], int] = {}
 
     def __repr__(self) -> str:
         return f"<NotedServable {self._id}>"

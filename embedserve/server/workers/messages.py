@@ -178,7 +178,7 @@ class Answer:
     """The answer to the `Ask` with the same number: a value or a `Failure`."""
 
     number: int
-    value: Any
+    value: object
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class Ask:
     """A question answered by the supervisor for all workers: `Reload`, `Change`, `MetricsPage` or `MetricOf`."""
 
     number: int
-    question: Any
+    question: object
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class SharedValue:
         """The number of posts so far; 0 before the first."""
         return self._number[0]
 
-    def post(self, value: Any) -> None:
+    def post(self, value: object) -> None:
         """Replace the value for all readers.
 
         Raises:

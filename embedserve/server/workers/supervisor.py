@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 from embedserve.concurrency.container import usable_cpus
 from embedserve.errors import NotReadyError, ServingError
@@ -23,6 +23,10 @@ from embedserve.server.workers.fleet_registry import FleetRegistry
 from embedserve.server.workers.messages import Change, MetricOf, MetricsPage, Open, Reload, Setup, Status
 from embedserve.server.workers.process import WorkerProcess
 from embedserve.server.workers.worker_limits import check_supported, worker_config
+
+if TYPE_CHECKING:
+    pass
+
 
 __all__ = ["run_supervisor"]
 
@@ -113,7 +117,7 @@ class _Supervisor:
 
     # Questions of workers, answered for all workers.
 
-    async def _answer(self, question: Any) -> Any:
+    async def _answer(self, question: object) -> object:
         match question:
             case Reload(config):
                 await self._reload(config)

@@ -58,6 +58,8 @@ from embedserve.server.workers.worker_app import WorkerApp
 from embedserve.server.workers.worker_registry import WorkerRegistry
 
 if TYPE_CHECKING:
+    from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
     from embedserve.rest.app import RestApp
     from embedserve.rest.sagemaker import SageMakerApp
     from embedserve.server.config import ServerConfig
@@ -85,7 +87,7 @@ ABORT_PATIENCE = 2.0
 # Signals of kernels ending a process on purpose or by a division. After a bad memory access no state can be trusted.
 _ABORTS = (signal.SIGABRT, signal.SIGFPE)
 
-_handlers_kept: list[Any] = []
+_handlers_kept: list[object] = []
 """The C signal handler, kept for the life of the process."""
 
 
@@ -186,7 +188,7 @@ class _Worker:
             self._config.options, serving_table, status, channel.send, observers, places=places
         )
 
-    async def run(self, messages: AsyncIterator[Any]) -> None:
+    async def run(self, messages: AsyncIterator[object]) -> None:
         """Live from the import of TensorFlow to the last answer.
 
         Raises:
@@ -250,7 +252,7 @@ class _Worker:
 
     # Orders of the supervisor.
 
-    async def _listen(self, messages: AsyncIterator[Any]) -> None:
+    async def _listen(self, messages: AsyncIterator[object]) -> None:
         async for message in messages:
             self._hear(message)
         if not self._stop.is_set():
@@ -261,7 +263,7 @@ class _Worker:
             if not answer.done():
                 answer.set_result(_GONE)
 
-    def _hear(self, message: Any) -> None:
+    def _hear(self, message: object) -> None:
         orders = self.registry.orders
         match message:
             case Look():
@@ -284,7 +286,7 @@ class _Worker:
             case Drain():
                 self._stop.set()
 
-    def _start(self, order: Coroutine[Any, Any, None]) -> None:
+    def _start(self, order: Coroutine[object, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(order)
         self._orders.add(task)
         task.add_done_callback(self._ended)
@@ -326,7 +328,7 @@ class _Worker:
 
     # Questions to the supervisor.
 
-    async def _ask(self, question: Any) -> Any:
+    async def _ask(self, question: object) -> Any:
         """The supervisor's answer, for all workers.
 
         Raises:
@@ -345,7 +347,7 @@ class _Worker:
             raise value.error()
         return value
 
-    async def _reload(self, config: Any) -> None:
+    async def _reload(self, config: ModelServerConfig) -> None:
         await self._ask(Reload(config.SerializeToString()))
 
     async def _change(self, name: str, served: bool) -> None:

@@ -6,15 +6,15 @@ workers.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import orjson
 
 from embedserve.asgi.listening import RegistryListening
 
 if TYPE_CHECKING:
+    from embedserve.asgi.calls import Receive, Scope, Send
     from embedserve.http.direct import DirectCall
     from embedserve.http.heads import RequestHead
     from embedserve.rest.app import RestApp
@@ -25,8 +25,6 @@ __all__ = ["PATH", "WorkerApp"]
 
 # Path of the page; `/-/` cannot collide with TensorFlow Serving's paths.
 PATH = "/-/workers"
-
-Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class WorkerApp(RegistryListening):
@@ -50,19 +48,14 @@ class WorkerApp(RegistryListening):
         """As the REST API's, which knows no `/-/workers`."""
         return self._app.direct(head, is_http2)
 
-    async def __call__(
-        self,
-        scope: Mapping[str, Any],
-        receive: Callable[[], Awaitable[dict[str, Any]]],
-        send: Send,
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an ASGI connection."""
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] in ("GET", "HEAD"):
             await self._page(scope, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _page(self, scope: Mapping[str, Any], send: Send) -> None:
+    async def _page(self, scope: Scope, send: Send) -> None:
         whole = self._registry.whole
         workers = [asdict(worker) for worker in whole.workers]
         suspects = [{**request._asdict(), "deaths": deaths} for request, deaths in whole.suspects]

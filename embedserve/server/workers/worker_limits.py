@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING
 
 from embedserve.concurrency.inflight import default_limit
 from embedserve.config import RetryPolicy
 from embedserve.errors import ConfigError
 from embedserve.server.config import GrpcConfig, ServerConfig
+
+if TYPE_CHECKING:
+    pass
+
 
 __all__ = ["can_share_ports", "check_supported", "share", "worker_config"]
 
@@ -77,7 +81,7 @@ def session_config_share(session_config: bytes, workers: int, cpus: int) -> byte
     """A serialized `tensorflow.ConfigProto` with a worker's part of the threads; negative numbers stay."""
     from tensorflow.core.protobuf.config_pb2 import ConfigProto
 
-    config: Any = ConfigProto.FromString(session_config)
+    config = ConfigProto.FromString(session_config)
     for field in ("intra_op_parallelism_threads", "inter_op_parallelism_threads"):
         whole = getattr(config, field) or cpus
         setattr(config, field, share(whole, workers) if whole > 0 else whole)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedserve.errors import Code, LoadError, ServingError
 from embedserve.lifecycle.manager import AspiredVersion
@@ -67,7 +67,7 @@ class WorkerRegistry(ModelRegistry):
         options: RegistryOptions,
         serving_table: SharedValue,
         status: SharedValue,
-        send: Callable[[Any], None],
+        send: Callable[[object], None],
         observers: Iterable[Observer] = (),
         make_loader: MakeBlockingLoader | None = None,
         places: Places | None = None,
@@ -160,7 +160,7 @@ class Orders:
         send: Sends a message to the supervisor.
     """
 
-    def __init__(self, runtime: Runtime, serving_table: SharedValue, send: Callable[[Any], None]) -> None:
+    def __init__(self, runtime: Runtime, serving_table: SharedValue, send: Callable[[object], None]) -> None:
         self._runtime = runtime
         self._ending = False
         self._serving_table = serving_table

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from embedserve.saved_model.judge.rows.sizes import Size, named
 from embedserve.saved_model.judge.rows.values import Kind, MixedError, Obstacle, Shape, UnprovenError, Value
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.attr_value_pb2 import AttrValue
 
 __all__ = ["Call", "Rule", "axis_of", "dimensions", "operand"]
 
@@ -25,7 +28,13 @@ class Call:
     __slots__ = ("_attr", "_place", "inputs", "name", "op", "outputs")
 
     def __init__(
-        self, op: str, name: str, inputs: Sequence[Value], attr: Mapping[str, Any], outputs: int = 1, place: str = ""
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[Value],
+        attr: Mapping[str, AttrValue],
+        outputs: int = 1,
+        place: str = "",
     ) -> None:
         self.op = op
         self.name = name
@@ -40,7 +49,7 @@ class Call:
         call._place = self._place
         return call
 
-    def attr(self, name: str) -> Any:
+    def attr(self, name: str) -> AttrValue | None:
         """The `AttrValue`, None where the node omits the attribute."""
         return self._attr.get(name)
 

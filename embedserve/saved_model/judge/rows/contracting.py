@@ -377,7 +377,8 @@ def batch_norm(call: Call) -> list[Value]:
     for one in (scale, offset):
         if one.kind is not Kind.ROWS or one.shape != (before[channels],):
             raise MixedError("needs as many rows as a constant has")
-    if call.attr("exponential_avg_factor") is not None and call.attr("exponential_avg_factor").f not in (0.0, 1.0):
+    factor = call.attr("exponential_avg_factor")
+    if factor is not None and factor.f not in (0.0, 1.0):
         raise UnprovenError("averages statistics")
     return [replace(value, total=None), *[rows((before[channels],))] * (call.outputs - 1)]
 

@@ -234,7 +234,10 @@ def sparse_cross(call: Call) -> list[Value]:
     """
     many = call.integer("N")
     indices, values, shapes = (call.inputs[many * place : many * (place + 1)] for place in range(3))
-    rest = len(call.attr("dense_types").list.type)
+    types = call.attr("dense_types")
+    if types is None:
+        raise UnprovenError("has no types of its dense inputs")
+    rest = len(types.list.type)
     dense = call.inputs[3 * many : 3 * many + rest]
     constants(call.inputs[3 * many + rest :])
     spaces = set()

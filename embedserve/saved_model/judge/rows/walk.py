@@ -6,8 +6,9 @@ The walk enters nested functions, branches and loops until a loop's values are s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from embedserve.saved_model import tensorflow_private
 from embedserve.saved_model.files.graph import VARIABLES
@@ -26,6 +27,12 @@ from embedserve.saved_model.judge.rows.values import (
     join,
     rows,
 )
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+    from tensorflow.core.framework.op_def_pb2 import OpDef
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 __all__ = ["Findings", "RowAnalysis"]
 
@@ -59,7 +66,7 @@ class Findings:
 class RowAnalysis:
     """The row analysis of one MetaGraph; keeps the MetaGraph for the duration of the load."""
 
-    def __init__(self, meta_graph: Any) -> None:
+    def __init__(self, meta_graph: MetaGraphDef) -> None:
         self._graph = meta_graph.graph_def
         self._functions = {function.signature.name: function for function in self._graph.library.function}
         self._stored = {op.name: op for op in meta_graph.meta_info_def.stripped_op_list.op}
@@ -90,14 +97,12 @@ class RowAnalysis:
         unproven = next((value.obstacle for value in obstacles if value.kind is Kind.UNPROVEN), None)
         return Findings(not obstacles, mixed, None if mixed else unproven)
 
-    def outputs_of(self, node: Any) -> list[tuple[str, int]] | None:
+    def outputs_of(self, node: NodeDef) -> list[tuple[str, int]] | None:
         """Names of a node's outputs with the number of tensors in each; None for an unknown operation."""
         definition = tensorflow_private.op_definition(node.op, self._stored.get(node.op))
-        if definition is None:
-            return None
-        return [(argument.name, _length(argument, node)) for argument in definition.output_arg]
+        return None if definition is None else [(one.name, _length(one, node)) for one in definition.output_arg]
 
-    def function(self, name: str) -> Any:
+    def function(self, name: str) -> FunctionDef | None:
         """A function of the library, None for an unknown name."""
         return self._functions.get(name)
 
@@ -120,22 +125,20 @@ def _node_of(tensor: str) -> str:
     return tensor.lstrip("^").partition(":")[0]
 
 
-def _length(argument: Any, node: Any) -> int:
+def _length(argument: OpDef.ArgDef, node: NodeDef) -> int:
     if argument.number_attr:
         return int(node.attr[argument.number_attr].i)
-    if argument.type_list_attr:
-        return len(node.attr[argument.type_list_attr].list.type)
-    return 1
+    return len(node.attr[argument.type_list_attr].list.type) if argument.type_list_attr else 1
 
 
 class _Scope:
     """The nodes of a graph or of a function's body, with the computed values."""
 
-    def __init__(self, analysis: RowAnalysis, nodes: Any, place: str, depth: int = 0) -> None:
+    def __init__(self, analysis: RowAnalysis, nodes: Iterable[NodeDef], place: str, depth: int = 0) -> None:
         self.analysis = analysis
         self.place = place
         self.depth = depth
-        self.nodes: dict[str, Any] = {node.name: node for node in nodes}
+        self.nodes: dict[str, NodeDef] = {node.name: node for node in nodes}
         self._values: dict[str, Sequence[Value]] = {}
         self._carried: dict[str, Value] = {}
 
@@ -219,9 +222,8 @@ class _Scope:
             return self.producer(_node_of(node.input[0]))
         return node.op, node.name
 
-    def _node(self, node: Any, inputs: Sequence[Value]) -> Sequence[Value]:
-        evaluated = _Evaluation(self, node, inputs)
-        return evaluated.values()
+    def _node(self, node: NodeDef, inputs: Sequence[Value]) -> Sequence[Value]:
+        return _Evaluation(self, node, inputs).values()
 
 
 class _GraphScope(_Scope):
@@ -242,7 +244,7 @@ class _FunctionScope(_Scope):
     """A function's body, called with arguments."""
 
     def __init__(
-        self, analysis: RowAnalysis, function: Any, arguments: Sequence[Value], place: str, depth: int
+        self, analysis: RowAnalysis, function: FunctionDef, arguments: Sequence[Value], place: str, depth: int
     ) -> None:
         super().__init__(analysis, function.node_def, place, depth)
         names = [argument.name for argument in function.signature.input_arg]
@@ -286,7 +288,7 @@ def _unproven(obstacle: Obstacle) -> Value:
 class _Evaluation:
     """The evaluation of a node on the values of its inputs."""
 
-    def __init__(self, scope: _Scope, node: Any, inputs: Sequence[Value]) -> None:
+    def __init__(self, scope: _Scope, node: NodeDef, inputs: Sequence[Value]) -> None:
         self._scope = scope
         self._node = node
         self._inputs = inputs
@@ -448,9 +450,8 @@ def _reduces_unknown(call: Call) -> bool:
 
 def _condition_problem(condition: Value, whole_batch: Obstacle) -> Value | None:
     """The result of a branch whose condition varies between batches; None for a condition equal in every batch."""
-    if condition.kind in (Kind.CONST, Kind.BOTTOM):
-        return None
-    return Value(Kind.MIXED, obstacle=whole_batch)
+    equal = condition.kind in (Kind.CONST, Kind.BOTTOM)
+    return None if equal else Value(Kind.MIXED, obstacle=whole_batch)
 
 
 def _call(scope: _Scope, name: str, arguments: Sequence[Value], place: str) -> list[Value]:
@@ -469,7 +470,7 @@ def _scope_of(scope: _Scope, name: str, arguments: Sequence[Value], place: str) 
 class _Loop:
     """A `While`: along time, with equally many turns in every batch, or over the rows, with a turn for each row."""
 
-    def __init__(self, scope: _Scope, node: Any, inputs: Sequence[Value]) -> None:
+    def __init__(self, scope: _Scope, node: NodeDef, inputs: Sequence[Value]) -> None:
         self._scope = scope
         self._node = node
         self._inputs = list(inputs)
@@ -574,12 +575,10 @@ class _Loop:
         return self._restless(state)
 
 
-def _const(node: Any) -> Value:
+def _const(node: NodeDef) -> Value:
     proto = node.attr["value"].tensor
     shape = tuple(Size(dim.size) for dim in proto.tensor_shape.dim)
-    elements = 1
-    for size in shape:
-        elements *= size.factor
+    elements = math.prod(size.factor for size in shape)
     if proto.dtype not in (3, 9) or elements > _MAX_ELEMENTS:
         return constant(shape)
     import numpy as np
@@ -593,7 +592,7 @@ def _const(node: Any) -> Value:
     return constant(shape, tuple(map(Size, numbers[:elements])))
 
 
-def _declared(node: Any) -> tuple[Size, ...] | None:
+def _declared(node: NodeDef) -> tuple[Size, ...] | None:
     shape = node.attr["shape"].shape
     if shape.unknown_rank or any(dim.size < 0 for dim in shape.dim):
         return None
