@@ -103,7 +103,10 @@ class Observers(Observer):
 
     def first(self, kind: type[T]) -> T | None:
         """Return the first observer of a class, or None."""
-        return next((observer for observer in self._observers if isinstance(observer, kind)), None)
+        for observer in self._observers:
+            if isinstance(observer, kind):
+                return observer
+        return None
 
     def _each(self, method: str, *args: object) -> None:
         for observer in list(self._observers):

@@ -428,7 +428,9 @@ class RestApp(RegistryListening):
         registry = self._registry
         headers = scope["headers"]
         client = scope.get("client")
-        sender = Sender(dict(headers), client[0] if client else None, _priority(headers))
+        named = dict(headers)
+        priority = named.get(_PRIORITY_HEADER)
+        sender = Sender(named, client[0] if client else None, "normal" if priority is None else sent_priority(priority))
         held = Reservation(registry.inflight)
         try:
             if receive is None:
@@ -443,7 +445,7 @@ class RestApp(RegistryListening):
             held.release()
             raise
         held.become(len(answer.body))
-        return answer._replace(held=held)
+        return answer if answer.held is held else answer._replace(held=held)
 
     def _with_cors(self, response: Response) -> Response:
         return response._replace(headers=response.headers + self._cors) if self._cors else response

@@ -89,9 +89,9 @@ class InferMessage:
             InvalidInputError: An input does not fit the signature, or has no contents.
         """
         inputs = self._inputs
-        names = {found.name for found in inputs}
-        if len(names) != len(inputs):
-            raise InvalidInputError(f"an input came twice: {listed(found.name for found in inputs)}")
+        names = [found.name for found in inputs]
+        if len(names) > 1 and len(set(names)) != len(names):
+            raise InvalidInputError(f"an input came twice: {listed(names)}")
         signature.check_names(names)
         if self._raw and len(self._raw) != len(inputs):
             raise InvalidInputError(

@@ -49,7 +49,10 @@ __all__ = ["OipApi", "Sender", "error_response"]
 T = TypeVar("T")
 
 JSON_SIZE = b"inference-header-content-length"
+_JSON = ((b"content-type", b"application/json"),)
 _BINARY = ((b"content-type", b"application/octet-stream"),)
+_MIN_COUNTED = 1024
+"""Bytes of a document up to which the memory for reading is not worth the counting."""
 _MIN_ZIPPED = 256
 """Bytes of an answer below which compression saves nothing."""
 
@@ -157,8 +160,9 @@ class OipApi:
         json_size = _json_size(sender.headers)
         text = body if json_size is None else body[:json_size]
         large = len(text) > off_loop.JSON_BODY_BYTES
-        needed = await run(sizes.json_document_bytes, text) if large else sizes.json_document_bytes(text)
-        held.grow(needed, "reading the JSON document")
+        if len(text) > _MIN_COUNTED:  # A smaller one is read at once, and its tree is gone before the next is read.
+            needed = await run(sizes.json_document_bytes, text) if large else sizes.json_document_bytes(text)
+            held.grow(needed, "reading the JSON document")
         parse = parse_infer
         received = await self._in_time(run(parse, body, json_size)) if large else parse(body, json_size)
         asked = received.request
@@ -167,7 +171,8 @@ class OipApi:
             if registry.options.enable_signature_method_name_check:
                 signature.check_predict_method()
             made = received.declare(signature)
-            held.grow(made, "the inputs")
+            if made:
+                held.grow(made, "the inputs")
             slow = large or made > off_loop.MESSAGE_BYTES
             inputs = await self._in_time(run(received.decode)) if slow else received.decode()
             bound = signature.bind(inputs, cast=False)
@@ -198,22 +203,23 @@ class OipApi:
         run = self.registry.run_in_thread
         as_text = {name: array for name, array in outputs.items() if not asked.is_binary(name, False)}
         made = sum([sizes.array_bytes(array) for array in outputs.values()])
-        held.add(2 * made + sizes.json_text_bytes(as_text.values()), "the answer")
+        text = sizes.json_text_bytes(as_text.values()) if as_text else 0
+        held.add(2 * made + text, "the answer")
 
         def encode() -> tuple[bytes, int | None]:
             return encode_infer(handle.name, handle.version, asked, classified(outputs, asked.outputs))
 
-        slow = any(output.classes for output in asked.outputs)
-        large = _cost(outputs if slow else as_text) > off_loop.JSON_OUTPUT_BYTES or made > off_loop.MESSAGE_COPY_BYTES
+        slow = outputs if any(output.classes for output in asked.outputs) else as_text
+        large = made > off_loop.MESSAGE_COPY_BYTES or (bool(slow) and _cost(slow) > off_loop.JSON_OUTPUT_BYTES)
         body, json_size = await run(encode) if large else encode()
-        response = json_response(body)
-        if json_size is not None:
-            response = response._replace(headers=(*_BINARY, (JSON_SIZE, b"%d" % json_size)))
-        return await self._zipped(response, sender, held)
+        headers = _JSON if json_size is None else (*_BINARY, (JSON_SIZE, b"%d" % json_size))
+        response = Response(200, body, headers, held)
+        coding = sender.headers.get(b"accept-encoding")
+        return response if coding is None else await self._zipped(response, coding, held)
 
-    async def _zipped(self, response: Response, sender: Sender, held: Reservation) -> Response:
+    async def _zipped(self, response: Response, coding: bytes, held: Reservation) -> Response:
         """The answer in the one coding that the client names; a list of codings is a library's default, not a wish."""
-        coding = sender.headers.get(b"accept-encoding", b"").strip().lower()
+        coding = coding.strip().lower()
         compress = _COMPRESS.get(coding)
         if compress is None or len(response.body) < _MIN_ZIPPED:
             return response

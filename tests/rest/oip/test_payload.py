@@ -118,3 +118,26 @@ def test_mixed_answers_have_raw_bytes_in_the_order_of_the_outputs() -> None:
     assert [output.get("data") for output in document["outputs"]] == [None, [1.5, float("inf")], None]
     assert [output.get("parameters", {}).get("binary_data_size") for output in document["outputs"]] == [8, None, 5]
     assert body[size:] == b"".join(raw_parts(outputs["a%"])[1] + raw_parts(outputs["c"])[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ('{"inputs":[{"name":"x","shape":[2],"datatype":"FP32","data":[1, 2]}],"id":"a"}', True),
+        ('{"inputs":[{"data":[],"name":"x","shape":[0],"datatype":"FP32"}]}', True),
+        ('{"inputs":[{"name":"x","shape":[2],"datatype":"BYTES","data":["a]","b"]}]}', False),
+        ('{"inputs":[{"name":"x","shape":[2],"datatype":"FP32","data":[[1],[2]]}]}', False),
+        ('{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[1]}],"parameters":{"data":[2]}}', False),
+        ('{"id":"\\"data\\":[1]","inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[7]}]}', True),
+        ('{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[7]}],"id":"\\"data\\":[1]"}', True),
+        ('{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":7}]}', False),
+        ('{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[7]}', False),
+        ('{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[7}]}', False),
+    ],
+)
+def test_a_small_document_reads_the_same_by_its_known_form_and_without_it(text: str, known: bool) -> None:
+    for _ in range(2):  # The second time by the kept form.
+        head = payload._known_form(text.encode())
+        assert (head is not None) is known
+        if head is not None:
+            assert head == payload._head_of(json.loads(text))
