@@ -1,8 +1,9 @@
 """`python -m embedserve`: the standalone server and the sub-commands.
 
-`tune` measures a model, and `verify` compares a model's answers with plain TensorFlow's. `live` asks whether the local
-server is alive, `install-command` makes `tensorflow_model_server` a command, and `client` prints a typed module for a
-model of a server. All further arguments are flags of the server (`embedserve.server.cli`).
+`inspect` shows a model, `tune` measures a model, and `verify` compares a model's answers with plain TensorFlow's.
+`status`, `top` and `predict` ask a running server, `client` prints a typed module for a model of a server, and
+`completion` prints a script for a shell. `live` asks whether the local server is alive, and `install-command` makes
+`tensorflow_model_server` a command. All further arguments are flags of the server (`embedserve.server.cli`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from embedserve.server.hangups import SUB_COMMANDS, outlive_hangups
+from embedserve.server.hangups import PROGRAM, SUB_COMMANDS, outlive_hangups
 
 if TYPE_CHECKING:
     from embedserve.server.config import ServerConfig
@@ -39,11 +40,10 @@ def _command(name: str, arguments: Sequence[str]) -> int:
         from embedserve.server.live import live
 
         return live(arguments)
-    from embedserve.server.cli import PROGRAM
-
+    if name in ("completion", "predict", "status", "top"):
+        return _shell_command(name, arguments)
     if name == "client":
         return _client(arguments, f"{PROGRAM} client")
-
     if name == "install-command":
         from embedserve.server.install_command import install_command
 
@@ -51,6 +51,8 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     from embedserve.server.log import configure_logging
 
     configure_logging(level=logging.WARNING)
+    if name == "inspect":
+        return _inspect(arguments)
     if name == "tune":
         from embedserve.tuning.command import tune
 
@@ -69,6 +71,33 @@ def _client(arguments: Sequence[str], program: str) -> int:
         print(f"{program}: needs the client's distribution: pip install embedserve-client", file=sys.stderr)
         return 2
     return generate(arguments, program)
+
+
+def _shell_command(name: str, arguments: Sequence[str]) -> int:
+    """Run a command that asks a server, or none; the imports stay free of TensorFlow."""
+    from embedserve.commands.asking import CommandError
+    from embedserve.commands.completion import completion
+    from embedserve.commands.predict import predict
+    from embedserve.commands.status import status
+    from embedserve.commands.top import top
+
+    commands = {"completion": completion, "predict": predict, "status": status, "top": top}
+    try:
+        return commands[name](arguments, PROGRAM)
+    except CommandError as error:
+        print(error, file=sys.stderr)
+        return error.status
+
+
+def _inspect(arguments: Sequence[str]) -> int:
+    from embedserve.commands.asking import CommandError
+    from embedserve.commands.inspection import inspect
+
+    try:
+        return inspect(arguments, PROGRAM, _configured)
+    except CommandError as error:
+        print(error, file=sys.stderr)
+        return error.status
 
 
 def _configured(flags: Sequence[str]) -> ServerConfig:

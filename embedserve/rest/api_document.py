@@ -24,7 +24,7 @@ from embedserve.tfs.examples import classification_outputs, regression_outputs
 if TYPE_CHECKING:
     from embedserve.registry import ModelRegistry
 
-__all__ = ["Loaded", "document", "loaded", "openapi"]
+__all__ = ["Loaded", "described", "document", "examples", "loaded", "openapi"]
 
 _ERRORS = {
     Code.INVALID_ARGUMENT: "The body, a name, a dtype, a shape or a value does not fit the signature.",
@@ -262,7 +262,7 @@ def _call(
     verb: str, model: str, words: str, signatures: Mapping[str, Signature], names: tuple[str, str]
 ) -> dict[str, Any]:
     request = {"schema": {"$ref": f"#/components/schemas/{names[0]}"}}
-    examples = dict(_examples(verb, signatures))
+    tried = dict(examples(verb, signatures))
     priority = {
         "name": PRIORITY_KEY,
         "in": "header",
@@ -276,10 +276,10 @@ def _call(
         "parameters": [priority],
         "requestBody": {
             "required": True,
-            "content": {"application/json": request | ({"examples": examples} if examples else {})},
+            "content": {"application/json": request | ({"examples": tried} if tried else {})},
         },
         "responses": {"200": _json("The answer.", names[1])} | _errors(*_ERRORS),
-        "x-signatures": {name: _described(signatures[name]) for name in _in_order(signatures)},
+        "x-signatures": {name: described(signatures[name]) for name in _in_order(signatures)},
     }
 
 
@@ -290,7 +290,7 @@ def _told(signature: Signature) -> str:
     return f"Signature `{signature.name}`: takes {tensors(signature.inputs)}; answers {tensors(signature.outputs)}."
 
 
-def _described(signature: Signature) -> dict[str, Any]:
+def described(signature: Signature) -> dict[str, Any]:
     """The signature's tensors and its batching, for tools; sizes are null where any size is possible."""
 
     def tensors(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
@@ -309,14 +309,14 @@ def _described(signature: Signature) -> dict[str, Any]:
     }
 
 
-def _examples(verb: str, signatures: Mapping[str, Signature]) -> Iterator[tuple[str, Any]]:
+def examples(verb: str, signatures: Mapping[str, Signature]) -> Iterator[tuple[str, Any]]:
     """Whole bodies by a name for readers."""
     for name in _in_order(signatures):
         signature = signatures[name]
         inputs = json_schema.example_inputs(signature)
         if inputs is None:
             continue
-        tried = "" if signature.example else ", not tried"
+        untried = "" if signature.example else ", not tried"
         if verb != "predict":
             if signature.example:
                 asked = {} if name == DEFAULT_SIGNATURE else {"signature_name": name}
@@ -324,8 +324,8 @@ def _examples(verb: str, signatures: Mapping[str, Signature]) -> Iterator[tuple[
             continue
         rows = json_schema.row_request(inputs, signature)
         if rows is not None:
-            yield f"{name}, rows{tried}", {"value": rows}
-        yield f"{name}, columns{tried}", {"value": json_schema.column_request(inputs, signature)}
+            yield f"{name}, rows{untried}", {"value": rows}
+        yield f"{name}, columns{untried}", {"value": json_schema.column_request(inputs, signature)}
 
 
 def _json(description: str, schema: str) -> dict[str, Any]:

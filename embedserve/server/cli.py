@@ -20,6 +20,7 @@ from embedserve.remote.options import read_storage_options
 from embedserve.server import tensorflow_setup
 from embedserve.server.config import ConfigFile, ServerConfig
 from embedserve.server.flags import FLAGS, FlagError, ParsedFlags, comma_separated, option_values, parse, usage
+from embedserve.server.hangups import PROGRAM
 from embedserve.server.log import configure_logging
 from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
@@ -36,11 +37,10 @@ from embedserve.tfs.config import (
 )
 from embedserve.tfs.protos import message_class, read_text_proto
 
-__all__ = ["PROGRAM", "serve", "server_config"]
+__all__ = ["serve", "server_config"]
 
 logger = logging.getLogger("embedserve")
 
-PROGRAM = "python -m embedserve"
 # Exit status for bad flags, as in TensorFlow Serving (-1).
 EXIT_BAD_FLAGS = 255
 

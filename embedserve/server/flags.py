@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from embedserve.config import RegistryOptions
 from embedserve.config.row import Flag, FlagValue, Kind, SetBy, comma_separated
+from embedserve.server.hangups import SUB_COMMANDS
 
 __all__ = [
     "FLAGS",
@@ -331,8 +332,8 @@ def parse(arguments: Sequence[str]) -> ParsedFlags:
         else:
             raise FlagError(
                 f"unknown argument: {argument}; one directory of models is enough, and {directory!r} is given already. "
-                "A flag's value follows its name after =, as in --port=8500; the commands are tune, verify, live and "
-                "install-command"
+                "A flag's value follows its name after =, as in --port=8500; the commands are "
+                f"{', '.join(SUB_COMMANDS[:-1])} and {SUB_COMMANDS[-1]}"
             )
     return ParsedFlags(directory, given, wants_help)
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 import signal
 import threading
 
-__all__ = ["SUB_COMMANDS", "outlive_hangups"]
+__all__ = ["PROGRAM", "SUB_COMMANDS", "outlive_hangups"]
 
-SUB_COMMANDS = ("tune", "verify", "live", "install-command", "client")
+PROGRAM = "python -m embedserve"
+
+SUB_COMMANDS = (
+    *("inspect", "status", "top", "predict", "tune", "verify", "client", "live", "completion", "install-command"),
+)
 """First arguments of commands without a server: a hang-up ends such a command."""
 
 

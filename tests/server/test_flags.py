@@ -92,7 +92,8 @@ def test_help_is_asked_for(argument: str) -> None:
         (
             ["bench", "models"],
             "unknown argument: models; one directory of models is enough, and 'bench' is given already. A flag's value "
-            "follows its name after =, as in --port=8500; the commands are tune, verify, live and install-command",
+            "follows its name after =, as in --port=8500; the commands are inspect, "
+            "status, top, predict, tune, verify, client, live, completion and install-command",
         ),
     ],
 )
