@@ -284,6 +284,22 @@ def test_a_reload_reaches_all_workers_or_none(server: Server, versions: Path) ->
     assert {fetch(server.url("/v1/models/n:predict"), {"instances": [1.0]})[0] for _ in range(8)} == {404}
 
 
+def test_an_unload_by_the_open_inference_protocol_reaches_all_workers(server: Server) -> None:
+    tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1]}
+
+    def statuses() -> set[int]:
+        return {fetch(server.url("/v2/models/m/infer"), {"inputs": [tensor]})[0] for _ in range(8)}
+
+    def change(what: str) -> tuple[int, Any]:
+        return fetch(server.url(f"/v2/repository/models/m/{what}"), {"parameters": {}})
+
+    assert statuses() == {200}
+    assert change("unload") == (200, {})
+    assert statuses() == {404}
+    assert change("load") == (200, {})
+    assert statuses() == {200}
+
+
 def test_sigterm_drains_the_workers_one_by_one_and_loses_no_request(server: Server) -> None:
     pids = [worker["pid"] for worker in server.workers()]
     with load(server.rest, server.port) as seen:
