@@ -66,7 +66,7 @@ def run(life: Coroutine[object, None, T]) -> T:
         gc.set_threshold(*before)
 
 
-def _run_fast(life: Coroutine[Any, Any, T]) -> T:
+def _run_fast(life: Coroutine[object, None, T]) -> T:
     try:
         import uvloop
     except ImportError:
