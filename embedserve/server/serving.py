@@ -26,6 +26,7 @@ from embedserve.server.standalone import (
     stop_on_signals,
     wait_until_ready,
 )
+from embedserve.server.terminal import progress, show_served
 
 __all__ = ["Service", "drain", "run_service"]
 
@@ -75,12 +76,17 @@ async def _serve(service: Service, stop: asyncio.Event) -> None:
     if service.config.models is not None:
         log_models(service.config.models)
     opened: list[Port] = []
+    starting = ExitStack()
+    starting.enter_context(progress(registry))
     async with service.started() as ports, asyncio.TaskGroup() as tasks:
         background = [tasks.create_task(obey_hangups(applied.reread))]
         try:
-            await _open((port for port in ports if port.early), opened, stop)
-            if await wait_until_ready(registry, stop) and await _open(ports, opened, stop):
+            with starting:
+                await _open((port for port in ports if port.early), opened, stop)
+                serves = await wait_until_ready(registry, stop) and await _open(ports, opened, stop)
+            if serves:
                 announce_ready()
+                show_served(registry, service.config)
                 background.append(tasks.create_task(applied.follow()))
             await stop.wait()
         finally:
