@@ -112,7 +112,7 @@ def test_each_package_that_is_imported_is_declared() -> None:
 
 
 # Extras that users install; the others are for tests and examples.
-OPTIONAL = ("client", "ray", "speed", "text", "tflite", "remote", "s3", "gcs", "http", "plot")
+OPTIONAL = ("client", "django", "images", "ray", "speed", "text", "tflite", "remote", "s3", "gcs", "http", "plot")
 
 
 def optional(name: str) -> list[str]:

@@ -183,7 +183,7 @@ def _of_picture(file: Path, spec: Mapping[str, Any], scale: float | None) -> Any
     try:
         from PIL import Image
     except ImportError:
-        raise ValueError("pixels need Pillow: pip install pillow") from None
+        raise ValueError("pixels need Pillow: pip install 'embedserve[images]', or pillow") from None
     shape = spec["shape"]
     if shape is None or len(shape) not in (3, 4):
         raise ValueError(f"the input has the shape {shape}, and a picture needs [rows, height, width, channels]")
