@@ -158,7 +158,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         save_model(Path(directory))
         port, rest = free_port(), free_port()
-        command = [sys.executable, "-m", "embedserve", directory, f"--port={port}", f"--rest_api_port={rest}"]
+        command = [
+            sys.executable,
+            "-m",
+            "embedserve",
+            directory,
+            f"--port={port}",
+            f"--rest_api_port={rest}",
+            "--workers=0",
+        ]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             assert server.stderr is not None
