@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import Context
 from functools import wraps
 from inspect import cleandoc
 from types import ModuleType
@@ -214,7 +215,7 @@ class LoopWaker:
         if hasattr(os, "eventfd"):
             self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             try:
-                loop.add_reader(self._fd, self._rung)
+                Context().run(loop.add_reader, self._fd, self._rung)  # The context of the start ends with the start.
             except NotImplementedError:  # A loop without support for watching files.
                 os.close(self._fd)
                 self._fd = -1

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from time import perf_counter, thread_time
 from typing import Any, Protocol, TypeVar
 
@@ -200,6 +201,8 @@ class RunPool:
     ) -> None:
         self.loop = loop
         self.loop_run_limit = loop_run_limit
+        # A dispatch and a run belong to many requests, so the context of no single request holds there.
+        self._context = Context()
         self._budget = fairness.LoopBudget(loop_run_limit)
         self.size = size
         self.max_stuck = size if max_stuck is None else max_stuck
@@ -269,7 +272,7 @@ class RunPool:
         if not self._threads:
             if self.closed:
                 raise RegistryStateError("the registry has been left; its run threads have ended")
-            self.loop.call_soon(self._turn_away)
+            self.loop.call_soon(self._turn_away, context=self._context)
         self._waiting.append(client)
         self._dispatch_soon()
 
@@ -284,7 +287,7 @@ class RunPool:
     def _dispatch_soon(self) -> None:
         if self._waiting and not self._dispatching and (self._idle or self._may_lend()):
             self._dispatching = True
-            self.loop.call_soon(self._dispatch)
+            self.loop.call_soon(self._dispatch, context=self._context)
 
     def _may_lend(self) -> bool:
         """Whether the thread beyond the pool's size may be used now; a later time sets a timer."""
@@ -301,7 +304,7 @@ class RunPool:
             return False
         if at <= self.loop.time():
             return True
-        self._lending = self.loop.call_at(at, self._lend)
+        self._lending = self.loop.call_at(at, self._lend, context=self._context)
         return False
 
     def _lend(self) -> None:
@@ -314,7 +317,7 @@ class RunPool:
             self._settled.cancel()
             self._settled = None
             self.delay.stop(sum([client.waiting for client in self._waiting]))
-            self.loop.call_soon(self._hand_out)
+            self.loop.call_soon(self._hand_out, context=self._context)
 
     def _dispatch(self) -> None:
         self._settled = None
@@ -322,9 +325,9 @@ class RunPool:
         if pause is None:
             self._hand_out()
         elif pause:
-            self._settled = self.loop.call_later(pause, self._dispatch)
+            self._settled = self.loop.call_later(pause, self._dispatch, context=self._context)
         else:
-            self.loop.call_soon(self._dispatch)
+            self.loop.call_soon(self._dispatch, context=self._context)
 
     def _hand_out(self) -> None:
         # Clients that return during the hand-out wait for the next turn: answers of runs on the loop go out first.
@@ -421,7 +424,7 @@ class RunPool:
             self._watching.cancel()
             self._watching = None
         if at < math.inf:
-            self._watching = self.loop.call_at(at, self._look)
+            self._watching = self.loop.call_at(at, self._look, context=self._context)
 
     def _look(self) -> None:
         self._look_at, self._watching = math.inf, None
