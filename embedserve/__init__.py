@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import embedserve.concurrency.forks  # noqa: F401 (notes the forks of the host from here on)
 
 if TYPE_CHECKING:
+    from embedserve.call_record import CallRecord, CallTiming
     from embedserve.config import (
         AllVersions,
         BatchingOptions,
@@ -42,9 +43,12 @@ if TYPE_CHECKING:
         StartError,
         UnsupportedError,
     )
+    from embedserve.events import Actor, Event, acting_as
     from embedserve.handle import ModelHandle
     from embedserve.lifecycle.monitor import VersionStatus
     from embedserve.lifecycle.source_protocol import StoreStatistics
+    from embedserve.logs.access import AccessLog
+    from embedserve.logs.json_lines import JsonFormatter
     from embedserve.metrics import Metrics
     from embedserve.observer import Observer
     from embedserve.registry import ModelRegistry
@@ -54,19 +58,26 @@ if TYPE_CHECKING:
     from embedserve.store_url import StoreUrl
     from embedserve.tensors.json_text import to_json
     from embedserve.tfs.examples import InferenceTask
+    from embedserve.tracing import Tracing
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "AccessLog",
+    "Actor",
     "AllVersions",
     "BatchingOptions",
+    "CallRecord",
+    "CallTiming",
     "Code",
     "ConfigError",
     "DeadlineExceededError",
+    "Event",
     "InferenceError",
     "InferenceTask",
     "InvalidInputError",
     "InvalidModelSpecError",
+    "JsonFormatter",
     "LatestVersions",
     "LoadError",
     "LoggingOptions",
@@ -94,13 +105,16 @@ __all__ = [
     "StoreStatistics",
     "StoreUrl",
     "TensorSpec",
+    "Tracing",
     "UnsupportedError",
     "VersionStatus",
     "__version__",
+    "acting_as",
     "to_json",
 ]
 
 _MODULES = {
+    "call_record": "CallRecord CallTiming",
     "config": (
         "AllVersions BatchingOptions LatestVersions LoggingOptions ModelConfig RegistryOptions RetryPolicy "
         "SpecificVersions"
@@ -110,8 +124,11 @@ _MODULES = {
         "NotReadyError OverloadedError QueueFullError RegistryStateError RequestTooLargeError ServableNotFoundError "
         "ServingError SignatureNotFoundError StartError UnsupportedError"
     ),
+    "events": "Actor Event acting_as",
     "handle": "ModelHandle",
     "lifecycle.monitor": "VersionStatus",
+    "logs.access": "AccessLog",
+    "logs.json_lines": "JsonFormatter",
     "metrics": "Metrics",
     "observer": "Observer",
     "registry": "ModelRegistry",
@@ -122,6 +139,7 @@ _MODULES = {
     "store_url": "StoreUrl",
     "tensors.json_text": "to_json",
     "tfs.examples": "InferenceTask",
+    "tracing": "Tracing",
 }
 _HOMES = {name: f"embedserve.{module}" for module, names in _MODULES.items() for name in names.split()}
 _PUBLIC_MODULES = frozenset(("grpc", "http", "ray", "rest", "testing"))

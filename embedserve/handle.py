@@ -12,6 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from embedserve.call_record import CallTiming
 from embedserve.concurrency.owner_loop import blocking
 from embedserve.errors import RegistryStateError, SignatureNotFoundError, UnsupportedError
 from embedserve.lifecycle.managed_version import ManagedVersion
@@ -56,7 +57,7 @@ class Entry(Protocol):
     def deadline(self, timeout: float) -> float | None:
         """Return the loop's time after `timeout` seconds; None for infinity."""
 
-    async def predict_on(self, version: ManagedVersion, call: Call, inputs: object) -> dict[str, Array]:
+    async def predict_held(self, version: ManagedVersion, call: Call, inputs: object) -> dict[str, Array]:
         """Bind, run and return a request on a version; the version is held during the call."""
 
     def run_bound(
@@ -138,14 +139,15 @@ class ModelHandle:
         timeout: float | None = None,
         priority: PriorityName = "normal",
         cast: bool = True,
+        timing: CallTiming | None = None,
     ) -> dict[str, Array]:
         """Answer a request on the held version; arguments, result and errors as `ModelRegistry.predict`.
 
         `cast=False` refuses arrays of undeclared dtypes, as TF Serving does.
         """
         self._check()
-        call = Call(self.name, self.version, None, signature_name, output_filter, timeout, priority, cast)
-        answer = self._runtime.predict_on(self._version, call, inputs)
+        call = Call(self.name, self.version, None, signature_name, output_filter, timeout, priority, cast, timing)
+        answer = self._runtime.predict_held(self._version, call, inputs)
         return await (answer if self._runtime.on_loop() else self._runtime.bridge(answer))
 
     predict_sync = blocking(predict)

@@ -11,12 +11,14 @@ import re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
+from embedserve.call_record import CallRecord
 from embedserve.errors import Code, ServingError
 from embedserve.observer import Observer, running_api
 from embedserve.servable import ServableId, State
@@ -47,6 +49,15 @@ _Sample = tuple[str, dict[str, str], float]
 
 Cells: TypeAlias = Mapping[str, Mapping[_Labels, Any]]
 """The counts of a process, by family and label values; plain values for `add_cells` of another process."""
+
+
+class _Exemplar(NamedTuple):
+    """A value of a traced call, and the seconds since 1970 of the call's end."""
+
+    trace_id: str
+    span_id: str
+    value: float
+    at: float
 
 
 class _Family:
@@ -115,6 +126,15 @@ class _Histogram(_Family):
         self._limits = limits
         self._names = (*(f"{limit:g}" for limit in limits), "+Inf")
         self._cells: dict[_Labels, tuple[list[int], list[float]]] = {}
+        self._exemplars: dict[_Labels, dict[int, _Exemplar]] = {}
+
+    def exemplify(self, values: _Labels, exemplar: _Exemplar) -> None:
+        """Keep the trace of an observed value; each bucket has the trace of its latest such value."""
+        self._exemplars.setdefault(values, {})[bisect_left(self._limits, exemplar.value)] = exemplar
+
+    def exemplars(self) -> Mapping[_Labels, Mapping[int, _Exemplar]]:
+        """The traces by cell and number of the bucket."""
+        return {values: of_cell.copy() for values, of_cell in self._exemplars.copy().items()}
 
     def observe(self, values: _Labels, value: float, times: int = 1) -> None:
         cell = self._cells.get(values)
@@ -139,12 +159,21 @@ class _Histogram(_Family):
     def drop(self, leading: _Labels) -> None:
         for values in [values for values in self._cells if values[: len(leading)] == leading]:
             del self._cells[values]
+            self._exemplars.pop(values, None)
 
     def cells(self) -> Mapping[_Labels, object]:
-        return {values: (counts.copy(), total[0]) for values, (counts, total) in self._cells.copy().items()}
+        exemplars = self.exemplars()
+        return {
+            values: (counts.copy(), total[0], exemplars.get(values, {}))
+            for values, (counts, total) in self._cells.copy().items()
+        }
 
     def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
-        for values, (counts, total) in cells.items():
+        for values, (counts, total, exemplars) in cells.items():
+            for bucket, exemplar in exemplars.items():
+                kept = self._exemplars.setdefault(values, {})
+                if bucket not in kept or kept[bucket].at < exemplar.at:
+                    kept[bucket] = exemplar
             mine, sum_of_mine = self._cells.setdefault(values, ([0] * (len(self._limits) + 1), [0.0]))
             mine[:] = map(operator.add, mine, counts)
             sum_of_mine[0] += total
@@ -164,6 +193,8 @@ class Metrics(Observer, Collector):
         max_unknown_models: Bound of different `model_name` values for names of models without any load. Requests beyond
             the bound share `(other)`, so that clients cannot grow the page without bound.
     """
+
+    reads_context = False
 
     def __init__(self, *, max_unknown_models: int = 100) -> None:
         self._max_unknown_models = max_unknown_models
@@ -244,6 +275,12 @@ class Metrics(Observer, Collector):
         labels = ("model", "version", "signature")
         self._rows = _Histogram("embedserve_batch_rows", "Rows per batch, without padding.", labels, _BATCH_SIZES)
         self._waits = _Histogram("embedserve_queue_wait_seconds", "Wait in the batch queue.", labels, _WAIT_SECONDS)
+        self._predictions = _Histogram(
+            "embedserve_predict_seconds", "Successful requests, from the queue to the outputs.", labels, _WAIT_SECONDS
+        )
+        self._dropped_lines = _Counter(
+            "embedserve_log_lines_dropped_total", "Lines that a log had no room for.", ("log",)
+        )
         self._padding = _Counter("embedserve_padding_rows_total", "Rows that were padding.", labels)
         self._stuck = _Counter("embedserve_stuck_runs_total", "Runs left behind in their threads.", labels)
         self._returned = _Counter("embedserve_stuck_runs_returned_total", "Stuck runs that ended after all.", labels)
@@ -255,6 +292,12 @@ class Metrics(Observer, Collector):
             "Connections and requests refused by the HTTP listener: a status, an error of HTTP/2, or a limit's name.",
             ("reason",),
         )
+
+    @property
+    def _of_versions(self) -> tuple[_Family, ...]:
+        """The families whose labels begin with model and version."""
+        times = (self._rows, self._waits, self._predictions)
+        return (*times, self._padding, self._released, self._stuck, self._returned)
 
     # Events from the registry and the adapters.
 
@@ -269,7 +312,7 @@ class Metrics(Observer, Collector):
             ended.append(version)
             if len(ended) > _ENDED_VERSIONS_KEPT:
                 gone = ended.popleft()
-                for family in (self._rows, self._waits, self._padding, self._released, self._stuck, self._returned):
+                for family in self._of_versions:
                     family.drop((id.name, gone))
 
     def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
@@ -291,6 +334,7 @@ class Metrics(Observer, Collector):
         api = running_api.get()
         if error is None and api in ("Predict", "Classify", "Regress"):
             self._runtime_latency.observe((id.name, api, "TF1"), _micros(seconds))
+            self._predictions.observe((id.name, str(id.version), signature_name), seconds)
 
     def graph_run_finished(self, id: ServableId, seconds: float, in_session: bool) -> None:
         """Count a run of a graph, and the time of the run."""
@@ -352,6 +396,27 @@ class Metrics(Observer, Collector):
         """Count sampled requests by the fate of the record."""
         self._logged.add((self._bounded(model_name), code.name), requests)
 
+    def call_finished(self, record: CallRecord) -> None:
+        """Keep the trace of a successful call as an exemplar of its times."""
+        if not record.trace_id or record.code is not Code.OK or record.version is None:
+            return
+        at = record.nanoseconds(record.ended) / 1e9
+        labels = record.model, str(record.version), record.signature
+        found: list[tuple[_Histogram, _Labels, float]] = [
+            (self._waits, labels, step.run.began - step.entered) for step in record.steps if step.run is not None
+        ]
+        if record.steps and record.answered:
+            found.append((self._predictions, labels, record.answered - record.steps[0].entered))
+        if record.transport:
+            named = record.model, record.api, record.transport
+            found.append((self._request_latency, named, _micros(record.ended - record.began)))
+        for family, values, value in found:
+            family.exemplify(values, _Exemplar(record.trace_id, record.span_id, value, at))
+
+    def lines_dropped(self, log: str, lines: int) -> None:
+        """Count dropped lines."""
+        self._dropped_lines.add((log,), lines)
+
     def _know(self, name: str) -> None:
         if name not in self._known:
             self._known.add(name)
@@ -398,9 +463,21 @@ class Metrics(Observer, Collector):
             lines += (f"{family.name}{suffix}{_braces(labels)} {_number(value)}" for suffix, labels, value in samples)
         return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
-    async def page(self) -> bytes:
-        """Return the page for REST: `exposition`, unless a subclass adds the counts of further processes."""
-        return self.exposition()
+    def openmetrics(self) -> bytes:
+        """Return the page in the text format of OpenMetrics 1.0, with traces as exemplars of the histograms.
+
+        Names keep their colons, so the page has the series of `exposition`.
+        """
+        lines: list[str] = []
+        for family in self._families:
+            name, kind = _openmetrics_type(family)
+            lines += header(name, kind, family.documentation)
+            lines += _openmetrics_lines(family)
+        return "".join(f"{line}\n" for line in (*lines, "# EOF")).encode("utf-8", "replace")
+
+    async def page(self, *, openmetrics: bool = False) -> bytes:
+        """Return the page for REST; a subclass may add the counts of further processes."""
+        return self.openmetrics() if openmetrics else self.exposition()
 
     def cells(self) -> Cells:
         """Return all counts so far, for the `add_cells` of another process."""
@@ -414,9 +491,8 @@ class Metrics(Observer, Collector):
     def collect(self) -> Iterable[Metric]:
         """For prometheus_client: the samples of the page under the same names."""
         for family in self._families:
-            total = family.kind == "counter" and family.name.endswith("_total")
-            kind = "unknown" if family.kind == "counter" and not total else family.kind
-            metric = Metric(family.name.removesuffix("_total") if total else family.name, family.documentation, kind)
+            name, kind = _openmetrics_type(family)
+            metric = Metric(name, family.documentation, kind)
             for suffix, labels, value in family.values():
                 metric.add_sample(family.name + suffix, labels, value)
             yield metric
@@ -424,6 +500,36 @@ class Metrics(Observer, Collector):
     def describe(self) -> Iterable[Metric]:
         """For prometheus_client: a registry refuses a second metric of the same name."""
         return self.collect()
+
+
+def _openmetrics_type(family: _Family) -> tuple[str, str]:
+    """Name and type in OpenMetrics; a counter without `_total`, as TF Serving has, is of an unknown type."""
+    if family.kind != "counter":
+        return family.name, family.kind
+    bare = family.name.removesuffix("_total")
+    return bare, "counter" if bare != family.name else "unknown"
+
+
+def _canonical(limit: str) -> str:
+    written: str = floatToGoString(float(limit))  # type: ignore[no-untyped-call]
+    return written
+
+
+def _openmetrics_lines(family: _Family) -> Iterator[str]:
+    """Yield the samples; limits of buckets are floats there, and a bucket may have an exemplar."""
+    exemplars = family.exemplars() if isinstance(family, _Histogram) else {}
+    bucket = 0
+    for suffix, labels, value in family.values():
+        trace = ""
+        if suffix == "_bucket":
+            limit = labels.pop("le")
+            found = exemplars.get(tuple(labels.values()), {}).get(bucket)
+            if found is not None:
+                named = _braces({"trace_id": found.trace_id, "span_id": found.span_id})
+                trace = f" # {named} {_number(found.value)} {found.at:.3f}"
+            labels["le"] = limit if limit == "+Inf" else _canonical(limit)
+        bucket = bucket + 1 if suffix == "_bucket" else 0
+        yield f"{family.name}{suffix}{_braces(labels) if labels else ''} {_number(value)}{trace}"
 
 
 def header(name: str, kind: str, documentation: str) -> tuple[str, str]:

@@ -6,15 +6,21 @@ observer cannot fail a request.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TypeVar
+from time import perf_counter
+from typing import Any, ClassVar, TypeVar
 
-from embedserve.errors import Code
+from embedserve.call_record import NO_HEADERS, CallHeaders, CallRecord, CallTiming, current_call
+from embedserve.errors import Code, ServingError
+from embedserve.events import Event, EventKind, EventLog
+from embedserve.forwarded import TrustedProxies
 from embedserve.servable import ServableId, State
 
-__all__ = ["Observer", "Observers", "running_api"]
+__all__ = ["CallObserver", "Observer", "Observers", "running_api"]
 
 logger = logging.getLogger("embedserve")
 
@@ -25,7 +31,16 @@ running_api: ContextVar[str] = ContextVar("embedserve_running_api", default="Pre
 
 
 class Observer:
-    """Base class: override the methods of interesting events. All calls come on the registry's loop; do not block."""
+    """Base class: override the methods of interesting events. All calls come on the registry's loop; do not block.
+
+    Events of a request come in the request's context: context variables of the caller hold there. Events of a batch, a
+    run or a version come in a context of no request.
+
+    Attributes:
+        reads_context: Whether `queue_wait` looks at context variables; False spares a copy of each request's context.
+    """
+
+    reads_context: ClassVar[bool] = True
 
     def version_state(self, id: ServableId, state: State, error: Exception | None) -> None:
         """A version entered `state`; `error` is set for an end by failure."""
@@ -79,12 +94,65 @@ class Observer:
     def request_logged(self, model_name: str, code: Code, requests: int) -> None:
         """A number of sampled requests was logged (OK) or dropped (RESOURCE_EXHAUSTED, or the code of the failure)."""
 
+    def threads_warmed(self, id: ServableId, seconds: float) -> None:
+        """Made-up requests have run in the run threads, within `seconds`."""
+
+    def happened(self, event: Event) -> None:
+        """An event was added to the registry's history."""
+
+    def call_finished(self, record: CallRecord) -> None:
+        """A recorded call ended; calls without a record are not reported. The call's context is current."""
+
+    def lines_dropped(self, log: str, lines: int) -> None:
+        """A log of the name had no room for `lines` lines."""
+
+
+class CallObserver(Observer):
+    """Base class of observers that want a record of all or some calls."""
+
+    def wants(self, transport: str, headers: CallHeaders) -> Any:
+        """Decide at the entry of a call whether to record the call; in the call's context. The hot path.
+
+        Args:
+            transport: `REST`, `GRPC`, or empty for a call in the process.
+            headers: The client's headers.
+
+        Returns:
+            The observer's note on the call, for `CallRecord.marks`; None for a call that needs no record.
+        """
+
+    def call_began(self, record: CallRecord) -> None:
+        """A call that the observer wants has a record."""
+
+    def joined(self, observers: Observers) -> None:
+        """The observer now belongs to a registry, whose observers take the observer's own reports."""
+
 
 class Observers(Observer):
-    """Fans each call out to several observers; falsy when there are none, so a hot path may skip the call."""
+    """Fans each call out to several observers; falsy when there are none, so a hot path may skip the call.
 
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._observers = list(observers)
+    Args:
+        observers: The first observers.
+        proxies: As the option `trusted_proxies`.
+        always_timed: As the option `timing_headers`.
+
+    Attributes:
+        events: The history of changes.
+        keep_contexts: Whether an observer reads the context of a wait in a queue.
+        recording: The observers that may want a record of a call.
+    """
+
+    def __init__(
+        self, observers: Iterable[Observer] = (), proxies: Iterable[str] = (), *, always_timed: bool = False
+    ) -> None:
+        self._observers: list[Observer] = []
+        self._proxies = TrustedProxies(proxies)
+        self._always_timed = always_timed
+        self.events = EventLog()
+        self.keep_contexts = False
+        self.recording: tuple[CallObserver, ...] = ()
+        for observer in observers:
+            self.add(observer)
 
     def __bool__(self) -> bool:
         return bool(self._observers)
@@ -95,11 +163,94 @@ class Observers(Observer):
     def add(self, observer: Observer) -> None:
         """Start calling `observer`."""
         self._observers.append(observer)
+        self._sort()
+        if isinstance(observer, CallObserver):
+            observer.joined(self)
+
+    def _sort(self) -> None:
+        self.recording = tuple(each for each in self._observers if isinstance(each, CallObserver))
+        self.keep_contexts = any(
+            each.reads_context and type(each).queue_wait is not Observer.queue_wait for each in self._observers
+        )
 
     def remove(self, observer: Observer) -> None:
         """Stop calling `observer`; unknown observers are ignored."""
         if observer in self._observers:
             self._observers.remove(observer)
+            self._sort()
+
+    @property
+    def may_record(self) -> bool:
+        """Whether `begin_call` may want a record of a client's call, even if the client does not ask for the times."""
+        return self._always_timed or bool(self.recording)
+
+    def begin_call(
+        self, transport: str, headers: CallHeaders = NO_HEADERS, peer: str = "", *, timing: bool = False
+    ) -> CallRecord | None:
+        """Return a record for a call that begins now; None for a call that nobody wants to see.
+
+        Args:
+            transport: `REST`, `GRPC`, or empty for a call in the process.
+            headers: The client's headers.
+            peer: The address at the other end of the connection.
+            timing: Whether the caller of a call in the process asks for the times.
+        """
+        timing = timing or headers.timing or (self._always_timed and transport != "")
+        marks: dict[object, Any] = {}
+        for each in self.recording:
+            try:
+                mark = each.wants(transport, headers)
+            except Exception:
+                logger.exception("observer %r failed in wants; it does not see the call", each)
+                continue
+            if mark is not None:
+                marks[each] = mark
+        if not marks and not timing:
+            return None
+        record = CallRecord(transport, headers, timing)
+        record.marks = marks
+        record.peer = record.client = peer
+        if self._proxies:
+            record.client = self._proxies.client(peer, headers.all(b"x-forwarded-for"))
+        for each in self.recording:
+            if each in marks:
+                try:
+                    each.call_began(record)
+                except Exception:
+                    logger.exception("observer %r failed in call_began", each)
+        return record
+
+    @contextmanager
+    def recorded(self, record: CallRecord, timing: CallTiming | None = None) -> Iterator[None]:
+        """Make the record current for the call inside; at the end note the error, if any, and report the call.
+
+        Args:
+            record: Of a call that begins.
+            timing: Takes the times of the call.
+        """
+        token = current_call.set(record)
+        try:
+            yield
+        except BaseException as error:
+            if record.code is Code.OK:
+                record.code = _code_of(error)
+            raise
+        finally:
+            with suppress(ValueError):  # A call that is thrown away ends in another context.
+                current_call.reset(token)
+            self.end_call(record)
+            if timing is not None:
+                record.fill(timing)
+
+    def end_call(self, record: CallRecord) -> None:
+        """Note the end of a recorded call, and report the call."""
+        record.ended = perf_counter()
+        self.call_finished(record)
+        record.headers, record.marks = NO_HEADERS, {}  # Observers may keep the record for a while.
+
+    def changed(self, kind: EventKind, model: str = "", version: int | None = None, detail: str = "") -> None:
+        """Add a change on demand, by the present actor, to the history."""
+        self.happened(self.events.add(kind, model, version, detail))
 
     def first(self, kind: type[T]) -> T | None:
         """Return the first observer of a class, or None."""
@@ -116,7 +267,13 @@ class Observers(Observer):
                 logger.exception("observer %r failed in %s; the call is dropped", observer, method)
 
     def version_state(self, id: ServableId, state: State, error: Exception | None) -> None:
+        event = self.events.version_state(id, state, error)
         self._each("version_state", id, state, error)
+        if event is not None:
+            self.happened(event)
+
+    def happened(self, event: Event) -> None:
+        self._each("happened", event)
 
     def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
         self._each("load_finished", id, path, seconds, error)
@@ -158,3 +315,18 @@ class Observers(Observer):
 
     def request_logged(self, model_name: str, code: Code, requests: int) -> None:
         self._each("request_logged", model_name, code, requests)
+
+    def threads_warmed(self, id: ServableId, seconds: float) -> None:
+        self._each("threads_warmed", id, seconds)
+
+    def call_finished(self, record: CallRecord) -> None:
+        self._each("call_finished", record)
+
+    def lines_dropped(self, log: str, lines: int) -> None:
+        self._each("lines_dropped", log, lines)
+
+
+def _code_of(error: BaseException) -> Code:
+    if isinstance(error, asyncio.CancelledError):
+        return Code.CANCELLED
+    return Code(error.code) if isinstance(error, ServingError) else Code.UNKNOWN

@@ -19,10 +19,12 @@ from functools import partial
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar, Unpack
 
+from embedserve.call_record import CallTiming
 from embedserve.concurrency.inflight import InflightBytes
 from embedserve.concurrency.owner_loop import PrivateLoop, blocking, check_asyncio, check_threads
 from embedserve.config import ModelLike, RegistryKeywords, RegistryOptions, location, model_configs, validated
 from embedserve.errors import CUT_SHORT, Code, ConfigError, NotReadyError, RegistryStateError, ServingError, StartError
+from embedserve.events import Event
 from embedserve.handle import Acquisition, ModelHandle
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.observer import Observer, Observers
@@ -71,7 +73,7 @@ class ModelRegistry:
         self._root = None if root is None else location(root)
         self._models = tuple(model_configs(models))
         self.options = validated(RegistryOptions, options)
-        self.observers = Observers(observers)
+        self.observers = Observers(observers, self.options.trusted_proxies, always_timed=self.options.timing_headers)
         self._collaborators = collaborators
         self._runtime: Runtime | None = None
         self._entering: Future[None] | None = None
@@ -328,6 +330,7 @@ class ModelRegistry:
         output_filter: Sequence[str] | None = None,
         timeout: float | None = None,
         priority: PriorityName = "normal",
+        timing: CallTiming | None = None,
     ) -> dict[str, Array]:
         """Answer a request with the latest available version, or with the requested version.
 
@@ -337,13 +340,12 @@ class ModelRegistry:
                 list of records with a column for each input; or the bare value of a signature with a single input.
                 Python numbers and lists take the declared dtype; arrays, `tf.Tensor`s and columns are cast where
                 `np.can_cast(..., "same_kind")` allows it; `str` becomes UTF-8 bytes.
-            version: The number of the version.
-            label: A label of the version.
-            signature_name: A signature of the version.
+            version, label, signature_name: The version by number or by label, and the version's signature.
             output_filter: Names of the outputs to return; None or empty returns all.
             timeout: Seconds; None and infinity set no bound. Cancelling the call gives the request up.
             priority: `high` overtakes waiting `normal` requests, and `normal` overtakes `low`. In a full queue the
                 newest request of the lowest priority gives way. A run in every eight goes to the oldest request.
+            timing: Takes the times of the call at its end, also of a failed call.
 
         Returns:
             Outputs by name, dtypes and shapes as TensorFlow made them; string outputs are object arrays of `bytes`. The
@@ -362,7 +364,7 @@ class ModelRegistry:
             RegistryStateError: Not entered, closed, or in a forked child.
         """
         runtime = self._here()
-        call = Call(name, version, label, signature_name, output_filter, timeout, priority)
+        call = Call(name, version, label, signature_name, output_filter, timeout, priority, True, timing)
         if asyncio._get_running_loop() is not runtime.loop:
             return await runtime.bridge_predict(call, inputs)
         return await runtime.predict(call, inputs)
@@ -534,11 +536,7 @@ class ModelRegistry:
         return {model: statuses for model, statuses in snapshot.items() if name is None or model == name}
 
     def models(self) -> tuple[str, ...]:
-        """Names of the configured and discovered models; empty where the registry is not entered.
-
-        Raises:
-            RegistryStateError: As `status`.
-        """
+        """Names of the configured and discovered models; empty without an entry. Raises as `status`."""
         entry = self._own_entry
         return () if entry is None else tuple(sorted(entry.models.readiness()))
 
@@ -568,13 +566,13 @@ class ModelRegistry:
         return None if self._entry is None else self._entry.liveness()
 
     def labels(self, name: str) -> dict[str, int]:
-        """Return the labels of a model with their versions.
-
-        Raises:
-            RegistryStateError: As `status`.
-        """
+        """Return the labels of a model with their versions. Raises as `status`."""
         entry = self._own_entry
         return {} if entry is None else dict(entry.models.labels.get(name, {}))
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the last 1000 changes of what the registry serves, the oldest first; kept over entries."""
+        return self.observers.events.snapshot()
 
     def statistics(self) -> RegistryStatistics:
         """Return a snapshot of the registry's work.

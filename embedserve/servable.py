@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
+from embedserve.call_record import CallTiming
 from embedserve.errors import ServingError
 from embedserve.priority import Priority, PriorityName
 from embedserve.tensors.dtypes import Array, Tensors
@@ -55,6 +56,7 @@ class Call(NamedTuple):
     timeout: float | None
     priority: PriorityName
     cast: bool = True
+    timing: CallTiming | None = None
 
 
 class State(enum.IntEnum):

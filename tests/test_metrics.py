@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import pickle
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from embedserve.call_record import NO_HEADERS, CallRecord, RunRecord
 from embedserve.config import BatchingOptions
 from embedserve.errors import Code, InvalidInputError, LoadError
 from embedserve.metrics import OTHER_MODELS, Metrics
@@ -65,7 +69,9 @@ def test_an_empty_page_has_the_types_of_what_is_registered_from_the_start(metric
         "# TYPE embedserve_batch_rows histogram",
         "# TYPE embedserve_batches_released_total counter",
         "# TYPE embedserve_listener_refusals_total counter",
+        "# TYPE embedserve_log_lines_dropped_total counter",
         "# TYPE embedserve_padding_rows_total counter",
+        "# TYPE embedserve_predict_seconds histogram",
         "# TYPE embedserve_queue_wait_seconds histogram",
         "# TYPE embedserve_stuck_runs_returned_total counter",
         "# TYPE embedserve_stuck_runs_total counter",
@@ -351,3 +357,88 @@ def test_what_several_processes_have_counted_adds_up() -> None:
     alone = Metrics()
     alone.add_cells(processes[1].cells())
     assert page(alone) == page(processes[1])
+
+
+def recorded(metrics: Metrics, seconds: float, trace_id: str, code: Code = Code.OK) -> None:
+    """A traced call of M1 that waited for 0.02 s, and took `seconds` in all."""
+    record = CallRecord("REST", NO_HEADERS)
+    record.trace_id, record.span_id, record.code = trace_id, "b" * 16, code
+    record.model, record.version, record.signature, record.api = "m", 1, "s", "predict"
+    step = record.wait(1)
+    step.entered = record.began
+    step.run = RunRecord(record.began + 0.02, 1)
+    record.answered = record.ended = record.began + seconds
+    metrics.queue_wait(M1, "s", 0.02)
+    metrics.run_finished(M1, "s", seconds, None)
+    metrics.request_finished("m", "predict", "REST", code, seconds)
+    metrics.call_finished(record)
+
+
+def samples(metrics: Metrics, name: str) -> list[Any]:
+    """The samples of the page in OpenMetrics' format, as a strict parser reads the page."""
+    return [sample for family in strictly_read(metrics) for sample in family.samples if sample.name == name]
+
+
+def strictly_read(metrics: Metrics) -> list[Any]:
+    read: Any = openmetrics.text_string_to_metric_families
+    return list(read(metrics.openmetrics().decode()))
+
+
+def _series(name: str, labels: Mapping[str, str]) -> tuple[Any, ...]:
+    # The parser of the older format adds the ending to every counter.
+    return name.removesuffix("_total"), *sorted(labels.items())
+
+
+def test_openmetrics_has_every_sample_of_the_page(metrics: Metrics) -> None:
+    recorded(metrics, 0.3, "a" * 32)
+    metrics.batch_formed(M1, "s", 3, 4, 2, "slot")
+    metrics.lines_dropped("access", 2)
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    plain = {_series(sample.name, sample.labels): sample.value for family in families for sample in family.samples}
+    strict: dict[Any, float] = {}
+    for family in strictly_read(metrics):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            if labels.get("le", "+Inf") != "+Inf":
+                labels["le"] = f"{float(labels['le']):g}"
+            strict[_series(sample.name, labels)] = sample.value
+    assert strict == plain
+    assert metrics.openmetrics().endswith(b"# EOF\n")
+
+
+def test_traced_calls_are_exemplars_of_their_buckets(metrics: Metrics) -> None:
+    recorded(metrics, 0.3, "a" * 32)
+    recorded(metrics, 0.31, "c" * 32)
+    recorded(metrics, 2.0, "d" * 32)
+    recorded(metrics, 3.0, "e" * 32, Code.INTERNAL)
+    found = [s for s in samples(metrics, "embedserve_predict_seconds_bucket") if s.exemplar]
+    assert [(s.labels["le"], s.exemplar.labels["trace_id"]) for s in found] == [("0.5", "c" * 32), ("2.5", "d" * 32)]
+    assert found[0].exemplar.value == pytest.approx(0.31)
+    assert found[0].labels["signature"] == "s"
+    (wait,) = [s for s in samples(metrics, "embedserve_queue_wait_seconds_bucket") if s.exemplar]
+    assert (wait.labels["le"], wait.exemplar.labels["span_id"]) == ("0.025", "b" * 16)
+    latency = [s for s in samples(metrics, ":tensorflow:serving:request_latency_bucket") if s.exemplar]
+    assert [s.exemplar.labels["trace_id"] for s in latency] == ["c" * 32, "d" * 32]
+    assert "trace_id" not in metrics.exposition().decode()
+
+
+def test_a_call_without_a_trace_is_no_exemplar(metrics: Metrics) -> None:
+    recorded(metrics, 0.3, "")
+    assert not [s for s in samples(metrics, "embedserve_predict_seconds_bucket") if s.exemplar]
+
+
+def test_exemplars_of_several_processes_are_on_the_common_page() -> None:
+    workers = [Metrics(), Metrics()]
+    recorded(workers[0], 0.3, "a" * 32)
+    recorded(workers[1], 2.0, "c" * 32)
+    total = Metrics()
+    for worker in workers:
+        total.add_cells(pickle.loads(pickle.dumps(worker.cells())))
+    found = [s.exemplar for s in samples(total, "embedserve_predict_seconds_bucket") if s.exemplar]
+    assert [exemplar.labels["trace_id"] for exemplar in found] == ["a" * 32, "c" * 32]
+
+
+def test_dropped_lines_of_a_log_are_counted(metrics: Metrics) -> None:
+    metrics.lines_dropped("access", 2)
+    metrics.lines_dropped("access", 1)
+    assert 'embedserve_log_lines_dropped_total{log="access"} 3' in page(metrics)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from typing import Any, TypeAlias
 
+from embedserve.call_record import CallRecord, RunRecord, Step
 from embedserve.servable import Array, Tensors
 
 __all__ = ["Batch", "BatchTask", "Cut", "Key", "Whole"]
@@ -30,7 +32,7 @@ class Whole:
 class BatchTask:
     """A request in the queue, or a piece of a cut request; pieces share the request's future."""
 
-    __slots__ = ("deadline", "entered", "future", "inputs", "position", "rows", "whole")
+    __slots__ = ("context", "deadline", "entered", "future", "inputs", "position", "record", "rows", "step", "whole")
 
     def __init__(
         self,
@@ -47,6 +49,22 @@ class BatchTask:
         self.entered = entered
         self.whole: Whole | None = None
         self.position = 0
+        self.context: Context | None = None
+        self.record: CallRecord | None = None
+        self.step: Step | None = None
+
+    def note(self, record: CallRecord, rows: int) -> None:
+        """Have the wait and the run noted in the record of the call."""
+        self.record = record
+        self.step = record.wait(rows)
+
+    def leave(self, run: RunRecord) -> None:
+        """Note the run that ends the wait; a request that runs once more has waited once more."""
+        if self.record is not None and self.step is not None:
+            if self.step.run is not None:
+                self.step = self.record.wait(0)
+            self.step.run = run
+            run.marks.append(self.record.marks)
 
     def pieces(self, sizes: list[int], cut: Cut) -> Iterator[BatchTask]:
         """Yield the request as tasks of `sizes` rows."""
@@ -56,6 +74,11 @@ class BatchTask:
             piece = BatchTask(self.future, cut(self.inputs, start, end), rows, self.deadline, self.entered)
             piece.whole = whole
             piece.position = position
+            piece.context = self.context
+            if self.record is not None and self.step is not None:
+                piece.record = self.record
+                piece.step = self.record.wait(rows) if position else self.step
+                piece.step.rows = rows
             yield piece
 
 

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Iterator
+from contextvars import copy_context
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -30,6 +31,7 @@ from embedserve.batching.direct import (
     timed_out,
 )
 from embedserve.batching.merge import MAX_PADDED_RANK, cut, join, merge, split, target_rows
+from embedserve.call_record import RunRecord, current_call
 from embedserve.concurrency.threads import RunPool, Work
 from embedserve.config import BatchingOptions
 from embedserve.errors import InvalidInputError, QueueFullError, ServingError
@@ -110,6 +112,10 @@ class SignatureBatcher:
         future = self._create_future()
         now = self._now()
         task = BatchTask(future, inputs, rows, deadline, perf_counter())
+        if self._observers.keep_contexts:
+            task.context = copy_context()
+        if (record := current_call.get()) is not None:
+            task.note(record, rows)
         if deadline is not None and self._policy is not None:
             self._policy.check_deadline(self._queue, rows, deadline, now, priority)
         try:
@@ -208,6 +214,9 @@ class SignatureBatcher:
         padding = target_rows(rows, self._allowed) - rows if self._allowed else 0
         run = BatchRun(self, batch, tasks, rows, padding)
         run.timeout = self.runs.begin(run, now, _longest(tasks, now))
+        for task in tasks:
+            if task.record is not None:
+                run.leave(task, batch.reason)
         if self.loop_runs is not None:
             run.expected = self.loop_runs.expected(batch.key, rows + padding, perf_counter())
         self._queue.started(now)
@@ -244,13 +253,19 @@ class SignatureBatcher:
     def _report(self, reason: str, tasks: list[BatchTask], rows: int, padding: int) -> None:
         id, name, now = self._id, self.signature.name, perf_counter()
         self._observers.batch_formed(id, name, rows, rows + padding, len(tasks), reason)
+        tell = self._observers.queue_wait
         for task in tasks:
-            self._observers.queue_wait(id, name, now - task.entered)
+            if task.context is None:
+                tell(id, name, now - task.entered)
+            else:
+                task.context.run(tell, id, name, now - task.entered)
 
     def ended(self, run: BatchRun, tasks: list[BatchTask], result: Any, error: Exception | None) -> None:
         """Take back the thread of a batch's run, and answer the tasks."""
         self._over(run)
         self.runs.returned(run)
+        if run.record is not None:
+            run.record.end(error)
         if error is None:
             pieces, seconds, used = result
             self.runs.completed(seconds)
@@ -386,8 +401,8 @@ class BatchRun:
     """A batch, from the queue through a run, mostly in a thread, to the tasks' answers."""
 
     __slots__ = (
-        *("_owner", "cancellation", "ends_at", "expected", "key", "look_at", "on_loop", "padding", "ran", "rows"),
-        *("tasks", "timeout", "watched"),
+        *("_owner", "cancellation", "ends_at", "expected", "key", "look_at", "on_loop", "padding", "ran"),
+        *("record", "rows", "tasks", "timeout", "watched"),
     )
 
     def __init__(self, owner: SignatureBatcher, batch: Batch, tasks: list[BatchTask], rows: int, padding: int) -> None:
@@ -400,12 +415,21 @@ class BatchRun:
         self.cancellation = Cancellation()
         self.ran = self.on_loop = False
         self.watched = 0
+        self.record: RunRecord | None = None
         self.ends_at = self.look_at = self.expected = math.inf
+
+    def leave(self, task: BatchTask, reason: str) -> None:
+        """Note a task of a recorded call."""
+        if self.record is None:
+            self.record = RunRecord(perf_counter(), self.rows, self.padding, len(self.tasks), reason)
+        task.leave(self.record)
 
     def call(self) -> tuple[list[dict[str, Array]], float, float]:
         """Merge, run, split; return the outputs of each task, the seconds and the processor time of the thread."""
         tasks, owner = self.tasks, self._owner
         began, used = perf_counter(), thread_time() if owner.loop_runs is not None else 0.0
+        if self.record is not None:
+            self.record.began = began
         alone = len(tasks) == 1 and not self.padding
         inputs = tasks[0].inputs if alone else merge([task.inputs for task in tasks], self.padding, ragged=owner.ragged)
         outputs = owner.servable.run(
@@ -416,6 +440,8 @@ class BatchRun:
             timeout=self.timeout,
         )
         self.ran = True
+        if self.record is not None:
+            self.record.ended = perf_counter()
         # An unmerged request is answered as without batching: the outputs need no rows.
         if alone and tasks[0].whole is None:
             pieces = [outputs]

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from embedserve.batching.loop_runs import loop_runs
 from embedserve.batching.watchdog import VersionRuns
+from embedserve.call_record import RunRecord, Step, current_call
 from embedserve.concurrency.threads import RunPool, Work
 from embedserve.errors import Code, DeadlineExceededError, QueueFullError, RegistryStateError, ServingError
 from embedserve.observer import Observers
@@ -183,7 +184,7 @@ class _DirectRun:
 
     __slots__ = (
         *("_call", "_owner", "cancellation", "deadline", "ends_at", "expected", "future", "inputs", "look_at"),
-        *("on_loop", "seconds", "signature", "size", "timeout", "used"),
+        *("marks", "on_loop", "seconds", "signature", "size", "step", "timeout", "used"),
     )
 
     def __init__(
@@ -206,12 +207,16 @@ class _DirectRun:
         self.inputs = inputs
         self.timeout: float | None = None
         self.cancellation = Cancellation()
+        self.step: Step | None = None
+        self.marks: dict[object, Any] = {}
         self.seconds = self.used = 0.0
         self.ends_at = self.look_at = self.expected = math.inf
 
     def call(self) -> Any:
         """Run the call, and measure the seconds and the processor time of the thread."""
         began = perf_counter()
+        if self.step is not None and self.step.run is not None:
+            self.step.run.began = began
         if self.size is None:
             result = self._call(cancellation=self.cancellation, timeout=self.timeout)
         else:
@@ -219,6 +224,8 @@ class _DirectRun:
             result = self._call(cancellation=self.cancellation, timeout=self.timeout)
             self.used = thread_time() - used
         self.seconds = perf_counter() - began
+        if self.step is not None and self.step.run is not None:
+            self.step.run.ended = began + self.seconds
         return result
 
     def held(self, seconds: float, used: float) -> None:
@@ -229,6 +236,8 @@ class _DirectRun:
     def done(self, result: object, error: Exception | None) -> None:
         """Take the result on the loop, at the return of the thread."""
         self._owner.ended(self, error is None)
+        if self.step is not None and self.step.run is not None:
+            self.step.run.end(error)
         if self.future.done():
             return
         if error is None:
@@ -328,7 +337,10 @@ class DirectPredictor:
         if len(self._waiting) + len(self._running) >= self._max_pending:
             self._make_room(priority)
         future: asyncio.Future[T] = self._create_future()
-        self._waiting.append(_DirectRun(self, future, call, deadline, signature, inputs, size), priority)
+        request = _DirectRun(self, future, call, deadline, signature, inputs, size)
+        if (record := current_call.get()) is not None:
+            request.step, request.marks = record.wait(_rows_of(inputs)), record.marks
+        self._waiting.append(request, priority)
         if deadline is not None:
             self._deadlines.watch(deadline)
         if not self._claimed:
@@ -370,6 +382,9 @@ class DirectPredictor:
                 self._pool.request(self)
             self._started += 1
             self._running.add(request)
+            if request.step is not None:
+                request.step.run = run = RunRecord(perf_counter(), request.step.rows)
+                run.marks.append(request.marks)
             request.timeout = self.runs.begin(request, now, request.timeout)
             if request.size is not None:
                 request.expected = self.loop_runs[request.signature].expected(request.size, 1, perf_counter())
@@ -455,3 +470,8 @@ class DirectPredictor:
 
     def _unanswered(self) -> set[Answer]:
         return {request.future for request in self._waiting if not request.future.done()}
+
+
+def _rows_of(inputs: Tensors) -> int:
+    """Rows of a request outside of a batch: the first size of the first input that has one, else 1."""
+    return next((array.shape[0] for array in inputs.values() if array.shape), 1)

@@ -92,3 +92,5 @@ class RegistryKeywords(TypedDict, total=False):
     remote_timeout: float
     remote_storage_options: Mapping[str, Mapping[str, object]]
     max_inflight_bytes: int | None
+    timing_headers: bool
+    trusted_proxies: Sequence[str]

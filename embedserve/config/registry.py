@@ -346,6 +346,24 @@ class RegistryOptions(Options):
         "control group.",
     )
 
+    timing_headers: Annotated[bool, Flag()] = Field(
+        default=False,
+        description="Tell the times of each call in the answer: `Server-Timing` on REST, and `server-timing` in gRPC's "
+        "trailing metadata. Without the option a client asks by `x-embedserve-timing: 1`.",
+    )
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Flag(
+            default="",
+            help="Comma-separated addresses and networks of proxies whose X-Forwarded-For counts; unix: Unix sockets.",
+            to=comma_separated,
+        ),
+    ] = Field(
+        default=(),
+        description="Addresses and networks of the proxies whose `X-Forwarded-For` names the client in logs, traces "
+        "and events; `unix` is every peer at a Unix socket.",
+    )
+
     def batching_of(self, model: ModelConfig) -> tuple[Batching, BatchingOptions]:
         """Return how a model is batched: the model's options, else the registry's."""
         batching = self.batching if model.batching is None else model.batching

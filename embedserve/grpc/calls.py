@@ -7,7 +7,7 @@ and no transport.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from embedserve.call_record import MAX_TARGET, TIMING_KEY, CallHeaders, CallRecord, current_call
 from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import Code, InvalidInputError, InvalidModelSpecError, UnsupportedError
 from embedserve.grpc.errors import StatusError, status_of
@@ -66,6 +67,20 @@ class Context(Protocol):
 
     def metadata_value(self, key: str) -> str | bytes | None:
         """The client's metadata under a key in lower case; the first value of several."""
+
+    @property
+    def path(self) -> str:
+        """The path of the method."""
+
+    @property
+    def peer(self) -> str:
+        """The address at the other end of the connection; empty where there is none."""
+
+    def headers(self) -> CallHeaders:
+        """All of the client's metadata, as headers."""
+
+    def add_trailing(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        """Add metadata to the end of the answer, whatever the status."""
 
     def is_local(self) -> bool:
         """Whether the client is known to be on the same machine: at a loopback address or behind a Unix socket."""
@@ -150,7 +165,30 @@ def unary(
         model_name: Takes a request, and gives the name of the model for the observers.
     """
 
-    async def answer(body: bytes, context: Context) -> bytes:
+    async def recorded(record: CallRecord, body: bytes, context: Context) -> bytes:
+        record.target, record.api = context.path[:MAX_TARGET], observed_as or context.path.rpartition("/")[2]
+        record.received = len(body)
+        try:
+            with registry.observers.recorded(record):
+                try:
+                    response = await plain(body, context)
+                except StatusError as error:
+                    record.code = error.code
+                    raise
+                record.sent = len(response)
+        finally:
+            context.add_trailing(record.answer_headers())
+        return response
+
+    def answer(body: bytes, context: Context) -> Awaitable[bytes]:
+        observers = registry.observers
+        if observers.may_record or context.metadata_value(TIMING_KEY) is not None:
+            record = observers.begin_call("GRPC", context.headers(), context.peer)
+            if record is not None:
+                return recorded(record, body, context)
+        return plain(body, context)
+
+    async def plain(body: bytes, context: Context) -> bytes:
         started = time.perf_counter()
         code, message = Code.CANCELLED, ""
         request: Any = None
@@ -187,9 +225,17 @@ def unary(
                 registry.observers.request_finished(
                     model_name(request), observed_as, "GRPC", code, time.perf_counter() - started
                 )
+            if code is not Code.OK and (record := current_call.get()) is not None and not record.model:
+                record.model = _name_in(request)
         raise StatusError(code, message)
 
     return Unary(answer)
+
+
+def _name_in(request: Any) -> str:
+    """The name of the model in a request that found no version; empty for none."""
+    spec = getattr(request, "model_spec", None)
+    return "" if spec is None else str(spec.name)[:MAX_TARGET]
 
 
 def streaming(stream: Callable[[AsyncIterator[bytes], Context], AsyncGenerator[bytes, None]]) -> Streaming:

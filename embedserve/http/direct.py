@@ -58,8 +58,8 @@ class Answer(NamedTuple):
     sent: Callable[[], None] | None = None
 
 
-DirectCall: TypeAlias = "Callable[[float, bytes], Coroutine[object, None, Answer] | None]"
-"""Answers a request; takes the loop's time of the head's arrival, and the whole body.
+DirectCall: TypeAlias = "Callable[[float, bytes, str], Coroutine[object, None, Answer] | None]"
+"""Answers a request; takes the loop's time of the head's arrival, the whole body, and the address of the peer.
 
 None leaves the request to the ASGI way. The coroutine runs in a task of its own, and is cancelled when the client goes.
 """
@@ -96,8 +96,11 @@ class Link(Protocol):
     """The request's view of the protocol with its connection.
 
     Attributes:
+        client_host: The address of the peer; empty for none.
         partial: Requests on the direct way whose bodies are not whole.
     """
+
+    client_host: str
 
     connection: Http1Connection | Http2Connection
     default_fields: Sequence[Field]
@@ -185,7 +188,7 @@ class DirectRequest:
         pieces, protocol = self._pieces, self._protocol
         assert pieces is not None
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        calling = self._call(self.began, body)
+        calling = self._call(self.began, body, protocol.client_host)
         if calling is None:
             self.go_asgi(ended=True)
             return

@@ -61,6 +61,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     Attributes:
         limits: The costs that a connection may cause.
+        client_host: The address of the peer; empty for none.
         unix_client: Client in the scopes of a Unix socket's connections, which have no address.
         is_retiring: Whether the connection ends after its next answer.
     """
@@ -102,7 +103,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._begun = b""
         self._flush_due = self._read_paused = self._leaving = self._lingering = self._is_refused = self._probed = False
         self.is_retiring = False
-        self._client_host = ""
+        self.client_host = ""
         self._active = self._received_at = self._waiting_since = self.loop.time()
         self._unread_bytes = 0
         self._eof_at = math.inf
@@ -115,8 +116,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """Begin; under TLS the version is known already."""
         self.transport = cast(asyncio.Transport, transport)
         server, client = addresses_of(transport)
-        self._client_host = client[0] if client else ""
-        if not self._admission.enter(self._client_host):
+        self.client_host = client[0] if client else ""
+        if not self._admission.enter(self.client_host):
             self._turn_away()
             return
         self.connections.add(self)
@@ -243,7 +244,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _leave(self) -> None:
         self.connections.discard(self)
-        self._admission.leave(self._client_host)
+        self._admission.leave(self.client_host)
         self.share.close()
 
     def pause_writing(self) -> None:

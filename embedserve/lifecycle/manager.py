@@ -231,8 +231,7 @@ class Manager:
     def _note(self, version: ManagedVersion) -> None:
         name, number = version.id.name, version.id.version
         self._monitor.update(name, [v for v in self._managed[name] if v.id.version == number])
-        if self._observers:
-            self._observers.version_state(version.id, version.state, version.error)
+        self._observers.version_state(version.id, version.state, version.error)
 
     # A generation's way up.
 

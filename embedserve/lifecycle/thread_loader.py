@@ -144,7 +144,8 @@ class ThreadLoader:
                 threads.observers.warmup_finished(self._id, self._path, loop.time() - started, records, error)
 
     async def _warm_up_threads(self, servable: Servable) -> None:
-        pool = self._threads.run_pool
+        pool, observers, loop = self._threads.run_pool, self._threads.observers, asyncio.get_running_loop()
+        started = loop.time()
         warm_up = partial(_quietly, self.blocking.warm_up_thread, servable)
         cold = await pool.run_in_each_thread(warm_up, WARM_UP_PATIENCE, self._threads.limit)
         if cold:
@@ -152,6 +153,8 @@ class ThreadLoader:
                 "Servable version %s goes without warm-up in %d of %d run threads, which a run has kept busy for %g s",
                 *(self._id, cold, pool.size, WARM_UP_PATIENCE),
             )
+        if observers:
+            observers.threads_warmed(self._id, loop.time() - started)
 
     async def unload(self) -> None:
         """Drop the version in a thread, and give the memory back."""

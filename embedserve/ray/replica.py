@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
+from embedserve.call_record import CallHeaders
 from embedserve.concurrency.inflight import Reservation
 from embedserve.config import Access, ModelConfig, SpecificVersions
 from embedserve.errors import Code, NotReadyError, RegistryStateError, UnsupportedError
@@ -170,7 +171,7 @@ class Replica:
         try:
             # The proxy accounts for Serve's copy of the answer.
             with Reservation(self._registry.inflight) as held:
-                return RpcAnswer(Code.OK, "", await method.answer(body, _Context(metadata, held)), self.name)
+                return RpcAnswer(Code.OK, "", await method.answer(body, _Context(metadata, held, path)), self.name)
         except StatusError as error:
             return RpcAnswer(error.code, error.message, b"", self.name)
         except RegistryStateError as error:  # The registry was left meanwhile, together with the account.
@@ -239,9 +240,12 @@ async def _refuse_reload(config: ModelServerConfig) -> None:
 class _Context:
     """The context of a call. The deadline stays in Serve's proxy, which cancels the call after the deadline."""
 
-    def __init__(self, metadata: Metadata, held: Reservation) -> None:
+    peer = ""  # The address seen here is the proxy's.
+
+    def __init__(self, metadata: Metadata, held: Reservation, path: str) -> None:
         self._metadata = metadata
         self.held = held
+        self.path = path
 
     def metadata_value(self, key: str) -> str | bytes | None:
         return next((value for name, value in self._metadata if name == key), None)
@@ -249,5 +253,15 @@ class _Context:
     def time_remaining(self) -> None:
         return None
 
+    def headers(self) -> CallHeaders:
+        return CallHeaders([(name.encode(), _bytes(value)) for name, value in self._metadata])
+
+    def add_trailing(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        """Leave the metadata out: a replica has no way to Serve's answer."""
+
     def is_local(self) -> bool:
-        return False  # The address seen here is the proxy's.
+        return False
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value

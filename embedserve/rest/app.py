@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, overload
-from urllib.parse import unquote
-
-import orjson
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from embedserve.asgi.calls import Calls, ClientDisconnected, Receive, Scope, Send
 from embedserve.asgi.carrying import carry_over, is_elsewhere
-from embedserve.asgi.hosting import NOT_ENTERED, check_usable, run_lifespan
+from embedserve.asgi.hosting import check_usable, run_lifespan
 from embedserve.asgi.listening import RegistryListening
 from embedserve.asgi.sending import PIECE, send_body
+from embedserve.call_record import MAX_TARGET, CallHeaders, CallRecord, current_call
 from embedserve.concurrency.inflight import Reservation
 from embedserve.config import Access
 from embedserve.errors import CUT_SHORT, Code, InvalidInputError, ServingError
@@ -29,11 +27,12 @@ from embedserve.http.asgi_request import scope_of
 from embedserve.http.direct import Answer, DirectCall
 from embedserve.http.heads import RequestHead
 from embedserve.oip.repository import Repository
-from embedserve.priority import PRIORITY_KEY, PriorityName, sent_priority
+from embedserve.priority import PriorityName, sent_priority
 from embedserve.rest import handlers
 from embedserve.rest.body import read_body
 from embedserve.rest.docs_page import DOCS, docs_page
 from embedserve.rest.errors import Response, error_response, html_page, json_response, wire_code
+from embedserve.rest.health import health_response, is_health
 from embedserve.rest.media_types import Wishes, wishes
 from embedserve.rest.oip.api import OipApi, Sender
 from embedserve.rest.oip.api import error_response as oip_error
@@ -65,8 +64,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_METRICS_PATH", "RestApp", "create_app", "routes"]
 
 logger = logging.getLogger("embedserve.rest")
-
-_PRIORITY_HEADER = PRIORITY_KEY.encode()
 
 _CORS = (
     (b"access-control-allow-origin", b"*"),
@@ -237,7 +234,7 @@ class RestApp(RegistryListening):
                 if found is None:
                     response = await self._respond(scope, receive)
                 else:
-                    response = await self._rest(scope, receive, found)
+                    response = await self._known(_call_of(scope, receive, found))
             except asyncio.CancelledError:
                 if not self.ending:
                     raise
@@ -273,10 +270,11 @@ class RestApp(RegistryListening):
         if found is None:
             return None
         registry, is_head = self._registry, head.method == b"HEAD"
+        headers = CallHeaders(scope["headers"])
 
-        async def answer(body: bytes) -> Answer:
+        async def answer(body: bytes, peer: str) -> Answer:
             try:
-                response = await self._known(scope, None, found, body)
+                response = await self._known(_Call(scope, None, found, headers, peer), body)
             except asyncio.CancelledError:
                 if not self.ending:
                     raise
@@ -284,18 +282,46 @@ class RestApp(RegistryListening):
             sent = None if response.held is None else response.held.release
             return Answer(response.status, _fields(response), b"" if is_head else response.body, (), sent)
 
-        def call(began: float, body: bytes) -> Coroutine[object, None, Answer] | None:
-            return answer(body) if asyncio._get_running_loop() is registry.loop else None
+        def call(began: float, body: bytes, peer: str) -> Coroutine[object, None, Answer] | None:
+            return answer(body, peer) if asyncio._get_running_loop() is registry.loop else None
 
         return call
 
-    def _known(
-        self, scope: Scope, receive: Receive | None, found: Route | str, body: bytes = b""
-    ) -> Coroutine[object, None, Response]:
-        """The answer to a request of either API: a route of TF Serving's, or a target below `/v2`."""
-        if isinstance(found, str):
-            return self._answer_oip(scope, receive, found, body)
-        return self._rest(scope, receive, found, body)
+    def _known(self, call: _Call, body: bytes = b"") -> Coroutine[object, None, Response]:
+        """The answer to a request of either API, recorded if anybody wants to see the call."""
+        observers = self._registry.observers
+        if observers.may_record or call.headers.timing:
+            record = None if call.is_health else observers.begin_call("REST", call.headers, call.peer)
+            if record is not None:
+                return self._recorded(record, call, body)
+        return self._answer_oip(call, body) if call.is_oip else self._rest(call, body)
+
+    async def _recorded(self, record: CallRecord, call: _Call, body: bytes) -> Response:
+        """As `_known`, with the record current, and the names and times of the call in the answer's headers."""
+        target = call.target if isinstance(call.target, str) else raw_target(call.scope)
+        record.method, record.target = call.scope["method"], path_of(target)[:MAX_TARGET]
+        record.received = len(body)
+        with self._registry.observers.recorded(record):
+            response = await (self._answer_oip(call, body) if call.is_oip else self._rest(call, body))
+            record.status, record.sent = response.status, len(response.body)
+        return response._replace(headers=(*response.headers, *record.answer_headers()))
+
+    def _tell(self, found: Route | Operation | None, api: str, code: Code, started: float) -> None:
+        """Tell the observers about an answered request, and note the request in the record, if any.
+
+        Args:
+            found: The operation and the model; None for a request that names neither.
+            api: As for `Observer.request_finished`.
+            code: The code of the answer.
+            started: The time of the request's arrival.
+        """
+        name = "" if found is None else found.name
+        observers = self._registry.observers
+        if observers:
+            observers.request_finished(name, api, "REST", code, perf_counter() - started)
+        if (record := current_call.get()) is not None:
+            record.api, record.code = api or ("" if found is None else found.action), code
+            record.model = record.model or name[:MAX_TARGET]
 
     def _cut_short(self) -> Response:
         """The answer to a request that the end of a drain has cancelled."""
@@ -304,7 +330,7 @@ class RestApp(RegistryListening):
     def _is_to_be_carried(self, scope: Scope) -> bool:
         """Whether a request on a foreign loop goes to the registry's loop; health answers even if that loop hangs."""
         target = raw_target(scope)
-        if is_oip_health(target) or (self._health and _is_health(path_of(target))):
+        if is_oip_health(target) or (self._health and is_health(path_of(target))):
             return False
         return is_elsewhere(self._registry)
 
@@ -314,7 +340,7 @@ class RestApp(RegistryListening):
         if is_rest(target) or is_oip(target) or self._is_metrics(target):
             return True
         path = path_of(target)
-        return (self._health and _is_health(path)) or (self._docs and path == DOCS)
+        return (self._health and is_health(path)) or (self._docs and path == DOCS)
 
     def _is_metrics(self, target: str) -> bool:
         return self._metrics is not None and path_of(target) == self._metrics_path
@@ -323,17 +349,17 @@ class RestApp(RegistryListening):
         """Dispatch in TF Serving's order (method, URI, metrics, REST), then to health and to the page at `/`."""
         method, target = scope["method"], raw_target(scope)
         if is_oip(target) and not self._is_metrics(target):
-            return await self._answer_oip(scope, receive, target)
+            return await self._known(_call_of(scope, receive, target))
         if method not in METHODS:
             return self._html(scope, 501)
         if not is_strict_uri(target):
             return self._html(scope, 400)
         if self._metrics is not None and self._is_metrics(target):
-            return await self._page(self._metrics)
+            return await self._page(scope, self._metrics)
         if is_rest(target):
-            return await self._rest(scope, receive, target)
-        if self._health and _is_health(path_of(target)):
-            return _health(self._registry, method, path_of(target))
+            return await self._known(_call_of(scope, receive, target))
+        if self._health and is_health(path_of(target)):
+            return health_response(self._registry, method, path_of(target))
         if self._docs and path_of(target) == DOCS and method in READS:
             return await self._docs_page()
         if path_of(target) == "/" and method in READS:
@@ -341,9 +367,11 @@ class RestApp(RegistryListening):
         return self._html(scope, 404)
 
     @staticmethod
-    async def _page(metrics: Metrics) -> Response:
+    async def _page(scope: Scope, metrics: Metrics) -> Response:
+        asked = any(name == b"accept" and b"application/openmetrics-text" in value for name, value in scope["headers"])
+        kind = b"application/openmetrics-text; version=1.0.0; charset=utf-8" if asked else b"text/plain"
         try:
-            return Response(200, await metrics.page(), ((b"content-type", b"text/plain"),))
+            return Response(200, await metrics.page(openmetrics=asked), ((b"content-type", kind),))
         except ServingError as error:
             return error_response(error)
 
@@ -357,26 +385,26 @@ class RestApp(RegistryListening):
     def _html(scope: Scope, status: int) -> Response:
         return html_page(status, close=scope.get("http_version", "1.1").startswith("1"))
 
-    async def _rest(self, scope: Scope, receive: Receive | None, target: str | Route, body: bytes = b"") -> Response:
+    async def _rest(self, call: _Call, body: bytes) -> Response:
         """Answer a request under `/v1/`, given by target or by known route, and tell the observers.
 
         Without `receive` the request is whole: `body` is its body, and its task is cancelled when the client goes.
         """
+        scope, target = call.scope, call.target
         started = perf_counter()
-        observers = self._registry.observers
         method = scope["method"]
-        name = api = ""
+        found: Route | None = None
+        api = ""
         code = Code.OK
         try:
             check_usable(self._registry)
             if method == "OPTIONS":
                 return self._with_cors(_preflight(scope))
             found = route(method, target) if isinstance(target, str) else target
-            name = found.name
             if method in READS:
                 return self._with_cors(json_response(await self._get(scope, found)))
             api = found.action
-            return self._with_cors(await self._post(scope, receive, found, body))
+            return self._with_cors(await self._post(call, found, body))
         except ServingError as error:
             code = wire_code(error)
             return self._with_cors(error_response(error))
@@ -388,15 +416,15 @@ class RestApp(RegistryListening):
             code = Code.UNAVAILABLE if self.ending else Code.CANCELLED
             raise
         finally:
-            if observers:
-                observers.request_finished(name, api, "REST", code, perf_counter() - started)
+            self._tell(found, api, code, started)
 
-    async def _answer_oip(self, scope: Scope, receive: Receive | None, target: str, body: bytes = b"") -> Response:
-        """Answer a request below `/v2`, and tell the observers; `receive` and `body` as for `_rest`."""
+    async def _answer_oip(self, call: _Call, body: bytes) -> Response:
+        """Answer a request below `/v2`, and tell the observers; `call` and `body` as for `_rest`."""
+        scope, target = call.scope, str(call.target)
         started = perf_counter()
-        observers = self._registry.observers
         method = scope["method"]
-        name = api = ""
+        found: Operation | None = None
+        api = ""
         code = Code.OK
         try:
             if is_oip_health(target):  # Health answers before the entry, and on any loop.
@@ -405,11 +433,10 @@ class RestApp(RegistryListening):
             if method == "OPTIONS":
                 return self._with_cors(_preflight(scope))
             found = operation(method, target)
-            name = found.name
             if method in READS:
                 return self._with_cors(await self._oip.read(found))
             api = found.action if found.action == "infer" else ""
-            return self._with_cors(await self._post_oip(scope, receive, found, body))
+            return self._with_cors(await self._post_oip(call, found, body))
         except ServingError as error:
             code = wire_code(error)
             return self._with_cors(oip_error(error))
@@ -421,16 +448,12 @@ class RestApp(RegistryListening):
             code = Code.UNAVAILABLE if self.ending else Code.CANCELLED
             raise
         finally:
-            if observers:
-                observers.request_finished(name, api, "REST", code, perf_counter() - started)
+            self._tell(found, api, code, started)
 
-    async def _post_oip(self, scope: Scope, receive: Receive | None, found: Operation, body: bytes) -> Response:
-        registry = self._registry
-        headers = scope["headers"]
-        client = scope.get("client")
-        named = dict(headers)
-        priority = named.get(_PRIORITY_HEADER)
-        sender = Sender(named, client[0] if client else None, "normal" if priority is None else sent_priority(priority))
+    async def _post_oip(self, call: _Call, found: Operation, body: bytes) -> Response:
+        registry, receive = self._registry, call.receive
+        client = call.scope.get("client")
+        sender = Sender(dict(call.scope["headers"]), client[0] if client else None, call.priority)
         held = Reservation(registry.inflight)
         try:
             if receive is None:
@@ -439,6 +462,7 @@ class RestApp(RegistryListening):
                 answer = await self._oip.post(found, sender, body, held)
             else:
                 body = await read_coded_body(sender.headers, receive, held, registry)
+                _note_body(body)
                 with self._calls.enter(receive):
                     answer = await self._oip.post(found, sender, body, held)
         except BaseException:
@@ -457,13 +481,12 @@ class RestApp(RegistryListening):
             raise InvalidInputError(f"Malformed request: GET {OPENAPI}")
         return await handlers.openapi_document(self._registry, mount_point(scope))
 
-    async def _post(self, scope: Scope, receive: Receive | None, found: Route, body: bytes) -> Response:
-        registry = self._registry
-        headers = scope["headers"]
-        priority = _priority(headers)
+    async def _post(self, call: _Call, found: Route, body: bytes) -> Response:
+        registry, receive = self._registry, call.receive
+        headers, priority = call.scope["headers"], call.priority
         wished = wishes(headers, found.query) if found.action == "predict" else None
         if wished is None and found.query:
-            raise InvalidInputError(f"Malformed request: POST {raw_target(scope)}")
+            raise InvalidInputError(f"Malformed request: POST {raw_target(call.scope)}")
         held = Reservation(registry.inflight)
         try:
             if receive is None:
@@ -478,6 +501,7 @@ class RestApp(RegistryListening):
                     check_size=registry.inflight.check_request,
                     run_in_thread=registry.run_in_thread,
                 )
+                _note_body(body)
                 with self._calls.enter(receive):
                     response = await self._answer(found, body, held, priority, wished)
         except BaseException:
@@ -499,11 +523,45 @@ def _fields(response: Response) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"content-length", b"%d" % len(response.body)), *response.headers)
 
 
-def _priority(headers: Iterable[tuple[bytes, bytes]]) -> PriorityName:
-    for name, value in headers:
-        if name == _PRIORITY_HEADER:
-            return sent_priority(value)
-    return "normal"
+class _Call(NamedTuple):
+    """A request of an API: by target or by known route, and without `receive` if the body is whole."""
+
+    scope: Scope
+    receive: Receive | None
+    target: str | Route
+    headers: CallHeaders
+    peer: str
+
+    @property
+    def is_oip(self) -> bool:
+        """Whether the request is below `/v2`; known routes are TensorFlow Serving's."""
+        return isinstance(self.target, str) and is_oip(self.target)
+
+    @property
+    def is_health(self) -> bool:
+        """Whether the request is a probe of health below `/v2`."""
+        return isinstance(self.target, str) and is_oip_health(self.target)
+
+    @property
+    def priority(self) -> PriorityName:
+        """The client's priority.
+
+        Raises:
+            InvalidInputError: The value is no priority.
+        """
+        sent = self.headers.priority
+        return "normal" if sent is None else sent_priority(sent)
+
+
+def _call_of(scope: Scope, receive: Receive, target: str | Route) -> _Call:
+    client = scope.get("client")
+    return _Call(scope, receive, target, CallHeaders(scope["headers"]), client[0] if client else "")
+
+
+def _note_body(body: bytes) -> None:
+    """Note the size of a body that was read in pieces."""
+    if (record := current_call.get()) is not None:
+        record.received = len(body)
 
 
 def _preflight(scope: Scope) -> Response:
@@ -511,48 +569,3 @@ def _preflight(scope: Scope) -> Response:
         if name == b"origin" and (b"http://" in value or b"https://" in value):
             return Response(200, b"", ())
     raise InvalidInputError("Origin header is missing in CORS preflight")
-
-
-def _is_health(path: str) -> bool:
-    """Whether the path is `/-/live`, `/-/ready` or `/-/ready/NAME`."""
-    return path in ("/-/live", "/-/ready") or (path.startswith("/-/ready/") and len(path) > len("/-/ready/"))
-
-
-def _health(registry: ModelRegistry, method: str, path: str) -> Response:
-    """Answer a health request with 200, or with 503 and the reason; the process's readiness lists every model.
-
-    The answer reads the registry's snapshots: before the first load has ended, during a drain, and on any loop.
-    """
-    if method not in ("GET", "HEAD"):
-        response = _uncached({"error": f"Method {method} is not allowed for {path}"}, 405)
-        return response._replace(headers=(*response.headers, (b"allow", b"GET, HEAD")))
-    if path == "/-/live":
-        trouble = registry.liveness()
-        return (
-            _uncached({"status": "live"})
-            if trouble is None
-            else _uncached({"status": "not live", "reason": trouble}, 503)
-        )
-    reasons = registry.readiness()
-    reason = NOT_ENTERED if registry.loop is None else registry.unready()
-    if path == "/-/ready":
-        return _readiness(reason is None, reason, reasons)
-    name = unquote(path.removeprefix("/-/ready/"))
-    leaving = reason if registry.loop is None or registry.draining else None
-    if leaving is None and name not in reasons:
-        return _uncached({"status": "unknown", "error": f"Could not find model {name}"}, 404)
-    of_model = {name: reasons[name]} if name in reasons else {}
-    return _readiness(leaving is None and of_model.get(name) is None, leaving, of_model)
-
-
-def _readiness(ready: bool, reason: str | None, reasons: dict[str, str | None]) -> Response:
-    document: dict[str, object] = {"status": "ready" if ready else "not ready"}
-    if reason is not None:
-        document["reason"] = reason
-    document["models"] = {name: why or "ready" for name, why in sorted(reasons.items())}
-    return _uncached(document, 200 if ready else 503)
-
-
-def _uncached(document: dict[str, object], status: int = 200) -> Response:
-    response = json_response(orjson.dumps(document), status)
-    return response._replace(headers=(*response.headers, (b"cache-control", b"no-store")))

@@ -14,6 +14,7 @@ from embedserve.errors import Code, ConfigError, LoadError, ServableNotFoundErro
 from embedserve.lifecycle.manager import Manager
 from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.source_protocol import Source
+from embedserve.observer import Observers
 from embedserve.runtime.models import Models
 from embedserve.runtime.starting import LOOK_INTERVAL, Prospect
 from embedserve.servable import State
@@ -37,16 +38,21 @@ class Control:
         manager: Manager,
         monitor: Monitor,
         source: Source,
-        configured: Iterable[str],
+        observers: Observers,
     ) -> None:
         self._options = options
+        self._observers = observers
         self._models = models
         self._manager = manager
         self._monitor = monitor
         self._source = source
-        self._configured = set(configured)
+        self._configured: set[str] = set()
         self._pins: dict[str, SpecificVersions] = {}
         self._changing = asyncio.Lock()
+
+    def begin(self, configured: Iterable[str]) -> None:
+        """Note the models that a configuration lists from the start."""
+        self._configured = set(configured)
 
     def forget(self, name: str) -> None:
         """Forget the pin of a removed model."""
@@ -75,6 +81,7 @@ class Control:
             configured = self._configured | configs.keys()
             labels = {name: kept for name, kept in self._models.labels.items() if name not in configured}
             self._models.set_labels(labels | {name: dict(config.version_labels) for name, config in configs.items()})
+            self._report(configs, added, changed)
             self._keep_pins(configs)
             self._configured = set(configs)
         # Outside the lock: a later configuration may be the cure for a missing model, or for a directory that a look
@@ -84,6 +91,17 @@ class Control:
                 await self._source.scan_now(changed)
         if wait and added:
             await self._wait_for_added(added)
+
+    def _report(self, configs: Mapping[str, ModelConfig], added: Sequence[str], changed: Sequence[str]) -> None:
+        """Report the differences of a configuration; files are applied again and again without any."""
+        sides = {
+            "added": added,
+            "changed": [name for name in changed if name not in added],
+            "removed": [name for name in self._configured if name not in configs],
+        }
+        told = [f"{what} {', '.join(map(repr, sorted(names)))}" for what, names in sides.items() if names]
+        if told:
+            self._observers.changed("reconfigure", detail="; ".join(told))
 
     def _keep_pins(self, configs: Mapping[str, ModelConfig]) -> None:
         """Follow the new configuration; a pin ends with a changed version policy or the removal of the model."""
@@ -119,6 +137,7 @@ class Control:
             await self._monitor.wait_until(lambda: all(map(decided, added)), min(left, LOOK_INTERVAL))
         missing = [name for name in added if not self._manager.available(name)]
         if missing:
+            self._observers.changed("reconfigure_failed", detail=f"not available: {', '.join(sorted(missing))}")
             listed = "".join(f"{self._why_missing(name)}, " for name in missing)
             raise ServingError(f"{len(missing)} model(s) did not become available: {{{listed}}}", code=Code.UNKNOWN)
 
@@ -154,11 +173,16 @@ class Control:
                 await self._aspire(name, SpecificVersions(versions=tuple(sorted(kept.union(versions)))))
                 for version in pinned.versions:
                     await self._wait_for_version(name, version)
-            except BaseException:
+            except BaseException as error:
+                self._observers.changed("pin_failed", name, latest, f"{type(error).__name__}: {error}")
                 self._source.set_policy(name, before)
                 await self._source.scan_now([name])
                 raise
             self._pins[name] = pinned
+            listed = ", ".join(map(str, pinned.versions))
+            back = bool(kept) and latest < max(kept)
+            detail = f"back from version {max(kept)}" if back else f"versions {listed}" if versions[1:] else ""
+            self._observers.changed("roll_back" if back else "pin", name, latest, detail)
             await self._aspire(name, pinned)
             # The old versions leave the serving map within the scan; `latest` is a target from here on, unless the
             # directory has gone in the mean time.
@@ -188,6 +212,7 @@ class Control:
         async with self._changing:
             config = self._config_of(name)
             self._pins.pop(name, None)
+            self._observers.changed("unpin", name)
             await self._aspire(name, config.version_policy)
             aspired = self._manager.aspired(name)
             if aspired:
@@ -258,6 +283,7 @@ class Control:
                 labels[label] = version
             else:
                 raise label_error(name, version)
+            self._observers.changed("label", name, version, f"{label!r}{' removed' if version is None else ''}")
             self._models.set_labels(self._models.labels | {name: labels})
 
 

@@ -15,12 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from embedserve.batching.routing import make_predictor
 from embedserve.batching.watchdog import StuckRun, VersionRuns
+from embedserve.call_record import CallRecord, current_call
 from embedserve.concurrency.codec_pool import CodecPool
 from embedserve.concurrency.forks import check_fork
 from embedserve.concurrency.inflight import InflightBytes
@@ -46,7 +48,7 @@ from embedserve.lifecycle.monitor import Monitor
 from embedserve.lifecycle.source_protocol import MakeSource, StoreStatistics
 from embedserve.lifecycle.thread_loader import LoaderThreads, ThreadLoader
 from embedserve.lifecycle.transition_policy import TransitionPolicy, availability_preserving, resource_preserving
-from embedserve.observer import Observers
+from embedserve.observer import Observers, running_api
 from embedserve.priority import Priority, PriorityName, priority_named
 from embedserve.request_log import RequestLogs
 from embedserve.request_log.records import predict_exchange
@@ -163,8 +165,8 @@ class Runtime(OwnerLoop):
         self.source = parts.make_source(options, root, self, self.manager.directories)
         labels_changed = None if self._coordinator is None else self._coordinator.serving_changed
         self.models = Models(self.manager, self.monitor, self.source, labels_changed)
-        configured = [model.name for model in models]
-        self.control = Control(options, self.models, self.manager, self.monitor, self.source, configured)
+        self.control = Control(options, self.models, self.manager, self.monitor, self.source, observers)
+        self.control.begin(model.name for model in models)
         if models:
             self.source.set_models(models)
 
@@ -217,7 +219,10 @@ class Runtime(OwnerLoop):
         if self._before_request is not None:
             self._before_request()
         try:
-            return self._resolve(name, version, label)
+            found = self._resolve(name, version, label)
+            if (record := current_call.get()) is not None:
+                record.model, record.version = found.id.name, found.id.version
+            return found
         except ServableNotFoundError as error:
             if self.started:
                 raise
@@ -255,10 +260,35 @@ class Runtime(OwnerLoop):
         Raises:
             ServingError: As `resolve`; awaiting raises the errors of `predict_on`.
         """
+        if self.observers.recording or call.timing is not None:
+            return self._recorded(None, call, inputs)
+        return self._predict(call, inputs)
+
+    def _predict(self, call: Call, inputs: Any) -> Coroutine[Any, Any, dict[str, Array]]:
         version = self.resolve(call.name, call.version, call.label)
         if self.request_logs:
             return self._logged(version, call, inputs)
         return self.predict_on(version, call, inputs)
+
+    async def predict_held(self, version: ManagedVersion, call: Call, inputs: object) -> dict[str, Array]:
+        """As `predict`, on a held version and without a request log."""
+        if self.observers.recording or call.timing is not None:
+            return await self._recorded(version, call, inputs)
+        return await self.predict_on(version, call, inputs)
+
+    async def _recorded(self, held: ManagedVersion | None, call: Call, inputs: object) -> dict[str, Array]:
+        """As `predict`, or as `predict_on` with a held version, for observers that may want a record of the call."""
+        record = None
+        if current_call.get() is None:  # Else the call belongs to an adapter's call, which has the record.
+            record = self.observers.begin_call("", timing=call.timing is not None)
+        if record is None:
+            return await (self._predict(call, inputs) if held is None else self.predict_on(held, call, inputs))
+        record.api, record.model = running_api.get().lower(), str(call.name)
+        with self.observers.recorded(record, call.timing):
+            if held is None:
+                return await self._predict(call, inputs)
+            record.version = held.id.version
+            return await self.predict_on(held, call, inputs)
 
     async def bridge_predict(self, call: Call, inputs: object) -> dict[str, Array]:
         """As `predict`, from a foreign loop."""
@@ -282,7 +312,7 @@ class Runtime(OwnerLoop):
 
     async def predict_on(self, version: ManagedVersion, call: Call, inputs: object) -> dict[str, Array]:
         """Bind, run and return a request on a version; the version is held during the call. The hot path."""
-        _, _, _, signature_name, output_filter, timeout, priority, cast = call
+        _, _, _, signature_name, output_filter, timeout, priority, cast, _ = call
         named = signature_name or DEFAULT_SIGNATURE
         signature = version.signatures.get(named) if isinstance(named, str) else None
         if signature is None:
@@ -309,12 +339,16 @@ class Runtime(OwnerLoop):
         """Run a bound request on a version; the caller holds the version until the answer."""
         predictor = version.predictor
         assert predictor is not None
+        if (record := current_call.get()) is not None:
+            record.signature = signature.name
         level = Priority.NORMAL if priority == "normal" else priority_named(priority)
         deadline = None if timeout is None else self.deadline(timeout)
         if self.observers:
             submit = partial(predictor.submit, signature, bound, names, deadline, level)
-            return self._observed(version.id, signature.name, submit)
-        return predictor.submit(signature, bound, names, deadline, level)
+            answer: Awaitable[dict[str, Array]] = self._observed(version.id, signature.name, submit)
+        else:
+            answer = predictor.submit(signature, bound, names, deadline, level)
+        return answer if record is None else _answered(record, answer)
 
     def deadline(self, timeout: float) -> float | None:
         """Return the loop's time after `timeout` seconds; None for infinity.
@@ -397,6 +431,7 @@ class Runtime(OwnerLoop):
         """Take a changed set of models: discovered, configured anew, or gone."""
         for name in self.models.configs.keys() - configs.keys():
             logger.info("model %s is gone; its versions are unloaded", name)
+            self.observers.changed("model_removed", name)
             self.manager.set_aspired_versions(name, {})
             self.monitor.set_waiting(name, {})
             self.monitor.set_trouble(name, None)
@@ -405,6 +440,7 @@ class Runtime(OwnerLoop):
         for name, config in configs.items():
             if name not in self.models.configs:
                 logger.info("Adding model: %s at %s", name, config.base_path)
+                self.observers.changed("model_added", name, detail=str(config.base_path))
             self.models.labels.setdefault(name, dict(config.version_labels))
         self.models.configs = dict(configs)
         self.request_logs.set_models(self.models.configs)
@@ -534,6 +570,14 @@ class Runtime(OwnerLoop):
         self.draining = self.closed = True
         if os.getpid() == self.pid:
             self._close_pools()
+
+
+async def _answered(record: CallRecord, answer: Awaitable[dict[str, Array]]) -> dict[str, Array]:
+    """Await an answer, and note the time in the record of the call."""
+    try:
+        return await answer
+    finally:
+        record.answered = perf_counter()
 
 
 def _version_number(version: object) -> int:

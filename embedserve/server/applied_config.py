@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from embedserve.config import ModelConfig
 from embedserve.errors import NotReadyError, ServingError
+from embedserve.events import acting_as
 from embedserve.registry import ModelRegistry
 from embedserve.server.config import ServerConfig
 from embedserve.tfs.config import check_reload, models_from_proto, read_model_server_config
@@ -64,7 +65,8 @@ class AppliedConfig:
         if file is None or file.poll_interval is None:
             return
         while True:
-            await self._read(file.path)
+            with acting_as("config file", reason="the file is polled"):
+                await self._read(file.path)
             await asyncio.sleep(file.poll_interval)
 
     async def reread(self) -> None:
@@ -73,7 +75,8 @@ class AppliedConfig:
         A file with errors is logged and changes no model.
         """
         if self._file is not None:
-            await self._read(self._file.path)
+            with acting_as("config file", reason="SIGHUP"):
+                await self._read(self._file.path)
         with suppress(NotReadyError):  # The registry was left meanwhile.
             await self._registry.look_again()
 

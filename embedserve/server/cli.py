@@ -22,6 +22,7 @@ from embedserve.server.config import ConfigFile, ServerConfig
 from embedserve.server.flags import FLAGS, FlagError, ParsedFlags, comma_separated, option_values, parse, usage
 from embedserve.server.hangups import PROGRAM
 from embedserve.server.log import configure_logging
+from embedserve.server.observing import observing
 from embedserve.server.port_flags import ports
 from embedserve.server.process import run_server
 from embedserve.server.sagemaker import with_conventions
@@ -60,7 +61,7 @@ def serve(arguments: Sequence[str]) -> int:
         print(f"TensorFlow ModelServer: {_version('embedserve')} (embedserve)")
         print(f"TensorFlow Library: {_version('tensorflow', 'tensorflow-cpu')}")
         return 0
-    configure_logging()
+    configure_logging(json=flags.text("log_format") == "json")
     try:
         if _workers(flags) > 0:
             tensorflow_setup.install_stub()
@@ -104,6 +105,7 @@ def server_config(flags: ParsedFlags, environment: Mapping[str, str]) -> ServerC
         options=options,
         grpc=grpc,
         rest=rest,
+        observing=observing(flags, environment),
         session_config=session_config,
         workers=_workers(flags),
         worker_timeout=flags.real("worker_timeout"),

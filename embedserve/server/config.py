@@ -17,7 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 from embedserve.config import Access, Location, ModelConfig, RegistryOptions
 from embedserve.tfs.config import DEFAULT_PLATFORMS, Platform, models_from_proto
 
-__all__ = ["ConfigFile", "GrpcConfig", "RestConfig", "ServerConfig", "TlsContents", "TlsFiles"]
+__all__ = [
+    "ConfigFile",
+    "GrpcConfig",
+    "ObservingConfig",
+    "RestConfig",
+    "ServerConfig",
+    "TlsContents",
+    "TlsFiles",
+    "TracingConfig",
+]
 
 
 class _Config(BaseModel):
@@ -105,6 +114,42 @@ class RestConfig(_Config):
     sagemaker_default_model: str = ""
 
 
+class TracingConfig(_Config):
+    """The traces; everything else stands in OpenTelemetry's environment variables.
+
+    Attributes:
+        endpoint: URL of the collector, or None for the URL in the variables.
+        protocol: `http/protobuf` or `grpc`.
+        named: Whether the variables name the service.
+        sampling: Share of the calls without a parent; None leaves the decision to the sampler in the variables.
+    """
+
+    endpoint: str | None = None
+    protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
+    named: bool = False
+    sampling: float | None = 1.0
+
+
+class ObservingConfig(_Config):
+    """Logs and traces.
+
+    Attributes:
+        log_format: Lines of text in the form of TensorFlow's, or JSON objects.
+        access_log: Whether answered calls are logged.
+        access_log_sampling: Share of the calls to log.
+        access_log_slow: Seconds from which on a call is logged in any case, or None.
+        access_log_failed: Whether calls with an error are logged in any case.
+        tracing: The traces, or None.
+    """
+
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = False
+    access_log_sampling: float = Field(default=1.0, ge=0, le=1)
+    access_log_slow: float | None = Field(default=1.0, ge=0)
+    access_log_failed: bool = True
+    tracing: TracingConfig | None = None
+
+
 class ConfigFile(_Config):
     """A ModelServerConfig file read at the start, and the interval of later readings.
 
@@ -142,6 +187,7 @@ class ServerConfig(_Config):
         platforms: Settings by platform name for the models of a `ModelServerConfig`.
         options: The registry's options.
         grpc, rest: The ports.
+        observing: Logs and traces.
         session_config: A serialized `tensorflow.ConfigProto` for the whole process; empty for TensorFlow's defaults.
         workers: Number of answering processes under a supervisor; 0 for a single process without a supervisor.
         worker_timeout: Seconds without a sign of life before a worker is replaced.
@@ -154,6 +200,7 @@ class ServerConfig(_Config):
     options: RegistryOptions = RegistryOptions()
     grpc: GrpcConfig = GrpcConfig()
     rest: RestConfig = RestConfig()
+    observing: ObservingConfig = ObservingConfig()
     session_config: bytes = b""
     workers: int = 0
     worker_timeout: float = 30.0

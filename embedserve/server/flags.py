@@ -226,6 +226,17 @@ _OWN: tuple[Flag, ...] = (
     _own("session_run_clients", "string", "none", "Who may use SessionRun: none, local (this machine) or all."),
     _own("profiler_clients", "string", "local", "Who may use the profiler: none, local (this machine) or all."),
     _own("grpc_reflection", "bool", False, "Offer server reflection on the gRPC port."),
+    _own("log_format", "string", "text", "Lines of the log: text, or json with the field names of OpenTelemetry."),
+    _own("access_log", "bool", False, "Log answered calls, without their contents."),
+    _own("access_log_sampling", "float", 1.0, "Share of the calls in the access log, from 0 to 1."),
+    _own("access_log_slow", "float", 1.0, "Seconds from which on a call is logged in any case; inf for none."),
+    _own("access_log_failed", "bool", True, "Log calls with an error in any case."),
+    _own(
+        "otel_endpoint",
+        "string",
+        "",
+        "URL of an OpenTelemetry collector for traces, http://localhost:4318; the OTEL_ variables hold too.",
+    ),
 )
 
 

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from embedserve.errors import one_line
+from embedserve.logs.json_lines import JsonFormatter
 
 __all__ = ["configure_logging"]
 
@@ -43,11 +44,21 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {one_line(line)}" for line in text.split("\n"))
 
 
-def configure_logging(who: str = "", level: int = logging.INFO) -> None:
-    """Log to stderr from `level` on; `who` precedes each message when several processes log to the same place."""
+def configure_logging(worker: int | None = None, level: int = logging.INFO, *, json: bool = False) -> None:
+    """Log to stderr from `level` on.
+
+    Args:
+        worker: Number of the worker, where several processes log to the same place.
+        level: Lowest level of the records.
+        json: Write JSON objects in place of lines of text.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    line = f"%(asctime)s.%(micros)06d: %(letter)s %(place)s:%(lineno)d] {who}%(message)s"
-    handler.setFormatter(_LogFormatter(line, "%Y-%m-%d %H:%M:%S"))
+    if json:
+        handler.setFormatter(JsonFormatter(**({} if worker is None else {"embedserve.worker": worker})))
+    else:
+        who = "" if worker is None else f"worker {worker}: "
+        line = f"%(asctime)s.%(micros)06d: %(letter)s %(place)s:%(lineno)d] {who}%(message)s"
+        handler.setFormatter(_LogFormatter(line, "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler])
-    for noisy in ("uvicorn", "watchfiles", "asyncio", "absl", "tensorflow"):
+    for noisy in ("uvicorn", "watchfiles", "asyncio", "absl", "tensorflow", "opentelemetry"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

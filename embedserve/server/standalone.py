@@ -14,13 +14,15 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from embedserve.config import RegistryOptions
 from embedserve.errors import Code, ServingError, StartError, one_line
+from embedserve.logs.access import flush_access_logs
 from embedserve.registry import ModelRegistry
 from embedserve.server.config import RestConfig, ServerConfig
 from embedserve.server.hangups import outlive_hangups
+from embedserve.server.observing import make_observers
 
 if TYPE_CHECKING:
     from embedserve.metrics import Metrics
@@ -77,7 +79,10 @@ def _run_fast(life: Coroutine[object, None, T]) -> T:
 def make_registry(config: ServerConfig, metrics: Metrics | None) -> ModelRegistry:
     """Make the registry of a configuration, not entered yet."""
     options = {name: getattr(config.options, name) for name in RegistryOptions.model_fields}
-    return ModelRegistry(config.root, models=config.models, observers=[metrics] if metrics else [], **options)
+    observers = make_observers(config.observing)
+    if metrics is not None:
+        observers.append(metrics)
+    return ModelRegistry(config.root, models=config.models, observers=observers, **options)
 
 
 def make_metrics(config: RestConfig) -> Metrics | None:
@@ -231,6 +236,7 @@ async def leave(registry: ModelRegistry, status: int) -> None:
 
 def exit_now(status: int) -> NoReturn:
     """End the process after flushing logs and output, without waiting for stuck threads."""
+    flush_access_logs()
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)

@@ -106,3 +106,20 @@ async def test_a_reload_over_grpc_on_the_same_port_reads_the_metrics(registry: F
     assert [(metric.name, metric.int64_value_increase) for metric in answer.metric] == [
         ("/tensorflow/serving/request_count", 0)
     ]
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3", "application/openmetrics-text"),
+        ("text/plain", "text/plain"),
+        ("*/*", "text/plain"),
+    ],
+)
+async def test_a_scraper_chooses_the_format(accept: str, kind: str, registry: FakeRegistry, serve: Serve) -> None:
+    async with serve(create_app(registry, metrics=Metrics())) as server:
+        await server.client.post("/v1/models/m:predict", content=BODY)
+        response = await server.client.get(PATH, headers={"accept": accept})
+    assert response.headers["content-type"].partition(";")[0] == kind
+    assert response.text.endswith("# EOF\n") is (kind != "text/plain")
+    assert 'embedserve_predict_seconds_count{model="m"' in response.text

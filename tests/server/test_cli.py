@@ -598,7 +598,7 @@ def test_an_unknown_flag_ends_the_start_with_the_nearest_name(capsys: pytest.Cap
 def test_a_refused_configuration_is_reported_on_stdout(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve.server.cli.configure_logging", lambda: None)
+    monkeypatch.setattr("embedserve.server.cli.configure_logging", lambda **_: None)
     assert main([f"--model_config_file={tmp_path / 'none'}"]) == 255
     assert capsys.readouterr().out.startswith(f"Failed to start server. Error: NOT_FOUND: {tmp_path / 'none'}; No such")
 

@@ -15,6 +15,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, 
 
 from embedserve.config import Clients
 from embedserve.errors import ConfigError, InvalidModelSpecError, ServableNotFoundError, one_line
+from embedserve.events import acting_as
 from embedserve.grpc.access import answering
 from embedserve.grpc.calls import Methods, paths, unary
 
@@ -109,7 +110,8 @@ async def _reload(
     names = sorted(set(request.metric_names))
     before = {name: await metric(name) for name in names}
     # The caller's deadline ends the call, not the work.
-    work = asyncio.ensure_future(reload(request.config))
+    with acting_as(address=context.peer, reason="HandleReloadConfigRequest"):
+        work = asyncio.ensure_future(reload(request.config))
     work.add_done_callback(_log_failure)
     await asyncio.shield(work)
     response = model_management_pb2.ReloadConfigResponse()

@@ -19,6 +19,7 @@ from embedserve.asgi.carrying import carry_over, is_elsewhere
 from embedserve.asgi.clients import is_loopback
 from embedserve.asgi.hosting import check_usable, path_as_sent, run_lifespan
 from embedserve.asgi.listening import RegistryListening
+from embedserve.call_record import CallHeaders
 from embedserve.concurrency.inflight import InflightBytes, Reservation
 from embedserve.concurrency.off_loop import ZIPPED_BYTES
 from embedserve.config import Access
@@ -153,7 +154,9 @@ class GrpcApp(RegistryListening):
             for name, value in scope["headers"]:
                 if name == b"content-type":
                     wire = wire_of(value)
-                    return None if wire is None else _Request(scope, dict(scope["headers"]), wire, receive)
+                    client = scope.get("client")
+                    peer = client[0] if client else ""
+                    return None if wire is None else _Request(scope, dict(scope["headers"]), wire, receive, peer)
         return None
 
     def is_preflight(self, scope: Scope) -> bool:
@@ -179,10 +182,10 @@ class GrpcApp(RegistryListening):
         if asyncio._get_running_loop() is not self._registry.loop and is_elsewhere(self._registry):
             await carry_over(self._registry, partial(self._answer_there, request), request.scope, request.receive, send)
             return
-        if not wire.web and (missing := _missing_for_trailers(request.scope, request.headers)) is not None:
+        if not wire.web and (missing := _missing_for_trailers(request.scope, request.fields)) is not None:
             await _refuse_for_trailers(send, missing)
             return
-        extra = () if self._cors is None else self._cors.headers(request.headers)
+        extra = () if self._cors is None else self._cors.headers(request.fields)
         answering = False
         held: Reservation | None = None
         self._active += 1
@@ -201,7 +204,7 @@ class GrpcApp(RegistryListening):
                 message, flags = await self._call(method, event, request, call)
                 call.deafen()
                 answering = True
-                await wire.answer(send, message, flags, extra)
+                await wire.answer(send, message, flags, extra, request.trailing)
                 return
         except ClientDisconnected:
             return
@@ -233,10 +236,10 @@ class GrpcApp(RegistryListening):
         extra = () if self._cors is None else self._cors.headers(headers)
         registry = self._registry
 
-        def call(began: float, body: bytes) -> Coroutine[object, None, Answer] | None:
+        def call(began: float, body: bytes, peer: str) -> Coroutine[object, None, Answer] | None:
             if asyncio._get_running_loop() is not registry.loop:
                 return None
-            return self._answer_whole(method, _Request(scope, headers, wire, _nothing), began, body, extra)
+            return self._answer_whole(method, _Request(scope, headers, wire, _nothing, peer), began, body, extra)
 
         return call
 
@@ -258,7 +261,7 @@ class GrpcApp(RegistryListening):
                 with self._calls.enter(deadline=request.deadline):
                     message, flags = await self._call(method, event, request)
             answered = True
-            return request.wire.whole(message, flags, extra, partial(self._sent, held))
+            return request.wire.whole(message, flags, extra, partial(self._sent, held), request.trailing)
         except Exception as error:
             code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
         except asyncio.CancelledError:
@@ -270,7 +273,7 @@ class GrpcApp(RegistryListening):
                 self._active -= 1
                 if held is not None:
                     held.release()
-        return request.wire.refusal(code, text, extra)
+        return request.wire.refusal(code, text, extra, request.trailing)
 
     def _sent(self, held: Reservation) -> None:
         self._active -= 1
@@ -292,7 +295,7 @@ class GrpcApp(RegistryListening):
         message = await method.answer(message, request)
         if len(message) > self._send_limit:
             raise too_large(len(message), self._send_limit, "Sent")
-        if self._gzip and b"gzip" in request.headers.get(b"grpc-accept-encoding", b""):
+        if self._gzip and b"gzip" in request.fields.get(b"grpc-accept-encoding", b""):
             return await self._zipped(message)
         return message, 0
 
@@ -306,13 +309,13 @@ class GrpcApp(RegistryListening):
     ) -> None:
         if asyncio._get_running_loop() is None:  # trio, which knows no time-outs of asyncio.
             await request.wire.start(send, 0, extra)
-            await request.wire.end(send, code, text)
+            await request.wire.end(send, code, text, request.trailing)
             return
         await request.drain()
         with suppress(OSError):
             async with request.within_reason():
                 await request.wire.start(send, 0, extra)
-                await request.wire.end(send, code, text)
+                await request.wire.end(send, code, text, request.trailing)
 
     def _check(self, method: Unary | Streaming | None) -> None:
         check_usable(self._registry)
@@ -401,13 +404,17 @@ class GrpcApp(RegistryListening):
 class _Request:
     """A client's call, with the transport's side for the method, in the manner of a `grpc.aio.ServicerContext`."""
 
-    __slots__ = ("deadline", "ended", "first", "headers", "held", "receive", "scope", "wire")
+    __slots__ = ("deadline", "ended", "fields", "first", "held", "peer", "receive", "scope", "trailing", "wire")
 
     held: Reservation
 
-    def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], wire: Wire, receive: Receive) -> None:
+    def __init__(
+        self, scope: Scope, headers: Mapping[bytes, bytes], wire: Wire, receive: Receive, peer: str = ""
+    ) -> None:
         self.scope = scope
-        self.headers = headers
+        self.peer = peer
+        self.trailing: tuple[tuple[bytes, bytes], ...] = ()
+        self.fields = headers
         self.wire = wire
         self.receive = receive
         self.first: Event | None = None  # An event that was received and not read yet.
@@ -416,7 +423,7 @@ class _Request:
 
     @property
     def encoding(self) -> bytes:
-        return self.headers.get(b"grpc-encoding", b"")
+        return self.fields.get(b"grpc-encoding", b"")
 
     async def next_event(self) -> Event:
         """The next event of the body."""
@@ -442,7 +449,7 @@ class _Request:
 
     def set_deadline(self, began: float) -> None:
         """Read the deadline of a call that began at the loop's time `began`."""
-        timeout = self.headers.get(b"grpc-timeout")
+        timeout = self.fields.get(b"grpc-timeout")
         if timeout is not None:
             self.deadline = began + read_timeout(timeout)
 
@@ -458,8 +465,18 @@ class _Request:
         return max(self.deadline - asyncio.get_running_loop().time(), 0.0)
 
     def metadata_value(self, key: str) -> str | bytes | None:
-        value = self.headers.get(key.encode())
+        value = self.fields.get(key.encode())
         return None if value is None else metadata_value(key, value)
+
+    @property
+    def path(self) -> str:
+        return _path(self.scope)
+
+    def headers(self) -> CallHeaders:
+        return CallHeaders(self.scope["headers"])
+
+    def add_trailing(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self.trailing = (*self.trailing, *fields)
 
     def is_local(self) -> bool:
         client = self.scope.get("client")  # None on Unix sockets, and on hosts without knowledge of clients.

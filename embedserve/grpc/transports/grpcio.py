@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from embedserve.asgi.clients import is_loopback
+from embedserve.call_record import CallHeaders
 from embedserve.concurrency.inflight import Reservation
 from embedserve.concurrency.off_loop import MESSAGE_BYTES
 from embedserve.errors import Code, ServingError
@@ -192,10 +193,12 @@ _ZLIB = b"\x78"  # As a tag: field 15 as a varint, a field of no request.
 class _Context:
     """The transport's side of a call, over grpcio's context."""
 
-    __slots__ = ("_context", "held", "time_remaining")
+    __slots__ = ("_context", "_trailing", "held", "path", "time_remaining")
 
-    def __init__(self, context: GrpcContext, held: Reservation) -> None:
+    def __init__(self, context: GrpcContext, held: Reservation, path: str) -> None:
         self._context = context
+        self._trailing: list[tuple[str, str]] = []
+        self.path = path
         self.held = held
         self.time_remaining = context.time_remaining
 
@@ -206,6 +209,19 @@ class _Context:
                 return found
         return None
 
+    @property
+    def peer(self) -> str:
+        kind, _, address = unquote(self._context.peer()).partition(":")
+        return address.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
+
+    def headers(self) -> CallHeaders:
+        sent = self._context.invocation_metadata() or ()
+        return CallHeaders([(name.encode(), _bytes(value)) for name, value in sent])
+
+    def add_trailing(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self._trailing += [(name.decode(), value.decode()) for name, value in fields]
+        self._context.set_trailing_metadata(tuple(self._trailing))
+
     def is_local(self) -> bool:
         kind, _, address = unquote(self._context.peer()).partition(":")
         return kind == "unix" or (kind in ("ipv4", "ipv6") and is_loopback(address.rpartition(":")[0]))
@@ -215,15 +231,21 @@ class _Router(grpc.GenericRpcHandler):
     """Finds the method of a call by its path, for grpcio."""
 
     def __init__(self, methods: Methods, stop: GracefulStop, messages: _Messages) -> None:
-        self._handlers = {path: _handler(method, stop, messages) for path, method in methods.items()}
+        self._handlers = {path: _handler(path, method, stop, messages) for path, method in methods.items()}
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         return self._handlers.get(details.method)
 
 
-def _handler(method: Unary | Streaming, stop: GracefulStop, messages: _Messages) -> grpc.RpcMethodHandler[bytes, bytes]:
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _handler(
+    path: str, method: Unary | Streaming, stop: GracefulStop, messages: _Messages
+) -> grpc.RpcMethodHandler[bytes, bytes]:
     if isinstance(method, Unary):
-        return grpc.unary_unary_rpc_method_handler(_unary(method, stop, messages))
+        return grpc.unary_unary_rpc_method_handler(_unary(path, method, stop, messages))
     stream = method.stream
 
     async def calls(requests: AsyncIterator[bytes], context: GrpcContext) -> AsyncIterator[bytes]:
@@ -235,7 +257,7 @@ def _handler(method: Unary | Streaming, stop: GracefulStop, messages: _Messages)
                     held.release()
 
             try:
-                async for response in stream(plain(), _Context(context, held)):
+                async for response in stream(plain(), _Context(context, held, path)):
                     yield response
             except StatusError as error:
                 await context.abort(STATUS_CODES[error.code], error.message)
@@ -243,7 +265,9 @@ def _handler(method: Unary | Streaming, stop: GracefulStop, messages: _Messages)
     return grpc.stream_stream_rpc_method_handler(calls)
 
 
-def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[bytes, GrpcContext], Awaitable[bytes]]:
+def _unary(
+    path: str, method: Unary, stop: GracefulStop, messages: _Messages
+) -> Callable[[bytes, GrpcContext], Awaitable[bytes]]:
     answer, registry = method.answer, messages.registry
 
     async def call(body: bytes, context: GrpcContext) -> bytes:
@@ -253,7 +277,7 @@ def _unary(method: Unary, stop: GracefulStop, messages: _Messages) -> Callable[[
             try:
                 body = await messages.plain(body, held)
                 held.release()  # The method reserves the message again at once.
-                response = await answer(body, _Context(context, held))
+                response = await answer(body, _Context(context, held, path))
             except ServingError as error:
                 raise StatusError(*status_of(error)) from None
             await stop.answer()

@@ -24,6 +24,7 @@ __all__ = ["Headers", "Wire", "encoded_message", "metadata_value", "read_timeout
 
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
+Fields: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 _TRAILER_FRAME = 0x80
 _OK = (b"grpc-status", b"0")
@@ -93,25 +94,26 @@ class Wire:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._content_type[1].decode()}>"
 
-    async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """Send a whole answer with a single message."""
+    async def answer(self, send: Send, message: bytes, flags: int, extra: Fields = (), trailing: Fields = ()) -> None:
+        """Send a whole answer with a single message; `trailing` is metadata after the status."""
         await send(self._start(flags, extra))
         if len(message) > MESSAGE_BYTES:  # Two messages rather than a copy.
             await send({"type": "http.response.body", "body": _prefix(message, flags), "more_body": True})
             await send_body(send, message)
         else:
             await send({"type": "http.response.body", "body": frame(message, flags)})
-        await send({"type": "http.response.trailers", "headers": [_OK]})
+        await send({"type": "http.response.trailers", "headers": [_OK, *trailing]})
 
     def whole(
-        self, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]], sent: Callable[[], None]
+        self, message: bytes, flags: int, extra: Fields, sent: Callable[[], None], trailing: Fields = ()
     ) -> Answer:
         """A whole answer with a single message, for the direct way."""
-        return Answer(200, self._fields(flags, extra), frame(message, flags), _OK_TRAILERS, sent)
+        trailers = (*_OK_TRAILERS, *trailing) if trailing else _OK_TRAILERS
+        return Answer(200, self._fields(flags, extra), frame(message, flags), trailers, sent)
 
-    def refusal(self, code: Code, message: str, extra: Iterable[tuple[bytes, bytes]]) -> Answer:
+    def refusal(self, code: Code, message: str, extra: Fields, trailing: Fields = ()) -> Answer:
         """A whole answer without a message, for the direct way."""
-        return Answer(200, self._fields(0, extra), b"", tuple(_status(code, message)))
+        return Answer(200, self._fields(0, extra), b"", (*_status(code, message), *trailing))
 
     def _fields(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
         return (self._content_type, _ENCODINGS, *extra, *((_GZIPPED,) if flags else ()))
@@ -132,10 +134,10 @@ class Wire:
         """Send a message of a stream."""
         await send({"type": "http.response.body", "body": frame(message, flags), "more_body": True})
 
-    async def end(self, send: Send, code: Code = Code.OK, message: str = "") -> None:
-        """End an answer that has begun, with its status."""
+    async def end(self, send: Send, code: Code = Code.OK, message: str = "", trailing: Fields = ()) -> None:
+        """End an answer that has begun, with its status and further metadata."""
         await send({"type": "http.response.body", "body": b""})
-        await send({"type": "http.response.trailers", "headers": _status(code, message)})
+        await send({"type": "http.response.trailers", "headers": [*_status(code, message), *trailing]})
 
 
 class WebWire(Wire):
@@ -143,27 +145,27 @@ class WebWire(Wire):
 
     web = True
 
-    async def answer(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    async def answer(self, send: Send, message: bytes, flags: int, extra: Fields = (), trailing: Fields = ()) -> None:
+        trailers = _trailer_frame(Code.OK, "", trailing)
         if len(message) > MESSAGE_BYTES:
-            await self._large(send, message, flags, extra)
+            await self._large(send, (_prefix(message, flags), message, trailers), flags, extra)
             return
-        body = self._encoded(frame(message, flags) + _trailer_frame(Code.OK, ""))
+        body = self._encoded(frame(message, flags) + trailers)
         await self.start(send, flags, ((b"content-length", b"%d" % len(body)), *extra))
         await send({"type": "http.response.body", "body": body})
 
-    async def _large(self, send: Send, message: bytes, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> None:
-        prefix, trailers = _prefix(message, flags), _trailer_frame(Code.OK, "")
-        size = len(prefix) + len(message) + len(trailers)
+    async def _large(self, send: Send, parts: tuple[bytes, ...], flags: int, extra: Fields) -> None:
+        size = sum(map(len, parts))
         await self.start(send, flags, ((b"content-length", b"%d" % self._encoded_size(size)), *extra))
-        for piece in self._pieces(prefix, message, trailers):
+        for piece in self._pieces(*parts):
             await send_body(send, piece, more_body=True)
         await send({"type": "http.response.body", "body": b""})
 
     async def message(self, send: Send, message: bytes, flags: int) -> None:
         await send({"type": "http.response.body", "body": self._encoded(frame(message, flags)), "more_body": True})
 
-    async def end(self, send: Send, code: Code = Code.OK, message: str = "") -> None:
-        await send({"type": "http.response.body", "body": self._encoded(_trailer_frame(code, message))})
+    async def end(self, send: Send, code: Code = Code.OK, message: str = "", trailing: Fields = ()) -> None:
+        await send({"type": "http.response.body", "body": self._encoded(_trailer_frame(code, message, trailing))})
 
     def _encoded(self, body: bytes) -> bytes:
         return body
@@ -204,8 +206,9 @@ def _status(code: Code, message: str) -> Headers:
     return [*headers, (b"grpc-message", encoded_message(message))] if message else headers
 
 
-def _trailer_frame(code: Code, message: str) -> bytes:
-    return frame(b"".join(b"%s: %s\r\n" % header for header in _status(code, message)), _TRAILER_FRAME)
+def _trailer_frame(code: Code, message: str, trailing: Fields = ()) -> bytes:
+    fields = (*_status(code, message), *trailing)
+    return frame(b"".join(b"%s: %s\r\n" % field for field in fields), _TRAILER_FRAME)
 
 
 _WIRES: dict[bytes, Wire] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from embedserve.server.workers.messages import WorkerStatus
 
 __all__ = ["FleetMetrics", "Measurement"]
 
+# The last line of a page in OpenMetrics' format.
+_END = b"# EOF\n"
 _REQUESTS = ":tensorflow:serving:request_count"
 
 
@@ -68,33 +70,42 @@ class FleetMetrics:
             total.add_cells(measurement.cells or {})
         return total
 
-    def page(self, running: Iterable[Measurement]) -> bytes:
+    def page(self, running: Iterable[Measurement], *, openmetrics: bool = False) -> bytes:
         """The metrics page of a single process, with lines per worker at the end."""
         running = sorted(running, key=lambda measurement: measurement.worker.index)
-        lines = [
-            *header(
-                "embedserve_worker_requests_total",
-                "counter",
-                "Requests that a worker has answered, its predecessors' included.",
+        lines = "".join(
+            f"{line}\n"
+            for name, kind, documentation, values in self._of_workers(running)
+            for line in (
+                *header(name.removesuffix("_total") if openmetrics else name, kind, documentation),
+                *(f'{name}{{worker="{index}"}} {value}' for index, value in values),
             )
-        ]
-        lines += [
-            f'embedserve_worker_requests_total{{worker="{index}"}} {self._ended_requests[index] + _requests(cells)}'
-            for index, cells in ((m.worker.index, m.cells or {}) for m in running)
-        ]
-        lines += header("embedserve_worker_resident_bytes", "gauge", "Resident memory of a worker.")
-        lines += [
-            f'embedserve_worker_resident_bytes{{worker="{m.worker.index}"}} {size}'
-            for m in running
-            if (size := _resident_bytes(m.worker.pid)) is not None
-        ]
-        lines += header("embedserve_worker_restarts_total", "counter", "Times that a worker was replaced.")
-        lines += [f'embedserve_worker_restarts_total{{worker="{m.worker.index}"}} {m.worker.restarts}' for m in running]
-        lines += header("embedserve_worker_up", "gauge", "Whether a worker serves.")
-        lines += [
-            f'embedserve_worker_up{{worker="{m.worker.index}"}} {int(m.worker.state == "serving")}' for m in running
-        ]
-        return self.total(running).exposition() + "".join(f"{line}\n" for line in lines).encode()
+        ).encode()
+        total = self.total(running)
+        if openmetrics:
+            return total.openmetrics().removesuffix(_END) + lines + _END
+        return total.exposition() + lines
+
+    def _of_workers(self, running: list[Measurement]) -> Iterator[tuple[str, str, str, list[tuple[int, int]]]]:
+        """Yield the metrics of the workers: name, kind, documentation, and the value for each worker."""
+        yield (
+            *("embedserve_worker_requests_total", "counter"),
+            "Requests that a worker has answered, its predecessors' included.",
+            [(m.worker.index, self._ended_requests[m.worker.index] + _requests(m.cells or {})) for m in running],
+        )
+        sizes = [(m.worker.index, _resident_bytes(m.worker.pid)) for m in running]
+        yield (
+            *("embedserve_worker_resident_bytes", "gauge", "Resident memory of a worker."),
+            [(index, size) for index, size in sizes if size is not None],
+        )
+        yield (
+            *("embedserve_worker_restarts_total", "counter", "Times that a worker was replaced."),
+            [(m.worker.index, m.worker.restarts) for m in running],
+        )
+        yield (
+            *("embedserve_worker_up", "gauge", "Whether a worker serves."),
+            [(m.worker.index, int(m.worker.state == "serving")) for m in running],
+        )
 
 
 def _requests(cells: Cells) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from embedserve.config import ModelConfig
 from embedserve.errors import Code, ServingError
+from embedserve.events import NOBODY, Actor
 from embedserve.lifecycle.monitor import VersionStatus
 from embedserve.lifecycle.source import VersionDirectory
 from embedserve.server.config import ServerConfig
@@ -266,9 +267,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reload:
-    """Apply the serialized `ModelServerConfig`; the answer is None."""
+    """Apply the serialized `ModelServerConfig`, on behalf of `actor`; the answer is None."""
 
     config: bytes
+    actor: Actor = NOBODY
 
 
 @dataclass(frozen=True)
@@ -277,11 +279,14 @@ class Change:
 
     name: str
     served: bool
+    actor: Actor = NOBODY
 
 
 @dataclass(frozen=True)
 class MetricsPage:
-    """The metrics page; the answer is its bytes."""
+    """The metrics page, on request in OpenMetrics' format; the answer is its bytes."""
+
+    openmetrics: bool = False
 
 
 @dataclass(frozen=True)

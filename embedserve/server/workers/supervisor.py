@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from embedserve.concurrency.container import usable_cpus
 from embedserve.errors import NotReadyError, ServingError
+from embedserve.events import acting_as
 from embedserve.oip.repository import change_served
 from embedserve.server.applied_config import AppliedConfig
 from embedserve.server.config import ServerConfig
@@ -119,14 +120,16 @@ class _Supervisor:
 
     async def _answer(self, question: object) -> object:
         match question:
-            case Reload(config):
-                await self._reload(config)
-            case Change(name, served):
-                await self._change(name, served)
-            case MetricsPage():
+            case Reload(config, actor):
+                with acting_as(actor.identity, address=actor.address, reason=actor.reason):
+                    await self._reload(config)
+            case Change(name, served, actor):
+                with acting_as(actor.identity, address=actor.address, reason=actor.reason):
+                    await self._change(name, served)
+            case MetricsPage(openmetrics):
                 measured = await self._measured()
                 assert self._metrics is not None
-                return await asyncio.to_thread(self._metrics.page, measured)
+                return await asyncio.to_thread(self._metrics.page, measured, openmetrics=openmetrics)
             case MetricOf(name):
                 if self._metrics is None:
                     return 0

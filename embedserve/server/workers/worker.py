@@ -20,10 +20,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import Code, ServingError, StartError
+from embedserve.events import present_actor
 from embedserve.metrics import Metrics
+from embedserve.observer import Observer
 from embedserve.oip.repository import Repository
 from embedserve.server import tensorflow_setup
 from embedserve.server.log import configure_logging
+from embedserve.server.observing import make_observers
 from embedserve.server.ports import Bound, Port, Services, make_ports
 from embedserve.server.serving import drain
 from embedserve.server.standalone import exit_now, first_failure, leave
@@ -108,7 +111,7 @@ async def run_worker(
     setup = await anext(messages, None)
     if setup is None:
         return 0  # The supervisor has gone at once.
-    configure_logging(f"worker {setup.index}: ")
+    configure_logging(setup.index, json=setup.config.observing.log_format == "json")
     worker = _Worker(
         setup,
         channel,
@@ -137,7 +140,7 @@ class _Supervised(Metrics):
         super().__init__()
         self._ask = ask
 
-    async def page(self) -> bytes:
+    async def page(self, *, openmetrics: bool = False) -> bytes:
         """The page with the supervisor's sums.
 
         Raises:
@@ -145,7 +148,7 @@ class _Supervised(Metrics):
         """
         try:
             async with asyncio.timeout(PAGE_PATIENCE):
-                page: bytes = await self._ask(MetricsPage())
+                page: bytes = await self._ask(MetricsPage(openmetrics))
                 return page
         except TimeoutError:
             raise ServingError("the supervisor does not answer", code=Code.UNAVAILABLE) from None
@@ -182,7 +185,9 @@ class _Worker:
         self._told = Stuck()
         counts = self._config.rest.port is not None and self._config.rest.metrics_path is not None
         self._metrics = _Supervised(self._ask) if counts else None
-        observers = [self._metrics] if self._metrics is not None else []
+        observers: list[Observer] = make_observers(self._config.observing)
+        if self._metrics is not None:
+            observers.append(self._metrics)
         self._acceptors: list[Acceptor] = []
         self.registry = WorkerRegistry(
             self._config.options, serving_table, status, channel.send, observers, places=places
@@ -348,10 +353,10 @@ class _Worker:
         return value
 
     async def _reload(self, config: ModelServerConfig) -> None:
-        await self._ask(Reload(config.SerializeToString()))
+        await self._ask(Reload(config.SerializeToString(), present_actor()))
 
     async def _change(self, name: str, served: bool) -> None:
-        await self._ask(Change(name, served))
+        await self._ask(Change(name, served, present_actor()))
 
     async def _metric(self, name: str) -> int:
         return int(await self._ask(MetricOf(name)))
