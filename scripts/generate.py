@@ -32,7 +32,7 @@ HEAD = '''"""The options as keyword arguments, for type checkers. `python -m scr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Required, TypedDict
+from typing import Literal, Required, TypedDict
 
 from embedserve.config.location import PathLike
 from embedserve.config.values import (
