@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 # Names the socket to all test processes of a run.
 SOCKET = "WARM_STARTS"
 # Variables that are read once, when Python, TensorFlow or a library below starts: another value takes a real start.
-_READ_AT_START = ("PYTHON", "TF_", "XLA_", "OMP_", "KMP_", "DNNL_", "ONEDNN_", "OPENBLAS_", "CUDA_", "LD_", "MALLOC_")
+_READ_AT_START = ("PYTHON", "TF_", "XLA_", "OMP_", "DNNL_", "ONEDNN_", "OPENBLAS_", "CUDA_", "LD_", "MALLOC_")
 # Of the length of a request, a process's number, an exit status.
 _NUMBER = struct.Struct("i")
 # Variables that imports have set.
