@@ -7,6 +7,7 @@ module knows no wire and no directory.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from embedserve.call_record import CallTiming
 from embedserve.concurrency.owner_loop import blocking
-from embedserve.errors import RegistryStateError, SignatureNotFoundError, UnsupportedError
+from embedserve.errors import Code, RegistryStateError, ServingError, SignatureNotFoundError, UnsupportedError
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.priority import PriorityName, priority_named
 from embedserve.servable import Array, Call, Servable, Tensors
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
     import numpy as np
 
     from embedserve.config import RegistryOptions
+    from embedserve.observer import Observers
     from embedserve.request_log import ModelLog, RequestLogs
+    from embedserve.servable import ServableId
     from embedserve.tfs.examples import Classifications, Example, InferenceTask
 
-__all__ = ["Acquisition", "ModelHandle", "unknown_signature"]
+__all__ = ["Acquisition", "ModelHandle", "Submission", "unknown_signature"]
 
+
+logger = logging.getLogger("embedserve")
 
 T = TypeVar("T")
 
@@ -70,6 +75,97 @@ class Entry(Protocol):
         priority: PriorityName,
     ) -> Awaitable[dict[str, Array]]:
         """Run a bound request on a version; the caller holds the version until the answer."""
+
+    def submit(self, version: ManagedVersion, signature: Signature, bound: Tensors, submission: Submission) -> None:
+        """As `run_bound`, with the outcome for `submission`."""
+
+
+class Submission:
+    """A request whose outcome comes by a call on the loop: no future and no task is made. A subclass takes the outcome.
+
+    Args:
+        timeout: Seconds until DeadlineExceededError; None sets no bound.
+        priority: As for `ModelRegistry.predict`.
+        output_names: The result of the signature's `pick`; None for every output.
+    """
+
+    __slots__ = ("_done", "_observed", "_watching", "output_names", "priority", "timeout")
+
+    def __init__(
+        self,
+        timeout: float | None = None,
+        priority: PriorityName = "normal",
+        output_names: tuple[str, ...] | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.priority = priority
+        self.output_names = output_names
+        self._done = False
+        self._observed: tuple[Observers, ServableId, str, asyncio.AbstractEventLoop, float] | None = None
+        self._watching: tuple[Callable[[Any], object], ...] = ()
+
+    def answered(self, outputs: dict[str, Array]) -> None:
+        """Take the outputs; must not raise, and must not block."""
+        raise NotImplementedError
+
+    def failed(self, error: Exception) -> None:
+        """Take the error, in a later turn of the loop; must not raise."""
+        raise NotImplementedError
+
+    def cancel(self) -> bool:
+        """Give the request up: `answered` and `failed` are not called any more. False after the outcome."""
+        if self._done:
+            return False
+        self._end(ServingError("the caller gave the request up", code=Code.CANCELLED))
+        return True
+
+    # As much of a future as `servable.Answer` asks for.
+
+    def done(self) -> bool:
+        """As `servable.Answer.done`."""
+        return self._done
+
+    def set_result(self, outputs: dict[str, Array]) -> None:
+        """As `servable.Answer.set_result`."""
+        self._done = True
+        if self._observed is not None:
+            self._tell_observers(None)
+        if self._watching:
+            self._tell_watchers()
+        try:
+            self.answered(outputs)
+        except Exception:  # A bug: further requests of the batch wait for their answers.
+            logger.exception("the answer to a request was lost")
+
+    def set_exception(self, error: Exception) -> None:
+        """As `servable.Answer.set_exception`; the failing queue is left in peace, so `failed` comes later."""
+        self._end(error)
+        asyncio.get_running_loop().call_soon(self.failed, error)
+
+    def add_done_callback(self, call: Callable[[Any], object]) -> None:
+        """As `servable.Answer.add_done_callback`."""
+        self._watching = (*self._watching, call)
+
+    def _end(self, error: Exception | None) -> None:
+        self._done = True
+        if self._observed is not None:
+            self._tell_observers(error)
+        self._tell_watchers()
+
+    def observe(
+        self, observers: Observers, id: ServableId, signature_name: str, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Tell the observers of the end; for the registry, before the request is queued."""
+        self._observed = observers, id, signature_name, loop, loop.time()
+
+    def _tell_observers(self, error: Exception | None) -> None:
+        assert self._observed is not None
+        observers, id, signature_name, loop, began = self._observed
+        observers.run_finished(id, signature_name, loop.time() - began, error)
+
+    def _tell_watchers(self) -> None:
+        for call in self._watching:
+            asyncio.get_running_loop().call_soon(call, self)
 
 
 class ModelHandle:
@@ -176,6 +272,21 @@ class ModelHandle:
         """
         self._check()
         return self._runtime.run_bound(self._version, signature, bound, output_names, timeout, priority)
+
+    def submit(self, signature: Signature, bound: Tensors, submission: Submission) -> None:
+        """As `run`, for a caller without a coroutine: `submission` takes the outcome while the handle is held.
+
+        Args:
+            signature: A member of the handle's `signatures`.
+            bound: The result of the signature's `bind`.
+            submission: New; takes a single outcome. Where `submit` raises, `submission` gets no outcome.
+
+        Raises:
+            QueueFullError, DeadlineExceededError: As `predict`, at once; all further errors go to `submission`.
+        """
+        if self._released:
+            self._check()
+        self._runtime.submit(self._version, signature, bound, submission)
 
     async def classify(
         self,

@@ -6,12 +6,10 @@ a prometheus registry. The module knows no wire and no model.
 
 from __future__ import annotations
 
-import operator
 import re
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -20,6 +18,7 @@ from prometheus_client.utils import floatToGoString
 
 from embedserve.call_record import CallRecord
 from embedserve.errors import Code, ServingError
+from embedserve.metric_families import NOTED, Counter, Exemplar, Family, Histogram, Labels, Noted, all_micros, micros
 from embedserve.observer import Observer, running_api
 from embedserve.servable import ServableId, State
 
@@ -44,143 +43,8 @@ _BATCH_SIZES = _exponential(1, 2, 14)
 _SERVING = ":tensorflow:serving:"  # Beginning of the names of TensorFlow Serving's own metrics.
 _WAIT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-_Labels = tuple[str, ...]
-_Sample = tuple[str, dict[str, str], float]
-
-Cells: TypeAlias = Mapping[str, Mapping[_Labels, Any]]
+Cells: TypeAlias = Mapping[str, Mapping[Labels, Any]]
 """The counts of a process, by family and label values; plain values for `add_cells` of another process."""
-
-
-class _Exemplar(NamedTuple):
-    """A value of a traced call, and the seconds since 1970 of the call's end."""
-
-    trace_id: str
-    span_id: str
-    value: float
-    at: float
-
-
-class _Family:
-    """A metric with a cell for each combination of label values."""
-
-    kind = "gauge"
-
-    def __init__(self, name: str, documentation: str, labels: Sequence[str] = (), *, listed: bool = True) -> None:
-        self.name = name
-        self.documentation = documentation
-        self.labels = tuple(labels)
-        self.listed = listed  # The page has the TYPE line before the first cell.
-
-    def values(self) -> Iterator[_Sample]:
-        """Yield suffix, labels and value of each sample, in the order of the cells' label values."""
-        return iter(())
-
-    def drop(self, leading: _Labels) -> None:
-        """Forget the cells whose first label values equal `leading`."""
-
-    def cells(self) -> Mapping[_Labels, object]:
-        """Return a copy of every cell."""
-        return {}
-
-    def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
-        """Add the cells of another process."""
-
-    def named(self, values: _Labels) -> dict[str, str]:
-        return dict(zip(self.labels, values, strict=True))
-
-
-class _Counter(_Family):
-    kind = "counter"
-
-    def __init__(self, name: str, documentation: str, labels: Sequence[str] = (), *, listed: bool = True) -> None:
-        super().__init__(name, documentation, labels, listed=listed)
-        self._cells: dict[_Labels, int] = {}
-
-    def add(self, values: _Labels, amount: int = 1) -> None:
-        self._cells[values] = self._cells.get(values, 0) + amount
-
-    def values(self) -> Iterator[_Sample]:
-        # The copy lets a scraping thread of the host read while the loop counts.
-        for values, count in sorted(self._cells.copy().items()):
-            yield "", self.named(values), count
-
-    def drop(self, leading: _Labels) -> None:
-        for values in [values for values in self._cells if values[: len(leading)] == leading]:
-            del self._cells[values]
-
-    def cells(self) -> Mapping[_Labels, object]:
-        return self._cells.copy()
-
-    def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
-        for values, amount in cells.items():
-            self.add(values, amount)
-
-
-class _Histogram(_Family):
-    kind = "histogram"
-
-    def __init__(
-        self, name: str, documentation: str, labels: Sequence[str], limits: tuple[float, ...], *, listed: bool = True
-    ) -> None:
-        super().__init__(name, documentation, labels, listed=listed)
-        self._limits = limits
-        self._names = (*(f"{limit:g}" for limit in limits), "+Inf")
-        self._cells: dict[_Labels, tuple[list[int], list[float]]] = {}
-        self._exemplars: dict[_Labels, dict[int, _Exemplar]] = {}
-
-    def exemplify(self, values: _Labels, exemplar: _Exemplar) -> None:
-        """Keep the trace of an observed value; each bucket has the trace of its latest such value."""
-        self._exemplars.setdefault(values, {})[bisect_left(self._limits, exemplar.value)] = exemplar
-
-    def exemplars(self) -> Mapping[_Labels, Mapping[int, _Exemplar]]:
-        """The traces by cell and number of the bucket."""
-        return {values: of_cell.copy() for values, of_cell in self._exemplars.copy().items()}
-
-    def observe(self, values: _Labels, value: float, times: int = 1) -> None:
-        cell = self._cells.get(values)
-        if cell is None:
-            cell = self._cells.setdefault(values, ([0] * (len(self._limits) + 1), [0.0]))
-        counts, total = cell
-        # A value equal to a limit is in the limit's own bucket, as `le` says; TF Serving counts such a value in the
-        # next bucket.
-        counts[bisect_left(self._limits, value)] += times
-        total[0] += value * times
-
-    def values(self) -> Iterator[_Sample]:
-        for values, (counts, total) in sorted(self._cells.copy().items()):
-            labels = self.named(values)
-            cumulated = 0
-            for limit, count in zip(self._names, counts.copy(), strict=True):
-                cumulated += count
-                yield "_bucket", {**labels, "le": limit}, cumulated
-            yield "_sum", labels, total[0]
-            yield "_count", labels, cumulated
-
-    def drop(self, leading: _Labels) -> None:
-        for values in [values for values in self._cells if values[: len(leading)] == leading]:
-            del self._cells[values]
-            self._exemplars.pop(values, None)
-
-    def cells(self) -> Mapping[_Labels, object]:
-        exemplars = self.exemplars()
-        return {
-            values: (counts.copy(), total[0], exemplars.get(values, {}))
-            for values, (counts, total) in self._cells.copy().items()
-        }
-
-    def add_cells(self, cells: Mapping[_Labels, Any]) -> None:
-        for values, (counts, total, exemplars) in cells.items():
-            for bucket, exemplar in exemplars.items():
-                kept = self._exemplars.setdefault(values, {})
-                if bucket not in kept or kept[bucket].at < exemplar.at:
-                    kept[bucket] = exemplar
-            mine, sum_of_mine = self._cells.setdefault(values, ([0] * (len(self._limits) + 1), [0.0]))
-            mine[:] = map(operator.add, mine, counts)
-            sum_of_mine[0] += total
-
-
-def _micros(seconds: float) -> int:
-    return round(seconds * 1e6)
 
 
 class Metrics(Observer, Collector):
@@ -206,96 +70,106 @@ class Metrics(Observer, Collector):
         self._tf_serving_batching()
         self._tf_serving_core()
         self._ours()
-        families = [value for value in vars(self).values() if isinstance(value, _Family)]
-        self._families = sorted(families, key=lambda family: family.name)
+        families = [value for value in vars(self).values() if isinstance(value, Family)]
+        self._sorted = sorted(families, key=lambda family: family.name)
+        self._runs = Noted(self._count_runs)
+        self._answered = Noted(self._count_answers)
+
+    @property
+    def _families(self) -> list[Family]:
+        """Every family, with all events counted."""
+        for noted in (self._runs, self._answered):
+            noted.count()
+        return self._sorted
 
     def __repr__(self) -> str:
         return f"<Metrics of {len(self._known)} known and {len(self._unknown)} unknown models>"
 
     def _tf_serving(self) -> None:
-        self._requests = _Counter(f"{_SERVING}request_count", "Requests answered.", ("model_name", "status"))
-        self._request_latency = _Histogram(
+        self._requests = Counter(f"{_SERVING}request_count", "Requests answered.", ("model_name", "status"))
+        self._request_latency = Histogram(
             f"{_SERVING}request_latency",
             "Microseconds of successful requests.",
             ("model_name", "API", "entrypoint"),
             _LATENCY,
         )
-        self._runtime_latency = _Histogram(
+        self._runtime_latency = Histogram(
             f"{_SERVING}runtime_latency",
             "Microseconds of successful runs, batching wait included.",
             ("model_name", "API", "runtime"),
             _LATENCY,
         )
-        self._examples = _Histogram(
+        self._examples = Histogram(
             f"{_SERVING}request_example_counts", "Examples per MultiInference request.", ("model",), _EXAMPLES
         )
-        self._examples_total = _Counter(
+        self._examples_total = Counter(
             f"{_SERVING}request_example_count_total", "Examples of MultiInference requests.", ("model",)
         )
-        self._logged = _Counter(f"{_SERVING}request_log_count", "Requests logged.", ("model_name", "status_code"))
-        self._warmup_latency = _Histogram(
+        self._logged = Counter(f"{_SERVING}request_log_count", "Requests logged.", ("model_name", "status_code"))
+        self._warmup_latency = Histogram(
             f"{_SERVING}model_warmup_latency", "Microseconds of recorded warm-ups.", ("model_path", "status"), _LATENCY
         )
-        self._warmup_records = _Counter(
+        self._warmup_records = Counter(
             f"{_SERVING}model_warmup_records_read", "Warm-up records read.", ("model_path", "status")
         )
-        self._mlmd = _Family(f"{_SERVING}mlmd_map", "Never set.", ("model_name", "version"))
+        self._mlmd = Family(f"{_SERVING}mlmd_map", "Never set.", ("model_name", "version"))
 
     def _tf_serving_batching(self) -> None:
         batching = f"{_SERVING}batching_session:"
-        self._queuing = _Histogram(
+        self._queuing = Histogram(
             f"{batching}queuing_latency", "Microseconds in a batch queue.", ("thread_pool_name",), _QUEUING
         )
-        self._batch_runs = _Counter(f"{batching}wrapped_run_count", "Batches run.")
-        self._input_sizes = _Histogram(
+        self._batch_runs = Counter(f"{batching}wrapped_run_count", "Batches run.")
+        self._input_sizes = Histogram(
             f"{batching}input_batch_size", "Rows per request and input.", (), _BATCH_SIZES, listed=False
         )
-        self._processed_sizes = _Histogram(
+        self._processed_sizes = Histogram(
             f"{batching}processed_batch_size", "Rows per batch, padding included.", (), _BATCH_SIZES, listed=False
         )
-        self._paddings = _Histogram(
+        self._paddings = Histogram(
             f"{batching}padding_size", "Padding rows.", ("execution_batch_size",), _BATCH_SIZES, listed=False
         )
 
     def _tf_serving_core(self) -> None:
         saved_model, core = ":tensorflow:cc:saved_model:", ":tensorflow:core:"
-        self._loads = _Counter(f"{saved_model}load_attempt_count", "Load attempts.", ("model_path", "status"))
-        self._load_micros = _Counter(f"{saved_model}load_latency", "Microseconds spent in loads.", ("model_path",))
+        self._loads = Counter(f"{saved_model}load_attempt_count", "Load attempts.", ("model_path", "status"))
+        self._load_micros = Counter(f"{saved_model}load_latency", "Microseconds spent in loads.", ("model_path",))
         # TensorFlow counts graph runs under the same names, and dashboards plot the names; here embedserve does the
         # counting.
-        self._graph_runs = _Counter(f"{core}graph_runs", "Runs of models that ended with an answer.")
-        self._graph_run_micros = _Counter(f"{core}graph_run_time_usecs", "Microseconds spent in those runs.")
-        self._session_runs = _Counter(f"{core}direct_session_runs", "Such runs in graph sessions.")
-        self._graph_builds = _Counter(f"{core}graph_build_calls", "Versions loaded, and so graphs made ready to run.")
-        self._graph_build_micros = _Counter(
+        self._graph_runs = Counter(f"{core}graph_runs", "Runs of models that ended with an answer.")
+        self._graph_run_micros = Counter(f"{core}graph_run_time_usecs", "Microseconds spent in those runs.")
+        self._session_runs = Counter(f"{core}direct_session_runs", "Such runs in graph sessions.")
+        self._graph_builds = Counter(f"{core}graph_build_calls", "Versions loaded, and so graphs made ready to run.")
+        self._graph_build_micros = Counter(
             f"{core}graph_build_time_usecs", "Microseconds spent in loads that succeeded, warm-up included."
         )
 
     def _ours(self) -> None:
         labels = ("model", "version", "signature")
-        self._rows = _Histogram("embedserve_batch_rows", "Rows per batch, without padding.", labels, _BATCH_SIZES)
-        self._waits = _Histogram("embedserve_queue_wait_seconds", "Wait in the batch queue.", labels, _WAIT_SECONDS)
-        self._predictions = _Histogram(
+        self._rows = Histogram("embedserve_batch_rows", "Rows per batch, without padding.", labels, _BATCH_SIZES)
+        self._waits = Histogram("embedserve_queue_wait_seconds", "Wait in the batch queue.", labels, _WAIT_SECONDS)
+        self._predictions = Histogram(
             "embedserve_predict_seconds", "Successful requests, from the queue to the outputs.", labels, _WAIT_SECONDS
         )
-        self._dropped_lines = _Counter(
+        self._dropped_lines = Counter(
             "embedserve_log_lines_dropped_total", "Lines that a log had no room for.", ("log",)
         )
-        self._padding = _Counter("embedserve_padding_rows_total", "Rows that were padding.", labels)
-        self._stuck = _Counter("embedserve_stuck_runs_total", "Runs left behind in their threads.", labels)
-        self._returned = _Counter("embedserve_stuck_runs_returned_total", "Stuck runs that ended after all.", labels)
-        self._released = _Counter(
+        self._padding = Counter("embedserve_padding_rows_total", "Rows that were padding.", labels)
+        self._stuck = Counter("embedserve_stuck_runs_total", "Runs left behind in their threads.", labels)
+        self._returned = Counter("embedserve_stuck_runs_returned_total", "Stuck runs that ended after all.", labels)
+        self._released = Counter(
             "embedserve_batches_released_total", "Batches by why they left the queue.", (*labels, "reason")
         )
-        self._refusals = _Counter(
+        self._refusals = Counter(
             "embedserve_listener_refusals_total",
             "Connections and requests refused by the HTTP listener: a status, an error of HTTP/2, or a limit's name.",
             ("reason",),
         )
 
     @property
-    def _of_versions(self) -> tuple[_Family, ...]:
+    def _of_versions(self) -> tuple[Family, ...]:
         """The families whose labels begin with model and version."""
+        self._runs.count()  # A later count would bring the cells of a gone version back.
         times = (self._rows, self._waits, self._predictions)
         return (*times, self._padding, self._released, self._stuck, self._returned)
 
@@ -318,28 +192,35 @@ class Metrics(Observer, Collector):
     def load_finished(self, id: ServableId, path: str, seconds: float, error: Exception | None) -> None:
         """Count a load attempt."""
         self._loads.add((path, "success" if error is None else "fail"))
-        self._load_micros.add((path,), _micros(seconds))
+        self._load_micros.add((path,), micros(seconds))
         if error is None:
             self._graph_builds.add(())
-            self._graph_build_micros.add((), _micros(seconds))
+            self._graph_build_micros.add((), micros(seconds))
 
     def warmup_finished(self, id: ServableId, path: str, seconds: float, records: int, error: Exception | None) -> None:
         """Count a replay of recorded requests."""
         status = _code_of(error).name
-        self._warmup_latency.observe((path, status), _micros(seconds))
+        self._warmup_latency.observe((path, status), micros(seconds))
         self._warmup_records.add((path, status), records)
 
     def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
         """Time a successful run of an API timed by TF Serving."""
         api = running_api.get()
         if error is None and api in ("Predict", "Classify", "Regress"):
-            self._runtime_latency.observe((id.name, api, "TF1"), _micros(seconds))
-            self._predictions.observe((id.name, str(id.version), signature_name), seconds)
+            events = self._runs.events
+            events.append(((id.name, api, id.version, signature_name), seconds))
+            if len(events) >= NOTED:
+                self._runs.count()
+
+    def _count_runs(self, key: tuple[str, str, int, str], seconds: list[float]) -> None:
+        name, api, version, signature_name = key
+        self._runtime_latency.observe_all((name, api, "TF1"), all_micros(seconds))
+        self._predictions.observe_all((name, str(version), signature_name), seconds)
 
     def graph_run_finished(self, id: ServableId, seconds: float, in_session: bool) -> None:
         """Count a run of a graph, and the time of the run."""
         self._graph_runs.add(())
-        self._graph_run_micros.add((), _micros(seconds))
+        self._graph_run_micros.add((), micros(seconds))
         if in_session:
             self._session_runs.add(())
 
@@ -366,21 +247,38 @@ class Metrics(Observer, Collector):
 
     def queue_wait(self, id: ServableId, signature_name: str, seconds: float) -> None:
         """Time a wait for a batch."""
-        self._queuing.observe(("",), _micros(seconds))
-        self._waits.observe((id.name, str(id.version), signature_name), seconds)
+        self.queue_waits(id, signature_name, (seconds,))
+
+    def queue_waits(self, id: ServableId, signature_name: str, seconds: Sequence[float]) -> None:
+        """Time the waits for a batch."""
+        self._queuing.observe_all(("",), all_micros(seconds))
+        self._waits.observe_all((id.name, str(id.version), signature_name), seconds)
 
     def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
         """Count a request's rows, once per input tensor as TF Serving does."""
         self._input_sizes.observe((), rows, inputs)
 
+    def requests_enqueued(self, id: ServableId, signature_name: str, rows: Sequence[int], inputs: int) -> None:
+        """Count the rows of many requests."""
+        self._input_sizes.observe_all((), rows, inputs)
+
     def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
         """Count an answer, and time a successful answer."""
-        if code is Code.OK and api:
-            self._know(model_name)
-        name = self._bounded(model_name)
-        self._requests.add((name, code.name))
         if code is Code.OK:
-            self._request_latency.observe((name, api, entrypoint), _micros(seconds))
+            if model_name not in self._known:
+                if api:
+                    self._know(model_name)
+                model_name = self._bounded(model_name)
+            events = self._answered.events
+            events.append(((model_name, api, entrypoint), seconds))
+            if len(events) >= NOTED:
+                self._answered.count()
+        else:
+            self._requests.add((self._bounded(model_name), code.name))
+
+    def _count_answers(self, labels: Labels, seconds: list[float]) -> None:
+        self._requests.add((labels[0], Code.OK.name), len(seconds))
+        self._request_latency.observe_all(labels, all_micros(seconds))
 
     def listener_refused(self, reason: str) -> None:
         """Count a refusal of the listener."""
@@ -402,16 +300,16 @@ class Metrics(Observer, Collector):
             return
         at = record.nanoseconds(record.ended) / 1e9
         labels = record.model, str(record.version), record.signature
-        found: list[tuple[_Histogram, _Labels, float]] = [
+        found: list[tuple[Histogram, Labels, float]] = [
             (self._waits, labels, step.run.began - step.entered) for step in record.steps if step.run is not None
         ]
         if record.steps and record.answered:
             found.append((self._predictions, labels, record.answered - record.steps[0].entered))
         if record.transport:
             named = record.model, record.api, record.transport
-            found.append((self._request_latency, named, _micros(record.ended - record.began)))
+            found.append((self._request_latency, named, micros(record.ended - record.began)))
         for family, values, value in found:
-            family.exemplify(values, _Exemplar(record.trace_id, record.span_id, value, at))
+            family.exemplify(values, Exemplar(record.trace_id, record.span_id, value, at))
 
     def lines_dropped(self, log: str, lines: int) -> None:
         """Count dropped lines."""
@@ -502,7 +400,7 @@ class Metrics(Observer, Collector):
         return self.collect()
 
 
-def _openmetrics_type(family: _Family) -> tuple[str, str]:
+def _openmetrics_type(family: Family) -> tuple[str, str]:
     """Name and type in OpenMetrics; a counter without `_total`, as TF Serving has, is of an unknown type."""
     if family.kind != "counter":
         return family.name, family.kind
@@ -515,9 +413,9 @@ def _canonical(limit: str) -> str:
     return written
 
 
-def _openmetrics_lines(family: _Family) -> Iterator[str]:
+def _openmetrics_lines(family: Family) -> Iterator[str]:
     """Yield the samples; limits of buckets are floats there, and a bucket may have an exemplar."""
-    exemplars = family.exemplars() if isinstance(family, _Histogram) else {}
+    exemplars = family.exemplars() if isinstance(family, Histogram) else {}
     bucket = 0
     for suffix, labels, value in family.values():
         trace = ""

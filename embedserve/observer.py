@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from time import perf_counter
@@ -78,6 +78,16 @@ class Observer:
     def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
         """A request of `rows` rows and `inputs` input tensors joined a batch queue."""
 
+    def queue_waits(self, id: ServableId, signature_name: str, seconds: Sequence[float]) -> None:
+        """As `queue_wait` for each task of a batch; override for a single call per batch."""
+        for each in seconds:
+            self.queue_wait(id, signature_name, each)
+
+    def requests_enqueued(self, id: ServableId, signature_name: str, rows: Sequence[int], inputs: int) -> None:
+        """As `request_enqueued` for each request since the call before; override for a single call per batch."""
+        for each in rows:
+            self.request_enqueued(id, signature_name, each, inputs)
+
     def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
         """An adapter answered a request with `code`.
 
@@ -128,8 +138,14 @@ class CallObserver(Observer):
         """The observer now belongs to a registry, whose observers take the observer's own reports."""
 
 
+_OF_EACH = {"queue_waits": "queue_wait", "requests_enqueued": "request_enqueued"}
+"""Events of a batch, with the events that their methods tell of each request."""
+
+_HOOKS = tuple(name for name in vars(Observer) if not name.startswith("_") and callable(getattr(Observer, name)))
+
+
 class Observers(Observer):
-    """Fans each call out to several observers; falsy when there are none, so a hot path may skip the call.
+    """Fans each call out to the observers with a method of their own for the event; falsy without any observer.
 
     Args:
         observers: The first observers.
@@ -139,6 +155,7 @@ class Observers(Observer):
     Attributes:
         events: The history of changes.
         keep_contexts: Whether an observer reads the context of a wait in a queue.
+        present: As the truth of the object, for hot paths: whether there is an observer.
         recording: The observers that may want a record of a call.
     """
 
@@ -151,11 +168,12 @@ class Observers(Observer):
         self.events = EventLog()
         self.keep_contexts = False
         self.recording: tuple[CallObserver, ...] = ()
+        self._sort()
         for observer in observers:
             self.add(observer)
 
     def __bool__(self) -> bool:
-        return bool(self._observers)
+        return self.present
 
     def __contains__(self, observer: Observer) -> bool:
         return observer in self._observers
@@ -168,6 +186,7 @@ class Observers(Observer):
             observer.joined(self)
 
     def _sort(self) -> None:
+        self._find_hooks()
         self.recording = tuple(each for each in self._observers if isinstance(each, CallObserver))
         self.keep_contexts = any(
             each.reads_context and type(each).queue_wait is not Observer.queue_wait for each in self._observers
@@ -252,6 +271,21 @@ class Observers(Observer):
         """Add a change on demand, by the present actor, to the history."""
         self.happened(self.events.add(kind, model, version, detail))
 
+    def _find_hooks(self) -> None:
+        """Find the methods to call for each event; a method of `Observer` itself is empty, and needs no call."""
+        self.present = bool(self._observers)
+        self._hooks: dict[str, tuple[Callable[..., None], ...]] = {
+            name: tuple(
+                getattr(each, name)
+                for each in self._observers
+                if _hears(each, name) or (name in _OF_EACH and _hears(each, _OF_EACH[name]))
+            )
+            for name in _HOOKS
+        }
+        # The events of every request: a look-up less for each.
+        self._run_finished = self._hooks["run_finished"]
+        self._request_finished = self._hooks["request_finished"]
+
     def first(self, kind: type[T]) -> T | None:
         """Return the first observer of a class, or None."""
         for observer in self._observers:
@@ -260,11 +294,11 @@ class Observers(Observer):
         return None
 
     def _each(self, method: str, *args: object) -> None:
-        for observer in list(self._observers):
+        for tell in self._hooks[method]:
             try:
-                getattr(observer, method)(*args)
+                tell(*args)
             except Exception:
-                logger.exception("observer %r failed in %s; the call is dropped", observer, method)
+                _dropped(tell, method)
 
     def version_state(self, id: ServableId, state: State, error: Exception | None) -> None:
         event = self.events.version_state(id, state, error)
@@ -282,7 +316,11 @@ class Observers(Observer):
         self._each("warmup_finished", id, path, seconds, records, error)
 
     def run_finished(self, id: ServableId, signature_name: str, seconds: float, error: Exception | None) -> None:
-        self._each("run_finished", id, signature_name, seconds, error)
+        for tell in self._run_finished:
+            try:
+                tell(id, signature_name, seconds, error)
+            except Exception:
+                _dropped(tell, "run_finished")
 
     def graph_run_finished(self, id: ServableId, seconds: float, in_session: bool) -> None:
         self._each("graph_run_finished", id, seconds, in_session)
@@ -301,11 +339,21 @@ class Observers(Observer):
     def queue_wait(self, id: ServableId, signature_name: str, seconds: float) -> None:
         self._each("queue_wait", id, signature_name, seconds)
 
+    def queue_waits(self, id: ServableId, signature_name: str, seconds: Sequence[float]) -> None:
+        self._each("queue_waits", id, signature_name, seconds)
+
     def request_enqueued(self, id: ServableId, signature_name: str, rows: int, inputs: int) -> None:
         self._each("request_enqueued", id, signature_name, rows, inputs)
 
+    def requests_enqueued(self, id: ServableId, signature_name: str, rows: Sequence[int], inputs: int) -> None:
+        self._each("requests_enqueued", id, signature_name, rows, inputs)
+
     def request_finished(self, model_name: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
-        self._each("request_finished", model_name, api, entrypoint, code, seconds)
+        for tell in self._request_finished:
+            try:
+                tell(model_name, api, entrypoint, code, seconds)
+            except Exception:
+                _dropped(tell, "request_finished")
 
     def listener_refused(self, reason: str) -> None:
         self._each("listener_refused", reason)
@@ -330,3 +378,13 @@ def _code_of(error: BaseException) -> Code:
     if isinstance(error, asyncio.CancelledError):
         return Code.CANCELLED
     return Code(error.code) if isinstance(error, ServingError) else Code.UNKNOWN
+
+
+def _hears(observer: Observer, method: str) -> bool:
+    """Whether the observer has a method of its own; a method of `Observer` does nothing."""
+    return method in vars(observer) or getattr(type(observer), method) is not getattr(Observer, method)
+
+
+def _dropped(tell: Callable[..., None], method: str) -> None:
+    observer = getattr(tell, "__self__", tell)
+    logger.exception("observer %r failed in %s; the call is dropped", observer, method)

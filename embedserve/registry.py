@@ -389,7 +389,7 @@ class ModelRegistry:
 
     def acquire_now(self, name: str, *, version: int | None = None, label: str | None = None) -> ModelHandle:
         """As `acquire`, synchronously on the registry's loop; for adapters. Release the handle, or use `with`."""
-        runtime = self._here()
+        runtime = self._runtime or self._here()
         return ModelHandle(runtime, runtime.resolve(name, version, label))
 
     def _sync(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -520,7 +520,7 @@ class ModelRegistry:
     @property
     def inflight(self) -> InflightBytes:
         """The bound on request bytes held by adapters; loop only."""
-        return self._here().inflight
+        return (self._runtime or self._here()).inflight
 
     def status(self, name: str | None = None) -> dict[str, tuple[VersionStatus, ...]]:
         """Return every version of the entry, past and present, by model, versions descending.

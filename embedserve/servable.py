@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from embedserve.call_record import CallTiming
 from embedserve.errors import ServingError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from embedserve.signature import Signature
 
 __all__ = [
+    "Answer",
     "Array",
     "BlockingLoader",
     "Call",
@@ -232,6 +233,25 @@ class SlotCall(Protocol[T_co]):
         """Do the work; both arguments as for `Servable.run`."""
 
 
+class Answer(Protocol):
+    """The place of a request's outcome: a future, or an object with as much of a future as a predictor needs."""
+
+    def done(self) -> bool:
+        """Return whether the outcome is there, or the request was given up."""
+
+    def set_result(self, outputs: Any, /) -> None:
+        """Take the outputs by name; not after `done`."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Take the error; not after `done`."""
+
+    def cancel(self) -> bool:
+        """Give the request up; False after `done`."""
+
+    def add_done_callback(self, call: Callable[[object], object], /) -> None:
+        """Call `call` in a turn of the loop after `done`."""
+
+
 class Predictor(Protocol):
     """Runs a loaded version for callers on the loop; direct and batched predictors look the same."""
 
@@ -253,6 +273,17 @@ class Predictor(Protocol):
             QueueFullError: The bounded queue is full of requests with the same or a higher priority.
             InvalidInputError: The request can never be batched (too many rows).
         """
+
+    def submit_to(
+        self,
+        answer: Answer,
+        signature: Signature,
+        inputs: Tensors,
+        output_names: tuple[str, ...] | None = None,
+        deadline: float | None = None,
+        priority: int = Priority.NORMAL,
+    ) -> None:
+        """As `submit`, with `answer` in the place of the future. Where `submit_to` raises, `answer` gets no outcome."""
 
     def submit_call(
         self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Any, TypeAlias
 
 from embedserve.call_record import CallRecord, RunRecord, Step
-from embedserve.servable import Array, Tensors
+from embedserve.servable import Answer, Tensors
 
 __all__ = ["Batch", "BatchTask", "Cut", "Key", "Whole"]
 
@@ -36,7 +35,7 @@ class BatchTask:
 
     def __init__(
         self,
-        future: asyncio.Future[dict[str, Array]],
+        future: Answer,
         inputs: Tensors,
         rows: int,
         deadline: float | None = None,

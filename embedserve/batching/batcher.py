@@ -18,7 +18,6 @@ from embedserve.batching.adaptive import AdaptivePolicy
 from embedserve.batching.batch import Batch, BatchTask, Key
 from embedserve.batching.batch_queue import SLACK, BatchQueue
 from embedserve.batching.direct import (
-    Answer,
     DeadlineTimer,
     DirectPredictor,
     MakeError,
@@ -37,7 +36,7 @@ from embedserve.config import BatchingOptions
 from embedserve.errors import InvalidInputError, QueueFullError, ServingError
 from embedserve.observer import Observers
 from embedserve.priority import Priority
-from embedserve.servable import Array, Cancellation, Tensors
+from embedserve.servable import Answer, Array, Cancellation, Tensors
 from embedserve.signature import Signature
 
 __all__ = ["SignatureBatcher"]
@@ -78,8 +77,8 @@ class SignatureBatcher:
         )
         loop = pool.loop
         self._now = loop.time
-        self._create_future = loop.create_future
         self._timer: asyncio.TimerHandle | None = None
+        self._came: list[int] = []  # Rows of the requests since the last slot, for the observers.
         self._claimed = False
         self._closed = False
         self._refuse: MakeError = refusal
@@ -93,14 +92,15 @@ class SignatureBatcher:
     def __repr__(self) -> str:
         return f"<{self.signature.name}: {self._queue.waiting} waiting, {len(self._running)} running>"
 
-    def submit(
+    def submit_to(
         self,
+        answer: Answer,
         inputs: Tensors,
         output_names: tuple[str, ...] | None = None,
         deadline: float | None = None,
         priority: int = Priority.NORMAL,
-    ) -> Answer:
-        """As `Predictor.submit`. The hot path: a future and a task per request, a slot per batch."""
+    ) -> None:
+        """As `Predictor.submit_to`. The hot path: a task per request, a slot per batch."""
         if self._closed or self._stuck:
             raise self._refuse(self._id) if self._closed else self.runs.refusal()
         if self._same_tails:  # Shapes were checked by `bind`, so only the filter tells requests apart.
@@ -108,10 +108,10 @@ class SignatureBatcher:
         else:
             rows, key = self._measure(inputs, output_names)
         if rows == 0 or (rows > self.max_rows and not self._queue.admits(rows)):
-            return self._direct.submit(self.signature, inputs, output_names, deadline, priority)
-        future = self._create_future()
+            self._direct.submit_to(answer, self.signature, inputs, output_names, deadline, priority)
+            return
         now = self._now()
-        task = BatchTask(future, inputs, rows, deadline, perf_counter())
+        task = BatchTask(answer, inputs, rows, deadline, perf_counter())
         if self._observers.keep_contexts:
             task.context = copy_context()
         if (record := current_call.get()) is not None:
@@ -125,14 +125,15 @@ class SignatureBatcher:
             raise
         if deadline is not None:
             self._deadlines.watch(deadline)
-        if self._observers:
+        if self._observers.keep_contexts:
             self._observers.request_enqueued(self._id, self.signature.name, rows, len(inputs))
+        elif self._observers.present:
+            self._came.append(rows)
         # With a slot on the way or a timer set, only a full batch changes the time of the next departure.
         if not self._claimed and (full or self._timer is None):
             self._look(now)
         elif full or self._queue.waiting >= self._delay.enough:
             self._pool.hurry()
-        return future
 
     def _rows_of(self, inputs: Tensors) -> int:
         rows = -1
@@ -189,11 +190,17 @@ class SignatureBatcher:
     def take_work(self) -> Work | None:
         """As `SlotClient.take_work`: a slot is free, so choose the batch now."""
         self._claimed = False
+        if self._came:
+            self._report_came()
         now = self._now()
         work = self._next_join() or self._next_batch(now)
         if self._queue.waiting or self._joins:
             self._look(now)
         return work
+
+    def _report_came(self) -> None:
+        came, self._came = self._came, []
+        self._observers.requests_enqueued(self._id, self.signature.name, came, len(self._names))
 
     def _next_join(self) -> Work | None:
         while self._joins:
@@ -226,7 +233,7 @@ class SignatureBatcher:
         self._rows += rows
         self._padding_rows += padding
         run.watch()
-        if self._observers:
+        if self._observers.present:
             self._report(batch.reason, tasks, rows, padding)
         return run
 
@@ -253,12 +260,16 @@ class SignatureBatcher:
     def _report(self, reason: str, tasks: list[BatchTask], rows: int, padding: int) -> None:
         id, name, now = self._id, self.signature.name, perf_counter()
         self._observers.batch_formed(id, name, rows, rows + padding, len(tasks), reason)
+        waits = [now - task.entered for task in tasks]
+        if not self._observers.keep_contexts:
+            self._observers.queue_waits(id, name, waits)
+            return
         tell = self._observers.queue_wait
-        for task in tasks:
+        for task, seconds in zip(tasks, waits, strict=True):
             if task.context is None:
-                tell(id, name, now - task.entered)
+                tell(id, name, seconds)
             else:
-                task.context.run(tell, id, name, now - task.entered)
+                task.context.run(tell, id, name, seconds)
 
     def ended(self, run: BatchRun, tasks: list[BatchTask], result: Any, error: Exception | None) -> None:
         """Take back the thread of a batch's run, and answer the tasks."""
@@ -373,6 +384,7 @@ class SignatureBatcher:
     async def drained(self) -> None:
         """Wait, after `close`, for the answer of every request and the return of every thread."""
         await drained(self._unanswered, lambda: len(self._running), self._idle)
+        self._report_came()
         self._deadlines.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -479,7 +491,7 @@ class BatchRun:
         self.expire()
         self._owner.left_behind(self, seconds)
 
-    def watch(self, _: Answer | None = None) -> None:
+    def watch(self, _: object = None) -> None:
         """Watch a single task with a waiting caller; without such a task, stop the run."""
         tasks = self.tasks
         for i in range(self.watched, len(tasks)):

@@ -21,12 +21,11 @@ from embedserve.concurrency.threads import RunPool, Work
 from embedserve.errors import Code, DeadlineExceededError, QueueFullError, RegistryStateError, ServingError
 from embedserve.observer import Observers
 from embedserve.priority import OVERTAKEN, Lanes, Priority
-from embedserve.servable import Array, Cancellation, Servable, ServableId, SlotCall, Tensors
+from embedserve.servable import Answer, Array, Cancellation, Servable, ServableId, SlotCall, Tensors
 from embedserve.signature import Signature
 from embedserve.tfs.constants import TIMED_OUT
 
 __all__ = [
-    "Answer",
     "DeadlineTimer",
     "DirectPredictor",
     "MakeError",
@@ -41,7 +40,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-Answer: TypeAlias = asyncio.Future[dict[str, Array]]
 MakeError: TypeAlias = Callable[[ServableId], ServingError]
 
 # Least seconds between two sweeps of the deadline timer, however many deadlines there are.
@@ -88,8 +86,11 @@ class PredictorStatistics:
 class Pending(Protocol):
     """A request without an answer yet."""
 
-    future: Answer
-    deadline: float | None
+    @property
+    def future(self) -> Answer: ...
+
+    @property
+    def deadline(self) -> float | None: ...
 
 
 class DeadlineTimer:
@@ -170,8 +171,10 @@ def timed_out(error: Exception, timeout: float | None) -> bool:
 async def drained(waiting: Callable[[], set[Answer]], running: Callable[[], int], idle: asyncio.Event) -> None:
     """Wait until no request waits and no run is left; `idle` is set at the end of each last run."""
     while True:
-        if futures := waiting():
-            await asyncio.wait(futures)
+        if unanswered := waiting():
+            done = asyncio.Event()
+            unanswered.pop().add_done_callback(lambda _, done=done: done.set())  # type: ignore[misc]
+            await done.wait()
         elif running():
             idle.clear()
             await idle.wait()
@@ -190,7 +193,7 @@ class _DirectRun:
     def __init__(
         self,
         owner: DirectPredictor,
-        future: asyncio.Future[Any],
+        future: Answer,
         call: SlotCall[Any],
         deadline: float | None,
         signature: str,
@@ -262,7 +265,7 @@ class _DirectRun:
         self.expire()
         self._owner.left_behind(self, seconds)
 
-    def left(self, _: Answer) -> None:
+    def left(self, _: object) -> None:
         """Stop the run, if the future is done before the thread's return: the caller has left, or the time is over."""
         self._owner.abandoned(self)
 
@@ -309,44 +312,49 @@ class DirectPredictor:
         output_names: tuple[str, ...] | None = None,
         deadline: float | None = None,
         priority: int = Priority.NORMAL,
-    ) -> Answer:
+    ) -> asyncio.Future[dict[str, Array]]:
         """As `Predictor.submit`."""
+        future = self._create_future()
+        self.submit_to(future, signature, inputs, output_names, deadline, priority)
+        return future
+
+    def submit_to(
+        self,
+        answer: Answer,
+        signature: Signature,
+        inputs: Tensors,
+        output_names: tuple[str, ...] | None = None,
+        deadline: float | None = None,
+        priority: int = Priority.NORMAL,
+    ) -> None:
+        """As `Predictor.submit_to`."""
         call = partial(self.servable.run, signature.name, inputs, output_names)
         size = None
         if signature.name in self.loop_runs:
             size = (output_names, *[inputs[name].shape for name in signature.inputs])
-        return self._submit(call, deadline, priority, signature.name, inputs, size)
+        self._put(_DirectRun(self, answer, call, deadline, signature.name, inputs, size), priority)
 
     def submit_call(
         self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL
     ) -> asyncio.Future[T]:
         """As `Predictor.submit_call`."""
-        return self._submit(call, deadline, priority, "", {}, None)
+        future: asyncio.Future[T] = self._create_future()
+        self._put(_DirectRun(self, future, call, deadline, "", {}, None), priority)
+        return future
 
-    def _submit(
-        self,
-        call: SlotCall[T],
-        deadline: float | None,
-        priority: int,
-        signature: str,
-        inputs: Tensors,
-        size: Hashable,
-    ) -> asyncio.Future[T]:
+    def _put(self, request: _DirectRun, priority: int) -> None:
         if self._closed or self._stuck:
             raise self._refuse(self._id) if self._closed else self.runs.refusal()
         if len(self._waiting) + len(self._running) >= self._max_pending:
             self._make_room(priority)
-        future: asyncio.Future[T] = self._create_future()
-        request = _DirectRun(self, future, call, deadline, signature, inputs, size)
         if (record := current_call.get()) is not None:
-            request.step, request.marks = record.wait(_rows_of(inputs)), record.marks
+            request.step, request.marks = record.wait(_rows_of(request.inputs)), record.marks
         self._waiting.append(request, priority)
-        if deadline is not None:
-            self._deadlines.watch(deadline)
+        if request.deadline is not None:
+            self._deadlines.watch(request.deadline)
         if not self._claimed:
             self._claimed = True
             self._pool.request(self)
-        return future
 
     def _make_room(self, priority: int) -> None:
         self._dropped += self._waiting.retain(lambda request: not request.future.done())

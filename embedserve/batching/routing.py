@@ -10,13 +10,13 @@ from dataclasses import fields, replace
 from typing import TypeVar
 
 from embedserve.batching.batcher import SignatureBatcher
-from embedserve.batching.direct import Answer, DirectPredictor, MakeError, PredictorStatistics
+from embedserve.batching.direct import DirectPredictor, MakeError, PredictorStatistics
 from embedserve.batching.watchdog import VersionRuns
 from embedserve.concurrency.threads import RunPool
 from embedserve.config import Batching, BatchingOptions
 from embedserve.observer import Observers
 from embedserve.priority import Priority
-from embedserve.servable import Predictor, Servable, SlotCall, Tensors
+from embedserve.servable import Answer, Array, Predictor, Servable, SlotCall, Tensors
 from embedserve.signature import Signature
 
 __all__ = ["BatchingPredictor", "make_predictor"]
@@ -72,6 +72,7 @@ class BatchingPredictor:
         adaptive: bool = False,
     ) -> None:
         self._direct = direct
+        self._create_future = pool.loop.create_future
         self._batchers = {
             signature.name: SignatureBatcher(signature, direct, pool, observers, options, adaptive)
             for signature in batched
@@ -87,12 +88,27 @@ class BatchingPredictor:
         output_names: tuple[str, ...] | None = None,
         deadline: float | None = None,
         priority: int = Priority.NORMAL,
-    ) -> Answer:
+    ) -> asyncio.Future[dict[str, Array]]:
         """As `Predictor.submit`."""
+        future: asyncio.Future[dict[str, Array]] = self._create_future()
+        self.submit_to(future, signature, inputs, output_names, deadline, priority)
+        return future
+
+    def submit_to(
+        self,
+        answer: Answer,
+        signature: Signature,
+        inputs: Tensors,
+        output_names: tuple[str, ...] | None = None,
+        deadline: float | None = None,
+        priority: int = Priority.NORMAL,
+    ) -> None:
+        """As `Predictor.submit_to`."""
         batcher = self._batchers.get(signature.name)
         if batcher is None:
-            return self._direct.submit(signature, inputs, output_names, deadline, priority)
-        return batcher.submit(inputs, output_names, deadline, priority)
+            self._direct.submit_to(answer, signature, inputs, output_names, deadline, priority)
+        else:
+            batcher.submit_to(answer, inputs, output_names, deadline, priority)
 
     def submit_call(
         self, call: SlotCall[T], deadline: float | None = None, priority: int = Priority.NORMAL

@@ -166,7 +166,7 @@ class VersionRuns:
         """Note a run completed with an answer."""
         if seconds > self.longest:
             self.longest = seconds
-        if self._observers:
+        if self._observers.present:
             self._observers.graph_run_finished(self.id, seconds, self._in_session)
 
     def left_behind(self, run: object, signature: str, inputs: Tensors, rows: int, seconds: float) -> None:
@@ -180,7 +180,7 @@ class VersionRuns:
             "version are refused until it returns",
             *(self.id, found),
         )
-        if self._observers:
+        if self._observers.present:
             self._observers.run_stuck(self.id, signature, seconds)
         for predictor in self.predictors:
             predictor.turn_away(self.refusal())
@@ -192,6 +192,6 @@ class VersionRuns:
         if found is None:
             return
         logger.warning("Servable version %s: the stuck run has returned, %s", self.id, found)
-        if self._observers:
+        if self._observers.present:
             self._observers.run_returned(self.id, found.signature)
         self._changed()

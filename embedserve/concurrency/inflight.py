@@ -120,7 +120,10 @@ class Reservation:
         Raises:
             RequestTooLargeError: The process holds too many bytes already.
         """
-        self._inflight.reserve(size, what)
+        inflight = self._inflight
+        if inflight.reserved + size > inflight.limit:
+            inflight.reserve(size, what)  # Raises.
+        inflight.reserved += size
         self.size += size
 
     def grow(self, size: int, what: str) -> None:
@@ -148,7 +151,8 @@ class Reservation:
 
     def release(self) -> None:
         """Release the held bytes."""
-        self.become(0)
+        self._inflight.reserved -= self.size
+        self.size = 0
 
     def __enter__(self) -> Self:
         return self

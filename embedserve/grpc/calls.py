@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tensorflow_serving.apis.model_pb2 import ModelSpec
 
     from embedserve.concurrency.inflight import Reservation
+    from embedserve.grpc.known_predict import KnownPredicts
     from embedserve.handle import ModelHandle
     from embedserve.registry import ModelRegistry
 
@@ -96,12 +97,14 @@ class Unary:
 
     Attributes:
         answer: Takes request bytes and context, and gives response bytes. `context.held` then holds the response.
+        known: Answers requests of known templates without a coroutine; None for a method without templates.
 
     Raises:
         StatusError: From `answer`, in place of any error.
     """
 
     answer: Callable[[bytes, Context], Awaitable[bytes]]
+    known: KnownPredicts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ def unary(
     logged_as: Kind | None = None,
     templates: KnownRequests | None = None,
     model_name: Callable[[Any], str] = attrgetter("model_spec.name"),
+    known: KnownPredicts | None = None,
 ) -> Unary:
     """Make a unary method.
 
@@ -163,6 +167,7 @@ def unary(
         logged_as: Kind of the exchange in a request log; None leaves the calls unlogged.
         templates: Reads known requests; the handler takes what `find` gives in place of a message.
         model_name: Takes a request, and gives the name of the model for the observers.
+        known: As for `Unary`, with the same templates.
     """
 
     async def recorded(record: CallRecord, body: bytes, context: Context) -> bytes:
@@ -221,7 +226,7 @@ def unary(
         finally:
             if code is not Code.OK:
                 held.release()
-            if observed_as is not None and request is not None and registry.observers:
+            if observed_as is not None and request is not None and registry.observers.present:
                 registry.observers.request_finished(
                     model_name(request), observed_as, "GRPC", code, time.perf_counter() - started
                 )
@@ -229,7 +234,7 @@ def unary(
                 record.model = _name_in(request)
         raise StatusError(code, message)
 
-    return Unary(answer)
+    return Unary(answer, known)
 
 
 def _name_in(request: Any) -> str:

@@ -72,7 +72,7 @@ class KnownRequest:
         """The input by its name: read-only, in the template's dtype and shape."""
         template = self._template
         # A slice, not an offset: users of arrays expect aligned memory.
-        return {template.alias: np.frombuffer(self._body[template.start :], template.dtype).reshape(template.shape)}
+        return {template.alias: np.ndarray(template.shape, template.dtype, self._body[template.start :])}
 
 
 class RequestTemplates:

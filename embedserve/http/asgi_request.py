@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import unquote
 
 from embedserve.http.connection import Http2Connection
 from embedserve.http.frames import ErrorCode
 from embedserve.http.heads import Field, RequestHead
 from embedserve.http.http1 import Http1Connection
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
 
 __all__ = ["App", "AsgiRequest", "Link", "scope_of"]
 
@@ -28,8 +31,11 @@ class Link(Protocol):
     """The request's view of the protocol with its connection."""
 
     connection: Http1Connection | Http2Connection
-    default_fields: Sequence[Field]
     write_paused: bool
+
+    @property
+    def default_fields(self) -> Sequence[Field]:
+        """The fields of every answer."""
 
     def consumed(self, stream_id: int, size: int) -> None:
         """The application has taken bytes of the body."""
@@ -65,6 +71,21 @@ def scope_of(head: RequestHead, root_path: str) -> dict[str, Any]:
         "query_string": query,
         "headers": fields,
     }
+    return made
+
+
+def whole_scope(head: RequestHead, config: Config, version: str, state: dict[str, Any]) -> dict[str, Any]:
+    """The scope of a request but the addresses; new for each request, because applications may change a scope."""
+    shared = scope_of(head, config.root_path)
+    made = {
+        **shared,
+        "headers": list(shared["headers"]),
+        "asgi": {"version": config.asgi_version, "spec_version": "2.3"},
+        "http_version": version,
+        "state": state.copy(),
+    }
+    if version != "1.0":
+        made["extensions"] = {"http.response.trailers": {}}
     return made
 
 

@@ -26,7 +26,10 @@ __all__ = [
     "Answer",
     "DirectCall",
     "DirectRequest",
+    "EncodedFields",
     "Offer",
+    "Started",
+    "Tell",
     "offer_of",
     "without_proxy_headers",
 ]
@@ -58,10 +61,24 @@ class Answer(NamedTuple):
     sent: Callable[[], None] | None = None
 
 
-DirectCall: TypeAlias = "Callable[[float, bytes, str], Coroutine[object, None, Answer] | None]"
-"""Answers a request; takes the loop's time of the head's arrival, the whole body, and the address of the peer.
+class Started:
+    """A call under way without a coroutine."""
 
-None leaves the request to the ASGI way. The coroutine runs in a task of its own, and is cancelled when the client goes.
+    __slots__ = ()
+
+    def stop(self) -> Answer | None:
+        """Give the call up: no answer is told any more. Returns an answer for a client who is still there, if any."""
+        raise NotImplementedError
+
+
+Tell: TypeAlias = Callable[[Answer], None]
+
+DirectCall: TypeAlias = "Callable[[float, bytes, str, Tell], Coroutine[object, None, Answer] | Started | None]"
+"""Answers a request; takes the loop's time of the head's arrival, the whole body, the peer's address, and a function to
+tell the answer to.
+
+None leaves the request to the ASGI way. A coroutine runs in a task of its own, and is cancelled when the client goes. A
+started call tells its answer once, in a later turn of the loop.
 """
 
 Offer: TypeAlias = Callable[[RequestHead, bool], "DirectCall | None"]
@@ -103,11 +120,15 @@ class Link(Protocol):
     client_host: str
 
     connection: Http1Connection | Http2Connection
-    default_fields: Sequence[Field]
+    encoded: EncodedFields
     loop: asyncio.AbstractEventLoop
     partial: int
     server_state: ServerState
     write_paused: bool
+
+    @property
+    def default_fields(self) -> Sequence[Field]:
+        """The fields of every answer."""
 
     def start_asgi(self, stream_id: int, head: RequestHead, body: bytes | None) -> AsgiRequest:
         """Call the application as ASGI; `body` is the whole body, or None as long as bytes are due."""
@@ -120,6 +141,28 @@ class Link(Protocol):
 
     def log_access(self, head: RequestHead, status: int) -> None:
         """An answer begins."""
+
+
+class EncodedFields:
+    """The encoded fields of a connection's last answer, because answers of a kind have the same fields."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self) -> None:
+        self._of: tuple[Any, ...] = (None,) * 6
+
+    def of(self, protocol: Link, answer: Answer) -> tuple[bytes, bytes]:
+        """The head and the trailers of an answer as bytes."""
+        status, fields, _, trailers, _ = answer
+        default = protocol.default_fields
+        last = self._of
+        if last[0] is fields and last[1] is trailers and last[2] is default and last[3] == status:
+            return last[4], last[5]
+        connection = protocol.connection
+        head = connection.encode_head(((b":status", b"%d" % status), *default, *fields))
+        tail = connection.encode_trailers(trailers) if trailers else b""
+        self._of = fields, trailers, default, status, head, tail
+        return head, tail
 
 
 _PLAIN: tuple[Field, ...] = ((b"content-type", b"text/plain; charset=utf-8"),)
@@ -136,6 +179,7 @@ class DirectRequest:
         "_protocol",
         "_sending",
         "_size",
+        "_started",
         "_task",
         "began",
         "complete",
@@ -155,6 +199,7 @@ class DirectRequest:
         self._size = 0
         self._task: asyncio.Task[None] | None = None
         self._calling: Coroutine[object, None, Answer] | None = None
+        self._started: Started | None = None
         self._answer: Answer | None = None
         protocol.partial += 1
 
@@ -188,7 +233,7 @@ class DirectRequest:
         pieces, protocol = self._pieces, self._protocol
         assert pieces is not None
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        calling = self._call(self.began, body, protocol.client_host)
+        calling = self._call(self.began, body, protocol.client_host, self._told)
         if calling is None:
             self.go_asgi(ended=True)
             return
@@ -196,9 +241,14 @@ class DirectRequest:
         protocol.partial -= 1
         if body:
             protocol.connection.consume(self.stream_id, len(body))
-        self._calling = calling
-        self._task = task = protocol.loop.create_task(self._run())
-        protocol.server_state.tasks.add(task)
+        if isinstance(calling, Started):
+            self._started = calling
+            tasks: set[Any] = protocol.server_state.tasks  # uvicorn counts and cancels the members.
+            tasks.add(self)
+        else:
+            self._calling = calling
+            self._task = task = protocol.loop.create_task(self._run())
+            self._protocol.server_state.tasks.add(task)
 
     def sent(self, ended: bool) -> None:
         """The waiting bytes of the answer have left."""
@@ -218,12 +268,35 @@ class DirectRequest:
             self._finish()
         elif not self.disconnected and not self.complete:
             self.disconnected = True
+            if self._started is not None:
+                self._end_started()
+                self._protocol.finished(self)
+                return
             assert self._task is not None
             self._task.cancel()
             if self._calling is not None:  # The task has not begun, and ends without a step of `_run`.
                 self._calling.close()
                 self._protocol.server_state.tasks.discard(self._task)
                 self._protocol.finished(self)
+
+    def cancel(self, msg: str | None = None) -> None:
+        """Cut the started call, as a server cancels a task; the server may be going through its tasks now."""
+        self._protocol.loop.call_soon(self._cut)
+
+    def _cut(self) -> None:
+        if self._started is None:
+            return
+        answer = self._end_started()
+        if answer is not None:
+            self._send(answer)
+        else:
+            self._break_off()
+
+    def _end_started(self) -> Answer | None:
+        started, self._started = self._started, None
+        assert started is not None
+        self._protocol.server_state.tasks.discard(self)
+        return started.stop()
 
     def go_asgi(self, *, ended: bool = False) -> AsgiRequest:
         """Leave the direct way, with the received part of the body."""
@@ -237,6 +310,16 @@ class DirectRequest:
         return request
 
     # The answer.
+
+    def _told(self, answer: Answer) -> None:
+        """Take the answer of a started call."""
+        if self._started is None:  # Its end was on the way as the call was given up.
+            if answer.sent is not None:
+                answer.sent()
+            return
+        self._started = None
+        self._protocol.server_state.tasks.discard(self)
+        self._send(answer)
 
     async def _run(self) -> None:
         calling, self._calling = self._calling, None
@@ -259,14 +342,18 @@ class DirectRequest:
         if self.disconnected:
             self._finish()
             return
-        connection = protocol.connection
         protocol.log_access(self.head, answer.status)
-        head = connection.encode_head(((b":status", b"%d" % answer.status), *protocol.default_fields, *answer.fields))
-        trailers = connection.encode_trailers(answer.trailers) if answer.trailers else b""
-        self._sending = not connection.answer(self.stream_id, head, answer.body, trailers)
+        head, trailers = protocol.encoded.of(protocol, answer)
+        self._sending = not protocol.connection.answer(self.stream_id, head, answer.body, trailers)
         self.complete = True
+        if self._sending or protocol.write_paused:
+            protocol.after_send(self)
+            return
+        self._answer = None
         protocol.after_send(self)
-        self.wake()
+        protocol.finished(self)
+        if answer.sent is not None:
+            answer.sent()
 
     def _break_off(self) -> None:
         if not self.disconnected:

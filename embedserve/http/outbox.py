@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from functools import lru_cache
 
 from embedserve.http.frames import (
     CONTINUATION,
@@ -48,6 +49,15 @@ def greeting(limits: Limits) -> bytes:
     }
     wider = limits.connection_window - DEFAULT_WINDOW
     return settings_frame(settings) + (window_update(0, wider) if wider else b"")
+
+
+@lru_cache(maxsize=1024)
+def _around(head: bytes, size: int, trailers: bytes) -> tuple[bytes, bytes, bytes]:
+    """The bytes before the three stream identifiers of a whole answer with a body of `size` bytes."""
+    first = _header(len(head) >> 8, len(head) & 0xFF, HEADERS, END_HEADERS, 0)[:5]
+    second = _header(size >> 8, size & 0xFF, DATA, 0 if trailers else END_STREAM, 0)[:5]
+    last = _header(len(trailers) >> 8, len(trailers) & 0xFF, HEADERS, END_HEADERS | END_STREAM, 0)[:5]
+    return first, head + second, last
 
 
 class Outbox:
@@ -140,18 +150,12 @@ class Outbox:
         self.window -= size
         self._size += size
         self._returns += 2
-        stream_id, head_size, tail_size = stream.id, len(head), len(trailers)
-        self._pieces += (
-            _header(head_size >> 8, head_size & 0xFF, HEADERS, END_HEADERS, stream_id),
-            head,
-            _header(size >> 8, size & 0xFF, DATA, not tail_size, stream_id),
-            body,
-        )
-        if tail_size:
-            self._pieces += (
-                _header(tail_size >> 8, tail_size & 0xFF, HEADERS, END_HEADERS | END_STREAM, stream_id),
-                trailers,
-            )
+        first, second, last = _around(head, size, trailers)
+        stream_id = stream.id.to_bytes(4, "big")
+        if trailers:
+            self._pieces += (first, stream_id, second, stream_id, body, last, stream_id, trailers)
+        else:
+            self._pieces += (first, stream_id, second, stream_id, body)
         return True
 
     def data(self, stream: Stream, data: bytes | memoryview) -> bool:

@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from embedserve.http.account import Share
 from embedserve.http.admission import admission_of
-from embedserve.http.asgi_request import App, AsgiRequest, scope_of
+from embedserve.http.asgi_request import App, AsgiRequest, whole_scope
 from embedserve.http.buffers import common_memory
 from embedserve.http.connection import Http2Connection
-from embedserve.http.direct import PATIENCE, WHOLE_BYTES, DirectCall, DirectRequest, offer_of, without_proxy_headers
+from embedserve.http.direct import (
+    PATIENCE,
+    WHOLE_BYTES,
+    DirectCall,
+    DirectRequest,
+    EncodedFields,
+    offer_of,
+    without_proxy_headers,
+)
 from embedserve.http.events import ClientLeaves, Data, Ended, Event, Pong, Refused, Request, Reset, Trailers
 from embedserve.http.frames import PREFACE, ErrorCode
 from embedserve.http.heads import Field, RequestHead
@@ -89,7 +97,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.connections: set[Any] = cast(Any, server_state.connections)
         self.app_state = app_state
         self.access_log = config.access_log and access_logger.hasHandlers()
-        self.default_fields: Sequence[Field] = server_state.default_headers
+        self.encoded = EncodedFields()
         self.requests: dict[int, AsgiRequest | DirectRequest] = {}
         self._http1: Http1Connection | None = None
         self._offer = offer_of(without_proxy_headers(self.app)) if not config.root_path else None
@@ -296,6 +304,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.connection.send_informational(stream_id, self.connection.encode_head(((b":status", b"100"),)))
         self._flush_soon()
 
+    @property
+    def default_fields(self) -> Sequence[Field]:
+        """The fields of every answer; uvicorn renews the date each second."""
+        return self.server_state.default_headers
+
     def after_send(self, request: AsgiRequest | DirectRequest) -> None:
         """Write the new bytes together with all further bytes of the loop's turn; at once where no more can come."""
         if request.complete and self.requests.get(request.stream_id) is request:
@@ -353,15 +366,21 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _on_events(self, events: list[Event]) -> None:
         while events:
             for event in events:
-                self._on_event(event)
+                if isinstance(event, Request):
+                    self._on_request(event)
+                elif isinstance(event, Data):
+                    if (request := self.requests.get(event.stream_id)) is not None:
+                        if not event.ended:
+                            request.progressed(len(event.data), self._received_at)
+                        request.feed(event.data, event.ended)
+                else:
+                    self._on_event(event)
             events = self.connection.events() if hasattr(self, "connection") else []
         if self.partial and self._late is None:
             self._late = self.loop.call_later(PATIENCE, self._go_asgi_late)
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, Request):
-            self._on_request(event)
-        elif isinstance(event, Ended):
+        if isinstance(event, Ended):
             logger.warning("a connection ended for its client's fault: %s", event.reason)
             self._admission.refused(_reason(event.code, self.connection))
         elif isinstance(event, Refused):
@@ -369,15 +388,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
         elif isinstance(event, ClientLeaves):
             self._leaving = True
             self.connection.drain()
-        elif not isinstance(event, Pong):
+        elif not isinstance(event, Pong | Request | Data):
             request = self.requests.get(event.stream_id)
             if request is None:
                 return
-            if isinstance(event, Data):
-                if not event.ended:
-                    request.progressed(len(event.data), self._received_at)
-                request.feed(event.data, event.ended)
-            elif isinstance(event, Trailers):
+            if isinstance(event, Trailers):
                 request.end()
             elif isinstance(event, Reset):
                 request.disconnect()
@@ -386,7 +401,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _on_request(self, event: Request) -> None:
         head, stream_id = event.head, event.stream_id
-        call = self._direct_call(head)
+        call = self._direct_call(head) if head.direct is ... else head.direct
         if call is None and event.ended and not event.body and self._is_websocket(head):
             self._hand_on(head)  # An upgrade with a body is answered as a plain request.
             return
@@ -408,27 +423,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _direct_call(self, head: RequestHead) -> DirectCall | None:
         """The only decision between the direct way and the ASGI way, made once per head."""
-        if head.direct is ...:
-            whole = (head.content_length or 0) <= WHOLE_BYTES and head.get(b"expect") is None
-            fits = self._offer is not None and whole and not self._is_websocket(head)
-            head.direct = self._offer(head, self._http1 is None) if self._offer is not None and fits else None
-        call: DirectCall | None = head.direct
+        whole = (head.content_length or 0) <= WHOLE_BYTES and head.get(b"expect") is None
+        fits = self._offer is not None and whole and not self._is_websocket(head)
+        head.direct = call = self._offer(head, self._http1 is None) if self._offer is not None and fits else None
         return call
 
     def start_asgi(self, stream_id: int, head: RequestHead, body: bytes | None) -> AsgiRequest:
         """Call the application as ASGI; `body` is the whole body, or None as long as bytes are due."""
         request = AsgiRequest(self, stream_id, head, self.loop.time(), body)
-        shared = scope_of(head, self.config.root_path)
-        request.scope = {
-            **shared,
-            **self._addresses,
-            "headers": list(shared["headers"]),
-            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
-            "http_version": self._version,
-            "state": self.app_state.copy(),
-        }
-        if self._version != "1.0":
-            request.scope["extensions"] = {"http.response.trailers": {}}
+        request.scope = {**whole_scope(head, self.config, self._version, self.app_state), **self._addresses}
         self.requests[stream_id] = request
         task = self.loop.create_task(request.run(self.app))
         self.server_state.tasks.add(task)

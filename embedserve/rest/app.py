@@ -24,7 +24,7 @@ from embedserve.concurrency.inflight import Reservation
 from embedserve.config import Access
 from embedserve.errors import CUT_SHORT, Code, InvalidInputError, ServingError
 from embedserve.http.asgi_request import scope_of
-from embedserve.http.direct import Answer, DirectCall
+from embedserve.http.direct import Answer, DirectCall, Tell
 from embedserve.http.heads import RequestHead
 from embedserve.oip.repository import Repository
 from embedserve.priority import PriorityName, sent_priority
@@ -282,7 +282,7 @@ class RestApp(RegistryListening):
             sent = None if response.held is None else response.held.release
             return Answer(response.status, _fields(response), b"" if is_head else response.body, (), sent)
 
-        def call(began: float, body: bytes, peer: str) -> Coroutine[object, None, Answer] | None:
+        def call(began: float, body: bytes, peer: str, tell: Tell) -> Coroutine[object, None, Answer] | None:
             return answer(body, peer) if asyncio._get_running_loop() is registry.loop else None
 
         return call

@@ -41,7 +41,7 @@ from embedserve.errors import (
     ServingError,
     StartError,
 )
-from embedserve.handle import unknown_signature
+from embedserve.handle import Submission, unknown_signature
 from embedserve.lifecycle.managed_version import ManagedVersion
 from embedserve.lifecycle.manager import AspiredVersion, Manager
 from embedserve.lifecycle.monitor import Monitor
@@ -343,12 +343,22 @@ class Runtime(OwnerLoop):
             record.signature = signature.name
         level = Priority.NORMAL if priority == "normal" else priority_named(priority)
         deadline = None if timeout is None else self.deadline(timeout)
-        if self.observers:
+        if self.observers.present:
             submit = partial(predictor.submit, signature, bound, names, deadline, level)
             answer: Awaitable[dict[str, Array]] = self._observed(version.id, signature.name, submit)
         else:
             answer = predictor.submit(signature, bound, names, deadline, level)
         return answer if record is None else _answered(record, answer)
+
+    def submit(self, version: ManagedVersion, signature: Signature, bound: Tensors, submission: Submission) -> None:
+        """As `run_bound`, with the outcome for `submission`."""
+        predictor = version.predictor
+        assert predictor is not None
+        level = Priority.NORMAL if submission.priority == "normal" else priority_named(submission.priority)
+        deadline = None if submission.timeout is None else self.deadline(submission.timeout)
+        if self.observers.present:
+            submission.observe(self.observers, version.id, signature.name, self.loop)
+        predictor.submit_to(submission, signature, bound, submission.output_names, deadline, level)
 
     def deadline(self, timeout: float) -> float | None:
         """Return the loop's time after `timeout` seconds; None for infinity.
@@ -384,7 +394,7 @@ class Runtime(OwnerLoop):
             error = raised
             raise
         finally:
-            if self.observers:
+            if self.observers.present:
                 self.observers.run_finished(id, signature_name, self.loop.time() - started, error)
 
     def predictor_of(self, version: ManagedVersion, servable: Servable) -> Predictor:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Declared",
+    "before_small",
     "declared",
     "decode",
     "encode",
@@ -158,6 +159,19 @@ def serialized(array: Array, dtype: DType, *, as_content: bool = False) -> tuple
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
     return _header_to(dtype.number, array.shape, number, array.nbytes), array.reshape(-1).view(np.uint8).data
+
+
+def before_small(number: int, shape: tuple[int, ...], *, as_content: bool = False) -> tuple[bytes, int] | None:
+    """The first part of `serialized`, and the size of the values, for a small array whose values are its memory.
+
+    None for an empty or a larger array, and for a dtype with another form of values.
+    """
+    dtype = _BY_NUMBER[number]
+    size = math.prod(shape) * dtype.numpy.itemsize
+    field = None if dtype.field == "string_val" else _CONTENT if as_content else _RAW_FIELDS.get(dtype.field)
+    if field is None or not 0 < size <= _SMALL:
+        return None
+    return _header_to(number, shape, field, size), size
 
 
 @functools.lru_cache(maxsize=1024)

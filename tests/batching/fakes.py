@@ -20,7 +20,7 @@ from embedserve.config import Batching, BatchingOptions
 from embedserve.errors import Code, InferenceError
 from embedserve.observer import Observer, Observers
 from embedserve.priority import Priority
-from embedserve.servable import Array, Cancellation, ServableId, Tensors
+from embedserve.servable import Answer, Array, Cancellation, ServableId, Tensors
 from embedserve.signature import BatchingVerdict, Signature, TensorSpec
 from embedserve.tensors.dtypes import by_name
 
@@ -115,6 +115,12 @@ class FakeServable:
                 self.cancelled += 1
                 raise InferenceError("the run was cancelled", code=Code.CANCELLED)
         return self.model(inputs)
+
+
+def outcome(answer: Answer) -> BaseException | None:
+    """The error of a future that is done."""
+    assert isinstance(answer, asyncio.Future)
+    return answer.exception()
 
 
 @dataclass

@@ -16,6 +16,7 @@ from embedserve.batching.merge import cut
 from embedserve.config import BatchingOptions
 from embedserve.errors import Code, DeadlineExceededError, OverloadedError, QueueFullError
 from embedserve.priority import Priority
+from tests.batching.fakes import outcome
 
 KEY = ("a",)
 
@@ -283,7 +284,7 @@ def test_a_task_that_cannot_be_answered_any_more_is_given_up_before_it_costs_a_r
     line.end(1)
     batch = line.run()
     assert fine in batch.tasks
-    assert isinstance(late.future.exception(), DeadlineExceededError)
+    assert isinstance(outcome(late.future), DeadlineExceededError)
     assert not fine.future.done()
 
 
@@ -296,7 +297,7 @@ def test_what_was_learnt_is_put_to_the_test_before_too_many_are_given_up(loop: a
     for _ in range(MOST_GIVEN_UP + 10):
         tasks.append(line.put(left=0.5))  # Nothing runs, so each is admitted.
         line.queue.pop(line.now)
-    given_up = [task.future.done() and task.future.exception() is not None for task in tasks]
+    given_up = [task.future.done() and outcome(task.future) is not None for task in tasks]
     assert given_up == [True] * MOST_GIVEN_UP + [False] * 10
 
 

@@ -18,6 +18,7 @@ from embedserve.batching.merge import cut
 from embedserve.config import BatchingOptions
 from embedserve.errors import Code, InvalidInputError, QueueFullError
 from embedserve.priority import OVERTAKEN, TURNS, Priority
+from tests.batching.fakes import outcome
 
 HIGH, NORMAL, LOW = Priority
 A, B, C = ("a",), ("b",), ("c",)
@@ -324,7 +325,7 @@ def test_room_is_made_for_a_request_that_is_cut(loop: asyncio.AbstractEventLoop)
 
 
 def refused(*tasks: BatchTask) -> list[bool]:
-    return [task.future.done() and OVERTAKEN in str(task.future.exception()) for task in tasks]
+    return [task.future.done() and OVERTAKEN in str(outcome(task.future)) for task in tasks]
 
 
 def test_a_batch_begins_with_the_highest_priority_and_is_filled_up_with_the_next(

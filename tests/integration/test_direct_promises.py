@@ -78,8 +78,9 @@ async def test_middleware_of_a_host_sees_every_request(registry: FakeRegistry) -
         async with served(outer) as way:
             assert b" 200 " in await http1_answer(way, request)
             assert (outer.seen, way.asgi) == (1, 1)
-    options: dict[str, Any] = {"cors": False, "timeout": None, "metrics": None, "metrics_path": "/m", "health": True}
-    async with served(Refusing(registry, **options)) as way:
+    refusing = create_app(registry)
+    refusing.__class__ = Refusing
+    async with served(refusing) as way:
         assert b" 401 " in await http1_answer(way, request)
     async with served(Starlette(routes=[Mount("/", create_app(registry))])) as way:
         assert b" 200 " in await http1_answer(way, request)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -34,6 +35,7 @@ from embedserve.grpc.calls import (
     priority_of,
     unary,
 )
+from embedserve.grpc.known_predict import KnownPredicts
 from embedserve.grpc.request_templates import KnownRequest, RequestTemplates
 from embedserve.request_log.records import Kind
 from embedserve.servable import Array, Tensors
@@ -108,6 +110,9 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods
         ),
         "GetModelMetadata": (metadata, partial(_metadata, registry), None, None),
     }
+    templates = RequestTemplates()
+    encode = partial(predict_response, tensor_content=tensor_content)
+    known = KnownPredicts(registry, templates, encode, _is_large)
     return paths(
         SERVICE,
         {
@@ -117,7 +122,8 @@ def methods(registry: ModelRegistry, *, tensor_content: bool = False) -> Methods
                 handler,
                 observed_as=api,
                 logged_as=kind,
-                templates=RequestTemplates() if name == "Predict" else None,
+                templates=templates if name == "Predict" else None,
+                known=known if name == "Predict" else None,
             )
             for name, (message, handler, api, kind) in requests.items()
         },
@@ -367,6 +373,14 @@ def predict_response(
         outputs: Arrays by output name, of any shape; cast if not of the signature's dtype.
         tensor_content: Write numeric tensors as `tensor_content` instead of typed fields.
     """
+    if len(outputs) == 1:
+        for alias, array in outputs.items():
+            dtype = signature.outputs[alias].dtype
+            if array.dtype is dtype.numpy and type(array) is np.ndarray:
+                made_of = (name, version, signature.name, alias, dtype.number, array.shape, tensor_content)
+                around = _around_values(*made_of)
+                if around is not None:
+                    return around[0] + array.tobytes() + around[1]
     parts: list[bytes | memoryview] = []
     for alias, array in outputs.items():
         head, values = proto.serialized(array, signature.outputs[alias].dtype, as_content=tensor_content)
@@ -374,6 +388,18 @@ def predict_response(
         parts.append(values)
     parts.append(_model_spec(name, version, signature.name))
     return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _around_values(
+    name: str, version: int, signature_name: str, alias: str, number: int, shape: tuple[int, ...], as_content: bool
+) -> tuple[bytes, bytes] | None:
+    """The bytes around the values of an answer with a small output whose values are its memory; else None."""
+    head = proto.before_small(number, shape, as_content=as_content)
+    if head is None:
+        return None
+    before, size = head
+    return _up_to_values(alias, before, size), _model_spec(name, version, signature_name)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -28,10 +28,11 @@ from embedserve.grpc.calls import Streaming, Unary
 from embedserve.grpc.errors import StatusError, status_of
 from embedserve.grpc.transports.cors import Cors
 from embedserve.grpc.transports.frames import PREFIX_BYTES, MessageReader, too_large
-from embedserve.grpc.transports.wire import Wire, metadata_value, read_timeout, wire_of
+from embedserve.grpc.transports.known_calls import KnownCall, known_calls
+from embedserve.grpc.transports.wire import Wire, metadata_value, read_timeout, refusal, wire_of
 from embedserve.http.account import Accounted
 from embedserve.http.asgi_request import scope_of
-from embedserve.http.direct import Answer, DirectCall, offer_of
+from embedserve.http.direct import Answer, DirectCall, Tell, offer_of
 from embedserve.http.heads import RequestHead
 
 if TYPE_CHECKING:
@@ -115,21 +116,21 @@ class GrpcApp(RegistryListening):
             repository=repository,
         )
         self._methods = self._services.methods
-        self._limit = min(max_message_bytes, registry.options.max_request_bytes)
-        self._send_limit = max_message_bytes if max_send_bytes is None else max_send_bytes
+        self.limit = min(max_message_bytes, registry.options.max_request_bytes)
+        self.send_limit = max_message_bytes if max_send_bytes is None else max_send_bytes
         self._gzip = compression == "gzip"
-        self._max_calls = max_concurrent_calls
+        self.max_calls = max_concurrent_calls
         self._cors = Cors(cors) or None
         self._calls = Calls()
-        self._active = 0
-        self._is_cut = False
+        self.active = 0
+        self.is_cut = False
 
     def __repr__(self) -> str:
-        return f"<GrpcApp of {self._registry!r}, {self._active} calls>"
+        return f"<GrpcApp of {self._registry!r}, {self.active} calls>"
 
     def takes_whole(self, size: int) -> bool:
         """Whether a body of `size` bytes is read as a whole."""
-        return size <= self._limit
+        return size <= self.limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an ASGI connection."""
@@ -172,7 +173,7 @@ class GrpcApp(RegistryListening):
 
     def cut(self) -> None:
         """Answer calls that a server cancels from now on with UNAVAILABLE: the time of a drain is over."""
-        self._is_cut = True
+        self.is_cut = True
 
     # A single call.
 
@@ -188,7 +189,7 @@ class GrpcApp(RegistryListening):
         extra = () if self._cors is None else self._cors.headers(request.fields)
         answering = False
         held: Reservation | None = None
-        self._active += 1
+        self.active += 1
         try:
             method = self._methods.get(_path(request.scope))
             self._check(method)
@@ -215,11 +216,11 @@ class GrpcApp(RegistryListening):
                 raise
             code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
         except asyncio.CancelledError:
-            if not self._is_cut or answering:
+            if not self.is_cut or answering:
                 raise
             code, text = Code.UNAVAILABLE, CUT_SHORT
         finally:
-            self._active -= 1
+            self.active -= 1
             if held is not None:
                 held.release()
         await self._refuse(request, send, code, text, extra)
@@ -235,10 +236,19 @@ class GrpcApp(RegistryListening):
             return None
         extra = () if self._cors is None else self._cors.headers(headers)
         registry = self._registry
+        zips = self._gzip and b"gzip" in headers.get(b"grpc-accept-encoding", b"")
+        known = None if zips else known_calls(self, method.known, headers, wire.fields(0, extra))
 
-        def call(began: float, body: bytes, peer: str) -> Coroutine[object, None, Answer] | None:
+        def call(
+            began: float, body: bytes, peer: str, tell: Tell
+        ) -> Coroutine[object, None, Answer] | KnownCall | None:
             if asyncio._get_running_loop() is not registry.loop:
                 return None
+            observers = registry.observers
+            if known is not None and not (observers.may_record or observers.keep_contexts):
+                started = known(began, body, tell)
+                if started is not None:
+                    return started
             return self._answer_whole(method, _Request(scope, headers, wire, _nothing, peer), began, body, extra)
 
         return call
@@ -249,7 +259,7 @@ class GrpcApp(RegistryListening):
         """The answer to a whole request, whose task is cancelled when the client goes. The hottest path."""
         held: Reservation | None = None
         answered = False
-        self._active += 1
+        self.active += 1
         try:
             self._check(method)
             request.held = held = Reservation(self._registry.inflight)
@@ -265,18 +275,18 @@ class GrpcApp(RegistryListening):
         except Exception as error:
             code, text = (error.code, error.message) if isinstance(error, StatusError) else status_of(error)
         except asyncio.CancelledError:
-            if not self._is_cut:
+            if not self.is_cut:
                 raise
             code, text = Code.UNAVAILABLE, CUT_SHORT
         finally:
             if not answered:
-                self._active -= 1
+                self.active -= 1
                 if held is not None:
                     held.release()
-        return request.wire.refusal(code, text, extra, request.trailing)
+        return refusal(request.wire.fields(0, extra), code, text, request.trailing)
 
     def _sent(self, held: Reservation) -> None:
-        self._active -= 1
+        self.active -= 1
         held.release()
 
     async def _call(
@@ -293,8 +303,8 @@ class GrpcApp(RegistryListening):
         if watch is not None:
             watch.listen(request.receive)
         message = await method.answer(message, request)
-        if len(message) > self._send_limit:
-            raise too_large(len(message), self._send_limit, "Sent")
+        if len(message) > self.send_limit:
+            raise too_large(len(message), self.send_limit, "Sent")
         if self._gzip and b"gzip" in request.fields.get(b"grpc-accept-encoding", b""):
             return await self._zipped(message)
         return message, 0
@@ -321,7 +331,7 @@ class GrpcApp(RegistryListening):
         check_usable(self._registry)
         if method is None:
             raise ServingError("Method not found!", code=Code.UNIMPLEMENTED)
-        if self._max_calls is not None and self._active > self._max_calls:
+        if self.max_calls is not None and self.active > self.max_calls:
             raise ServingError("Concurrent RPC limit exceeded!", code=Code.RESOURCE_EXHAUSTED)
 
     def _whole(self, event: Event, request: _Request) -> bytes | None:
@@ -331,7 +341,7 @@ class GrpcApp(RegistryListening):
             not event.get("more_body")
             and not request.wire.text
             and body[:1] == b"\0"
-            and len(body) - PREFIX_BYTES == int.from_bytes(body[1:PREFIX_BYTES], "big") <= self._limit
+            and len(body) - PREFIX_BYTES == int.from_bytes(body[1:PREFIX_BYTES], "big") <= self.limit
         ):
             request.ended = True
             return body[PREFIX_BYTES:]
@@ -347,7 +357,7 @@ class GrpcApp(RegistryListening):
             return message
 
     def _reader(self, request: _Request) -> MessageReader:
-        return MessageReader(self._registry, request.next_event, self._limit, request.encoding, request.wire.text)
+        return MessageReader(self._registry, request.next_event, self.limit, request.encoding, request.wire.text)
 
     async def _zipped(self, message: bytes) -> tuple[bytes, int]:
         """A message in its smaller form, and the flags of the form."""
@@ -381,7 +391,7 @@ class GrpcApp(RegistryListening):
         except DeadlineExceededError as error:
             code, text = status_of(error)
         except asyncio.CancelledError:
-            if not self._is_cut:
+            if not self.is_cut:
                 raise
             code, text = Code.UNAVAILABLE, CUT_SHORT
         async with request.within_reason():

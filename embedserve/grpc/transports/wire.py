@@ -20,7 +20,17 @@ from embedserve.errors import Code, InvalidInputError
 from embedserve.grpc.transports.frames import frame
 from embedserve.http.direct import Answer
 
-__all__ = ["Headers", "Wire", "encoded_message", "metadata_value", "read_timeout", "wire_of"]
+__all__ = [
+    "OK_TRAILERS",
+    "Fields",
+    "Headers",
+    "Wire",
+    "encoded_message",
+    "metadata_value",
+    "read_timeout",
+    "refusal",
+    "wire_of",
+]
 
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -28,7 +38,9 @@ Fields: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 _TRAILER_FRAME = 0x80
 _OK = (b"grpc-status", b"0")
-_OK_TRAILERS = (_OK,)
+OK_TRAILERS = (_OK,)
+"""The trailers of a call with an answer."""
+
 _ENCODINGS = (b"grpc-accept-encoding", b"identity, gzip")
 _GZIPPED = (b"grpc-encoding", b"gzip")
 
@@ -108,14 +120,11 @@ class Wire:
         self, message: bytes, flags: int, extra: Fields, sent: Callable[[], None], trailing: Fields = ()
     ) -> Answer:
         """A whole answer with a single message, for the direct way."""
-        trailers = (*_OK_TRAILERS, *trailing) if trailing else _OK_TRAILERS
-        return Answer(200, self._fields(flags, extra), frame(message, flags), trailers, sent)
+        trailers = (*OK_TRAILERS, *trailing) if trailing else OK_TRAILERS
+        return Answer(200, self.fields(flags, extra), frame(message, flags), trailers, sent)
 
-    def refusal(self, code: Code, message: str, extra: Fields, trailing: Fields = ()) -> Answer:
-        """A whole answer without a message, for the direct way."""
-        return Answer(200, self._fields(0, extra), b"", (*_status(code, message), *trailing))
-
-    def _fields(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+    def fields(self, flags: int, extra: Fields) -> tuple[tuple[bytes, bytes], ...]:
+        """The fields of a head, for messages with `flags`."""
         return (self._content_type, _ENCODINGS, *extra, *((_GZIPPED,) if flags else ()))
 
     async def start(self, send: Send, flags: int, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -124,7 +133,7 @@ class Wire:
 
     def _start(self, flags: int, extra: Iterable[tuple[bytes, bytes]]) -> dict[str, object]:
         # Made anew for each answer: outer applications may add to the headers.
-        headers: Headers = [*self._fields(flags, extra)]
+        headers: Headers = [*self.fields(flags, extra)]
         event: dict[str, object] = {"type": "http.response.start", "status": 200, "headers": headers}
         if not self.web:
             event["trailers"] = True
@@ -204,6 +213,11 @@ def _status(code: Code, message: str) -> Headers:
         return [_OK]
     headers = [(b"grpc-status", b"%d" % code)]
     return [*headers, (b"grpc-message", encoded_message(message))] if message else headers
+
+
+def refusal(fields: tuple[tuple[bytes, bytes], ...], code: Code, message: str, trailing: Fields = ()) -> Answer:
+    """A whole answer without a message, for the direct way; `fields` are the head's."""
+    return Answer(200, fields, b"", (*_status(code, message), *trailing))
 
 
 def _trailer_frame(code: Code, message: str, trailing: Fields = ()) -> bytes:

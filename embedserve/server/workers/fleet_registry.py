@@ -187,7 +187,7 @@ class _FleetPredictor:
         """Raise an AssertionError: requests go to the workers."""
         raise AssertionError("requests go to the workers")
 
-    submit_call = submit
+    submit_call = submit_to = submit
     trouble = None
 
     def abort(self, error: object = None) -> None:
