@@ -27,13 +27,24 @@ def permutation(x: Any, n: int) -> list[int]:
     return places[n % len(places) :] + places[: n % len(places)]
 
 
+def matmul(x: Any, y: Any, transposed: bool) -> Any:
+    """A product; of up to three dimensions.
+
+    TensorFlow 2.21.0 with oneDNN reads and writes beyond its memory where four dimensions, of which one is 1, meet a
+    broadcast matrix (tensorflow/tensorflow#117700): the answer is wrong, alone or not, or the process dies.
+    """
+    if max(len(x.shape), len(y.shape)) > 3:
+        raise ValueError
+    return tf.matmul(x, y, transpose_b=transposed)
+
+
 STEPS: tuple[Step, ...] = (
     lambda x, y, n: x + y,
     lambda x, y, n: x * tf.tanh(y),
     lambda x, y, n: x - CONSTANTS[n % 5],
     lambda x, y, n: tf.where(x > 0, x, y),
-    lambda x, y, n: tf.matmul(x, tf.ones([3, 2 + n % 2])),
-    lambda x, y, n: tf.matmul(x, y, transpose_b=bool(n % 2)),
+    lambda x, y, n: matmul(x, tf.ones([3, 2 + n % 2]), False),
+    lambda x, y, n: matmul(x, y, bool(n % 2)),
     lambda x, y, n: tf.transpose(x, permutation(x, n)),
     lambda x, y, n: tf.reshape(x, [-1, 1 + n % 4]),
     lambda x, y, n: tf.reshape(x, [-1]),
