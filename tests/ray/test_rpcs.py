@@ -30,7 +30,9 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 def test_every_unary_rpc_of_the_models_passes_and_no_two_share_a_name() -> None:
     options: dict[str, Any] = {"tensor_content": False, "reload": None, "metric": None}
     services = Services(FakeRegistry({}), health=False, reflection=False, access=Access(), **options)
-    expected = {path for path, method in services.methods.items() if isinstance(method, Unary)}
+    # A proxy of Ray finds the model of a call in the message, and reads TensorFlow Serving's messages only.
+    unary = {path for path, method in services.methods.items() if isinstance(method, Unary)}
+    expected = {path for path in unary if not path.startswith("/inference.")}
     assert {f"/{service}/{name}" for service, names in SERVICES.items() for name in names} == expected
     names = [name for names in SERVICES.values() for name in names]
     assert len(names) == len(set(names))
