@@ -47,7 +47,9 @@ def test_wheel_and_source_distribution_hold_each_module_and_are_valid(release: P
     wheel, source = next(release.glob("*.whl")), next(release.glob("*.tar.gz"))
     assert wheel.name == f"embedserve-{embedserve.__version__}-py3-none-any.whl"
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, source)
-    modules = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")} | {"embedserve/py.typed"}
+    files_of_package = [path for path in PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    modules = {str(path.relative_to(ROOT)) for path in files_of_package}
+    assert {"embedserve/__init__.py", "embedserve/py.typed", "embedserve/rest/pages/docs.html"} <= modules
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == modules
     with tarfile.open(source) as archive:
@@ -112,7 +114,22 @@ def test_each_package_that_is_imported_is_declared() -> None:
 
 
 # Extras that users install; the others are for tests and examples.
-OPTIONAL = ("client", "django", "images", "ray", "speed", "text", "tflite", "remote", "s3", "gcs", "http", "plot")
+OPTIONAL = (
+    "client",
+    "django",
+    "images",
+    "ray",
+    "speed",
+    "text",
+    "tflite",
+    "remote",
+    "s3",
+    "gcs",
+    "http",
+    "otel",
+    "otlp",
+    "plot",
+)
 
 
 def optional(name: str) -> list[str]:
