@@ -46,7 +46,10 @@ class JsonFormatter(logging.Formatter):
         }
         if (call := current_call.get()) is not None:
             line |= {"trace_id": call.trace_id, "span_id": call.span_id, "embedserve.request.id": call.request_id}
-        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        # Libraries put attributes of their own, with an underscore, on every record of the process: Ray does.
+        line |= {
+            name: value for name, value in vars(record).items() if name not in _STANDARD and not name.startswith("_")
+        }
         if record.exc_info and record.exc_info[0] is not None:
             kind, error, frames = record.exc_info
             line["exception.type"] = kind.__qualname__

@@ -51,8 +51,7 @@ def served(registry: ModelRegistry, **options: Any) -> Iterator[int]:
         http="embedserve.http:HttpProtocol",
         lifespan="off",
         ws="none",
-        log_config=None,
-        access_log=False,
+        log_config=None,  # Without its access log uvicorn would change a logger of the whole process.
         **options,
     )
     server = uvicorn.Server(config)

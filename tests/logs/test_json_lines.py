@@ -29,7 +29,7 @@ def line_of(record: logging.LogRecord, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_line_has_time_severity_logger_and_body() -> None:
-    record = made()
+    record = made(_of_a_library=1)
     record.created = 0.25
     assert line_of(record) == {
         "timestamp": "1970-01-01T00:00:00.250000+00:00",
