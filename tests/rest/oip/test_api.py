@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -22,6 +23,7 @@ from embedserve.metrics import Metrics
 from embedserve.observer import Observer
 from embedserve.registry import ModelRegistry
 from embedserve.rest import create_app
+from embedserve.servable import State
 from embedserve.signature import Signature, TensorSpec
 from embedserve.tensors.dtypes import Array, Tensors, by_name
 from embedserve.testing import FakeLoader, FakeRegistry, Gate
@@ -71,9 +73,17 @@ def registry(**options: Any) -> FakeRegistry:
     return FakeRegistry(MODELS, **given)
 
 
+async def until_all_serve(reg: ModelRegistry) -> None:
+    """A model is ready with its first version; the tests ask for each."""
+    async with asyncio.timeout(60):
+        while {status.state for versions in reg.status().values() for status in versions} != {State.AVAILABLE}:
+            await asyncio.sleep(0.005)
+
+
 @asynccontextmanager
 async def served(serve: Serve, reg: ModelRegistry, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     async with reg, serve(create_app(reg, **options), http=HttpProtocol) as server:
+        await until_all_serve(reg)
         yield server.client
 
 
@@ -446,6 +456,7 @@ async def test_below_a_mount_beside_the_other_api(serve: Serve) -> None:
     reg, metrics = registry(), Metrics()
     host = Starlette(routes=[Mount("/ml", create_app(reg, metrics=metrics))], lifespan=reg.lifespan)
     async with serve(host, lifespan="on") as server:
+        await until_all_serve(reg)
         answer = await server.client.post("/ml/v2/models/m/versions/1/infer", json=request_of([1]))
         assert answer.json()["outputs"][0]["data"] == [11]
         assert (await server.client.get("/ml/v2/models/a/b%20c/ready")).status_code == 200
