@@ -1,4 +1,4 @@
-"""The work of each REST route, from a body to a JSON document, through the registry's public API only.
+"""The work of each REST route, from a body to an answer, through the registry's public API only.
 
 The functions take a matched route and raise ServingError. The module knows no statuses and no headers.
 """
